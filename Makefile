@@ -1,0 +1,81 @@
+# What a person types and what CI runs are the same words. Every target makes the environment it needs.
+#   make demo   from a prompt to a film strip, a grid and a page        make test   everything that is checked
+#   make lab    the notebooks, in JupyterLab                            make quick  the checks of a minute
+# VENV=path   another place for the environment      PYTHON=python3.12   another Python to make it with
+# PIP_ARGS=.. words for pip, for instance an index that carries the CPU build of torch
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PYTHON ?= python3
+PIP_ARGS ?=
+OUT ?= demo
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.made-for-fluxnb
+NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
+
+# Progress bars write seconds to stderr, which no two runs share.
+QUIET := TQDM_DISABLE=1 TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
+# One thread: sums in another order are other numbers, and a committed notebook holds numbers.
+STEADY := OMP_NUM_THREADS=1 $(QUIET) PYTHONHASHSEED=0
+
+.PHONY: help env demo test quick lab lint types imports format unit notebooks nbval clean
+
+help:
+	@sed -n '2,6s/^# //p' Makefile
+
+env: $(STAMP)
+
+# The stamp is younger than what the environment is made from, or the environment is brought up to date.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	@test -x $(BIN)/python || { echo "making $(VENV) (the first time takes a few minutes)"; $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m fluxnb demo --out $(OUT)
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab notebooks
+
+# Cheap first: a misspelt name should not cost ten minutes.
+test: lint types imports unit nbval
+	@echo "all checks passed"
+
+quick: lint imports $(STAMP)
+	$(BIN)/python -m pytest tests -m "not slow and not browser and not gpu"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+imports: $(STAMP)
+	$(BIN)/lint-imports
+
+unit: $(STAMP)
+	$(BIN)/python -m pytest tests -m "not gpu" --durations=15
+
+# Strict: what a committed notebook prints, it prints again.
+nbval: $(STAMP)
+	@if [ -z "$(NOTEBOOKS)" ]; then echo "notebooks/ holds no notebook yet"; else \
+	$(STEADY) $(BIN)/python -m pytest --nbval $(NOTEBOOKS) --nbval-current-env --nbval-cell-timeout=300 \
+	  --nbval-kernel-startup-timeout=120 --nbval-sanitize-with=tests/notebooks/nbval.cfg -p no:cacheprovider; fi
+
+# Runs every notebook on pocket and writes it back with its outputs.
+notebooks: $(STAMP)
+	$(STEADY) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
+	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+
+clean:
+	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
