@@ -1,0 +1,73 @@
+"""The errors of fluxnb: what came, what is possible, what to type.
+
+Every foreseeable failure is one of three kinds, and each is also the built-in error one would expect, so that
+nobody has to learn ours: `InputError` is a ValueError (what was asked cannot be), `RunError` a RuntimeError (the run
+went wrong), `StorageError` an OSError (a file, a folder, a disk or the hub).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["FluxnbError", "InputError", "RunError", "StorageError", "cut", "one_of"]
+
+
+class FluxnbError(Exception):
+    """An error in three parts, kept apart as `.came`, `.possible` and `.remedy`.
+
+    Example:
+        >>> str(FluxnbError("steps=0", "at least 1 is needed", "try steps=4"))
+        'steps=0: at least 1 is needed. Try steps=4.'
+    """
+
+    def __init__(self, came: str, possible: str = "", remedy: str = "") -> None:
+        self.came, self.possible, self.remedy = came, possible, remedy
+        text = f"{came}: {_sentence(possible)}" if possible else came
+        super().__init__(f"{text} {_capital(_sentence(remedy))}" if remedy else text)
+
+
+class InputError(FluxnbError, ValueError):
+    """What was asked cannot be: a wrong value, a wrong type, an unknown name."""
+
+
+class RunError(FluxnbError, RuntimeError):
+    """The run itself went wrong: not a number, out of memory, a model that cannot do this."""
+
+
+class StorageError(FluxnbError, OSError):
+    """A file, a folder, a disk or the hub said no."""
+
+
+def one_of(name: str, came: object, options: Iterable[str]) -> InputError:
+    """The error for a value that is none of the known ones, with the nearest known one as the thing to type.
+
+    Example:
+        >>> str(one_of("sampler", "eular", ["euler", "renoise"]))
+        "sampler='eular': known are 'euler' and 'renoise'. Try sampler='euler'."
+    """
+    known = list(options)
+    near = difflib.get_close_matches(str(came), known, n=1, cutoff=0.0)
+    listed = [repr(option) for option in known]
+    text = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
+    return InputError(f"{name}={cut(came)}", f"known are {text}", f"try {name}={near[0]!r}" if near else "")
+
+
+def cut(value: object, limit: int = 60) -> str:
+    """The repr of a value, shortened so that a hostile or huge one cannot flood a message.
+
+    Example:
+        >>> cut("a" * 100, limit=12)
+        "'aaaaaaaaaa…"
+    """
+    # Slicing first keeps the repr of a gigabyte of text from being built at all.
+    text = repr(value[: limit + 1]) if isinstance(value, str | bytes) else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else text + "."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
