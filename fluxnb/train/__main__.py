@@ -1,0 +1,106 @@
+"""`python -m fluxnb.train atlas | autoencoder | judge | teacher | evaluate | ship`; on several GPUs by `torchrun`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m fluxnb.train", description="Make pocket, stage by stage.")
+    stages = parser.add_subparsers(dest="stage", required=True)
+    atlas = stages.add_parser("atlas", help="pack the sprite atlas from the emoji package's folder of assets")
+    atlas.add_argument("assets", type=Path)
+    for name in ("autoencoder", "judge", "teacher"):
+        stage = stages.add_parser(name, help=f"train the {name}")
+        stage.add_argument("--preset", default="pocket")
+        stage.add_argument("--out", type=Path, required=True, help="folder of the run; stages find each other there")
+        stage.add_argument("--seconds", type=float, help="train for so long instead of what the preset says")
+        stage.add_argument("--iterations", type=int, help="train for so many iterations instead")
+        stage.add_argument("--batch", type=int, help="pictures per device and iteration")
+        stage.add_argument("--scenes", type=int, help="distinct scenes per device")
+        stage.add_argument("--rate", type=float, help="the learning rate")
+        if name == "teacher":
+            stage.add_argument("--start", type=Path, help="continue from the denoiser in that folder")
+    check = stages.add_parser("evaluate", help="score a run's teacher")
+    check.add_argument("--out", type=Path, required=True)
+    check.add_argument("--preset", default="pocket")
+    check.add_argument("--count", type=int, default=2048)
+    check.add_argument("--guidance", type=float, default=2.5)
+    ship = stages.add_parser("ship", help="write a run as a diffusers folder with its card")
+    ship.add_argument("--out", type=Path, required=True)
+    ship.add_argument("--to", type=Path, required=True)
+    ship.add_argument("--preset", default="pocket")
+    options = parser.parse_args(arguments)
+    {"atlas": _atlas, "evaluate": _evaluate, "ship": _ship}.get(options.stage, _train)(options)
+
+
+def _atlas(options: argparse.Namespace) -> None:
+    from fluxnb.train import sprites
+
+    print(sprites.make_atlas(options.assets, Path(__file__).parent / sprites.ATLAS))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from fluxnb.train.config import PRESETS
+    from fluxnb.train.loop import Rank
+
+    preset = PRESETS[options.preset]
+    said = {"seconds": options.seconds, "iterations": options.iterations, "batch": options.batch}
+    said |= {"scenes": options.scenes, "learning_rate": options.rate}
+    changed = dataclasses.replace(getattr(preset, options.stage), **{k: v for k, v in said.items() if v is not None})
+    preset = dataclasses.replace(preset, **{options.stage: changed})
+    rank = Rank.join()
+    if options.stage == "autoencoder":
+        from fluxnb.train.autoencoder import train_autoencoder
+
+        train_autoencoder(preset, options.out, rank)
+    elif options.stage == "judge":
+        from fluxnb.train.judge import train_judge
+
+        train_judge(preset, options.out, rank)
+    else:
+        from fluxnb.train.teacher import train_teacher
+
+        train_teacher(preset, options.out, rank, options.start)
+    rank.leave()
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from diffusers import AutoencoderKL
+
+    from fluxnb.train.autoencoder import check_autoencoder
+    from fluxnb.train.config import PRESETS
+    from fluxnb.train.evaluate import evaluate, painter
+    from fluxnb.train.judge import load_judge
+    from fluxnb.train.loop import Rank
+    from fluxnb.train.render import Renderer
+    from fluxnb.train.teacher import Tokens, load_denoiser
+
+    device, sizes, out = Rank.join().device, PRESETS[options.preset].sizes, options.out
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(device).eval()
+    model = load_denoiser(sizes, out).to(device)
+    judge, renderer, tokens = load_judge(out / "judge.safetensors", device), Renderer(device), Tokens(sizes)
+    ask = {
+        f"teacher, {steps} steps, guidance {guidance:g}": painter(
+            model, vae, tokens, device, steps=steps, guidance=guidance
+        )
+        for steps, guidance in ((28, options.guidance), (28, 1.0), (4, options.guidance), (1, 1.0))
+    }
+    table = evaluate(judge, renderer, ask, count=options.count)
+    table["autoencoder"] = check_autoencoder(vae, renderer, min(2048, options.count))
+    (out / "evaluation.json").write_text(json.dumps(table, indent=1))
+    print(json.dumps(table, indent=1))
+
+
+def _ship(options: argparse.Namespace) -> None:
+    from fluxnb.train.config import PRESETS
+    from fluxnb.train.ship import ship
+
+    print(ship(options.out, options.to, PRESETS[options.preset].sizes))
+
+
+if __name__ == "__main__":
+    main()

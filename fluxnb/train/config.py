@@ -1,0 +1,71 @@
+"""Sizes and schedules, each with its reason; `POCKET` is what ships, `TINY` is what tests train in seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How large each network is; millions of parameters stand in `card.json`."""
+
+    vae_channels: tuple[int, ...] = (32, 64, 128, 128)  # f8: three halvings
+    latent_channels: int = 16  # FLUX's own
+    double_blocks: int = 3
+    single_blocks: int = 6  # a single block costs 15 h^2 parameters, a double one 36 h^2
+    heads: int = 6
+    head_dim: int = 32
+    rope_axes: tuple[int, int, int] = (8, 12, 12)  # sums to head_dim
+    text_width: int = 192  # T5
+    text_layers: int = 3
+    pooled_width: int = 128  # CLIP
+    pooled_layers: int = 2
+    text_tokens: int = 48  # the longest caption of the world takes 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How one training goes; the number of iterations follows from `seconds` and the measured speed."""
+
+    seconds: float
+    batch: int  # per device
+    learning_rate: float
+    warmup: int = 500
+    scenes: int = 1_000_000  # distinct scenes per device
+    ema: float = 0.999  # of the weights; warmed up as min(ema, (1 + n) / (10 + n))
+    iterations: int | None = None  # instead of `seconds`
+    cooldown: float = 0.25  # the last share of the iterations, in which the rate falls to zero
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    sizes: Sizes
+    autoencoder: Schedule
+    judge: Schedule
+    teacher: Schedule
+
+
+POCKET = Preset(
+    sizes=Sizes(),
+    autoencoder=Schedule(seconds=400, batch=128, learning_rate=1e-3, scenes=1_000_000, ema=0.998),
+    judge=Schedule(seconds=150, batch=384, learning_rate=1e-3, scenes=1_500_000, ema=0.998),
+    teacher=Schedule(seconds=900, batch=1024, learning_rate=1.2e-3, scenes=1_500_000, ema=0.9995),
+)
+TINY = Preset(
+    sizes=Sizes(
+        vae_channels=(8, 8, 16, 16),
+        double_blocks=1,
+        single_blocks=1,
+        heads=2,
+        head_dim=16,
+        rope_axes=(4, 6, 6),
+        text_width=32,
+        text_layers=1,
+        pooled_width=32,
+        pooled_layers=1,
+    ),
+    autoencoder=Schedule(seconds=0, iterations=4, batch=4, learning_rate=1e-3, scenes=32, warmup=1),
+    judge=Schedule(seconds=0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
+    teacher=Schedule(seconds=0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
+)
+PRESETS = {"pocket": POCKET, "tiny": TINY}

@@ -1,0 +1,74 @@
+"""The two tokenizers, of the classes that FLUX uses, with the vocabulary of this small world.
+
+Known words are one token each; a word that the vocabulary lacks falls apart into characters, so
+that a sign can say anything. Both fold case.
+"""
+
+from __future__ import annotations
+
+import io
+import string
+
+from transformers import CLIPTokenizer, T5Tokenizer
+
+from fluxnb.train import world
+
+CHARACTERS = string.ascii_lowercase + string.digits + "\"',.!?-:;()&+#/"
+
+
+def words() -> list[str]:
+    """Every word that a caption uses outside a sign, sorted."""
+    spoken = {"and", "next"}
+    for name in world.NAMES:
+        spoken |= {name, "a", "an", "the"}
+    for background in world.BACKGROUNDS:
+        spoken |= set(world.where_words(background).split())
+    spoken |= set("left of right of above over below under to the in front of wall holding sign that says".split())
+    return sorted(word for word in spoken if len(word) > 1 or word == "a")
+
+
+def t5_tokenizer(length: int) -> T5Tokenizer:
+    """Unigram: a known word outscores its letters."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -4.0)]
+    pieces += [(f"▁{word}", -3.0) for word in words()]
+    pieces += [(character, -6.0) for character in CHARACTERS]
+    return T5Tokenizer(
+        vocab=pieces, extra_ids=0, _spm_precompiled_charsmap=_case_folding(), model_max_length=length
+    )
+
+
+def clip_tokenizer(length: int) -> CLIPTokenizer:
+    """Byte-pair encoding whose merges build each known word from left to right."""
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "<unk>": 2}
+    for character in CHARACTERS:
+        vocabulary[character] = len(vocabulary)
+        vocabulary[f"{character}</w>"] = len(vocabulary)
+    merges: dict[tuple[str, str], None] = {}
+    for word in words():
+        *start, last = word
+        pieces = [*start, f"{last}</w>"]
+        built = pieces[0]
+        for piece in pieces[1:]:
+            merges[built, piece] = None
+            built += piece
+            vocabulary.setdefault(built, len(vocabulary))
+    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), unk_token="<unk>", model_max_length=length)
+
+
+def _case_folding() -> bytes:
+    """SentencePiece's table that folds case, taken from a model trained on nothing much for its sake alone."""
+    import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(string.ascii_lowercase)] * 9),
+        model_writer=model,
+        vocab_size=30,
+        hard_vocab_limit=False,
+        normalization_rule_name="nmt_nfkc_cf",
+        minloglevel=2,
+    )
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model.getvalue())
+    return proto.normalizer_spec.precompiled_charsmap
