@@ -1,0 +1,159 @@
+"""One page that holds everything: a walk or a grid as HTML with no kernel, no network and no other file.
+
+The page is made of the very JavaScript and CSS that the notebook widget runs, with its frames as data: addresses. It
+opens from a file, from a mail, in nbconvert's output. Its content policy forbids every request, so it stays so.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fluxnb.errors import StorageError
+from fluxnb.frames import SHOWS, Decode, payload, reels
+from fluxnb.records import Film, Sweep, Trajectory
+
+__all__ = ["Page", "page", "write", "write_page"]
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+body {{ margin: 28px auto; max-width: 1080px; padding: 0 18px; }}
+{css}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+_BODY = """<div id="{name}">{still}</div>
+<script type="module">
+{js}
+const {{ data, urls }} = {content};
+mount(document.getElementById("{name}"), data, urls);
+</script>"""
+
+
+class Page:
+    """A scrubber for a notebook that will be read without a kernel: shows itself as HTML, and as text without one.
+
+    Example:
+        >>> Page(walk)                                                              # doctest: +SKIP
+        Page('a fox in the snow, pocket, seed 3, 4 steps')
+    """
+
+    def __init__(self, record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None) -> None:
+        self._data, self._frames = _content(record, shows, decode)
+        self.title = str(self._data["title"])
+
+    def __repr__(self) -> str:
+        return f"Page({self.title!r})"
+
+    def _repr_html_(self) -> str:
+        return f"<style>{_static('scrubber.css')}</style>\n{_body(self._data, self._frames)}"
+
+
+def page(record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None) -> str:
+    """The whole page as text.
+
+    Arguments:
+        record: a Trajectory, a Film, a Sweep, or a list of walks.
+        shows: what can be chosen, of "clean", "x", "v", "noise".
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for each walk's own linear preview.
+
+    Raises:
+        InputError: nothing to show.
+    """
+    return _page(*_content(record, shows, decode))
+
+
+def write(
+    record: Trajectory | Film | Sweep | Sequence[Trajectory | Film],
+    path: str | Path,
+    *,
+    shows: Sequence[str] = SHOWS,
+    decode: Decode | None = None,
+) -> Path:
+    """Write the page; folders are made, and a page is there whole or not at all.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: nothing to show.
+        StorageError: the file cannot be written.
+
+    Example:
+        >>> write(walk, "walk.html")                                                # doctest: +SKIP
+        PosixPath('walk.html')
+    """
+    return _save(page(record, shows=shows, decode=decode), path)
+
+
+def write_page(path: str | Path, data: dict[str, Any], frames: Sequence[bytes]) -> Path:
+    """Write the page of frames that were made before, as `fluxnb.frames.payload` returns them."""
+    return _save(_page(data, frames), path)
+
+
+def _content(record: Any, shows: Sequence[str], decode: Decode | None) -> tuple[dict[str, Any], list[bytes]]:
+    return payload(record, reels(record, shows=shows, decode=decode))
+
+
+def _page(data: dict[str, Any], frames: Sequence[bytes]) -> str:
+    title, css = html.escape(str(data["title"])), _static("scrubber.css")
+    return _PAGE.format(policy=_POLICY, title=title, css=css, body=_body(data, frames))
+
+
+def _body(data: dict[str, Any], frames: Sequence[bytes]) -> str:
+    urls = ["data:image/webp;base64," + base64.b64encode(frame).decode("ascii") for frame in frames]
+    final = next((walk["final"] for walk in data["walks"] if walk["final"] is not None), None)
+    # Before the script runs, and where none may run, the picture itself.
+    still = "" if final is None else f'<img alt="{html.escape(str(data["title"]))}" src="{urls[final]}">'
+    # The same name for the same content: a notebook run again is the same notebook.
+    content = _json({"data": data, "urls": urls})
+    name = f"fluxnb-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+    return _BODY.format(name=name, still=still, js=_static("scrubber.js"), content=content)
+
+
+def _json(value: object) -> str:
+    r"""JSON that may stand inside a script: no `<`, so no `</script>` or `<!--` can end or open anything."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _static(name: str) -> str:
+    # Through the package root: naming fluxnb.widgets would import ipywidgets for a page that needs none.
+    return (resources.files("fluxnb") / "widgets" / "static" / name).read_text(encoding="utf-8")
+
+
+def _save(text: str, path: str | Path) -> Path:
+    target = Path(path)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+    except OSError as problem:
+        part.unlink(missing_ok=True)
+        raise StorageError(
+            f"cannot write {str(path)!r} ({problem.strerror or problem})",
+            "the folder must be writable and the disk have room",
+            "choose another path",
+        ) from problem
+    return target

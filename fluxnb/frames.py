@@ -1,0 +1,290 @@
+"""Pictures of what each step holds: the one place where tensors of a record become frames for a view.
+
+Film strips, scrubbers, pages and GIFs all show the same frames. A frame comes from a `Film` that was decoded before,
+from a `decode` callable that is handed in, or, with neither, from the walk's own linear preview; a walk that has no
+preview either shows the three principal directions of its latents. Nothing here needs the model.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from fluxnb.errors import InputError, one_of
+from fluxnb.records import Film, Sweep, Trajectory
+
+__all__ = ["NAMES", "SHOWS", "Decode", "Reel", "describe", "payload", "reel", "reels", "tell_apart", "webp"]
+
+SHOWS = ("clean", "x", "v", "noise")
+NAMES = {
+    "x": "x",
+    "v": "velocity",
+    "clean": "clean estimate",
+    "noise": "noise estimate",
+    "x_next": "x after the step",
+}
+
+# From latents (frames, 16, h/8, w/8) to one picture each; `flux.decode` is one.
+Decode = Callable[[Tensor], Sequence[Image.Image]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reel:
+    """One walk as frames: for each thing it shows one picture per step, and the picture it ended in.
+
+    Arguments:
+        label: short, for a legend or below a frame; plain text, not escaped.
+        caption: one line that says model, seed and steps; plain text, not escaped.
+        sigmas: the noise level of each frame, falling; without the final 0.
+        frames: "x", "v", "clean", "noise" ... to one picture per sigma.
+        final: the picture at sigma 0, where there is one.
+        by: who made the frames, for the small print.
+        height, width: of the picture, in pixels; frames may be smaller.
+    """
+
+    label: str
+    caption: str
+    sigmas: tuple[float, ...]
+    frames: Mapping[str, tuple[Image.Image, ...]]
+    final: Image.Image | None
+    by: str
+    height: int
+    width: int
+
+    def at(self, show: str, sigma: float) -> Image.Image | None:
+        """The frame in view at this sigma: of the last step that had begun by then; at 0 the final picture."""
+        if sigma <= 0 and self.final is not None and show in ("x", "clean"):
+            return self.final
+        begun = [frame for level, frame in zip(self.sigmas, self.frames[show], strict=True) if level >= sigma - 1e-6]
+        return begun[-1] if begun else (self.frames[show][0] if self.frames[show] else self.final)
+
+
+def reel(
+    walk: Trajectory | Film,
+    *,
+    shows: Sequence[str] = SHOWS,
+    decode: Decode | None = None,
+    label: str | None = None,
+) -> Reel:
+    """The frames of one walk.
+
+    Arguments:
+        walk: a Trajectory, or a Film, whose frames are taken as they are.
+        shows: which of "x", "v", "clean", "noise"; the velocity is decoded like the rest, so it looks like noise
+            with the negative of the picture in it.
+        decode: from latents (n, 16, h/8, w/8) to n pictures; None for the walk's own linear preview.
+        label: short name; None for "4 steps, seed 3".
+
+    Raises:
+        InputError: an unknown word in `shows`, or a walk whose run kept no tensors.
+
+    Example:
+        >>> reel(walk, shows=["clean"]).frames["clean"][0].size                     # doctest: +SKIP
+        (16, 16)
+    """
+    if isinstance(walk, Film):
+        first = walk.frames[0] if walk.frames else Image.new("RGB", (16, 16))
+        return Reel(
+            label=label or NAMES.get(walk.what, walk.what),
+            caption=walk.caption,
+            sigmas=walk.sigmas,
+            frames={walk.what: walk.frames},
+            final=None,
+            by=walk.by,
+            height=first.height,
+            width=first.width,
+        )
+    for show in shows:
+        if show not in NAMES:
+            raise one_of("shows", show, tuple(NAMES))
+    steps = [step for step in walk.steps if step.kept]
+    if not steps and walk.image is None:
+        raise InputError("a walk without tensors", "its run kept neither x nor v", "run again with keep=fnb.Keep()")
+    frames: dict[str, tuple[Image.Image, ...]] = {}
+    draw, by = (decode, "decoder") if decode is not None else _without_model(walk)
+    for show in shows:
+        stack = [step.latents(show).float() for step in steps]
+        frames[show] = tuple(draw(torch.stack(stack))) if stack else ()
+    return Reel(
+        label=label or _label(walk),
+        caption=walk.caption,
+        sigmas=tuple(step.sigma for step in steps),
+        frames=frames,
+        final=walk.image,
+        by=by,
+        height=walk.height,
+        width=walk.width,
+    )
+
+
+def reels(
+    record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None, labels: Sequence[str] | None = None
+) -> tuple[Reel, ...]:
+    """The frames of whatever can be shown: a Trajectory, a Film, a Sweep, or several walks.
+
+    The cells of a Sweep are labelled by what differs between them, and are single pictures where the sweep kept no
+    walks.
+    """
+    if isinstance(record, Sweep):
+        names = labels or _differing(record)
+        made = []
+        for cell, name in zip(record.cells, names, strict=True):
+            if cell.trajectory is not None and any(step.kept for step in cell.trajectory.steps):
+                made.append(reel(cell.trajectory, shows=shows, decode=decode, label=name))
+                continue
+            image = cell.image
+            blank: dict[str, tuple[Image.Image, ...]] = {show: () for show in shows}
+            made.append(
+                Reel(label=name, caption=cell.recipe.prompt, sigmas=(), frames=blank, final=image, by="",
+                     height=image.height, width=image.width)
+            )  # fmt: skip
+        return tuple(made)
+    if isinstance(record, Trajectory | Film):
+        record = [record]
+    if not isinstance(record, Sequence) or not all(isinstance(walk, Trajectory | Film) for walk in record):
+        raise InputError(
+            f"a {type(record).__name__}",
+            "a Trajectory, a Film, a Sweep or a list of walks can be shown",
+            "give what fnb.run or fnb.sweep returned",
+        )
+    if not record:
+        raise InputError("an empty list", "at least one walk is needed", "give what fnb.run returned")
+    if labels is not None and len(labels) != len(record):
+        raise InputError(f"{len(labels)} labels for {len(record)} walks", "each walk has one", "count them again")
+    if labels is None:
+        labels = tell_apart(record)
+    return tuple(reel(walk, shows=shows, decode=decode, label=name) for walk, name in zip(record, labels, strict=True))
+
+
+def webp(image: Image.Image, quality: int = 88) -> bytes:
+    """A frame as WebP bytes; a small one without loss, since there a block of 16 pixels is the whole picture."""
+    buffer = io.BytesIO()
+    small = max(image.size) <= 160
+    image.convert("RGB").save(buffer, "WEBP", quality=quality, lossless=small, method=4)
+    return buffer.getvalue()
+
+
+def describe(record: Any, rolls: Sequence[Reel]) -> tuple[str, int]:
+    """The title above the frames of a record, plain text, and in how many columns they stand; 0 for a free flow."""
+    if isinstance(record, Sweep):
+        # A grid keeps its last axis across.
+        several = [len(values) for values in record.axes.values() if len(values) > 1]
+        return record.caption, several[-1] if several else 1
+    if isinstance(record, Trajectory | Film):
+        return record.caption, 0
+    prompts = {walk.recipe.prompt for walk in record if isinstance(walk, Trajectory) and walk.recipe is not None}
+    if len(prompts) == 1:
+        return prompts.pop(), 0
+    return "; ".join(dict.fromkeys(roll.caption for roll in rolls)), 0
+
+
+def payload(record: Any, rolls: Sequence[Reel]) -> tuple[dict[str, Any], list[bytes]]:
+    """What the scrubber's JavaScript is given: a JSON description, and the frames it numbers, as WebP.
+
+    Frames that are the same picture are sent once. The same pair feeds the widget and the self-contained page.
+
+    Arguments:
+        record: what is shown.
+        rolls: its frames, from `reels`.
+    """
+    title, columns = describe(record, rolls)
+    frames: list[bytes] = []
+    seen: dict[bytes, int] = {}
+
+    def number(image: Image.Image) -> int:
+        data = webp(image)
+        if data not in seen:
+            seen[data] = len(frames)
+            frames.append(data)
+        return seen[data]
+
+    shown = [show for show in (*SHOWS, "x_next") if any(roll.frames.get(show) for roll in rolls)]
+    walks = [
+        {
+            "label": roll.label,
+            "caption": roll.caption,
+            "sigmas": list(roll.sigmas),
+            "frames": {show: [number(image) for image in roll.frames.get(show, ())] for show in shown},
+            "final": None if roll.final is None else number(roll.final),
+            "width": roll.width,
+            "height": roll.height,
+        }
+        for roll in rolls
+    ]
+    by = sorted({roll.by for roll in rolls if roll.by})
+    return {
+        "title": title,
+        "shows": [{"key": show, "name": NAMES[show]} for show in shown],
+        "walks": walks,
+        "columns": columns,
+        "note": f"frames by {' and '.join(by)}" if by else "",
+    }, frames
+
+
+def _without_model(walk: Trajectory) -> tuple[Decode, str]:
+    if walk.preview is not None:
+        preview = walk.preview
+        return lambda latents: [Image.fromarray(frame.numpy()) for frame in preview(latents)], "linear preview"
+    return _principal(walk), "three principal directions of the latents"
+
+
+def _principal(walk: Trajectory) -> Decode:
+    """Colours for a walk that brought no preview: the three directions in which its own latents differ most."""
+    kept = [step for step in walk.steps if step.kept]
+    last: Float[Tensor, "channels _h _w"] = kept[-1].latents("clean").float()
+    cells = last.flatten(1).T
+    centre = cells.mean(0)
+    _, lengths, directions = torch.linalg.svd(cells - centre, full_matrices=False)
+    spread = lengths[:3] / max(len(cells) - 1, 1) ** 0.5
+
+    def draw(latents: Tensor) -> list[Image.Image]:
+        three = torch.einsum("kc,nchw->nhwk", directions[:3], latents - centre[:, None, None])
+        # Two standard deviations of the final estimate fill the range from black to full colour.
+        scaled = (0.5 + three / (4 * spread.clamp_min(1e-6))).clamp(0, 1)
+        return [Image.fromarray(frame.numpy()) for frame in (scaled * 255).round().to(torch.uint8)]
+
+    return draw
+
+
+def _label(walk: Trajectory) -> str:
+    count = len(walk.steps)
+    steps = f"{count} step{'' if count == 1 else 's'}"
+    return steps if walk.recipe is None else f"{steps}, seed {walk.recipe.seed}"
+
+
+def tell_apart(walks: Sequence[Trajectory | Film]) -> list[str]:
+    """Labels that name only what differs: the model, the seed, the steps, the prompt."""
+    if any(isinstance(walk, Film) or walk.recipe is None for walk in walks) or len(walks) == 1:
+        return [_label(walk) if isinstance(walk, Trajectory) else NAMES.get(walk.what, walk.what) for walk in walks]
+    facts = [
+        {
+            "model": walk.model,
+            "steps": f"{len(walk.steps)} step{'' if len(walk.steps) == 1 else 's'}",
+            "seed": f"seed {walk.recipe.seed}",
+            "sampler": walk.recipe.sampler,
+            "guidance": "" if walk.recipe.guidance is None else f"guidance {walk.recipe.guidance:g}",
+            "prompt": walk.recipe.prompt,
+        }
+        for walk in walks
+        if isinstance(walk, Trajectory) and walk.recipe is not None
+    ]
+    differ = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1] or ["steps", "seed"]
+    return [", ".join(fact[name] for name in differ if fact[name]) for fact in facts]
+
+
+def _differing(sweep: Sweep) -> list[str]:
+    axes = [name for name, values in sweep.axes.items() if len(values) > 1]
+    words = {"prompt": "{}", "steps": "{} steps"}
+    names = []
+    for cell in sweep.cells:
+        facts = [(name, getattr(cell.recipe, name)) for name in axes]
+        texts = [words.get(name, name + " {}").format(value) for name, value in facts]
+        names.append(", ".join(texts).replace("1 steps", "1 step") if texts else cell.recipe.prompt)
+    return names

@@ -1,0 +1,5 @@
+"""Widgets for a notebook: they are handed records, or a callable that makes them, and never see the model."""
+
+from fluxnb.widgets.scrubber import Scrubber, scrub
+
+__all__ = ["Scrubber", "scrub"]
