@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
-from fluxnb.errors import InputError, StorageError, cut, one_of
+from fluxnb.errors import InputError, cut, one_of
+from fluxnb.export.files import whole
 from fluxnb.frames import NAMES, Decode, reel
 from fluxnb.records import Film, Sweep, Trajectory
 
@@ -104,18 +104,7 @@ def _animate(
     scale = size / max(shape)
     box = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
     pictures = [frame.convert("RGB").resize(box, Image.Resampling.BICUBIC) for frame in frames]
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pictures[0].save(
-            part, kind, save_all=True, append_images=pictures[1:], loop=0, duration=[round(1000 * p) for p in pauses]
-        )
-        part.replace(target)
-    except OSError as problem:
-        part.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {str(path)!r} ({problem.strerror or problem})",
-            "the folder must be writable and the disk have room",
-            "choose another path",
-        ) from problem
+    pauses_ms = [round(1000 * pause) for pause in pauses]
+    with whole(target) as part:
+        pictures[0].save(part, kind, save_all=True, append_images=pictures[1:], loop=0, duration=pauses_ms)
     return target

@@ -10,13 +10,12 @@ import base64
 import hashlib
 import html
 import json
-import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from fluxnb.errors import StorageError
+from fluxnb.export.files import whole
 from fluxnb.frames import SHOWS, Decode, payload, reels
 from fluxnb.records import Film, Sweep, Trajectory
 
@@ -143,17 +142,6 @@ def _static(name: str) -> str:
 
 
 def _save(text: str, path: str | Path) -> Path:
-    target = Path(path)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as part:
         part.write_text(text, encoding="utf-8")
-        part.replace(target)
-    except OSError as problem:
-        part.unlink(missing_ok=True)
-        raise StorageError(
-            f"cannot write {str(path)!r} ({problem.strerror or problem})",
-            "the folder must be writable and the disk have room",
-            "choose another path",
-        ) from problem
-    return target
+    return Path(path)

@@ -185,10 +185,11 @@ def _labels(walks: Sequence[Trajectory]) -> list[str]:
     return tell_apart(walks)
 
 
-def _look(order: int, count: int = 0) -> dict[str, Any]:
-    """Colour and marker of a line; with many points the markers shrink, so that the line stays one."""
-    size = 4.5 if count <= 12 else 2.5
-    return {"color": COLOURS[order % len(COLOURS)], "marker": MARKERS[order % len(MARKERS)], "ms": size}
+def _look(order: int, count: int) -> dict[str, Any]:
+    """Colour, marker and size of a line; the fewer the steps the larger the marker, so that equal points nest."""
+    size = 2.5 if count > 12 else 4 + 6 / max(count, 1)
+    colour, marker = COLOURS[order % len(COLOURS)], MARKERS[order % len(MARKERS)]
+    return {"color": colour, "marker": marker, "ms": size, "zorder": 2 + count / 1000}
 
 
 def _finish(axes: Axes, walks: Sequence[Trajectory], title: str) -> None:

@@ -78,8 +78,8 @@ def filmstrip(
                 _frame(figure, left, HEAD + 0.2 + row * (high + GAP), wide, high, roll.frames[show][index])
         for row, show in enumerate(rows):
             top = HEAD + 0.2 + row * (high + GAP)
-            _write(figure, 0, top + high / 2 - 0.17, NAMES[show], TEXT, INK)
-            _write(figure, 0, top + high / 2, MEANING[show], SMALL - 0.3, SOFT)
+            _write(figure, 0.0, top + high / 2 - 0.17, NAMES[show], TEXT, INK)
+            _write(figure, 0.0, top + high / 2, MEANING[show], SMALL - 0.3, SOFT)
         if ends and roll.final is not None:
             left = side + len(chosen) * (wide + GAP)
             row = rows.index("x") if "x" in rows else 0
@@ -133,16 +133,16 @@ def compare(
 
         for row, roll in enumerate(rolls):
             top = HEAD + row * row_height
-            _write(figure, 0, top + high / 2 - 0.08, _wrap(roll.label, 20), TEXT, INK)
+            _write(figure, 0.0, top + high / 2 - 0.08, _wrap(roll.label, 20), TEXT, INK)
             line = 1 - (top + high / 2) / height
-            figure.add_artist(_rule(place(roll.sigmas[0] if roll.sigmas else 1.0) / width, place(0) / width, line))
+            figure.add_artist(_rule(place(roll.sigmas[0] if roll.sigmas else 1.0) / width, place(0.0) / width, line))
             shown = _spaced(roll.sigmas, (wide + GAP) / (span + wide + GAP), closes=roll.final is not None)
             for index in shown:
                 _frame(figure, place(roll.sigmas[index]), top, wide, high, roll.frames[show][index])
             if roll.final is not None:
-                _frame(figure, place(0), top, wide, high, roll.final, accent=True)
+                _frame(figure, place(0.0), top, wide, high, roll.final, accent=True)
         base = HEAD + len(rolls) * row_height + 0.02
-        figure.add_artist(_rule(place(1) / width, (place(0) + wide) / width, 1 - base / height))
+        figure.add_artist(_rule(place(1.0) / width, (place(0.0) + wide) / width, 1 - base / height))
         for sigma in (1.0, 0.75, 0.5, 0.25, 0.0):
             figure.add_artist(_rule(place(sigma) / width, place(sigma) / width, 1 - base / height, 0.05 / height))
             word = {1.0: "σ 1 · noise", 0.0: "σ 0 · the picture"}.get(sigma, f"{sigma:g}")
@@ -205,7 +205,7 @@ def contact_sheet(sweep: Sweep, *, rows: str | None = None, columns: str | None 
             for row, down_value in enumerate(down_values):
                 y = start + block_head + row * (high + GAP)
                 if down is not None:
-                    _write(figure, 0, y + high / 2 - 0.09, _wrap(_value(down, down_value), 20), SMALL + 0.5, INK)
+                    _write(figure, 0.0, y + high / 2 - 0.09, _wrap(_value(down, down_value), 20), SMALL + 0.5, INK)
                 for column, value in enumerate(axes[across]):
                     wanted = {**block, across: value} | ({down: down_value} if down else {})
                     found = sweep.select(**wanted)

@@ -93,7 +93,7 @@ def scrub(
 
     Example:
         >>> scrub([walk, other], shows=["clean", "x"])                              # doctest: +SKIP
-        Scrubber(2 walks, 14 frames)
+        Scrubber(2 walks, 18 frames)
     """
     rolls = reels(walks, shows=shows, decode=decode, labels=labels)
     data, frames = payload(walks, rolls)
