@@ -52,8 +52,8 @@ export function mount(root, data, urls) {
   const title = make("div", "fluxnb-title", data.title);
   const stage = make("div", "fluxnb-stage");
   const several = data.walks.length > 1;
-  if (data.columns) stage.style.setProperty("--fluxnb-columns", data.columns);
-  stage.classList.toggle("fluxnb-grid", Boolean(data.columns));
+  stage.style.setProperty("--fluxnb-columns", data.columns || Math.min(data.walks.length, 4));
+  stage.style.setProperty("--fluxnb-widest", data.columns ? "190px" : several ? "256px" : "384px");
 
   const panels = data.walks.map((walk) => {
     const figure = make("figure", "fluxnb-walk");
@@ -179,6 +179,7 @@ export function mount(root, data, urls) {
   on(play, "click", toggle);
   on(root, "keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === " " && event.target.classList.contains("fluxnb-show")) return; // space presses its button
     const moves = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 5, PageDown: -5 };
     if (event.key in moves) {
       stop();

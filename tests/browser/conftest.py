@@ -1,0 +1,141 @@
+"""A real Chromium, and a real JupyterLab on this machine's own loopback with a live kernel.
+
+Without a browser these tests are skipped and say so; in CI, where one is installed first, its absence is a failure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker("browser")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    found = os.environ.get("FLUXNB_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not found:
+        why = "no Chromium: install it (on Debian: apt-get install chromium) or set FLUXNB_CHROMIUM to its path"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium: Any) -> Iterator[Any]:
+    """A page that remembers its errors, and every request that leaves this machine."""
+    context = chromium.new_context(viewport={"width": 1180, "height": 900})
+    page = context.new_page()
+    page.errors, page.outside = [], []
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.on("request", lambda asked: page.outside.append(asked.url) if not _local(asked.url) else None)
+    yield page
+    context.close()
+
+
+def _local(url: str) -> bool:
+    return url.startswith(("file:", "data:", "blob:", "about:", "http://127.0.0.1", "ws://127.0.0.1"))
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+    """A JupyterLab with its own configuration, so that nobody's settings decide a test."""
+    home = tmp_path_factory.mktemp("lab")
+    notebooks = home / "notebooks"
+    notebooks.mkdir()
+    names = ["HOME", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"]
+    names += ["JUPYTERLAB_SETTINGS_DIR", "JUPYTERLAB_WORKSPACES_DIR"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **{name: str(home / name.lower()) for name in names}}
+    settings = home / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    token, log = "for-this-test-only", home / "server.log"
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
+               "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
+               f"--ServerApp.root_dir={notebooks}", "--LabApp.expose_app_in_browser=True"]  # fmt: skip
+    with log.open("w") as sink:
+        server = subprocess.Popen(command, env=env, stdout=sink, stderr=subprocess.STDOUT)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        _wait(f"{base}/api/status?token={token}", server, log)
+        yield SimpleNamespace(base=base, token=token, notebooks=notebooks)
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except OSError:
+            if server.poll() is not None:
+                break
+            time.sleep(0.2)
+    pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture
+def run_notebook(lab: SimpleNamespace, page: Any) -> Any:
+    """Open a notebook of these cells in JupyterLab and run all of them on a live kernel."""
+
+    def run(*cells: str, name: str = "walk.ipynb") -> Any:
+        empty = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+        content = {
+            "cells": [{**empty, "id": f"c{number}", "source": text} for number, text in enumerate(cells)],
+            "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+            "nbformat": 4,
+            "nbformat_minor": 5,
+        }
+        (lab.notebooks / name).write_text(json.dumps(content))
+        page.goto(f"{lab.base}/lab/tree/{name}?token={lab.token}&reset")
+        page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext", timeout=60_000)
+        # Lab says "idle" before its kernel is connected, and a run asked for then is lost without a word.
+        page.evaluate(
+            """async () => {
+              const w = window.jupyterapp.shell.currentWidget;
+              await w.revealed; await w.sessionContext.ready; await w.sessionContext.session.kernel.info;
+            }"""
+        )
+        assert page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        return page
+
+    return run

@@ -1,0 +1,66 @@
+"""The scrubber in JupyterLab, with a live kernel behind it."""
+
+import os
+from pathlib import Path
+
+NASTY = "</script><script>window.owned=1</script></style> \" ' <img src=x onerror=window.owned=2>"
+
+CELL = f"""from tests.views.scenes import walk
+from fluxnb.widgets import scrub
+widget = scrub([walk(steps=1, prompt={NASTY!r}), walk(steps=4, prompt={NASTY!r}), walk(steps=28, prompt={NASTY!r})])
+widget"""
+
+SCRUB = """(range) => {
+  for (let i = 0; i < 100; i += 1) {
+    range.value = String(i % (Number(range.max) + 1));
+    range.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+  return Number(range.max);
+}"""
+
+
+def test_the_scrubber_lives_in_jupyterlab_without_its_kernel(run_notebook, page):
+    sent: list[str] = []
+    page.on("websocket", lambda socket: socket.on("framesent", lambda data: sent.append(str(data)[:80])))
+    run_notebook(CELL, "widget.sigma = 0.5")
+    root = page.locator(".fluxnb-scrubber[data-sigma]")
+    root.wait_for(timeout=30_000)
+    assert NASTY in root.locator(".fluxnb-title").text_content() and page.evaluate("window.owned") is None
+    assert root.get_attribute("data-sigma") == "0.5", "a sigma set in Python moves the slider"
+    assert root.locator("img").first.evaluate("async (i) => { await i.decode(); return i.src.slice(0, 5) }") == "blob:"
+
+    page.wait_for_timeout(500)  # what the run itself still had to say
+    sent.clear()
+    slider = root.locator("input[type=range]")
+    assert slider.evaluate(SCRUB) >= 28
+    slider.focus()
+    page.keyboard.press("Home")
+    for expected in (27 / 28, 26 / 28):
+        page.keyboard.press("ArrowRight")
+        assert abs(float(root.get_attribute("data-sigma")) - expected) < 1e-6
+    # Letters are commands of the notebook: x cuts a cell, c copies it, v pastes it.
+    for key, show in (("x", "x"), ("v", "v"), ("n", "noise"), ("c", "clean")):
+        page.keyboard.press(key)
+        assert root.get_attribute("data-show") == show
+    page.wait_for_timeout(300)
+    assert sent == [], "a scrub is nothing the kernel hears of"
+    assert page.locator(".jp-Notebook .jp-CodeCell").count() == 2
+    assert not page.errors and not page.outside
+    if shots := os.environ.get("FLUXNB_SCREENSHOTS"):
+        page.keyboard.press("End")
+        page.screenshot(path=str(Path(shots) / "lab.png"))
+
+
+def test_a_busy_kernel_does_not_hold_the_scrubber(run_notebook, page):
+    run_notebook(CELL, name="busy.ipynb")
+    root = page.locator(".fluxnb-scrubber[data-sigma]")
+    root.wait_for(timeout=30_000)
+    page.evaluate(
+        """() => {
+          const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+          kernel.requestExecute({ code: "import time; time.sleep(4)" });
+        }"""
+    )
+    root.locator("input[type=range]").press("End", timeout=2000)
+    assert root.get_attribute("data-sigma") == "0"
+    assert root.locator(".fluxnb-where").all_text_contents() == ["the picture"] * 3

@@ -1,0 +1,138 @@
+"""The page that stands alone, opened from a file in a real browser."""
+
+import pytest
+
+from fluxnb.export import html
+from tests.views.scenes import grid, walk
+
+NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
+
+# 100 moves of the slider, each with the layout it causes: the milliseconds of every one.
+SCRUB = """async (range) => {
+  const times = [];
+  for (let i = 0; i < 100; i += 1) {
+    const begin = performance.now();
+    range.value = String(i % (Number(range.max) + 1));
+    range.dispatchEvent(new Event("input", { bubbles: true }));
+    document.body.getBoundingClientRect();
+    times.push(performance.now() - begin);
+  }
+  return times;
+}"""
+
+
+@pytest.fixture
+def opened(page, tmp_path):
+    def show(record, **options):
+        page.goto(html.write(record, tmp_path / "walk.html", **options).as_uri())
+        page.locator(".fluxnb-scrubber[data-sigma]").wait_for()
+        return page
+
+    return show
+
+
+def sigma(page) -> float:
+    return float(page.locator(".fluxnb-scrubber").get_attribute("data-sigma"))
+
+
+def frame(page, number: int = 0) -> str:
+    return page.locator(".fluxnb-box img").nth(number).get_attribute("src")
+
+
+def test_a_hundred_scrubs_take_less_than_a_frame_each(opened):
+    page = opened([walk(steps=n) for n in (1, 2, 4, 28)])
+    times = page.locator("input[type=range]").evaluate(SCRUB)
+    assert len(times) == 100 and sorted(times)[95] <= 16, sorted(times)[-5:]
+    assert not page.errors and not page.outside
+
+
+def test_every_frame_shown_is_a_picture_of_the_right_kind(opened):
+    page = opened(walk(steps=4))
+    seen = set()
+    for _ in range(5):
+        assert page.locator(".fluxnb-box img").evaluate("async (i) => { await i.decode(); return i.naturalWidth }") > 0
+        seen.add(frame(page))
+        page.locator("input[type=range]").press("ArrowRight")
+    assert len(seen) == 5 and sigma(page) == 0
+
+
+def test_walks_of_different_lengths_stay_at_one_sigma(opened):
+    page = opened([walk(steps=1), walk(steps=2), walk(steps=4)])
+    page.locator("input[type=range]").focus()
+    for expected in ("step 1 of 1|step 1 of 2|step 2 of 4", "step 1 of 1|step 2 of 2|step 3 of 4"):
+        page.keyboard.press("ArrowRight")
+        assert "|".join(page.locator(".fluxnb-where").all_text_contents()) == expected
+    page.keyboard.press("End")
+    assert page.locator(".fluxnb-where").all_text_contents() == ["the picture"] * 3
+
+
+def test_the_keyboard_reaches_everything(opened):
+    page = opened(walk(steps=4))
+    root = page.locator(".fluxnb-scrubber")
+    page.locator("input[type=range]").focus()
+    page.keyboard.press("ArrowRight")
+    assert sigma(page) == 0.75
+    page.keyboard.press("ArrowLeft")
+    assert sigma(page) == 1
+    for key, show in (("x", "x"), ("v", "v"), ("n", "noise"), ("c", "clean")):
+        page.keyboard.press(key)
+        assert root.get_attribute("data-show") == show
+    page.keyboard.press("+")
+    assert root.get_attribute("data-zoom") == "1.5"
+    page.keyboard.press("0")
+    assert root.get_attribute("data-zoom") == "1"
+    page.keyboard.press("End")
+    assert sigma(page) == 0
+    page.keyboard.press("Home")
+    assert sigma(page) == 1
+
+
+def test_play_runs_to_the_picture_and_stops(opened):
+    page = opened(walk(steps=4))
+    page.locator(".fluxnb-play").press(" ")
+    page.locator(".fluxnb-play[aria-label=pause]").wait_for()
+    page.locator('.fluxnb-scrubber[data-sigma="0"]').wait_for(timeout=10_000)
+    page.locator(".fluxnb-play[aria-label=play]").wait_for()
+
+
+def test_all_walks_zoom_and_move_together(opened):
+    page = opened([walk(steps=1), walk(steps=2)])
+    box = page.locator(".fluxnb-box").first
+    box.dblclick()
+    place = box.bounding_box()
+    page.mouse.move(place["x"] + 60, place["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(place["x"] + 100, place["y"] + 80, steps=4)
+    page.mouse.up()
+    styles = {image.get_attribute("style") for image in page.locator(".fluxnb-box img").all()}
+    assert len(styles) == 1 and "translate(0%" not in styles.pop()
+
+
+def test_a_hostile_prompt_is_text(opened):
+    page = opened([walk(prompt=NASTY, steps=1), walk(prompt=NASTY + "2", steps=2)])
+    assert NASTY in page.locator(".fluxnb-title").text_content()
+    assert NASTY in page.locator(".fluxnb-label").first.text_content()
+    assert page.evaluate("window.owned") is None
+    assert page.locator(".fluxnb-scrubber b, .fluxnb-scrubber script").count() == 0
+    assert NASTY in page.title() and not page.errors and not page.outside
+
+
+def test_a_grid_scrubs_all_its_cells(opened):
+    page = opened(grid(seeds=[0, 1], steps=[1, 2, 4], walks=True))
+    assert page.locator(".fluxnb-walk").count() == 6
+    page.locator("input[type=range]").press("End")
+    assert page.locator(".fluxnb-where").all_text_contents() == ["the picture"] * 6
+
+
+def test_a_grid_without_walks_has_no_slider(opened):
+    page = opened(grid(seeds=[0, 1], steps=[1, 2]))
+    assert page.locator(".fluxnb-walk").count() == 4 and page.locator("input[type=range]").count() == 0
+    assert page.locator(".fluxnb-box img").first.evaluate("(i) => i.naturalWidth") == 128
+
+
+def test_without_script_the_picture_and_its_name_are_there(chromium, tmp_path):
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(html.write(walk(), tmp_path / "walk.html").as_uri())
+    assert page.locator("img").get_attribute("alt").startswith("a house on a hill")
+    context.close()
