@@ -21,7 +21,7 @@ QUIET := TQDM_DISABLE=1 TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BAR
 # One thread: sums in another order are other numbers, and a committed notebook holds numbers.
 STEADY := OMP_NUM_THREADS=1 $(QUIET) PYTHONHASHSEED=0
 
-.PHONY: help env demo test quick lab lint types imports format unit notebooks nbval clean
+.PHONY: help env demo test quick lab lint types imports format unit notebooks nbval hero clean
 
 help:
 	@sed -n '2,6s/^# //p' Makefile
@@ -32,7 +32,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@test -x $(BIN)/python || { echo "making $(VENV) (the first time takes a few minutes)"; $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)
@@ -75,6 +75,10 @@ nbval: $(STAMP)
 notebooks: $(STAMP)
 	$(STEADY) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+
+# The picture at the top of the README.
+hero: $(STAMP)
+	$(STEADY) $(BIN)/python docs/hero.py
 
 clean:
 	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -40,10 +40,10 @@ def demo(asked: argparse.Namespace) -> int:
 
     out.mkdir(parents=True, exist_ok=True)
     wrote = [out / "filmstrip.png", out / "grid.png", out / "walk.html"]
-    filmstrip(walk).savefig(wrote[0], bbox_inches="tight", dpi=144)
+    filmstrip(walk, decode=flux.decode).savefig(wrote[0], bbox_inches="tight", dpi=144)
     contact_sheet(grid).savefig(wrote[1], bbox_inches="tight", dpi=144)
     others = [fnb.run(flux, asked.prompt, seed=asked.seeds[0], steps=count) for count in sorted(set(asked.steps))[:-1]]
-    html.write([*others, walk], wrote[2])
+    html.write([*others, walk], wrote[2], decode=flux.decode)
     print("done; every picture was made on this machine just now:")
     for path in wrote:
         print(path)

@@ -1,0 +1,20 @@
+"""Makes the picture that the README opens with: `python docs/hero.py` writes docs/hero.png beside itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import fluxnb as fnb
+
+
+def main(prompt: str = "a cat holding a sign that says hello world", seed: int = 0, steps: int = 4) -> None:
+    """Walk once and draw every step of it."""
+    flux = fnb.load("pocket")
+    walk = fnb.run(flux, prompt, seed=seed, steps=steps)
+    figure = fnb.filmstrip(walk, decode=flux.decode)
+    figure.savefig(Path(__file__).with_name("hero.png"), bbox_inches="tight", pad_inches=0.15, dpi=144)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
