@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fluxnb.errors import InputError
-from fluxnb.plots.strips import _common
 from fluxnb.plots.style import COLOURS, FAINT, INK, MARKERS, SMALL, SOFT, above, canvas, styled
+from fluxnb.plots.words import common
 from fluxnb.records import Trajectory
 
 __all__ = ["lock_in", "path", "sigma_curve", "velocity"]
@@ -193,7 +193,7 @@ def _look(order: int, count: int) -> dict[str, Any]:
 
 
 def _finish(axes: Axes, walks: Sequence[Trajectory], title: str) -> None:
-    above(axes, title, _common(walks))
+    above(axes, title, common(walks))
     if len(walks) > 1:
         axes.legend(loc="best", labelcolor=INK, handlelength=1.8)
 

@@ -1,0 +1,69 @@
+"""What a figure says: titles, and labels that name only what differs."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from fluxnb.frames import NAMES
+from fluxnb.plots.style import clip
+from fluxnb.records import Film, Sweep, Trajectory
+
+__all__ = ["common", "facts_of", "subtitle_of", "title_of", "value_of", "wrap"]
+
+
+def value_of(name: str | None, value: Any) -> str:
+    """A value of an axis in words."""
+    if name == "prompt":
+        return str(value)
+    if name == "steps":
+        return f"{value} step" if value == 1 else f"{value} steps"
+    if name == "guidance" and value is not None:
+        return f"guidance {value:g}"
+    return f"{name} {value}"
+
+
+def title_of(walk: Trajectory | Film) -> str:
+    """What a figure of this walk is called: its prompt."""
+    if isinstance(walk, Film):
+        return walk.caption
+    return "A watched call" if walk.recipe is None else walk.recipe.prompt
+
+
+def subtitle_of(walk: Trajectory | Film) -> str:
+    """Whose walk it is: model, seed, steps, size."""
+    if isinstance(walk, Film):
+        return f"{NAMES.get(walk.what, walk.what)}, {len(walk)} frames"
+    said = walk.caption if walk.recipe is None else walk.caption.removeprefix(walk.recipe.prompt).removeprefix(", ")
+    return " · ".join(part for part in (clip(said, 80), f"{walk.width} × {walk.height} px") if part)
+
+
+def common(walks: Sequence[Trajectory | Film]) -> str:
+    """What all walks share, for the line under the title: prompt, model and seed where they agree."""
+    known = [walk for walk in walks if isinstance(walk, Trajectory) and walk.recipe is not None]
+    if len(known) < len(walks) or not known:
+        return clip("; ".join(dict.fromkeys(walk.caption for walk in walks)), 110)
+    facts = [
+        {walk.recipe.prompt for walk in known if walk.recipe},
+        {walk.model for walk in known},
+        {f"seed {walk.recipe.seed}" for walk in known if walk.recipe},
+        {f"{len(walk)} step{'' if len(walk) == 1 else 's'}" for walk in known},
+    ]
+    shared = [clip(next(iter(fact)), 70) for fact in facts if len(fact) == 1]
+    return " · ".join(part for part in shared if part)
+
+
+def facts_of(sweep: Sweep, axes: dict[str, tuple[Any, ...]]) -> str:
+    """Model, seed and steps under the title, those that the labels of the grid do not say anyway."""
+    recipe = sweep[0].recipe
+    fixed = [value_of(name, getattr(recipe, name)) for name in ("seed", "steps") if len(axes.get(name, (0,))) == 1]
+    model = sweep.model or recipe.model or ""
+    done = "" if sweep.finished else "unfinished"
+    return " · ".join(part for part in (model, *fixed, f"{len(sweep)} pictures", done) if part)
+
+
+def wrap(text: str, width: int) -> str:
+    """Text on at most four lines."""
+    lines = textwrap.wrap(" ".join(text.split()), width) or [""]
+    return "\n".join(lines[:4] if len(lines) <= 4 else [*lines[:3], clip(lines[3] + " …", width)])
