@@ -109,6 +109,4 @@ def fit_linear(
     solution = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ target)
     error = float((inputs @ solution - target).pow(2).mean().sqrt())
     red, green, blue = solution[-1].tolist()
-    return LinearRGB(
-        weight=tuple(tuple(row) for row in solution[:-1].T.tolist()), bias=(red, green, blue), error=error
-    )
+    return LinearRGB(weight=tuple(tuple(row) for row in solution[:-1].T.tolist()), bias=(red, green, blue), error=error)

@@ -99,9 +99,7 @@ class Keep:
         kept = sum(self.wants(index, steps) for index in range(steps))
         number = height * width // 4 * bytes_per_number  # 64 numbers for 256 pixels
         # x_next is the next step's x and shares its memory, but for the last of each kept stretch.
-        stretches = sum(
-            self.wants(i, steps) and (i + 1 == steps or not self.wants(i + 1, steps)) for i in range(steps)
-        )
+        stretches = sum(self.wants(i, steps) and (i + 1 == steps or not self.wants(i + 1, steps)) for i in range(steps))
         per_step = sum(name in self.tensors for name in ("x", "v"))
         if "x_next" not in self.tensors:
             return kept * per_step * number

@@ -1,0 +1,30 @@
+from .errors import FluxnbError as FluxnbError
+from .errors import InputError as InputError
+from .errors import RunError as RunError
+from .errors import StorageError as StorageError
+from .export.png import open_recipe as open_recipe
+from .pipeline import Flux as Flux
+from .pipeline import PromptWarning as PromptWarning
+from .pipeline import load as load
+from .presets import Plan as Plan
+from .presets import plan as plan
+from .recipe import Axes as Axes
+from .recipe import Recipe as Recipe
+from .recorder import Recorder as Recorder
+from .recorder import recording as recording
+from .records import Cell as Cell
+from .records import Film as Film
+from .records import Keep as Keep
+from .records import Step as Step
+from .records import Sweep as Sweep
+from .records import Trajectory as Trajectory
+from .sampling import STOP as STOP
+from .sampling import run as run
+from .store import Store as Store
+from .store import open_trajectory as open_trajectory
+from .store import save as save
+from .sweep import plan_sweep as plan_sweep
+from .sweep import stream as stream
+from .sweep import sweep as sweep
+
+__version__: str

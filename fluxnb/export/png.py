@@ -1,0 +1,130 @@
+"""PNG files that carry their recipe, and a reader that trusts nothing in them.
+
+The recipe travels as canonical JSON, pure ASCII, in a tEXt chunk named `fluxnb`; beside it stand the `parameters` that
+A1111 and its kin show. Reading walks the chunks itself: nothing is decompressed, nothing larger than a recipe can be
+is held, and every length is checked against the file before it is believed.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from fluxnb.errors import InputError, StorageError
+from fluxnb.recipe import LONGEST_JSON, Recipe
+
+__all__ = ["encode_png", "open_recipe", "write_png"]
+
+KEYWORD = b"fluxnb"
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+MOST_CHUNKS = 100_000
+
+
+def encode_png(image: Image.Image, recipe: Recipe | None = None) -> bytes:
+    """The picture as PNG bytes, with its recipe inside where there is one."""
+    info = PngInfo()
+    if recipe is not None:
+        info.add_text(KEYWORD.decode(), recipe.to_json())
+        info.add_itxt("parameters", parameters(recipe))
+    buffer = io.BytesIO()
+    # Level 1 costs a third of the time of 6 and some percent of size; sweeps write many.
+    image.save(buffer, "PNG", pnginfo=info, compress_level=1)
+    return buffer.getvalue()
+
+
+def write_png(image: Image.Image, path: str | Path, recipe: Recipe | None = None) -> Path:
+    """Write a picture that carries its recipe.
+
+    Raises:
+        StorageError: the disk or the folder said no.
+    """
+    target = Path(path)
+    try:
+        target.write_bytes(encode_png(image, recipe))
+    except OSError as problem:
+        raise StorageError(
+            f"{target} ({problem.strerror})", "a writable folder with room is needed", "try another path"
+        ) from problem
+    return target
+
+
+def parameters(recipe: Recipe) -> str:
+    """The recipe as A1111's one-line `parameters`, which other viewers show."""
+    lines = [recipe.prompt]
+    if recipe.negative:
+        lines.append(f"Negative prompt: {recipe.negative}")
+    facts = [f"Steps: {recipe.steps}", f"Sampler: {recipe.sampler.capitalize()}", f"Seed: {recipe.seed}"]
+    facts += [f"CFG scale: {recipe.guidance:g}"] if recipe.guidance else []
+    facts += [f"Size: {recipe.width}x{recipe.height}"] if recipe.width and recipe.height else []
+    facts += [f"Model: {recipe.model}"] if recipe.model else []
+    return "\n".join([*lines, ", ".join(facts)])
+
+
+def open_recipe(png: str | Path | bytes | BinaryIO) -> Recipe:
+    """The recipe that a PNG carries: a path, the bytes, or an open file.
+
+    Raises:
+        StorageError: no such file, no PNG, or a broken one.
+        InputError: a PNG without a recipe, or with one that is not valid.
+
+    Example:
+        >>> asked = Recipe(prompt="a fox", seed=2**64 - 1)
+        >>> open_recipe(encode_png(Image.new("RGB", (16, 16)), asked)) == asked
+        True
+    """
+    if isinstance(png, bytes | bytearray):
+        return _from_stream(io.BytesIO(png))
+    if isinstance(png, str | Path):
+        try:
+            with open(png, "rb") as stream:
+                return _from_stream(stream)
+        except StorageError:
+            raise
+        except OSError as problem:
+            raise StorageError(f"{png} ({problem.strerror})", "a PNG file is needed", "check the path") from problem
+    return _from_stream(png)
+
+
+def _from_stream(stream: BinaryIO) -> Recipe:
+    if stream.read(8) != SIGNATURE:
+        raise StorageError(
+            "a file that is no PNG", "recipes travel in PNG files", "give the picture as fluxnb saved it"
+        )
+    for _ in range(MOST_CHUNKS):
+        head = stream.read(8)
+        if not head or head[4:] == b"IEND":
+            raise InputError("a PNG without a recipe", "fluxnb writes one into its own pictures", "give one of those")
+        if len(head) < 8:
+            break
+        length, kind = struct.unpack(">I4s", head)
+        if kind in (b"tEXt", b"iTXt") and length <= LONGEST_JSON:
+            body, check = stream.read(length), stream.read(4)
+            if len(body) < length or len(check) < 4:
+                break
+            text = _text(kind, body)
+            if text is not None:
+                if zlib.crc32(kind + body) != int.from_bytes(check, "big"):
+                    break
+                return Recipe.from_json(text)
+        elif length >= 2**31:
+            break
+        else:
+            stream.seek(length + 4, io.SEEK_CUR)  # also a chunk of our name that is too large to be a recipe
+    raise StorageError("a damaged PNG", "its chunks do not add up", "give the picture as fluxnb saved it")
+
+
+def _text(kind: bytes, body: bytes) -> bytes | None:
+    """The text of our own chunk, None for anybody else's and for compressed ones, which we never write."""
+    keyword, separator, rest = body.partition(b"\0")
+    if keyword != KEYWORD or not separator:
+        return None
+    if kind == b"tEXt":
+        return rest
+    compressed, after = rest[:2], rest[2:].split(b"\0", 2)
+    return after[2] if compressed == b"\0\0" and len(after) == 3 else None

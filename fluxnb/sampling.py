@@ -1,0 +1,269 @@
+"""run(): one recipe, one walk. The loop is diffusers' own; a recorder watches it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from fluxnb.errors import FluxnbError, InputError, RunError, cut
+from fluxnb.pipeline import Encoded, Flux
+from fluxnb.recipe import Recipe
+from fluxnb.recorder import recording
+from fluxnb.records import Keep, Step, Trajectory
+from fluxnb.store import open_trajectory, save
+
+__all__ = ["STOP", "open_trajectory", "run", "save"]
+
+
+class _Stop(enum.Enum):
+    STOP = "stop"
+
+    def __repr__(self) -> str:
+        return "fnb.STOP"
+
+
+STOP: Final = _Stop.STOP
+OnStep = Callable[[Step], Any]
+
+
+def run(
+    flux: Flux,
+    prompt: str | Recipe,
+    *,
+    seed: int | None = None,
+    steps: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    guidance: float | None = None,
+    negative: str | None = None,
+    sampler: str | None = None,
+    sigmas: Sequence[float] | None = None,
+    shift: float | None = None,
+    keep: Keep | None = None,
+    on_step: OnStep | None = None,
+) -> Trajectory:
+    """Walk from noise to a picture and keep what happened on the way.
+
+    The picture has the same bytes as the plain diffusers call with `torch.Generator("cpu").manual_seed(seed)`.
+
+    Main arguments:
+        flux: from `fnb.load`.
+        prompt: what to draw, or a Recipe, of which the arguments below then change single fields.
+        seed: 0 to 2**64 - 1; 0 by default.
+        steps: 4 by default.
+        height, width: pixels, multiples of 16; the model's own size by default.
+        guidance: the model's default; models that take none refuse it.
+
+    Other arguments:
+        negative: what to steer away from, for a model with true CFG.
+        sampler: "euler" or "renoise".
+        sigmas: own noise levels, falling, within (0, 1]; as many as steps.
+        shift: own time shift; 1 is none.
+        keep: which steps and tensors to keep; all by default.
+        on_step: called with each Step; returning `fnb.STOP` or raising KeyboardInterrupt ends the walk there. The
+            Trajectory is then unfinished and its picture the decoded clean estimate so far.
+
+    Raises:
+        InputError: something asked for cannot be; says what can.
+        RunError: the model gave a velocity that is not a number, or ran out of memory.
+
+    Example:
+        >>> walk = run(flux, "a fox in the snow", seed=3, steps=4)                  # doctest: +SKIP
+        >>> walk.image.size, walk.sigmas                                            # doctest: +SKIP
+        ((128, 128), (1.0, 0.75, 0.5, 0.25, 0.0))
+    """
+    asked = {
+        "seed": seed,
+        "steps": steps,
+        "height": height,
+        "width": width,
+        "guidance": guidance,
+        "negative": negative,
+        "sampler": sampler,
+        "sigmas": None if sigmas is None else tuple(sigmas),
+        "shift": shift,
+    }
+    recipe = resolve(flux, prompt, **asked)
+    started = time.perf_counter()
+    encoded = flux.encode(recipe)
+    spent = time.perf_counter() - started
+    walk = take(flux, recipe, encoded, keep=keep or Keep(), on_step=on_step)
+    return dataclasses.replace(walk, seconds={**walk.seconds, "encode": spent})
+
+
+def resolve(flux: Flux, prompt: str | Recipe, **fields: Any) -> Recipe:
+    """A prompt or recipe, with single fields changed, as a full recipe of this model."""
+    if not isinstance(flux, Flux):
+        raise InputError(
+            f"run({cut(type(flux).__name__)})", "a loaded model comes first", 'try flux = fnb.load("pocket")'
+        )
+    given = {name: value for name, value in fields.items() if value is not None}
+    if isinstance(prompt, Recipe):
+        return flux.resolve(prompt.replace(**given))
+    if "sigmas" in given and "steps" not in given:
+        given["steps"] = len(given["sigmas"])
+    return flux.resolve(Recipe(prompt=prompt, **given))
+
+
+def take(
+    flux: Flux,
+    recipe: Recipe,
+    encoded: Encoded,
+    *,
+    keep: Keep,
+    on_step: OnStep | None = None,
+    known: Sequence[Step] = (),
+    decode: bool = True,
+) -> Trajectory:
+    """One walk of a resolved recipe from its encoded prompt.
+
+    Arguments:
+        known: the first steps of another walk that begins the same way; their evaluations are not made again.
+        decode: False leaves the picture to the caller.
+    """
+    pipe = flux.pipe
+    generator = torch.Generator("cpu").manual_seed(recipe.seed)
+    before: tuple[Step, ...] = ()
+    latents = None
+    levels = flux.schedule(recipe) if known else ()
+    if known:
+        path = flux.replay(recipe, encoded, [step.v for step in known], generator)
+        before, latents = _replayed(known, path, levels), path[-1]
+    halted: list[object] = []
+    failure: FluxnbError | None = None
+    after: Trajectory | None = None
+    if len(known) < recipe.steps:
+
+        def watch(v: Tensor, step: Callable[[], Step]) -> None:
+            # A wait for the GPU, some 20 microseconds a step, for the picture that would have been grey.
+            if not bool(torch.isfinite(v).all()):
+                raise _not_a_number(step(), recipe)
+            if on_step is not None:
+                now = step()
+                if on_step(dataclasses.replace(now, index=now.index + len(before))) is STOP:
+                    halted.append(STOP)
+                    pipe._interrupt = True  # diffusers' own way of leaving the loop
+
+        with _bar(pipe, recipe), recording(pipe, keep=keep, _watch=watch) as recorder:
+            try:
+                flux.denoise(recipe, encoded, generator=generator, latents=latents, done=len(known))
+            except KeyboardInterrupt:
+                halted.append(KeyboardInterrupt)
+            except torch.cuda.OutOfMemoryError:
+                failure = _out_of_memory(flux, recipe)
+            finally:
+                pipe._interrupt = False
+        if failure is not None or halted:
+            _settle(pipe)
+        if failure is not None:
+            raise failure  # outside the except: a traceback would hold on to the tensors
+        after = recorder.trajectories[-1] if recorder.trajectories else None
+        if after is None:
+            raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to show
+    return _finished(flux, recipe, before, after, levels, keep, decode)
+
+
+def _finished(
+    flux: Flux,
+    recipe: Recipe,
+    before: tuple[Step, ...],
+    after: Trajectory | None,
+    levels: tuple[float, ...],
+    keep: Keep,
+    decode: bool,
+) -> Trajectory:
+    """The record: the steps known and the steps taken as one, the picture, and only what is to be kept."""
+    height, width = recipe.height or 0, recipe.width or 0
+    steps = before + tuple(
+        dataclasses.replace(step, index=step.index + len(before)) for step in (after.steps if after else ())
+    )
+    done = after is None or after.finished
+    last, image, started = steps[-1], None, time.perf_counter()
+    if decode:
+        tokens = last.x_next if done else last.clean.to(last.x.dtype)
+        image = flux.decode_tokens(tokens, height, width)
+    decoding = time.perf_counter() - started
+    return Trajectory(
+        image=image,
+        recipe=recipe,
+        finished=done,
+        sigmas=levels or (after.sigmas if after else ()),
+        steps=tuple(_kept(step, keep, recipe.steps) for step in steps),
+        height=height,
+        width=width,
+        seconds={"encode": 0.0, "denoise": sum(step.seconds for step in steps), "decode": decoding},
+        versions=flux.versions,
+        model=flux.model,
+        preset=flux.plan.preset,
+        preview=flux.preview,
+    )
+
+
+def _replayed(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence[float]) -> tuple[Step, ...]:
+    """The known steps as steps of this walk: same x and v, but another way to go."""
+    moved = [x[0].to("cpu") for x in path]
+    return tuple(
+        dataclasses.replace(
+            step, index=i, dt=levels[i + 1] - levels[i], tensors={"x": moved[i], "v": step.v, "x_next": moved[i + 1]}
+        )
+        for i, step in enumerate(known)
+    )
+
+
+def _kept(step: Step, keep: Keep, count: int) -> Step:
+    wanted = keep.tensors if keep.wants(step.index, count) else ()
+    if set(wanted) >= set(step.tensors):
+        return step
+    return dataclasses.replace(step, tensors={name: t for name, t in step.tensors.items() if name in wanted})
+
+
+@contextlib.contextmanager
+def _bar(pipe: Any, recipe: Recipe) -> Iterator[None]:
+    """The progress bar of diffusers, but none for a walk that is over before it could be read."""
+    before = getattr(pipe, "_progress_bar_config", None)
+    small = (recipe.height or 0) * (recipe.width or 0) * recipe.steps <= 30 * 256 * 256
+    pipe.set_progress_bar_config(**{"leave": False, **(before or {}), **({"disable": True} if small else {})})
+    try:
+        yield
+    finally:
+        if before is None:
+            vars(pipe).pop("_progress_bar_config", None)
+        else:
+            pipe._progress_bar_config = before
+
+
+def _settle(pipe: Any) -> None:
+    """What diffusers does at the end of a call, for a call that never got there, and the memory back."""
+    pipe.maybe_free_model_hooks()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _not_a_number(step: Step, recipe: Recipe) -> RunError:
+    advice = "load a float32 model and compare"
+    if recipe.dtype == "float16":
+        advice = 'load with dtype="bfloat16" or dtype="float32": float16 overflows above 65504'
+    elif recipe.dtype == "bfloat16":
+        advice = 'load with dtype="float32"; if it stays, the weights themselves may be damaged'
+    return RunError(
+        f"the velocity of step {step.index} (sigma {step.sigma:.3g}, {recipe.dtype}) is not finite",
+        "a walk needs finite numbers, so it was stopped there",
+        advice,
+    )
+
+
+def _out_of_memory(flux: Flux, recipe: Recipe) -> RunError:
+    return RunError(
+        f"{recipe.height} x {recipe.width} px with {flux.model} ({flux.plan.preset}) ran out of GPU memory",
+        "smaller pictures and the offloading presets need less",
+        f'try height=512, width=512, or fnb.load({flux.model!r}, preset="group-offload")',
+    )
