@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
         stage.add_argument("--rate", type=float, help="the learning rate")
         if name == "teacher":
             stage.add_argument("--start", type=Path, help="continue from the denoiser in that folder")
+            stage.add_argument("--compile", default="reduce-overhead", help="torch.compile's mode")
     check = stages.add_parser("evaluate", help="score a run's teacher")
     check.add_argument("--out", type=Path, required=True)
     check.add_argument("--preset", default="pocket")
@@ -64,7 +65,7 @@ def _train(options: argparse.Namespace) -> None:
     else:
         from fluxnb.train.teacher import train_teacher
 
-        train_teacher(preset, options.out, rank, options.start)
+        train_teacher(preset, options.out, rank, options.start, options.compile)
     rank.leave()
 
 

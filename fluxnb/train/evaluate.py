@@ -21,7 +21,7 @@ from fluxnb.train.world import Scene, draw_scene
 Painter = Callable[[list[str], Tensor], Tensor]
 
 
-def painter(model, vae, tokens: Tokens, device: torch.device, *, steps: int, guidance: float, batch: int = 256) -> Painter:
+def painter(model, vae, tokens: Tokens, device: torch.device, *, steps: int, guidance: float, batch: int = 512) -> Painter:
     """Ask a denoiser for pictures of captions; the plain way of saying each."""
     sigmas = schedule(steps)
     nothing = tuple(ids.to(device) for ids in tokens([""]))

@@ -81,25 +81,28 @@ class Rank:
 class Pace:
     """Counts iterations and knows how many there will be.
 
-    The first `trial` iterations run at the warm-up's rate; the time of the later half of them sets the total.
+    A schedule by seconds is planned again every `trial` iterations from the speed of the last ones, until the
+    learning rate begins to fall; the first ones, in which the code compiles, count only as time gone by.
     """
 
-    def __init__(self, schedule: Schedule, rank: Rank, trial: int = 60):
+    def __init__(self, schedule: Schedule, rank: Rank, trial: int = 100):
         self.schedule, self.rank, self.trial = schedule, rank, trial
         self.total = schedule.iterations
+        self.planning = self.total is None
         self.started = time.perf_counter()
 
     def __iter__(self) -> Iterator[int]:
-        iteration, mark = 0, 0.0
+        iteration, mark = 0, self.started
         while self.total is None or iteration < self.total:
-            if self.total is None and iteration == self.trial // 2:
+            if self.planning and iteration and iteration % self.trial == 0:
                 self._settle()
-                mark = time.perf_counter()
-            if self.total is None and iteration == self.trial:
-                self._settle()
-                each = (time.perf_counter() - mark) / (self.trial - self.trial // 2)
-                left = self.schedule.seconds - (time.perf_counter() - self.started)
-                self.total = max(self.trial + 1, int(self.rank.share(self.trial + left / each)))
+                now = time.perf_counter()
+                if iteration > self.trial:
+                    left = self.schedule.seconds - (now - self.started)
+                    total = iteration + max(1.0, left / ((now - mark) / self.trial))
+                    self.total = int(self.rank.share(total))
+                    self.planning = iteration < self.total * (1 - self.schedule.cooldown) * 0.9
+                mark = now
             yield iteration
             iteration += 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from pathlib import Path
 
 import torch
@@ -43,15 +44,17 @@ def build_denoiser(sizes: Sizes) -> Denoiser:
     )
 
 
-def train_teacher(preset: Preset, out: Path, rank: Rank, start: Path | None = None) -> Denoiser:
+def train_teacher(
+    preset: Preset, out: Path, rank: Rank, start: Path | None = None, mode: str = "reduce-overhead"
+) -> Denoiser:
     """Train on latents cached on the device; saves the averaged weights under `out` as it goes.
 
-    `start` continues from the denoiser saved in that folder instead of from nothing.
+    `mode` is torch.compile's. `start` continues from the denoiser saved in that folder instead of from nothing.
     """
     schedule, cuda = preset.teacher, rank.device.type == "cuda"
     torch.manual_seed(200 + rank.index)
     random.seed(rank.index)
-    log = Log(out / "teacher.jsonl", rank)
+    log, began = Log(out / "teacher.jsonl", rank), time.perf_counter()
     tokens = Tokens(preset.sizes)
     layouts, captions = draw_layouts(schedule.scenes, seed=3000 + rank.index)
     clip_ids, t5_ids = (ids.to(rank.device, torch.int16) for ids in tokens(captions))
@@ -64,13 +67,14 @@ def train_teacher(preset: Preset, out: Path, rank: Rank, start: Path | None = No
         model = load_denoiser(preset.sizes, start).train().to(rank.device)
     rank.same_weights(model)
     adam, average, pace = optimiser(model, schedule), Average(model, schedule.ema), Pace(schedule, rank)
-    log(parameters=count(model), cached=len(latents), rendered_and_encoded_seconds=pace.seconds())
+    log(parameters=count(model), cached=len(latents), latent_std=latents[:4096].float().std().item(), cache_seconds=time.perf_counter() - began)
 
     def loss_of(*batch: Tensor) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
             return flow_loss(model, *batch)
 
-    step = torch.compile(loss_of) if cuda else loss_of
+    # CUDA graphs: without them a step is bound by launches, 33 ms at batch 512 and at 1024 alike on an H200.
+    step = torch.compile(loss_of, mode=mode) if cuda else loss_of
     generator = torch.Generator(rank.device).manual_seed(rank.index)
     rows = batches(len(latents), schedule.batch, generator, rank.device)
     running = torch.zeros((), device=rank.device)
@@ -80,6 +84,8 @@ def train_teacher(preset: Preset, out: Path, rank: Rank, start: Path | None = No
         clip = torch.where(unsaid, nothing_clip, clip_ids[row]).long()
         t5 = torch.where(unsaid, nothing_t5, t5_ids[row]).long()
         x0 = latents[row].float()
+        if cuda:
+            torch.compiler.cudagraph_mark_step_begin()
         loss = step(x0, clip, t5, draw_sigmas(len(row), rank.device), torch.randn_like(x0)).mean()
         norm = descend(loss, model, adam, pace.rate(iteration), rank)
         average.update()
@@ -87,7 +93,7 @@ def train_teacher(preset: Preset, out: Path, rank: Rank, start: Path | None = No
         if (iteration + 1) % 250 == 0:
             log(iteration=iteration, total=pace.total, loss=float(running) / 250, norm=float(norm), seconds=pace.seconds())
             running.zero_()
-        if (iteration + 1) % 4000 == 0:
+        if (iteration + 1) % 2000 == 0:
             keep(model, average, out, rank)
     keep(model, average, out, rank)
     log(iterations=pace.total, seconds=pace.seconds(), batch=schedule.batch * rank.world, devices=rank.world)
