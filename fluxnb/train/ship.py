@@ -43,9 +43,18 @@ def ship(run: Path, to: Path, sizes: Sizes) -> Path:
     if (to / "base").exists():
         shutil.rmtree(to / "base")
     pipe.save_pretrained(to / "base", safe_serialization=True)
+    for name in ("text_encoder", "text_encoder_2"):
+        _compute_in_float32(to / "base" / name / "config.json")
     shutil.copyfile(run / "judge.safetensors", to / "judge.safetensors")
     write_card(run, to, counts)
     return to
+
+
+def _compute_in_float32(config: Path) -> None:
+    """Stored in half, loaded in float32: transformers follows what the config says, and diffusers' parts are float32."""
+    stated = json.loads(config.read_text())
+    stated["dtype"] = "float32"
+    config.write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n")
 
 
 def write_card(run: Path, to: Path, counts: dict[str, int]) -> None:
