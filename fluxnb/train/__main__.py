@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str] | None = None) -> None:
+    """Run one stage; `--help` says which there are."""
     parser = argparse.ArgumentParser(prog="python -m fluxnb.train", description="Make pocket, stage by stage.")
     stages = parser.add_subparsers(dest="stage", required=True)
     atlas = stages.add_parser("atlas", help="pack the sprite atlas from the emoji package's folder of assets")

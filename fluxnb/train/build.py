@@ -68,6 +68,7 @@ def build_transformer(sizes: Sizes) -> FluxTransformer2DModel:
 
 
 def build_text_encoder(sizes: Sizes, vocabulary: int) -> CLIPTextModel:
+    """CLIP's text model, of which FLUX uses the pooled vector alone."""
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=sizes.pooled_width,
@@ -84,6 +85,7 @@ def build_text_encoder(sizes: Sizes, vocabulary: int) -> CLIPTextModel:
 
 
 def build_text_encoder_2(sizes: Sizes, vocabulary: int) -> T5EncoderModel:
+    """T5's encoder, one vector a token."""
     config = T5Config(
         vocab_size=vocabulary,
         d_model=sizes.text_width,
@@ -119,4 +121,5 @@ def build_pipeline_parts(sizes: Sizes) -> dict[str, object]:
 
 
 def count(module: nn.Module) -> int:
+    """How many parameters a network has."""
     return sum(parameter.numel() for parameter in module.parameters())

@@ -39,6 +39,8 @@ class Schedule:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
+    """The sizes and the three schedules that make one model."""
+
     sizes: Sizes
     autoencoder: Schedule
     judge: Schedule
@@ -47,9 +49,9 @@ class Preset:
 
 POCKET = Preset(
     sizes=Sizes(),
-    autoencoder=Schedule(seconds=400, batch=128, learning_rate=1e-3, scenes=1_000_000, ema=0.998),
-    judge=Schedule(seconds=150, batch=384, learning_rate=1e-3, scenes=1_500_000, ema=0.998),
-    teacher=Schedule(seconds=900, batch=1024, learning_rate=1.2e-3, scenes=1_500_000, ema=0.9995),
+    autoencoder=Schedule(seconds=400.0, batch=128, learning_rate=1e-3, scenes=1_000_000, ema=0.998),
+    judge=Schedule(seconds=150.0, batch=384, learning_rate=1e-3, scenes=1_500_000, ema=0.998),
+    teacher=Schedule(seconds=900.0, batch=1024, learning_rate=1.2e-3, scenes=1_500_000, ema=0.9995),
 )
 TINY = Preset(
     sizes=Sizes(
@@ -64,8 +66,8 @@ TINY = Preset(
         pooled_width=32,
         pooled_layers=1,
     ),
-    autoencoder=Schedule(seconds=0, iterations=4, batch=4, learning_rate=1e-3, scenes=32, warmup=1),
-    judge=Schedule(seconds=0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
-    teacher=Schedule(seconds=0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
+    autoencoder=Schedule(seconds=0.0, iterations=4, batch=4, learning_rate=1e-3, scenes=32, warmup=1),
+    judge=Schedule(seconds=0.0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
+    teacher=Schedule(seconds=0.0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
 )
 PRESETS = {"pocket": POCKET, "tiny": TINY}

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from fluxnb.flow import schedule
 from fluxnb.train import world
 from fluxnb.train.judge import Answers, Judge, read, truth
+from fluxnb.train.objective import Denoiser
 from fluxnb.train.render import Renderer, lay_out
 from fluxnb.train.teacher import Tokens, sample
 from fluxnb.train.world import Scene, draw_scene
@@ -21,7 +24,16 @@ from fluxnb.train.world import Scene, draw_scene
 Painter = Callable[[list[str], Tensor], Tensor]
 
 
-def painter(model, vae, tokens: Tokens, device: torch.device, *, steps: int, guidance: float, batch: int = 512) -> Painter:
+def painter(
+    model: Denoiser,
+    vae: AutoencoderKL,
+    tokens: Tokens,
+    device: torch.device,
+    *,
+    steps: int,
+    guidance: float,
+    batch: int = 512,
+) -> Painter:
     """Ask a denoiser for pictures of captions; the plain way of saying each."""
     sigmas = schedule(steps)
     nothing = tuple(ids.to(device) for ids in tokens([""]))
@@ -41,11 +53,13 @@ def painter(model, vae, tokens: Tokens, device: torch.device, *, steps: int, gui
 
 
 def scenes_to_ask(count: int, seed: int, *, held_out: bool) -> list[Scene]:
+    """The fixed scenes that every model is asked for."""
     rng = random.Random(f"ask/{seed}/{held_out}")
     return [draw_scene(rng, held_out=held_out) for _ in range(count)]
 
 
 def noise_for(count: int, seed: int, channels: int = 16, side: int = 16) -> Tensor:
+    """The fixed noise that every model starts from, (count, channels, side, side)."""
     return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(seed))
 
 
@@ -122,7 +136,7 @@ def evaluate(judge: Judge, renderer: Renderer, paint: dict[str, Painter], *, cou
     real = {name: renderer(lay_out(scenes, rng)) for name, scenes in asked.items()}
     again = read(judge, renderer(lay_out(asked["seen"], rng)))[1]
     reference = {}
-    rows: dict[str, dict] = {}
+    rows: dict[str, Any] = {}
     for name, scenes in asked.items():
         answers, reference[name] = read(judge, real[name])
         rows[name] = dataclasses.asdict(score(answers, scenes))

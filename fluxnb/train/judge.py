@@ -39,6 +39,7 @@ class Answers:
     letters: Tensor  # (B, 14)
 
     def pick(self) -> Answers:
+        """The likeliest class of each question."""
         return Answers(*(getattr(self, f.name).argmax(-1) for f in dataclasses.fields(self)))
 
 
@@ -59,6 +60,8 @@ def truth(layout: Layout) -> Answers:
 
 
 class Residual(nn.Module):
+    """Two convolutions beside a short cut (ResNet, 1512.03385), with group norm."""
+
     def __init__(self, width_in: int, width: int, stride: int):
         super().__init__()
         self.one = nn.Conv2d(width_in, width, 3, stride, 1)
@@ -67,6 +70,7 @@ class Residual(nn.Module):
         self.skip = nn.Conv2d(width_in, width, 1, stride) if (width_in, stride) != (width, 1) else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(B, in, h, w) to (B, width, h / stride, w / stride)."""
         y = F.silu(self.norm_one(self.one(x)))
         return F.silu(self.skip(x) + self.norm_two(self.two(y)))
 
@@ -97,10 +101,12 @@ class Judge(nn.Module):
         grid = self.body(pictures).flatten(2).transpose(1, 2)
         read = self.reader(self.queries.expand(len(grid), -1, -1), grid + self.place)
         answers = [head(read[:, index]) for index, head in enumerate(self.heads)]
-        return Answers(*answers, self.letter(read[:, 4:])), grid.mean(1)
+        arrangement, first, second, background = answers
+        return Answers(arrangement, first, second, background, self.letter(read[:, 4:])), grid.mean(1)
 
 
 def judge_loss(answers: Answers, right: Answers) -> Tensor:
+    """Cross entropy summed over the questions."""
     loss = torch.zeros((), device=answers.first.device)
     for field in dataclasses.fields(Answers):
         logits, target = getattr(answers, field.name), getattr(right, field.name)
@@ -173,11 +179,13 @@ def agreement(given: Answers, right: Answers) -> dict[str, float]:
 
 
 def save_judge(judge: Judge, path: Path) -> None:
+    """Save the weights in half precision."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().half().cpu().contiguous() for name, tensor in judge.state_dict().items()}, path)
 
 
 def load_judge(path: Path, device: torch.device | str = "cpu") -> Judge:
+    """The judge as `save_judge` saved it, in float32, ready to read."""
     judge = Judge()
     judge.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
     return judge.eval().to(device)

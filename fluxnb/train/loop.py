@@ -31,6 +31,7 @@ class Rank:
 
     @property
     def first(self) -> bool:
+        """Whether this is the rank that writes."""
         return self.index == 0
 
     @staticmethod
@@ -64,7 +65,8 @@ class Rank:
         flat = torch.cat([t.flatten() for t in tensors])
         dist.all_reduce(flat)
         flat /= self.world
-        torch._foreach_copy_(tensors, [f.view_as(t) for f, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)])
+        pieces = flat.split([t.numel() for t in tensors])
+        torch._foreach_copy_(tensors, [piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)])
 
     def same_weights(self, module: nn.Module) -> None:
         """Start every rank from the first rank's weights."""
@@ -73,6 +75,7 @@ class Rank:
                 dist.broadcast(tensor, 0)
 
     def leave(self) -> None:
+        """Wait for the others and part."""
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
@@ -120,6 +123,7 @@ class Pace:
         return self.schedule.learning_rate * min(up, down)
 
     def seconds(self) -> float:
+        """Since the training began."""
         return time.perf_counter() - self.started
 
 
@@ -133,6 +137,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
+        """Take in the live weights; once an iteration."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.mean, self.live, 1 - decay)
@@ -181,6 +186,7 @@ class Log:
             self.file = path.open("a", buffering=1)
 
     def __call__(self, **facts: object) -> None:
+        """Write one line."""
         if self.file is not None:
             line = json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in facts.items()})
             self.file.write(line + "\n")
@@ -188,4 +194,5 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, object]]:
+    """The lines that a `Log` wrote."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -51,6 +51,7 @@ class Layout:
     letters: Tensor
 
     def to(self, device: torch.device | str) -> Layout:
+        """The same layout on a device."""
         return Layout(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
 
     def __getitem__(self, rows: slice | Tensor) -> Layout:
@@ -61,6 +62,7 @@ class Layout:
 
     @staticmethod
     def cat(parts: Sequence[Layout]) -> Layout:
+        """Layouts one after the other."""
         return Layout(*(torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Layout)))
 
 
@@ -102,7 +104,7 @@ def _lay_out_one(scene: Scene, rng: random.Random):
         if relation in ("right of", "below") or (relation == "and" and rng.random() < 0.5):
             boxes.reverse()
     ground = (around(0.6, 0.76), around(0.01, 0.05), around(0, 6.283), around(-1, 1))
-    objects = (indices + [-1])[:2]
+    objects = [*indices, -1][:2]
     return objects, boxes, _BACKGROUND[scene.background], ground, sign, spell(scene.sign)
 
 
@@ -137,6 +139,7 @@ class Renderer:
 
     @torch.no_grad()
     def __call__(self, layout: Layout) -> Tensor:
+        """Draw every scene of a layout."""
         layout = layout.to(self.device)
         picture = self._background(layout)
         for slot in range(layout.objects.shape[1]):
@@ -147,7 +150,8 @@ class Renderer:
         background, ground = layout.background, layout.ground[:, :, None, None]
         horizon, hill, phase, shade = ground.unbind(1)
         x, y = self.x[None], self.y[None]
-        plain = self.palette[background.clamp(max=len(world.COLOURS) - 1)][:, :, None, None] * (1 + 0.05 * shade[:, None])
+        colour = self.palette[background.clamp(max=len(world.COLOURS) - 1)][:, :, None, None]
+        plain = colour * (1 + 0.05 * shade[:, None])
         vignette = 1.04 - 0.3 * ((x - 0.5) ** 2 + (y - 0.45) ** 2)
         picture = plain * vignette[:, None]
         line = horizon + hill * torch.sin(phase + 5 * x)
@@ -164,7 +168,8 @@ class Renderer:
             sky = top_c + (low_c - top_c) * height
             if place == "beach":  # a strip of sea below the sky
                 sea = torch.sigmoid((y - line + 0.16) * SIZE)[:, None]
-                sky = sky * (1 - sea) + torch.tensor((52, 150, 204), device=self.device)[None, :, None, None] / 255 * sea
+                blue = torch.tensor((52, 150, 204), device=self.device)[None, :, None, None] / 255
+                sky = sky * (1 - sea) + blue * sea
             if place == "water":  # slanted beams of light
                 beams = torch.sin(phase + 14 * x + 6 * y)[:, None] * 0.05 * (1 - height)
                 sky = sky + beams
@@ -196,9 +201,7 @@ class Renderer:
         x, y = self.x[None] * SIZE, self.y[None] * SIZE
         dx, dy = (x - centre[:, :1, None]).abs(), (y - centre[:, 1:, None]).abs()
         corner = 7.0
-        outside = torch.hypot(
-            (dx - SIGN_WIDTH / 2 + corner).clamp(min=0), (dy - SIGN_HEIGHT / 2 + corner).clamp(min=0)
-        )
+        outside = torch.hypot((dx - SIGN_WIDTH / 2 + corner).clamp(min=0), (dy - SIGN_HEIGHT / 2 + corner).clamp(min=0))
         board = (corner + 0.5 - outside).clamp(0, 1)[:, None]
         paper = (corner - 2.5 - outside).clamp(0, 1)[:, None]
         wood = torch.tensor((0.42, 0.26, 0.16), device=self.device)[None, :, None, None]

@@ -51,7 +51,7 @@ def ship(run: Path, to: Path, sizes: Sizes) -> Path:
 
 
 def _compute_in_float32(config: Path) -> None:
-    """Stored in half, loaded in float32: transformers follows what the config says, and diffusers' parts are float32."""
+    """Stored in half, loaded in float32: transformers follows the config, and diffusers' parts are float32."""
     stated = json.loads(config.read_text())
     stated["dtype"] = "float32"
     config.write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from pathlib import Path
@@ -28,14 +29,17 @@ class Tokens:
     """Captions as the two id tables that the encoders take, each (N, length)."""
 
     def __init__(self, sizes: Sizes):
-        self.clip, self.t5, self.length = clip_tokenizer(sizes.text_tokens), t5_tokenizer(sizes.text_tokens), sizes.text_tokens
+        self.length = sizes.text_tokens
+        self.clip, self.t5 = clip_tokenizer(self.length), t5_tokenizer(self.length)
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """CLIP's and T5's ids, padded."""
         options = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
         return self.clip(captions, **options).input_ids, self.t5(captions, **options).input_ids
 
 
 def build_denoiser(sizes: Sizes) -> Denoiser:
+    """An untrained teacher."""
     tokens = Tokens(sizes)
     return Denoiser(
         build_text_encoder(sizes, len(tokens.clip)),
@@ -67,7 +71,8 @@ def train_teacher(
         model = load_denoiser(preset.sizes, start).train().to(rank.device)
     rank.same_weights(model)
     adam, average, pace = optimiser(model, schedule), Average(model, schedule.ema), Pace(schedule, rank)
-    log(parameters=count(model), cached=len(latents), latent_std=latents[:4096].float().std().item(), cache_seconds=time.perf_counter() - began)
+    spread = latents[:4096].float().std().item()
+    log(parameters=count(model), cached=len(latents), latent_std=spread, cache_seconds=time.perf_counter() - began)
 
     def loss_of(*batch: Tensor) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
@@ -91,7 +96,8 @@ def train_teacher(
         average.update()
         running = running + loss.detach()
         if (iteration + 1) % 250 == 0:
-            log(iteration=iteration, total=pace.total, loss=float(running) / 250, norm=float(norm), seconds=pace.seconds())
+            mean = float(running) / 250
+            log(iteration=iteration, total=pace.total, loss=mean, norm=float(norm), seconds=pace.seconds())
             running.zero_()
         if (iteration + 1) % 2000 == 0:
             keep(model, average, out, rank)
@@ -137,14 +143,14 @@ def sample(
     guidance: float = 1.0,
     nothing: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Latents (B, 16, h, w) by Euler along `sigmas`, with classifier-free guidance above 1; all tensors on one device."""
+    """Latents (B, 16, h, w) by Euler along `sigmas`, with classifier-free guidance above 1; all on one device."""
     side = noise.shape[-1] * 8
     pooled, sequence = model.encode(clip_ids, t5_ids)
     if guidance > 1 and nothing is not None:
         empty_pooled, empty = (e.expand(len(noise), *e.shape[1:]) for e in model.encode(*nothing))
         pooled, sequence = torch.cat((pooled, empty_pooled)), torch.cat((sequence, empty))
     x = pack(noise)
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in itertools.pairwise(sigmas):
         double = torch.cat((x, x)) if guidance > 1 else x
         velocity = model(double, torch.full((len(double),), sigma, device=x.device), pooled, sequence).float()
         if guidance > 1:

@@ -32,9 +32,7 @@ def t5_tokenizer(length: int) -> T5Tokenizer:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -4.0)]
     pieces += [(f"▁{word}", -3.0) for word in words()]
     pieces += [(character, -6.0) for character in CHARACTERS]
-    return T5Tokenizer(
-        vocab=pieces, extra_ids=0, _spm_precompiled_charsmap=_case_folding(), model_max_length=length
-    )
+    return T5Tokenizer(vocab=pieces, extra_ids=0, _spm_precompiled_charsmap=_case_folding(), model_max_length=length)
 
 
 def clip_tokenizer(length: int) -> CLIPTokenizer:
@@ -45,8 +43,7 @@ def clip_tokenizer(length: int) -> CLIPTokenizer:
         vocabulary[f"{character}</w>"] = len(vocabulary)
     merges: dict[tuple[str, str], None] = {}
     for word in words():
-        *start, last = word
-        pieces = [*start, f"{last}</w>"]
+        pieces = [*list(word[:-1]), f"{word[-1]}</w>"]
         built = pieces[0]
         for piece in pieces[1:]:
             merges[built, piece] = None
@@ -69,6 +66,6 @@ def _case_folding() -> bytes:
         normalization_rule_name="nmt_nfkc_cf",
         minloglevel=2,
     )
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(model.getvalue())
     return proto.normalizer_spec.precompiled_charsmap

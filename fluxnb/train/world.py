@@ -131,6 +131,7 @@ def is_held_out(one: str, other: str) -> bool:
 
 
 def with_article(name: str, rng: random.Random | None = None) -> str:
+    """A name with its article, or with `rng` sometimes another or none."""
     if rng is not None and (dice := rng.random()) < 0.2:
         return name if dice < 0.1 else f"the {name}"
     if name in ("grapes", "cherries", "fries", "scissors"):
@@ -139,6 +140,7 @@ def with_article(name: str, rng: random.Random | None = None) -> str:
 
 
 def where_words(background: str, rng: random.Random | None = None) -> str:
+    """The words that put something before a background."""
     if background in PLACES:
         return PLACES[background]
     variants = (f"on a {background} background", f"on {background}", f"in front of a {background} wall")
@@ -147,6 +149,7 @@ def where_words(background: str, rng: random.Random | None = None) -> str:
 
 
 def relation_words(relation: Relation | None, rng: random.Random | None = None) -> str:
+    """How the first of two things stands to the second, in words."""
     variants = {
         "left of": ("left of", "to the left of"),
         "right of": ("right of", "to the right of"),
@@ -186,9 +189,7 @@ def draw_scene(rng: random.Random, *, held_out: bool | None = False) -> Scene:
             return scene
 
 
-def draw_captioned(
-    rng: random.Random, count: int, *, held_out: bool | None = False
-) -> Iterator[tuple[Scene, str]]:
+def draw_captioned(rng: random.Random, count: int, *, held_out: bool | None = False) -> Iterator[tuple[Scene, str]]:
     """Scenes with one way of saying each; the background goes unsaid in a sixth, in a third where there is a sign."""
     for _ in range(count):
         scene = draw_scene(rng, held_out=held_out)

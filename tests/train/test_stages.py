@@ -1,0 +1,147 @@
+"""Every stage runs at its smallest, and the pieces that a training rests on do what they say."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+
+import pytest
+import torch
+
+pytest.importorskip("sentencepiece")
+
+from diffusers import FluxPipeline
+
+from fluxnb.train.__main__ import main
+from fluxnb.train.build import build_autoencoder, build_transformer, whiten
+from fluxnb.train.config import TINY, Schedule
+from fluxnb.train.data import draw_layouts
+from fluxnb.train.evaluate import frechet, scenes_to_ask, score
+from fluxnb.train.judge import Answers, truth
+from fluxnb.train.loop import Average, Pace, Rank
+from fluxnb.train.objective import draw_sigmas
+from fluxnb.train.render import Renderer, lay_out
+from fluxnb.train.world import Scene
+
+CPU = Rank(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A whole training of a few iterations, shipped."""
+    out = tmp_path_factory.mktemp("run")
+    for stage in ("autoencoder", "judge", "teacher"):
+        main([stage, "--preset", "tiny", "--out", str(out)])
+    main(["evaluate", "--preset", "tiny", "--out", str(out), "--count", "8"])
+    main(["ship", "--preset", "tiny", "--out", str(out), "--to", str(out / "pocket")])
+    return out
+
+
+def test_a_shipped_run_opens_as_a_plain_pipeline_and_draws(run):
+    pipe = FluxPipeline.from_pretrained(run / "pocket" / "base")
+    pipe.set_progress_bar_config(disable=True)
+    picture = pipe("a fox", height=128, width=128, num_inference_steps=1, max_sequence_length=48).images[0]
+    assert picture.size == (128, 128)
+
+
+def test_the_card_names_every_file_with_its_checksum(run):
+    card = json.loads((run / "pocket" / "card.json").read_text())
+    files = {p.relative_to(run / "pocket").as_posix() for p in (run / "pocket").rglob("*") if p.is_file()}
+    assert set(card["files"]) == files - {"card.json"}
+
+
+def test_the_evaluation_puts_renders_beside_the_teacher(run):
+    table = json.loads((run / "evaluation.json").read_text())
+    assert {"renders", "autoencoder"} < set(table) and any(label.startswith("teacher") for label in table)
+
+
+def test_whitening_changes_no_picture():
+    torch.manual_seed(0)
+    vae = build_autoencoder(TINY.sizes).eval()
+    pictures = torch.rand(2, 3, 128, 128) * 2 - 1
+    with torch.no_grad():
+        before = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+        whiten(vae, torch.randn(16), torch.rand(16) + 0.5)
+        after = vae.decode(vae.encode(pictures).latent_dist.mean).sample
+    assert torch.allclose(before, after, atol=1e-4)
+
+
+def test_an_untrained_teacher_answers_zero():
+    model = build_transformer(TINY.sizes)
+    answer = model(
+        hidden_states=torch.randn(1, 64, 64),
+        timestep=torch.ones(1),
+        pooled_projections=torch.randn(1, 32),
+        encoder_hidden_states=torch.randn(1, 48, 32),
+        img_ids=torch.zeros(64, 3),
+        txt_ids=torch.zeros(48, 3),
+    ).sample
+    assert answer.abs().max() == 0
+
+
+def test_a_fifth_of_the_noise_levels_reaches_the_ends():
+    sigmas = draw_sigmas(100_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    assert 0.01 < (sigmas > 0.95).float().mean() < 0.03  # 0.2 x 0.05 and a little of the logit-normal
+
+
+def test_the_same_seed_draws_the_same_data():
+    one, captions = draw_layouts(64, seed=5)
+    other, again = draw_layouts(64, seed=5)
+    assert captions == again and torch.equal(one.boxes, other.boxes)
+
+
+def test_two_objects_are_read_from_left_to_right():
+    scenes = [Scene(("fox", "cat"), "red", relation="left of"), Scene(("cat", "fox"), "red", relation="right of")]
+    answers = truth(lay_out(scenes, random.Random(0)))
+    assert answers.first[0] == answers.first[1] and answers.arrangement.tolist() == [1, 1]
+
+
+def test_a_scene_is_drawn_where_its_layout_says():
+    layout = lay_out([Scene(("apple",), "white")], random.Random(3))
+    picture = Renderer("cpu")(layout)[0]
+    x, y, side = layout.boxes[0, 0].tolist()
+    empty = Renderer("cpu")(dataclasses.replace(layout, objects=torch.full((1, 2), -1)))[0]
+    touched = (picture - empty).abs().sum(0) > 0.3
+    rows, columns = torch.nonzero(touched, as_tuple=True)
+    assert abs(float(columns.float().mean()) - x) < 0.1 * side and abs(float(rows.float().mean()) - y) < 0.1 * side
+
+
+def test_right_answers_score_one_and_swapped_objects_do_not():
+    scenes = scenes_to_ask(64, 0, held_out=False)
+    right = truth(lay_out(scenes, random.Random(0)))
+    letters = torch.nn.functional.one_hot(right.letters, 27)
+    assert letters.shape[1] == 14
+    assert score(right, scenes).everything >= 0.9  # an "and" stands in either order, so its order is free
+    swapped = Answers(right.arrangement, right.second.clamp(max=127), right.first, right.background, right.letters)
+    assert score(swapped, scenes).everything < 0.5
+
+
+def test_the_distance_of_a_set_to_itself_is_zero_and_to_a_shifted_one_the_square():
+    features = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    assert frechet(features, features) == pytest.approx(0, abs=1e-6)
+    assert frechet(features, features + 2) == pytest.approx(8 * 4, rel=1e-6)
+
+
+def test_the_average_forgets_its_start():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    average = Average(layer, 0.9)
+    with torch.no_grad():
+        layer.weight.fill_(3.0)
+    for _ in range(200):
+        average.update()
+    assert average.mean[0].item() == pytest.approx(3.0, abs=1e-3)
+
+
+def test_the_learning_rate_rises_holds_and_falls_to_zero():
+    pace = Pace(Schedule(seconds=0.0, iterations=1000, batch=1, learning_rate=1.0, warmup=10), CPU)
+    assert pace.rate(0) == pytest.approx(0.1) and pace.rate(500) == 1.0 and pace.rate(999) < 0.01
+
+
+def test_a_schedule_by_seconds_ends_near_them():
+    pace = Pace(Schedule(seconds=0.3, batch=1, learning_rate=1.0), CPU, trial=5)
+    import time
+
+    for _ in pace:
+        time.sleep(0.002)
+    assert 0.2 < pace.seconds() < 1.0
