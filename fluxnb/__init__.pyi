@@ -1,3 +1,6 @@
+from . import flow as flow
+from . import latents as latents
+from . import metrics as metrics
 from .errors import FluxnbError as FluxnbError
 from .errors import InputError as InputError
 from .errors import RunError as RunError
@@ -6,8 +9,17 @@ from .export.png import open_recipe as open_recipe
 from .pipeline import Flux as Flux
 from .pipeline import PromptWarning as PromptWarning
 from .pipeline import load as load
+from .plots import compare as compare
+from .plots import contact_sheet as contact_sheet
+from .plots import filmstrip as filmstrip
+from .plots import latent_channels as latent_channels
+from .plots import lock_in as lock_in
+from .plots import path as path
+from .plots import sigma_curve as sigma_curve
+from .plots import velocity as velocity
 from .presets import Plan as Plan
 from .presets import plan as plan
+from .preview import film as film
 from .recipe import Axes as Axes
 from .recipe import Recipe as Recipe
 from .recorder import Recorder as Recorder
@@ -26,5 +38,7 @@ from .store import save as save
 from .sweep import plan_sweep as plan_sweep
 from .sweep import stream as stream
 from .sweep import sweep as sweep
+from .widgets import Scrubber as Scrubber
+from .widgets import scrub as scrub
 
 __version__: str

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from fluxnb.errors import checks_itself
+
 __all__ = ["Hardware", "detect"]
 
 GIB = 2**30
 
 
+@checks_itself
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """One machine, as far as a plan needs to know it.

@@ -10,9 +10,10 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import logging
+import sys
+import types
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb import presets, weights
-from fluxnb.errors import InputError, StorageError, cut
+from fluxnb.errors import InputError, checks_itself, cut
 from fluxnb.latents import LinearRGB, tokens_in, unpack
 from fluxnb.presets import Plan
 from fluxnb.preview import fit_preview
@@ -70,6 +71,7 @@ class Flux:
         self.revision = revision
         self.profile = profile
         self.plan = plan
+        self._device: torch.device | None = None
 
     def __repr__(self) -> str:
         return f"Flux({self.model!r}, {self.plan.preset}, {self.dtype})"
@@ -82,13 +84,23 @@ class Flux:
     @property
     def dtype(self) -> str:
         """The number format of the transformer: "float32", "bfloat16" or "float16"."""
-        return str(self.pipe.transformer.dtype).removeprefix("torch.")
+        first = next(iter(self.pipe.transformer.parameters())).dtype
+        # Asking the first weight is quick; weights held smaller than they are computed with say so by their size.
+        plain = first.is_floating_point and first.itemsize >= 2
+        return str(first if plain else self.pipe.transformer.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes. diffusers searches every module for the answer, so it is asked once per prompt."""
+        if self._device is None:
+            self._device = self.pipe._execution_device
+        return self._device
 
     @property
     def versions(self) -> dict[str, str]:
         """What, besides the recipe, decides the bits of a picture: the libraries and the device."""
-        device = self.pipe._execution_device
-        return {**_libraries(), "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
+        kind = self.device.type
+        return {**_libraries(), "device": torch.cuda.get_device_name(self.device) if kind == "cuda" else kind}
 
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with nothing left open: the model's defaults filled in, and who draws it."""
@@ -104,6 +116,7 @@ class Flux:
         Warns:
             PromptWarning: quoting what lies beyond CLIP's 77 or T5's 256 (48 for pocket) tokens.
         """
+        self._device = None  # the pipeline may have been moved since the last prompt
         length = recipe.max_sequence_length or self.profile.max_sequence_length
         embeds, pooled = self._encode(recipe.prompt, length)
         if not self._two_evaluations(recipe):
@@ -116,7 +129,7 @@ class Flux:
         # diffusers tells of the cut too, but quotes the wrong words for T5 (it slices by CLIP's limit).
         with _silent("diffusers.pipelines.flux.pipeline_flux"):
             embeds, pooled, _ = self.pipe.encode_prompt(
-                prompt=prompt, prompt_2=None, max_sequence_length=length, device=self.pipe._execution_device
+                prompt=prompt, prompt_2=None, max_sequence_length=length, device=self.device
             )
         return embeds, pooled
 
@@ -137,7 +150,7 @@ class Flux:
                     f"{name} reads {limit} tokens of this prompt's {len(ids)} and never sees {cut(lost, 200)}. "
                     "Put what matters first, or shorten it.",
                     PromptWarning,
-                    stacklevel=_outside(),
+                    stacklevel=_outside(sys._getframe()),
                 )
 
     # ----------------------------------------------------------------------------------------------- denoise
@@ -236,7 +249,7 @@ class Flux:
             config.get("max_shift", 1.15),
         )
         # On the pipeline's device: a dt that lies on the CPU would be rounded differently in bfloat16.
-        device = self.pipe._execution_device
+        device = self.device
         with self._sampling_as(scheduler, recipe, generator):
             scheduler.set_timesteps(sigmas=self._given_sigmas(recipe), mu=mu, device=device)
         return scheduler
@@ -259,7 +272,7 @@ class Flux:
         Exact: the same scheduler makes the same steps from the same numbers. The generator is left where a run of
         its own would have left it.
         """
-        pipe, device = self.pipe, self.pipe._execution_device
+        pipe, device = self.pipe, self.device
         channels, dtype = pipe.transformer.config.in_channels // 4, encoded.embeds.dtype
         x, _ = pipe.prepare_latents(1, channels, recipe.height, recipe.width, dtype, device, generator)
         scheduler = self._planned(recipe, generator)
@@ -275,13 +288,14 @@ class Flux:
     @_no_grad
     def decode(self, latents: Latents) -> tuple[Image.Image, ...]:
         """Decode latents (n, 16, h/8, w/8), one by one, into pictures, exactly as FluxPipeline does."""
-        vae, device = self.pipe.vae, self.pipe._execution_device
+        vae, device = self.pipe.vae, self.device
         pictures: list[Image.Image] = []
         for latent in latents:
             z = latent[None].to(device=device, dtype=vae.dtype)
             z = (z / vae.config.scaling_factor) + vae.config.shift_factor
             pictures += self.pipe.image_processor.postprocess(vae.decode(z, return_dict=False)[0], output_type="pil")
-        self.pipe.maybe_free_model_hooks()
+        if getattr(self.pipe, "_all_hooks", None):
+            self.pipe.maybe_free_model_hooks()
         return tuple(pictures)
 
     def decode_tokens(self, tokens: Float[Tensor, "tokens features"], height: int, width: int) -> Image.Image:
@@ -314,6 +328,7 @@ def _libraries() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
 
 
+@checks_itself
 def load(model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str = "auto") -> Flux:
     """A model ready to run.
 
@@ -344,7 +359,7 @@ def load(model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str
     large = source.name in weights.HUB or not source.local
     if dtype == "auto":
         dtype = _natural_dtype(chosen.device) if large else "float32"
-    pipe = _read(source, getattr(torch, dtype), loud=large)
+    pipe = weights.read(source, getattr(torch, dtype), loud=large)
     _place(pipe, chosen)
     teacher_alone = source.name == "pocket" and not source.parts
     name = "pocket-base" if teacher_alone else source.name
@@ -375,59 +390,14 @@ def _adopt(pipe: Any) -> Flux:
     name = Path(name).name if Path(name).is_absolute() else name  # a recipe should not carry somebody's home folder
     device = pipe._execution_device.type
     held = Plan(preset="as given", device=device, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
-    revision = _sampled_fingerprint(pipe.transformer)
+    revision = weights.sampled_fingerprint(pipe.transformer)
     return _remember(Flux(pipe, model=name, revision=revision, profile=profile_of(pipe), plan=held))
-
-
-def _sampled_fingerprint(module: Any) -> str:
-    """Twelve hex digits from a few numbers of each weight, so that two pipelines are not taken for one."""
-    digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if parameter.device.type != "meta":
-            flat = parameter.detach().flatten()
-            digest.update(flat[:: max(1, flat.numel() // 8)].to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def _natural_dtype(device: str) -> str:
     if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
         return "float16"
     return "bfloat16"
-
-
-def _read(source: weights.Source, dtype: torch.dtype, *, loud: bool) -> Any:
-    """The pipeline from disk or hub, every refusal and every damage told in our words."""
-    with contextlib.nullcontext() if loud else _quiet():
-        from diffusers import FluxPipeline, FluxTransformer2DModel
-
-        options: dict[str, Any] = {_dtype_word(): dtype, "use_safetensors": True}
-        if not source.local:
-            options["revision"] = source.revision
-        try:
-            if "transformer" in source.parts:
-                folder = source.parts["transformer"]
-                options["transformer"] = FluxTransformer2DModel.from_pretrained(
-                    folder, **{_dtype_word(): dtype, "use_safetensors": True}
-                )
-            pipe = FluxPipeline.from_pretrained(source.place, **options)
-        except Exception as problem:  # safetensors, JSON, missing files, the hub: each raises something else
-            if not source.local:
-                raise weights.hub_error(source.place, problem) from problem
-            raise StorageError(
-                f"{source.place} does not load ({cut(str(problem), 160)})",
-                "a file is missing, damaged, or not safetensors",
-                "copy or download the folder again",
-            ) from problem
-    pipe.to(dtype=dtype)  # transformers and diffusers differ on whose dtype wins; now it is ours
-    return pipe
-
-
-def _dtype_word() -> str:
-    """What this diffusers calls the number format: `torch_dtype` up to 0.41 or so, `dtype` after."""
-    from diffusers.utils import deprecation_utils
-
-    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
 
 
 def _place(pipe: Any, chosen: Plan) -> None:
@@ -445,27 +415,6 @@ def _place(pipe: Any, chosen: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """No bars and no advice about torchvision while a small model loads, which takes a second."""
-    import transformers.utils.logging as theirs
-    from diffusers.utils import logging as ours
-
-    level, shown = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
-    ours_shown = ours.is_progress_bar_enabled() if hasattr(ours, "is_progress_bar_enabled") else True
-    theirs.set_verbosity_error()
-    theirs.disable_progress_bar()
-    ours.disable_progress_bar()
-    restore: list[Callable[[], None]] = [theirs.enable_progress_bar] if shown else []
-    restore += [ours.enable_progress_bar] if ours_shown else []
-    try:
-        yield
-    finally:
-        theirs.set_verbosity(level)
-        for enable in restore:
-            enable()
-
-
-@contextlib.contextmanager
 def _silent(name: str) -> Iterator[None]:
     logger = logging.getLogger(name)
     before, logger.disabled = logger.disabled, True
@@ -475,11 +424,10 @@ def _silent(name: str) -> Iterator[None]:
         logger.disabled = before
 
 
-def _outside() -> int:
-    """The stacklevel of the first caller outside this package, so that a warning points at the reader's line."""
-    import sys
-
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in ("fluxnb", "torch"):
+def _outside(frame: types.FrameType) -> int:
+    """The stacklevel, seen from `frame`, of the first caller outside this package: the reader's own line."""
+    ours = ("fluxnb", "torch", "jaxtyping", "beartype")  # and what wraps us: no_grad, and the checks of the tests
+    level = 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in ours:
         frame, level = frame.f_back, level + 1
     return level

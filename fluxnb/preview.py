@@ -1,16 +1,26 @@
-"""Fitting the linear preview to a VAE: a handful of pictures drawn in code, encoded, and a least-squares line."""
+"""From latents to pictures: the linear preview, fitted to a VAE in a moment, and film(), which decodes a whole walk.
+
+The preview is a least-squares line through a handful of pictures that are drawn in code and encoded.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
+from fluxnb.errors import checks_itself, cut, one_of
 from fluxnb.latents import LinearRGB, fit_linear
+from fluxnb.records import SHOWN, Film, Trajectory
 
-__all__ = ["fit_preview", "samples"]
+__all__ = ["film", "fit_preview", "samples"]
+
+Decoder = Callable[[Float[Tensor, "frames channels height width"]], Sequence[Image.Image]]
 
 
 def samples(size: int = 128) -> Float[Tensor, "count 3 height width"]:
@@ -42,3 +52,49 @@ def fit_preview(pipe: Any) -> LinearRGB:
             latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor)[0].float().cpu())
     pipe.maybe_free_model_hooks()
     return fit_linear(latents, list(pictures))
+
+
+@checks_itself
+def film(flux: Any, walk: Trajectory, *, what: str = "clean", by: str | Decoder = "vae") -> Film:
+    """Decode what each step of a walk holds into a picture.
+
+    Arguments:
+        flux: the model the walk was made with, from `fnb.load`.
+        walk: its steps must have kept x and v (x_next for `what="x_next"`); steps that did not are left out.
+        what: "clean", "x", "v", "noise" or "x_next".
+        by: "vae", the model's own decoder; "linear", a map fitted to it that costs next to nothing; or a function
+            from latents (n, 16, h/8, w/8) to pictures, a tiny decoder for example.
+
+    Raises:
+        InputError: another `what` or `by`.
+
+    Example:
+        >>> film(flux, walk, what="clean").frames[0]                                # doctest: +SKIP
+        <PIL.Image.Image image mode=RGB size=128x128>
+    """
+    if what not in SHOWN:
+        raise one_of("what", what, SHOWN)
+    if not callable(by) and by not in ("vae", "linear"):
+        raise one_of("by", cut(by), ("vae", "linear"))
+    needed = {"x_next"} if what == "x_next" else {what} if what in ("x", "v") else {"x", "v"}
+    steps = [step for step in walk.steps if needed <= set(step.tensors)]
+    started = time.perf_counter()
+    frames: list[Image.Image] = []
+    linear = flux.preview if by == "linear" else None
+    for step in steps:  # one by one: a batch of 1024 px pictures would take 2 GB each
+        latents = step.latents(what)[None]
+        if linear is not None:
+            small = Image.fromarray(linear(latents)[0].numpy())
+            frames.append(small.resize((walk.width, walk.height), Image.Resampling.BICUBIC))
+        else:
+            frames += (by if callable(by) else flux.decode)(latents)
+    return Film(
+        frames=tuple(frames),
+        what=what,
+        by=by if isinstance(by, str) else getattr(by, "__name__", type(by).__name__),
+        sigmas=tuple(step.sigma for step in steps),
+        steps=tuple(step.index for step in steps),
+        caption=walk.caption,
+        error=0.0 if by == "vae" else None if linear is None else linear.error,
+        seconds=time.perf_counter() - started,
+    )

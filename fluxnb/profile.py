@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fluxnb.errors import InputError, cut, one_of
+from fluxnb.errors import InputError, checks_itself, cut, one_of
 from fluxnb.recipe import Recipe
 
 __all__ = ["Profile", "profile_of"]
@@ -18,6 +18,7 @@ __all__ = ["Profile", "profile_of"]
 GUIDANCE = ("none", "true_cfg", "embedded")
 
 
+@checks_itself
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """The defaults of one model.

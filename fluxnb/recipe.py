@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fluxnb.errors import InputError, cut, one_of
+from fluxnb.errors import InputError, checks_itself, cut, one_of
 
 __all__ = ["SAMPLERS", "Axes", "Recipe"]
 
@@ -31,6 +31,7 @@ MOST_STEPS = 1000
 DEFAULT_STEPS = 4
 
 
+@checks_itself
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a picture; frozen, hashable, and JSON both ways.
@@ -112,6 +113,7 @@ class Recipe:
         return _canonical({"fluxnb_recipe": FORMAT, **fields})
 
     @classmethod
+    @checks_itself
     def from_json(cls, text: str | bytes) -> Recipe:
         """A recipe from its JSON text; nothing in it is trusted.
 
@@ -124,7 +126,7 @@ class Recipe:
             raise InputError(
                 f"recipe format {cut(version)}",
                 f"this fluxnb reads format {FORMAT}",
-                "pip install -U fluxnb, if a newer fluxnb wrote it",
+                "if a newer fluxnb wrote it, run pip install -U fluxnb",
             )
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
@@ -158,6 +160,7 @@ class Axes:
         (4, [(1, 1), (1, 4), (2, 1), (2, 4)])
     """
 
+    @checks_itself
     def __init__(self, base: Recipe, **values: Iterable[Any]) -> None:
         known = [field.name for field in dataclasses.fields(Recipe)]
         self.base = base
@@ -296,7 +299,7 @@ def _canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-def _parsed(text: str | bytes) -> dict[str, Any]:
+def _parsed(text: object) -> dict[str, Any]:
     remedy = "give the text that Recipe.to_json() wrote"
     if not isinstance(text, str | bytes):
         raise InputError(f"a recipe as {type(text).__name__}", "a recipe is read from JSON text", remedy)

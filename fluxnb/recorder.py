@@ -64,8 +64,8 @@ def recording(pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = Non
         >>> recorder.trajectories[0].steps[0].clean.shape                           # doctest: +SKIP
         torch.Size([4096, 64])
     """
-    if isinstance(pipe, Flux):
-        pipe = pipe.pipe
+    flux = pipe if isinstance(pipe, Flux) else None
+    pipe = pipe if flux is None else flux.pipe
     scheduler = getattr(pipe, "scheduler", None)
     if not hasattr(scheduler, "step") or not hasattr(scheduler, "set_timesteps"):
         raise InputError(
@@ -73,7 +73,7 @@ def recording(pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = Non
             "a diffusers pipeline with a scheduler is needed",
             'try pipe = fnb.load("pocket").pipe',
         )
-    recorder = Recorder(keep or Keep(), handle_of(pipe), _watch)
+    recorder = Recorder(keep or Keep(), flux or handle_of(pipe), _watch)
     eyes = _Eyes(recorder, pipe)
     watched: list[tuple[Any, str, Around]] = [
         (scheduler, "set_timesteps", eyes.set_timesteps),
@@ -92,6 +92,7 @@ def recording(pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = Non
             yield recorder
         finally:
             eyes.close()
+            recorder._flux = None  # whoever keeps the recorder should not keep the model
 
 
 class _Shadow:
@@ -381,10 +382,19 @@ class _Eyes:
 
 def _bound(original: Around, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments by name, however they were given; the pipelines disagree on their order."""
+    while isinstance(original, _Shadow | functools.partial):
+        original = original.original if isinstance(original, _Shadow) else original.func
+    function = getattr(original, "__func__", None)
     try:
-        return dict(inspect.signature(original).bind_partial(*args, **kwargs).arguments)
+        if function is None:
+            return dict(inspect.signature(original).bind_partial(*args, **kwargs).arguments)
+        return dict(_signature(function).bind_partial(None, *args, **kwargs).arguments)
     except (TypeError, ValueError):
         return dict(kwargs)  # a call that will raise anyway, and should raise its own error
+
+
+# Reading a signature takes as long as a small matrix product, and there are only a handful of these functions.
+_signature = functools.lru_cache(maxsize=64)(inspect.signature)
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb import flow
-from fluxnb.errors import FluxnbError, InputError, cut, one_of
+from fluxnb.errors import FluxnbError, InputError, checks_itself, cut, one_of
 from fluxnb.latents import LinearRGB, unpack
 from fluxnb.recipe import Recipe
 
@@ -34,6 +34,7 @@ Latents = Float[Tensor, "channels height width"]
 What = Literal["x", "v", "clean", "noise", "x_next"]
 
 
+@checks_itself
 @dataclass(frozen=True, kw_only=True)
 class Keep:
     """Which steps and which tensors of a run to keep; sigmas, norms and seconds are kept for every step.

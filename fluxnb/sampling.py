@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from fluxnb.errors import FluxnbError, InputError, RunError, cut
+from fluxnb.errors import FluxnbError, InputError, RunError, checks_itself, cut
 from fluxnb.pipeline import Encoded, Flux
 from fluxnb.recipe import Recipe
 from fluxnb.recorder import recording
@@ -34,6 +34,7 @@ STOP: Final = _Stop.STOP
 OnStep = Callable[[Step], Any]
 
 
+@checks_itself
 def run(
     flux: Flux,
     prompt: str | Recipe,
@@ -99,6 +100,7 @@ def run(
     return dataclasses.replace(walk, seconds={**walk.seconds, "encode": spent})
 
 
+@checks_itself
 def resolve(flux: Flux, prompt: str | Recipe, **fields: Any) -> Recipe:
     """A prompt or recipe, with single fields changed, as a full recipe of this model."""
     if not isinstance(flux, Flux):
@@ -152,7 +154,7 @@ def take(
                     halted.append(STOP)
                     pipe._interrupt = True  # diffusers' own way of leaving the loop
 
-        with _bar(pipe, recipe), recording(pipe, keep=keep, _watch=watch) as recorder:
+        with _bar(pipe, recipe), recording(flux, keep=keep, _watch=watch) as recorder:
             try:
                 flux.denoise(recipe, encoded, generator=generator, latents=latents, done=len(known))
             except KeyboardInterrupt:

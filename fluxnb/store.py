@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fluxnb.errors import FluxnbError, StorageError, cut
+from fluxnb.errors import FluxnbError, StorageError, checks_itself, cut
 from fluxnb.export.png import encode_png
 from fluxnb.latents import LinearRGB, tokens_in
 from fluxnb.recipe import Recipe
@@ -194,6 +194,7 @@ def _picture(stored: Tensor) -> Image.Image:
 
 
 # --------------------------------------------------------------------------------------------------------- the store
+@checks_itself
 @dataclass(frozen=True)
 class Store:
     """A folder of finished cells: `<key[:2]>/<key>.png`, beside it a JSON that says it is whole.

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from fluxnb.errors import InputError, cut
+from fluxnb.errors import InputError, checks_itself, cut
 from fluxnb.flow import share_prefixes
 from fluxnb.pipeline import Encoded, Flux
 from fluxnb.recipe import Axes, Recipe
@@ -58,6 +58,7 @@ class _Group:
     schedules: tuple[tuple[float, ...], ...]
 
 
+@checks_itself
 def sweep(
     flux: Flux,
     *,
@@ -123,6 +124,7 @@ def sweep(
     )
 
 
+@checks_itself
 def stream(
     flux: Flux,
     *,
@@ -142,6 +144,7 @@ def stream(
     return _stream(flux, _axes(flux, prompts, seeds, steps, recipe, axes), _store(store), keep, on_step, _Counted())
 
 
+@checks_itself
 def plan_sweep(
     flux: Flux,
     *,
@@ -302,6 +305,7 @@ def _slow(recipe: Recipe) -> bool:
     return (recipe.height or 0) * (recipe.width or 0) * recipe.steps > 10 * 256 * 256
 
 
+@checks_itself
 def _axes(
     flux: Flux,
     prompts: str | Iterable[str],

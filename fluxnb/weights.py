@@ -1,25 +1,29 @@
-"""Where a model's weights are: our own package data, a folder, or the hub; and whether they are whole.
+"""Where a model's weights are: our own package data, a folder, or the hub; whether they are whole; and reading them.
 
-Nothing here loads a model. Weights are safetensors only: other formats can run code when they are opened.
+Weights are safetensors only: other formats can run code when they are opened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fluxnb.errors import FluxnbError, InputError, StorageError, cut, one_of
 
-__all__ = ["HUB", "NAMES", "Source", "locate"]
+__all__ = ["HUB", "NAMES", "Source", "locate", "read", "sampled_fingerprint"]
 
 HUB = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
 NAMES = ("pocket", "pocket-base", *HUB)
 POCKET = Path(__file__).parent / "pocket"
+REINSTALL = "run pip install --force-reinstall fluxnb"
 WHOLE_HASH = 64 * 2**20  # files up to here are hashed to the last byte, larger ones at both ends
 
 
@@ -74,9 +78,9 @@ def locate(model: str | Path) -> Source:
 def _packaged(name: str) -> Source:
     base, student = POCKET / "base", POCKET / "transformer"
     if not (base / "model_index.json").is_file():
-        raise StorageError(f"no weights in {POCKET}", "the wheel carries them", "pip install --force-reinstall fluxnb")
+        raise StorageError(f"no weights in {POCKET}", "the wheel carries them", REINSTALL)
     card = _card(POCKET)
-    _verify(POCKET, card, remedy="pip install --force-reinstall fluxnb")
+    _verify(POCKET, card, remedy=REINSTALL)
     parts = {"transformer": student} if name == "pocket" and student.is_dir() else {}
     folders = [base, *parts.values()]
     # Asking for pocket before there is a student gives the teacher under the name asked for.
@@ -89,11 +93,17 @@ def _folder(folder: Path) -> Source:
         raise StorageError(
             f"model={str(folder)!r}", "it holds no model_index.json", "give the top folder of a saved FluxPipeline"
         )
-    kind = _json(index).get("_class_name")
+    told = _json(index)
+    kind = told.get("_class_name")
     if kind != "FluxPipeline":
         raise InputError(
             f"a {cut(kind)} in {folder}", "fluxnb runs FluxPipeline", "give the folder of a FLUX.1 text-to-image model"
         )
+    for part, made_of in told.items():
+        # A tokenizer without its files loads all the same, empty, and every prompt becomes the same.
+        here = isinstance(made_of, list) and made_of[:1] not in ([None], []) and not part.startswith("_")
+        if here and not (folder / part).is_dir():
+            raise StorageError(f"{folder / part} is missing", "model_index.json names it", "copy the folder again")
     card = _card(folder)
     _verify(folder, card, remedy="copy or download the folder again")
     return Source(place=str(folder), name=folder.resolve().name, revision=_fingerprint([folder]), card=card)
@@ -112,6 +122,39 @@ def _hub(repo: str, name: str) -> Source:
         # .../snapshots/<commit>/model_index.json
         return Source(place=repo, name=name, revision=index.parent.name, local=False)
     raise refusal
+
+
+def read(source: Source, dtype: torch.dtype, *, loud: bool) -> Any:
+    """The pipeline from disk or hub, every refusal and every damage told in our words."""
+    with contextlib.nullcontext() if loud else _quiet():
+        from diffusers import FluxPipeline, FluxTransformer2DModel
+
+        options: dict[str, Any] = {_dtype_word(): dtype, "use_safetensors": True}
+        if not source.local:
+            options["revision"] = source.revision
+        try:
+            if "transformer" in source.parts:
+                folder = source.parts["transformer"]
+                options["transformer"] = FluxTransformer2DModel.from_pretrained(
+                    folder, **{_dtype_word(): dtype, "use_safetensors": True}
+                )
+            pipe = FluxPipeline.from_pretrained(source.place, **options)
+        except Exception as problem:  # safetensors, JSON, missing files, the hub: each raises something else
+            if not source.local:
+                raise hub_error(source.place, problem) from problem
+            raise StorageError(
+                f"{source.place} does not load ({cut(str(problem), 160)})",
+                "a file is missing, damaged, or not safetensors",
+                "copy or download the folder again",
+            ) from problem
+    return pipe
+
+
+def _dtype_word() -> str:
+    """What this diffusers calls the number format: `torch_dtype` up to 0.41 or so, `dtype` after."""
+    from diffusers.utils import deprecation_utils
+
+    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
 
 
 def hub_error(repo: str, problem: BaseException) -> FluxnbError:
@@ -201,3 +244,35 @@ def _fingerprint(folders: list[Path]) -> str:
                     stream.seek(-WHOLE_HASH // 8, 2)
                     digest.update(stream.read())
     return digest.hexdigest()[:12]
+
+
+def sampled_fingerprint(module: Any) -> str:
+    """Twelve hex digits from a few numbers of each weight, so that two pipelines are not taken for one."""
+    digest = hashlib.sha256()
+    for name, parameter in module.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        if parameter.device.type != "meta":
+            flat = parameter.detach().flatten()
+            digest.update(flat[:: max(1, flat.numel() // 8)].to("cpu", torch.float32).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no advice about torchvision while a small model loads, which takes a second."""
+    import transformers.utils.logging as theirs
+    from diffusers.utils import logging as ours
+
+    level, shown = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    ours_shown = ours.is_progress_bar_enabled() if hasattr(ours, "is_progress_bar_enabled") else True
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
+    ours.disable_progress_bar()
+    restore: list[Callable[[], None]] = [theirs.enable_progress_bar] if shown else []
+    restore += [ours.enable_progress_bar] if ours_shown else []
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(level)
+        for enable in restore:
+            enable()

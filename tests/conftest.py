@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
+# No deadline: how long a test takes says how busy the machine is. No database: the tree stays as it was.
+settings.register_profile("fluxnb", deadline=None, database=None)
+settings.load_profile("fluxnb")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never asks the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

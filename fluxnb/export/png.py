@@ -11,12 +11,12 @@ import io
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fluxnb.errors import InputError, StorageError
+from fluxnb.errors import InputError, StorageError, checks_itself
 from fluxnb.recipe import LONGEST_JSON, Recipe
 
 __all__ = ["encode_png", "open_recipe", "write_png"]
@@ -66,7 +66,8 @@ def parameters(recipe: Recipe) -> str:
     return "\n".join([*lines, ", ".join(facts)])
 
 
-def open_recipe(png: str | Path | bytes | BinaryIO) -> Recipe:
+@checks_itself
+def open_recipe(png: str | Path | bytes | IO[bytes]) -> Recipe:
     """The recipe that a PNG carries: a path, the bytes, or an open file.
 
     Raises:
@@ -91,7 +92,7 @@ def open_recipe(png: str | Path | bytes | BinaryIO) -> Recipe:
     return _from_stream(png)
 
 
-def _from_stream(stream: BinaryIO) -> Recipe:
+def _from_stream(stream: Any) -> Recipe:
     if stream.read(8) != SIGNATURE:
         raise StorageError(
             "a file that is no PNG", "recipes travel in PNG files", "give the picture as fluxnb saved it"
