@@ -1,0 +1,79 @@
+"""What a picture on pocket costs beside the plain diffusers call: `python tests/benchmarks/runtime.py`.
+
+The two calls alternate within one process, so that a busy machine slows both; the ratio is the figure,
+the seconds are of this machine. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from diffusers import FluxPipeline
+
+import fluxnb as fnb
+from fluxnb.weights import POCKET
+
+PROMPT, ROUNDS = "a cat holding a sign that says hello world", 12
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def import_seconds() -> float:
+    """`import fluxnb` in a fresh interpreter, less an interpreter's own start; the median of five."""
+    say = "import time; t = time.perf_counter(); import fluxnb; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True) for _ in range(5)]
+    return statistics.median(float(run.stdout) for run in runs)
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(2)
+    pipe = FluxPipeline.from_pretrained(POCKET / "base")
+    pipe.set_progress_bar_config(disable=True)
+    flux = fnb.load("pocket-base")
+
+    def plain() -> None:
+        pipe(
+            PROMPT,
+            negative_prompt="",
+            true_cfg_scale=2.5,
+            height=128,
+            width=128,
+            num_inference_steps=4,
+            max_sequence_length=48,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def recorded() -> None:
+        with fnb.recording(pipe):
+            plain()
+
+    calls = {"plain": plain, "recorded": recorded, "run": lambda: fnb.run(flux, PROMPT, seed=0, steps=4)}
+    for call in calls.values():
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            taken[name].append(seconds(call))
+    ratio = {
+        f"{name}/plain": statistics.median(a / b for a, b in zip(taken[name], taken["plain"], strict=True))
+        for name in ("recorded", "run")
+    }
+    middle = {f"{name} seconds": statistics.median(values) for name, values in taken.items()}
+    facts = {**ratio, **middle, "import seconds": import_seconds(), "threads": torch.get_num_threads()}
+    print(json.dumps({name: round(value, 4) for name, value in facts.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
