@@ -364,7 +364,9 @@ def load(model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str
     teacher_alone = source.name == "pocket" and not source.parts
     name = "pocket-base" if teacher_alone else source.name
     profile = profile_of(pipe, name, source.card)
-    return _remember(Flux(pipe, model=source.name, revision=source.revision, profile=profile, plan=chosen))
+    flux = _remember(Flux(pipe, model=source.name, revision=source.revision, profile=profile, plan=chosen))
+    _ = flux.preview  # fitted here, where waiting is expected, and not in the first run
+    return flux
 
 
 def _remember(flux: Flux) -> Flux:

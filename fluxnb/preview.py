@@ -23,7 +23,7 @@ __all__ = ["film", "fit_preview", "samples"]
 Decoder = Callable[[Float[Tensor, "frames channels height width"]], Sequence[Image.Image]]
 
 
-def samples(size: int = 128) -> Float[Tensor, "count 3 height width"]:
+def samples(size: int = 64) -> Float[Tensor, "count 3 height width"]:
     """Eight pictures, 0 to 1, that cover colour and brightness: plain grounds, gradients, discs and stripes."""
     y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
     draw = torch.Generator().manual_seed(0)
