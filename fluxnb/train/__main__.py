@@ -26,9 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
         if name == "teacher":
             stage.add_argument("--start", type=Path, help="continue from the denoiser in that folder")
             stage.add_argument("--compile", default="reduce-overhead", help="torch.compile's mode")
-    check = stages.add_parser("evaluate", help="score a run's teacher")
-    check.add_argument("--out", type=Path, required=True)
-    check.add_argument("--preset", default="pocket")
+    check = stages.add_parser("evaluate", help="score a shipped model with the judge beside it")
+    check.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "pocket", help="what ship wrote")
+    check.add_argument("--save", type=Path, help="write the table here as JSON")
     check.add_argument("--count", type=int, default=2048)
     check.add_argument("--guidance", type=float, default=2.5)
     ship = stages.add_parser("ship", help="write a run as a diffusers folder with its card")
@@ -71,30 +71,33 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from diffusers import AutoencoderKL
+    from diffusers import FluxPipeline
 
     from fluxnb.train.autoencoder import check_autoencoder
-    from fluxnb.train.config import PRESETS
     from fluxnb.train.evaluate import evaluate, painter
     from fluxnb.train.judge import load_judge
     from fluxnb.train.loop import Rank
+    from fluxnb.train.objective import Denoiser
     from fluxnb.train.render import Renderer
-    from fluxnb.train.teacher import Tokens, load_denoiser
+    from fluxnb.train.teacher import Tokens
 
-    device, sizes, out = Rank.join().device, PRESETS[options.preset].sizes, options.out
-    vae = AutoencoderKL.from_pretrained(out / "vae").to(device).eval()
-    model = load_denoiser(sizes, out).to(device)
-    judge, renderer, tokens = load_judge(out / "judge.safetensors", device), Renderer(device), Tokens(sizes)
+    device = Rank.join().device
+    pipe = FluxPipeline.from_pretrained(options.model / "base").to(device)
+    model = Denoiser(pipe.text_encoder, pipe.text_encoder_2, pipe.transformer).eval()
+    judge, renderer = load_judge(options.model / "judge.safetensors", device), Renderer(device)
+    tokens = Tokens(pipe.tokenizer, pipe.tokenizer_2)
     ask = {
         f"teacher, {steps} steps, guidance {guidance:g}": painter(
-            model, vae, tokens, device, steps=steps, guidance=guidance
+            model, pipe.vae, tokens, device, steps=steps, guidance=guidance, batch=512 if device.type == "cuda" else 32
         )
-        for steps, guidance in ((28, options.guidance), (28, 1.0), (4, options.guidance), (1, 1.0))
+        for steps, guidance in ((28, options.guidance), (4, options.guidance), (1, 1.0))
     }
     table = evaluate(judge, renderer, ask, count=options.count)
-    table["autoencoder"] = check_autoencoder(vae, renderer, min(2048, options.count))
-    (out / "evaluation.json").write_text(json.dumps(table, indent=1))
-    print(json.dumps(table, indent=1))
+    table["autoencoder"] = check_autoencoder(pipe.vae, renderer, min(2048, options.count))
+    text = json.dumps(table, indent=1)
+    if options.save is not None:
+        options.save.write_text(text + "\n")
+    print(text)
 
 
 def _ship(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from fluxnb.latents import pack, unpack
 from fluxnb.train.autoencoder import encode
@@ -28,9 +29,13 @@ UNSAID = 0.1  # share of captions left empty, so that the model can also be aske
 class Tokens:
     """Captions as the two id tables that the encoders take, each (N, length)."""
 
-    def __init__(self, sizes: Sizes):
-        self.length = sizes.text_tokens
-        self.clip, self.t5 = clip_tokenizer(self.length), t5_tokenizer(self.length)
+    def __init__(self, clip: CLIPTokenizer, t5: T5Tokenizer):
+        self.clip, self.t5, self.length = clip, t5, t5.model_max_length
+
+    @staticmethod
+    def of(sizes: Sizes) -> Tokens:
+        """The tokenizers of the world."""
+        return Tokens(clip_tokenizer(sizes.text_tokens), t5_tokenizer(sizes.text_tokens))
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """CLIP's and T5's ids, padded."""
@@ -40,7 +45,7 @@ class Tokens:
 
 def build_denoiser(sizes: Sizes) -> Denoiser:
     """An untrained teacher."""
-    tokens = Tokens(sizes)
+    tokens = Tokens.of(sizes)
     return Denoiser(
         build_text_encoder(sizes, len(tokens.clip)),
         build_text_encoder_2(sizes, len(tokens.t5)),
@@ -59,7 +64,7 @@ def train_teacher(
     torch.manual_seed(200 + rank.index)
     random.seed(rank.index)
     log, began = Log(out / "teacher.jsonl", rank), time.perf_counter()
-    tokens = Tokens(preset.sizes)
+    tokens = Tokens.of(preset.sizes)
     layouts, captions = draw_layouts(schedule.scenes, seed=3000 + rank.index)
     clip_ids, t5_ids = (ids.to(rank.device, torch.int16) for ids in tokens(captions))
     nothing_clip, nothing_t5 = (ids.to(rank.device, torch.int16) for ids in tokens([""]))

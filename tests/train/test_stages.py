@@ -33,8 +33,8 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     for stage in ("autoencoder", "judge", "teacher"):
         main([stage, "--preset", "tiny", "--out", str(out)])
-    main(["evaluate", "--preset", "tiny", "--out", str(out), "--count", "8"])
     main(["ship", "--preset", "tiny", "--out", str(out), "--to", str(out / "pocket")])
+    main(["evaluate", "--model", str(out / "pocket"), "--save", str(out / "evaluation.json"), "--count", "8"])
     return out
 
 

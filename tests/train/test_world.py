@@ -39,25 +39,25 @@ def test_a_held_out_scene_can_be_asked_for():
 
 
 def test_every_caption_fits_the_text_encoders():
-    tokens = Tokens(POCKET.sizes)
+    tokens = Tokens.of(POCKET.sizes)
     captions = [caption for _, caption in draw_captioned(random.Random(1), 3000)]
     longest = max(len(ids) for ids in tokens.t5(captions).input_ids + tokens.clip(captions).input_ids)
     assert longest <= POCKET.sizes.text_tokens
 
 
 def test_a_known_word_is_one_token_and_an_unknown_one_its_letters():
-    tokens = Tokens(POCKET.sizes)
+    tokens = Tokens.of(POCKET.sizes)
     assert tokens.t5.tokenize("a fox zyx") == ["▁a", "▁fox", "▁", "z", "y", "x"]
 
 
 def test_capital_letters_change_no_token():
-    tokens = Tokens(POCKET.sizes)
+    tokens = Tokens.of(POCKET.sizes)
     assert tokens.t5("A Fox").input_ids == tokens.t5("a fox").input_ids
     assert tokens.clip("A Fox").input_ids == tokens.clip("a fox").input_ids
 
 
 def test_no_character_of_a_caption_is_unknown():
-    tokens = Tokens(POCKET.sizes)
+    tokens = Tokens.of(POCKET.sizes)
     captions = [caption for _, caption in draw_captioned(random.Random(2), 2000)]
     assert not any(tokens.t5.unk_token_id in ids for ids in tokens.t5(captions).input_ids)
     assert not any(tokens.clip.unk_token_id in ids for ids in tokens.clip(captions).input_ids)
