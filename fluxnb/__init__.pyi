@@ -6,9 +6,9 @@ from .errors import InputError as InputError
 from .errors import RunError as RunError
 from .errors import StorageError as StorageError
 from .export.png import open_recipe as open_recipe
+from .loading import load as load
 from .pipeline import Flux as Flux
 from .pipeline import PromptWarning as PromptWarning
-from .pipeline import load as load
 from .plots import compare as compare
 from .plots import contact_sheet as contact_sheet
 from .plots import filmstrip as filmstrip

@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import FluxnbError, InputError
-from fluxnb.pipeline import _PREVIEWS, Flux, handle_of
+from fluxnb.loading import handle_of
+from fluxnb.pipeline import _PREVIEWS, Flux
 from fluxnb.recipe import Recipe
 from fluxnb.records import Keep, Step, Trajectory
 
