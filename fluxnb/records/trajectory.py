@@ -1,0 +1,197 @@
+"""Step and Trajectory: one walk from noise to picture, and what the model saw and answered on the way."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from fluxnb import flow
+from fluxnb.errors import InputError, one_of
+from fluxnb.latents import LinearRGB, unpack
+from fluxnb.recipe import Recipe
+from fluxnb.records import shown
+
+__all__ = ["SHOWN", "Step", "Trajectory"]
+
+SHOWN = ("x", "v", "clean", "noise", "x_next")  # what can be read from a step
+
+Tokens = Float[Tensor, "tokens features"]
+Latents = Float[Tensor, "channels height width"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """One evaluation of the model: at sigma it saw x and answered v.
+
+    Tensors are tokens (h/16 w/16, 64) in the dtype of the run, exactly as the model saw and gave them;
+    `step.x[None]` goes back into a pipeline as `latents=`. The estimates are computed from x and v in float32, so
+    that x = (1 - sigma) clean + sigma noise holds to float precision.
+
+    Arguments:
+        index: 0 for the first.
+        sigma, dt: the noise level, and how far the step went (negative; sigma + dt is the next level).
+        height, width: the picture in pixels.
+        tensors: what was kept of "x", "v" and "x_next".
+        norms: Euclidean lengths of x and v, kept even where the tensors are not.
+        seconds: from the step before (or the first evaluation's start) to this one.
+    """
+
+    index: int
+    sigma: float
+    dt: float
+    height: int
+    width: int
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    norms: Mapping[str, float] = field(repr=False)
+    seconds: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+        object.__setattr__(self, "norms", MappingProxyType(dict(self.norms)))
+
+    @property
+    def x(self) -> Tokens:
+        """What the model saw at this sigma."""
+        return self._kept("x")
+
+    @property
+    def v(self) -> Tokens:
+        """The velocity, the model's own output; under true CFG the combined one."""
+        return self._kept("v")
+
+    @property
+    def x_next(self) -> Tokens:
+        """What the scheduler made of x and v."""
+        return self._kept("x_next")
+
+    @property
+    def clean(self) -> Tokens:
+        """The clean estimate, x - sigma v, in float32."""
+        return flow.clean_estimate(self.x, self.v, self.sigma)
+
+    @property
+    def noise(self) -> Tokens:
+        """The noise estimate, x + (1 - sigma) v, in float32."""
+        return flow.noise_estimate(self.x, self.v, self.sigma)
+
+    def latents(self, what: str = "clean") -> Latents:
+        """One of "x", "v", "clean", "noise", "x_next" as spatial latents (16, h/8, w/8)."""
+        if what not in SHOWN:
+            raise one_of("what", what, SHOWN)
+        return unpack(getattr(self, what), self.height, self.width)
+
+    @property
+    def kept(self) -> bool:
+        """Whether x and v are there, and with them the estimates."""
+        return "x" in self.tensors and "v" in self.tensors
+
+    def _kept(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            there = ", ".join(sorted(self.tensors)) or "nothing"
+            raise InputError(
+                f"{name} of step {self.index}", f"this run kept {there} of it", "run again with keep=fnb.Keep()"
+            )
+        return self.tensors[name]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trajectory:
+    """The whole walk from noise to picture: what was asked, every step, the picture, and what it took.
+
+    Arguments:
+        image: the picture; for an unfinished walk the decoded clean estimate so far; None where the call that was
+            watched gave no picture.
+        recipe: what was asked, fully resolved; None where a watched call does not tell (embeddings instead of a
+            prompt, a generator without a known seed, another picture to start from).
+        finished: False for a walk that was stopped or broke off.
+        sigmas: the levels planned, the final 0 included, so one more than the steps planned.
+        steps: the steps taken.
+        height, width: pixels.
+        seconds: of "encode", "denoise" and "decode".
+        versions: of the libraries and of fluxnb.
+        model: whose walk this is, for captions.
+        preset: how the model was held in memory, for captions.
+        preview: linear map from latents to colours, so that the walk can show itself without its model.
+
+    Example:
+        >>> walk.finished, len(walk), walk.sigmas                                   # doctest: +SKIP
+        (True, 4, (1.0, 0.75, 0.5, 0.25, 0.0))
+        >>> walk.steps[0].latents("clean").shape                                    # doctest: +SKIP
+        torch.Size([16, 16, 16])
+    """
+
+    image: Image.Image | None = field(repr=False)
+    recipe: Recipe | None
+    finished: bool
+    sigmas: tuple[float, ...]
+    steps: tuple[Step, ...] = field(repr=False)
+    height: int
+    width: int
+    seconds: Mapping[str, float] = field(repr=False)
+    versions: Mapping[str, str] = field(repr=False)
+    model: str = ""
+    preset: str = ""
+    preview: LinearRGB | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seconds", MappingProxyType(dict(self.seconds)))
+        object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __getitem__(self, index: int) -> Step:
+        return self.steps[index]
+
+    @property
+    def x_T(self) -> Tokens:
+        """Where the walk began: pure noise for a text-to-image run."""
+        return self.steps[0].x
+
+    @property
+    def final(self) -> Tokens:
+        """Where it ended: the last step's x_next, which the decoder turned into the picture."""
+        return self.steps[-1].x_next
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the tensors; one that two steps share counts once."""
+        seen = {tensor.data_ptr(): tensor.nbytes for step in self.steps for tensor in step.tensors.values()}
+        return sum(seen.values())
+
+    @property
+    def caption(self) -> str:
+        """One line that says what this is: prompt, model, seed, steps; plain text, not escaped."""
+        count = f"{len(self.steps)} of {len(self.sigmas) - 1} steps, unfinished"
+        if self.finished:
+            count = f"{len(self.steps)} step{'' if len(self.steps) == 1 else 's'}"
+        if self.recipe is None:
+            return ", ".join(part for part in ("a watched call", self.model, count) if part)
+        asked = self.recipe
+        extra = [asked.sampler] if asked.sampler != "euler" else []
+        extra += [f"guidance {asked.guidance:g}"] if asked.guidance else []
+        return ", ".join(part for part in (asked.prompt, self.model, f"seed {asked.seed}", count, *extra) if part)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one file, safetensors with a JSON header; see `fnb.open_trajectory`."""
+        return Path(importlib.import_module("fluxnb.store").save(self, path))
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write a self-contained page that scrubs through the steps, no kernel and no network needed."""
+        return Path(importlib.import_module("fluxnb.export.html").write(self, path))
+
+    def __repr__(self) -> str:
+        return f"Trajectory({self.caption!r}, {self.height} x {self.width} px)"
+
+    def _repr_png_(self) -> bytes | None:
+        return shown.figure("filmstrip", self) or (None if self.image is None else shown.png(self.image))
