@@ -1,4 +1,7 @@
-"""`python -m fluxnb.train atlas | autoencoder | judge | teacher | evaluate | ship`; on several GPUs by `torchrun`."""
+"""`python -m fluxnb.train STAGE`: atlas, autoencoder, judge, teacher, pairs, reflow, student, evaluate, ship.
+
+On several GPUs by `torchrun`.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,22 @@ def main(arguments: list[str] | None = None) -> None:
         if name == "teacher":
             stage.add_argument("--start", type=Path, help="continue from the denoiser in that folder")
             stage.add_argument("--compile", default="reduce-overhead", help="torch.compile's mode")
+    distil = ("the teacher's guided pictures", "the baseline of straight lines", "the adversarial student")
+    for name, what in zip(("pairs", "reflow", "student"), distil, strict=True):
+        stage = stages.add_parser(name, help=f"{'draw' if name == 'pairs' else 'train'} {what}")
+        stage.add_argument("--preset", default="pocket")
+        stage.add_argument("--out", type=Path, required=True, help="folder of the run, with its teacher")
+        if name == "pairs":
+            stage.add_argument("--count", type=int, help="how many")
+            continue
+        stage.add_argument("--seconds", type=float, help="train for so long instead of what the preset says")
+        stage.add_argument("--iterations", type=int, help="train for so many iterations instead")
+        stage.add_argument("--batch", type=int, help="pictures per device and iteration")
+        stage.add_argument("--rate", type=float, help="the learning rate")
+        if name == "reflow":
+            stage.add_argument("--warm", action="store_true", help="only LADD's start: short, saved as `warm`")
+        else:
+            stage.add_argument("--judge", type=Path, help="folder with a judge, to choose the best student by")
     check = stages.add_parser("evaluate", help="score a shipped model with the judge beside it")
     check.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "pocket", help="what ship wrote")
     check.add_argument("--save", type=Path, help="write the table here as JSON")
@@ -36,7 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     ship.add_argument("--to", type=Path, required=True)
     ship.add_argument("--preset", default="pocket")
     options = parser.parse_args(arguments)
-    {"atlas": _atlas, "evaluate": _evaluate, "ship": _ship}.get(options.stage, _train)(options)
+    distils = dict.fromkeys(("pairs", "reflow", "student"), _distil)
+    ({"atlas": _atlas, "evaluate": _evaluate, "ship": _ship} | distils).get(options.stage, _train)(options)
 
 
 def _atlas(options: argparse.Namespace) -> None:
@@ -67,6 +87,33 @@ def _train(options: argparse.Namespace) -> None:
         from fluxnb.train.teacher import train_teacher
 
         train_teacher(preset, options.out, rank, options.start, options.compile)
+    rank.leave()
+
+
+def _distil(options: argparse.Namespace) -> None:
+    from fluxnb.train.config import PRESETS
+    from fluxnb.train.loop import Rank
+
+    preset, rank = PRESETS[options.preset], Rank.join()
+    if options.stage == "pairs":
+        from fluxnb.train.pairs import draw_pairs
+
+        count = options.count or preset.distillation.pairs
+        draw_pairs(preset.distilled(pairs=count), options.out, rank)
+    else:
+        from fluxnb.train.distil import train_reflow, train_student
+
+        warm = options.stage == "reflow" and options.warm
+        which = "warm" if warm else options.stage
+        said = {"seconds": options.seconds, "iterations": options.iterations, "batch": options.batch}
+        said |= {"learning_rate": options.rate}
+        changed = {k: v for k, v in said.items() if v is not None}
+        schedule = dataclasses.replace(getattr(preset.distillation, which), **changed)
+        if which == "student":
+            look = None
+            train_student(preset.distilled(student=schedule), options.out, rank, look=look)
+        else:
+            train_reflow(preset, options.out, rank, which, schedule, start="" if warm else "warm")
     rank.leave()
 
 

@@ -38,13 +38,34 @@ class Schedule:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """How the teacher's pairs are drawn, and how reflow and LADD learn from them."""
+
+    warm: Schedule  # reflow, as the start of LADD
+    student: Schedule  # LADD
+    reflow: Schedule  # the baseline: from the same start, for as long as LADD
+    pairs: int = 131_072
+    teacher_steps: int = 28
+    teacher_batch: int = 1024
+    guidance: float = 2.5  # baked into the student
+    critic_faster: float = 4.0  # the critic's learning rate over the student's
+    slope_weight: float = 1.0
+    look_every: float = 60.0  # seconds between two looks at the student's pictures
+
+
+@dataclasses.dataclass(frozen=True)
 class Preset:
-    """The sizes and the three schedules that make one model."""
+    """The sizes and the schedules that make one model and its student."""
 
     sizes: Sizes
     autoencoder: Schedule
     judge: Schedule
     teacher: Schedule
+    distillation: Distillation
+
+    def distilled(self, **changes: object) -> Preset:
+        """The same with another distillation."""
+        return dataclasses.replace(self, distillation=dataclasses.replace(self.distillation, **changes))  # type: ignore[arg-type]
 
 
 POCKET = Preset(
@@ -52,6 +73,11 @@ POCKET = Preset(
     autoencoder=Schedule(seconds=400.0, batch=128, learning_rate=1e-3, scenes=1_000_000, ema=0.998),
     judge=Schedule(seconds=150.0, batch=384, learning_rate=1e-3, scenes=1_500_000, ema=0.998),
     teacher=Schedule(seconds=900.0, batch=1024, learning_rate=1.2e-3, scenes=1_500_000, ema=0.9995),
+    distillation=Distillation(
+        warm=Schedule(seconds=45.0, batch=512, learning_rate=5e-4, warmup=100, ema=0.998),
+        student=Schedule(seconds=400.0, batch=512, learning_rate=1e-4, warmup=500, cooldown=0.3),
+        reflow=Schedule(seconds=400.0, batch=512, learning_rate=5e-4, warmup=100, cooldown=0.5),
+    ),
 )
 TINY = Preset(
     sizes=Sizes(
@@ -69,5 +95,13 @@ TINY = Preset(
     autoencoder=Schedule(seconds=0.0, iterations=4, batch=4, learning_rate=1e-3, scenes=32, warmup=1),
     judge=Schedule(seconds=0.0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
     teacher=Schedule(seconds=0.0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
+    distillation=Distillation(
+        warm=Schedule(seconds=0.0, iterations=3, batch=8, learning_rate=1e-3, warmup=1),
+        student=Schedule(seconds=0.0, iterations=3, batch=8, learning_rate=1e-4, warmup=1),
+        reflow=Schedule(seconds=0.0, iterations=3, batch=8, learning_rate=1e-3, warmup=1),
+        pairs=16,
+        teacher_steps=2,
+        teacher_batch=8,
+    ),
 )
 PRESETS = {"pocket": POCKET, "tiny": TINY}

@@ -1,0 +1,349 @@
+"""Distil the teacher: reflow on its pairs, and from there LADD, the adversarial student that draws in 1 to 4 steps.
+
+Sauer et al. 2024, 2403.12015. The student learns nothing but to be taken for the guided teacher by a critic that
+looks through the teacher's own eyes. That alone does not fix which noise becomes which picture, so it starts from a
+short regression on pairs (reflow, Liu et al., 2209.03003), and half of what it is fed is its own way so far.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.func import functional_call
+
+from fluxnb.train.build import count
+from fluxnb.train.config import Preset, Schedule
+from fluxnb.train.critic import Critic, critic_loss, draw_levels, features
+from fluxnb.train.data import batches
+from fluxnb.train.loop import Average, Log, Pace, Rank, descend, optimiser
+from fluxnb.train.objective import Denoiser
+from fluxnb.train.pairs import Pairs
+from fluxnb.train.teacher import load_denoiser
+
+#: Where the student is asked: the levels of four even steps.
+GRID = (1.0, 0.75, 0.5, 0.25)
+ONWARD = 0.6  # share of walks that take another step, so that the levels are met as 46, 28, 16 and 10 %
+LEAP = 0.25  # share of first steps that go straight to 0.5, as a walk of two steps does
+NUDGE = 0.1  # size of the disturbance by which the critic's slope is measured
+
+#: a denoiser to what is worth logging about its pictures.
+Look = Callable[[Denoiser], dict[str, float]]
+
+
+class Walks:
+    """What the student is fed: (1 - sigma) clean + sigma noise for half of the rows, its own Euler walk for the others.
+
+    A row keeps its caption while it walks. The next state of a walk is what the student answered in the last
+    iteration, so walking costs nothing.
+    """
+
+    def __init__(self, pairs: Pairs, batch: int, device: torch.device):
+        self.pairs, self.grid = pairs, torch.tensor((*GRID, 0.0), device=device)
+        self.at = torch.randint(len(pairs), (batch,), device=device)
+        self.index = torch.zeros(batch, dtype=torch.long, device=device)
+        self.state = torch.randn(batch, *pairs.noise.shape[1:], device=device)
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What to ask: x (B, 64, 64), its sigma (B,) and the rows of the pairs (B,) whose captions it is for."""
+        sigma = self.grid[self.index]
+        mixed = independent_pair(self.pairs.clean[self.at].float(), sigma)
+        own = torch.arange(len(sigma), device=sigma.device) % 2 == 0
+        return torch.where(own[:, None, None], self.state, mixed), sigma, self.at
+
+    def take(self, x: Tensor, sigma: Tensor, velocity: Tensor) -> None:
+        """Go on from what the student answered, or begin anew with another caption."""
+        chance = torch.rand(len(sigma), device=sigma.device)
+        leap = (self.index == 0) & (chance < ONWARD * LEAP)
+        onward = (self.index < len(GRID) - 1) & (chance < ONWARD)
+        index = torch.where(onward, self.index + 1 + leap, 0)
+        moved = x + (self.grid[index] - sigma)[:, None, None] * velocity
+        self.state = torch.where(onward[:, None, None], moved, torch.randn_like(x))
+        self.at = torch.where(onward, self.at, torch.randint_like(self.at, len(self.pairs)))
+        self.index = index
+
+
+def independent_pair(clean: Tensor, sigma: Tensor) -> Tensor:
+    """The teacher's latents (B, 64, 64) under fresh noise of level sigma (B,)."""
+    level = sigma[:, None, None]
+    return (1 - level) * clean + level * torch.randn_like(clean)
+
+
+def reflow_sigmas(count: int, device: torch.device) -> Tensor:
+    """Levels (count,): half uniform, half those at which the student will be asked."""
+    uniform = torch.rand(count, device=device)
+    asked = torch.tensor(GRID, device=device)[torch.randint(len(GRID), (count,), device=device)]
+    return torch.where(torch.arange(count, device=device) % 2 == 0, uniform, asked)
+
+
+def ladd_losses(
+    student: Denoiser,
+    teacher: Denoiser,
+    critic: Critic,
+    x: Tensor,
+    sigma: Tensor,
+    clean: Tensor,
+    words: tuple[Tensor, Tensor],
+    level: Tensor,
+    noise: tuple[Tensor, Tensor],
+    nudge: list[Tensor],
+    slope_weight: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Both sides of the game in one pass over a batch of B rows.
+
+    Args:
+        student, teacher, critic: who plays; the teacher's weights get no gradient.
+        x: what the student is fed, (B, 64, 64); sigma: its level (B,).
+        clean: guided latents of the teacher for the same words, (B, 64, 64).
+        words: pooled (B, d) and sequence (B, L, e).
+        level: the renoise level (B,), the same for the teacher's and the student's; noise: one for each, (B, 64, 64).
+        nudge: standard normals, one a block, shaped like the features.
+        slope_weight: of the penalty on the critic's slope.
+
+    Returns:
+        The sum of both losses, of which the student's weights feel only the one and the critic's only the other;
+        the critic's loss; the slope; mean logits (2, B) of real and fake; the student's velocity (B, 64, 64).
+    """
+    pooled, sequence = words
+    velocity = student(x, sigma, pooled, sequence).float()
+    guess = x - sigma[:, None, None] * velocity
+    at = level[:, None, None]
+    seen = features(teacher.transformer, (1 - at) * guess + at * noise[0], level, pooled, sequence)
+    # Right pictures under the words of other rows: without them the critic may forget to read.
+    few = max(1, len(x) // 4)
+    with torch.no_grad():
+        renoised = (1 - at) * clean + at * noise[1]
+        both = features(
+            teacher.transformer,
+            torch.cat((renoised, renoised[:few])),
+            torch.cat((level, level[:few])),
+            torch.cat((pooled, pooled.roll(1, 0)[:few])),
+            torch.cat((sequence, sequence.roll(1, 0)[:few])),
+        )
+    real, wrong = [part[: len(x)] for part in both], [part[len(x) :] for part in both]
+    # The student is judged by heads that feel nothing of it, the heads learn from features that pass nothing on.
+    frozen = {name: tensor.detach() for name, tensor in critic.named_parameters()}
+    persuaded = functional_call(critic, frozen, (seen, level, pooled))
+    fixed = [part.detach() for part in seen]
+    on_real, on_fake = critic(real, level, pooled), critic(fixed, level, pooled)
+    on_wrong = critic(wrong, level[:few], pooled.roll(1, 0)[:few])
+    # R1 and R2 by difference (2501.08316, 2511.22475): the slope of the logits at real and fake features.
+    slope = real[0].new_zeros(())
+    for logits, where in ((on_real, real), (on_fake, fixed)):
+        nudged = [part + NUDGE * push for part, push in zip(where, nudge, strict=True)]
+        slope = slope + ((critic(nudged, level, pooled) - logits) / NUDGE).square().mean()
+    against = critic_loss(on_real, on_fake, on_wrong)
+    total = -persuaded.mean() + against + slope_weight * slope
+    logits = torch.stack((on_real.mean((1, 2)), on_fake.mean((1, 2))))
+    return total, against.detach(), slope.detach(), logits.detach(), velocity.detach()
+
+
+def train_student(
+    preset: Preset, out: Path, rank: Rank, start: str = "warm", look: Look | None = None, mode: str = "reduce-overhead"
+) -> Denoiser:
+    """LADD from the transformer `start` of the run; keeps `students/*.safetensors` and the best as `student`.
+
+    `look` is asked for the figures of each that is kept; without it the last one is the best.
+    """
+    distillation, schedule, device = preset.distillation, preset.distillation.student, rank.device
+    cuda = device.type == "cuda"
+    torch.manual_seed(600 + rank.index)
+    log = Log(out / "student.jsonl", rank)
+    teacher = load_denoiser(preset.sizes, out).to(device).requires_grad_(False)
+    student = with_transformer(teacher, out / f"{start}.safetensors").to(device)
+    student.transformer.requires_grad_(True)
+    critic = Critic(teacher.transformer).to(device)
+    rank.same_weights(critic)
+    pairs = Pairs.load(out / "pairs.safetensors").to(device)
+    pooled, sequence = pairs.embed(teacher)
+    adam = optimiser(student, schedule, betas=(0.0, 0.99))
+    critic_adam = optimiser(critic, schedule, betas=(0.0, 0.99))
+    average, pace = Average(student, schedule.ema), Pace(schedule, rank)
+    log(critic_parameters=count(critic), pairs=len(pairs), align_of_pairs=align_of_pairs(pairs))
+
+    def losses(*batch: object) -> tuple[Tensor, ...]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+            return ladd_losses(student, teacher, critic, *batch, distillation.slope_weight)  # type: ignore[arg-type]
+
+    step = torch.compile(losses, mode=mode) if cuda else losses
+    walks = Walks(pairs, schedule.batch, device)
+    blocks, width = len(critic.heads), teacher.transformer.inner_dim
+    kept: dict[str, dict[str, float]] = {}
+    next_look = distillation.look_every
+    for iteration in pace:
+        x, sigma, rows = walks.next()
+        level = draw_levels(len(x), device)
+        noise = (torch.randn_like(x), torch.randn_like(x))
+        nudge = [torch.randn(len(x), x.shape[1], width, device=device) for _ in range(blocks)]
+        if cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        clean = pairs.clean[rows].float()
+        total, against, slope, logits, velocity = step(
+            x, sigma, clean, (pooled[rows], sequence[rows]), level, noise, nudge
+        )
+        walks.take(x, sigma, velocity)
+        logits = logits.clone()
+        rate = pace.rate(iteration)
+        total.backward()
+        critic_norm = step_with(critic, critic_adam, rate * distillation.critic_faster, rank)
+        norm = step_with(student, adam, rate, rank)
+        average.update()
+        if (iteration + 1) % 250 == 0:
+            log(
+                iteration=iteration,
+                total=pace.total,
+                critic=float(against),
+                slope=float(slope),
+                norm=float(norm),
+                critic_norm=float(critic_norm),
+                **accuracy(logits, level),
+                seconds=pace.seconds(),
+            )
+        if pace.seconds() > next_look or iteration + 1 == pace.total:
+            next_look = pace.seconds() + distillation.look_every
+            average.swap()
+            name = f"{iteration + 1:06d}"
+            facts = {"align": align(student, pairs, pooled, sequence), **(look(student) if look else {})}
+            log(iteration=iteration, **facts)
+            save_transformer(student.transformer, out / "students" / f"{name}.safetensors", rank)
+            average.swap()
+            kept[name] = facts
+    best = choose(kept)
+    if rank.first:
+        shutil.copyfile(out / "students" / f"{best}.safetensors", out / "student.safetensors")
+    log(chosen=best, iterations=pace.total, seconds=pace.seconds(), batch=schedule.batch, **kept[best])
+    return with_transformer(teacher, out / "student.safetensors")
+
+
+def train_reflow(
+    preset: Preset,
+    out: Path,
+    rank: Rank,
+    name: str,
+    schedule: Schedule,
+    start: str = "",
+    mode: str = "reduce-overhead",
+) -> Denoiser:
+    """Regress the straight line between each noise and its latents (2209.03003); saves the transformer as `name`.
+
+    Begins from the teacher, or from the transformer `start` of the run. Short, it is LADD's warm start; for as
+    long as LADD takes, it is what LADD has to beat.
+    """
+    device, cuda = rank.device, rank.device.type == "cuda"
+    torch.manual_seed(500 + rank.index)
+    log, began = Log(out / f"{name}.jsonl", rank), time.perf_counter()
+    model = load_denoiser(preset.sizes, out).requires_grad_(False).to(device)
+    if start:
+        model = with_transformer(model, out / f"{start}.safetensors").to(device)
+    model.transformer.requires_grad_(True)
+    pairs = Pairs.load(out / "pairs.safetensors").to(device)
+    pooled, sequence = pairs.embed(model)
+    adam, average, pace = optimiser(model, schedule), Average(model, schedule.ema), Pace(schedule, rank)
+
+    def loss_of(noise: Tensor, clean: Tensor, sigma: Tensor, *words: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+            level = sigma[:, None, None]
+            velocity = model((1 - level) * clean + level * noise, sigma, *words)
+        return (velocity.float() - (noise - clean)).square().mean()
+
+    step = torch.compile(loss_of, mode=mode) if cuda else loss_of
+    rows = batches(len(pairs), min(schedule.batch, len(pairs)), torch.Generator(device).manual_seed(9), device)
+    for iteration in pace:
+        row = next(rows)
+        if cuda:
+            torch.compiler.cudagraph_mark_step_begin()
+        sigma = reflow_sigmas(len(row), device)
+        loss = step(pairs.noise[row].float(), pairs.clean[row].float(), sigma, pooled[row], sequence[row])
+        norm = descend(loss, model, adam, pace.rate(iteration), rank)
+        average.update()
+        if (iteration + 1) % 250 == 0:
+            log(iteration=iteration, total=pace.total, loss=float(loss), norm=float(norm), seconds=pace.seconds())
+    average.swap()
+    save_transformer(model.transformer, out / f"{name}.safetensors", rank)
+    log(
+        iterations=pace.total,
+        seconds=pace.seconds(),
+        batch=schedule.batch,
+        align=align(model, pairs, pooled, sequence),
+        align_of_pairs=align_of_pairs(pairs),
+        whole_seconds=time.perf_counter() - began,
+    )
+    return model.eval()
+
+
+def step_with(module: torch.nn.Module, adam: torch.optim.Optimizer, rate: float, rank: Rank) -> Tensor:
+    """Follow the gradients that are there; returns their norm before clipping to 1."""
+    moving = [p for p in module.parameters() if p.grad is not None]
+    rank.average([p.grad for p in moving if p.grad is not None])
+    norm = torch.nn.utils.clip_grad_norm_(moving, 1.0)
+    for group in adam.param_groups:
+        group["lr"] = rate
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+    return norm
+
+
+def accuracy(logits: Tensor, level: Tensor) -> dict[str, float]:
+    """The critic's share of right verdicts on real and fake rows of logits (2, B), and of both by quarter of level."""
+    real, fake = logits[0] > 0, logits[1] < 0
+    facts = {"real": float(real.float().mean()), "fake": float(fake.float().mean())}
+    facts["gap"] = float(logits[0].mean() - logits[1].mean())
+    for quarter in range(4):
+        inside = (level * 4).long().clamp(max=3) == quarter
+        if bool(inside.any()):
+            facts[f"right_{quarter + 1}"] = float((real[inside].float().mean() + fake[inside].float().mean()) / 2)
+    return facts
+
+
+@torch.no_grad()
+def align(model: Denoiser, pairs: Pairs, pooled: Tensor, sequence: Tensor, prompts: int = 64, seeds: int = 16) -> float:
+    """Mean cosine between noise and the one-step picture less its mean over seeds; below 0 the map has flipped."""
+    prompts = min(prompts, len(pairs))
+    noise = torch.randn(seeds, *pairs.noise.shape[1:], generator=torch.Generator().manual_seed(1)).to(pooled.device)
+    total = 0.0
+    for row in range(prompts):
+        words = (part[row].float().expand(seeds, *part[row].shape) for part in (pooled, sequence))
+        velocity = model(noise, torch.ones(seeds, device=noise.device), *words)
+        moved = noise - velocity.float()
+        moved = moved - moved.mean(0)
+        total += float(torch.cosine_similarity(noise.flatten(1), moved.flatten(1)).mean())
+    return total / prompts
+
+
+def align_of_pairs(pairs: Pairs) -> float:
+    """The same cosine for the teacher's own pairs, less the mean picture of all captions."""
+    clean = pairs.clean[:8192].float()
+    noise = pairs.noise[:8192].float()
+    return float(torch.cosine_similarity(noise.flatten(1), (clean - clean.mean(0)).flatten(1)).mean())
+
+
+def choose(kept: dict[str, dict[str, float]]) -> str:
+    """The student with the smallest distance at 4 steps among those within a point of the best adherence there."""
+    names = [name for name, facts in kept.items() if {"fd_4", "everything_4"} <= set(facts)]
+    if not names:
+        return list(kept)[-1]
+    floor = max(kept[name]["everything_4"] for name in names) - 0.01
+    return min((n for n in names if kept[n]["everything_4"] >= floor), key=lambda n: kept[n]["fd_4"])
+
+
+def with_transformer(model: Denoiser, path: Path) -> Denoiser:
+    """A copy of the denoiser whose transformer is the saved one; the text encoders are shared."""
+    transformer = copy.deepcopy(model.transformer)
+    transformer.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    return Denoiser(model.text_encoder, model.text_encoder_2, transformer).eval()
+
+
+def save_transformer(transformer: FluxTransformer2DModel, path: Path, rank: Rank) -> None:
+    """One file in half precision, as it ships; whole or not at all."""
+    if rank.first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = {name: t.detach().half().cpu().contiguous() for name, t in transformer.state_dict().items()}
+        save_file(half, path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
