@@ -20,7 +20,7 @@ from torch import Tensor
 from fluxnb.errors import InputError, one_of
 from fluxnb.records import Film, Sweep, Trajectory
 
-__all__ = ["NAMES", "SHOWS", "Decode", "Reel", "describe", "payload", "reel", "reels", "tell_apart", "webp"]
+__all__ = ["NAMES", "SHOWS", "Decode", "Reel", "describe", "payload", "reel", "reels", "tell_apart", "value_of", "webp"]
 
 SHOWS = ("clean", "x", "v", "noise")
 NAMES = {
@@ -281,10 +281,16 @@ def tell_apart(walks: Sequence[Trajectory | Film]) -> list[str]:
 
 def _differing(sweep: Sweep) -> list[str]:
     axes = [name for name, values in sweep.axes.items() if len(values) > 1]
-    words = {"prompt": "{}", "steps": "{} steps"}
-    names = []
-    for cell in sweep.cells:
-        facts = [(name, getattr(cell.recipe, name)) for name in axes]
-        texts = [words.get(name, name + " {}").format(value) for name, value in facts]
-        names.append(", ".join(texts).replace("1 steps", "1 step") if texts else cell.recipe.prompt)
-    return names
+    labels = [", ".join(value_of(name, getattr(cell.recipe, name)) for name in axes) for cell in sweep.cells]
+    return [label or cell.recipe.prompt for label, cell in zip(labels, sweep.cells, strict=True)]
+
+
+def value_of(name: str | None, value: Any) -> str:
+    """A value of an axis in words."""
+    if name == "prompt":
+        return str(value)
+    if name == "steps":
+        return f"{value} step" if value == 1 else f"{value} steps"
+    if name == "guidance" and value is not None:
+        return f"guidance {value:g}"
+    return f"{name} {value}"

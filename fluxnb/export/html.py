@@ -11,15 +11,15 @@ import hashlib
 import html
 import json
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fluxnb.export.files import whole
+from fluxnb.export.front import script, style
 from fluxnb.frames import SHOWS, Decode, payload, reels
 from fluxnb.records import Film, Sweep, Trajectory
 
-__all__ = ["Page", "page", "write", "write_page"]
+__all__ = ["Page", "document", "page", "save", "write", "write_page"]
 
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -65,7 +65,8 @@ class Page:
         return f"Page({self.title!r})"
 
     def _repr_html_(self) -> str:
-        return f"<style>{_static('scrubber.css')}</style>\n{_body(self._data, self._frames)}"
+        body = _body("scrubber", self.title, self._data, self._frames, _final(self._data))
+        return f"<style>{style('scrubber')}</style>\n{body}"
 
 
 def page(record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None) -> str:
@@ -79,7 +80,8 @@ def page(record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = N
     Raises:
         InputError: nothing to show.
     """
-    return _page(*_content(record, shows, decode))
+    data, frames = _content(record, shows, decode)
+    return document("scrubber", str(data["title"]), data, frames, _final(data))
 
 
 def write(
@@ -102,32 +104,43 @@ def write(
         >>> write(walk, "walk.html")                                                # doctest: +SKIP
         PosixPath('walk.html')
     """
-    return _save(page(record, shows=shows, decode=decode), path)
+    return save(page(record, shows=shows, decode=decode), path)
 
 
 def write_page(path: str | Path, data: dict[str, Any], frames: Sequence[bytes]) -> Path:
     """Write the page of frames that were made before, as `fluxnb.frames.payload` returns them."""
-    return _save(_page(data, frames), path)
+    return save(document("scrubber", str(data["title"]), data, frames, _final(data)), path)
 
 
 def _content(record: Any, shows: Sequence[str], decode: Decode | None) -> tuple[dict[str, Any], list[bytes]]:
     return payload(record, reels(record, shows=shows, decode=decode))
 
 
-def _page(data: dict[str, Any], frames: Sequence[bytes]) -> str:
-    title, css = html.escape(str(data["title"])), _static("scrubber.css")
-    return _PAGE.format(policy=_POLICY, title=title, css=css, body=_body(data, frames))
+def document(view: str, title: str, content: dict[str, Any], frames: Sequence[bytes], final: int | None) -> str:
+    """A whole page around one view.
+
+    Arguments:
+        view: whose front end, of `fluxnb.export.front`.
+        title: plain text.
+        content: JSON, what the view's `mount` is given.
+        frames: the WebP pictures it numbers.
+        final: the number of the picture that stands there before the script runs, and where none may run.
+    """
+    text, body = html.escape(title), _body(view, title, content, frames, final)
+    return _PAGE.format(policy=_POLICY, title=text, css=style(view), body=body)
 
 
-def _body(data: dict[str, Any], frames: Sequence[bytes]) -> str:
+def _final(data: dict[str, Any]) -> int | None:
+    return next((walk["final"] for walk in data["walks"] if walk["final"] is not None), None)
+
+
+def _body(view: str, title: str, data: dict[str, Any], frames: Sequence[bytes], final: int | None) -> str:
     urls = ["data:image/webp;base64," + base64.b64encode(frame).decode("ascii") for frame in frames]
-    final = next((walk["final"] for walk in data["walks"] if walk["final"] is not None), None)
-    # Before the script runs, and where none may run, the picture itself.
-    still = "" if final is None else f'<img alt="{html.escape(str(data["title"]))}" src="{urls[final]}">'
+    still = "" if final is None else f'<img alt="{html.escape(title)}" src="{urls[final]}">'
     # The same name for the same content: a notebook run again is the same notebook.
     content = _json({"data": data, "urls": urls})
     name = f"fluxnb-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    return _BODY.format(name=name, still=still, js=_static("scrubber.js"), content=content)
+    return _BODY.format(name=name, still=still, js=script(view), content=content)
 
 
 def _json(value: object) -> str:
@@ -136,12 +149,8 @@ def _json(value: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _static(name: str) -> str:
-    # Through the package root: naming fluxnb.widgets would import ipywidgets for a page that needs none.
-    return (resources.files("fluxnb") / "widgets" / "static" / name).read_text(encoding="utf-8")
-
-
-def _save(text: str, path: str | Path) -> Path:
+def save(text: str, path: str | Path) -> Path:
+    """Write a page; folders are made, and it is there whole or not at all."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
     return Path(path)

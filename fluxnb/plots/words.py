@@ -6,22 +6,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from fluxnb.frames import NAMES
+from fluxnb.frames import NAMES, value_of
 from fluxnb.plots.style import clip
 from fluxnb.records import Film, Sweep, Trajectory
 
 __all__ = ["common", "facts_of", "subtitle_of", "title_of", "value_of", "wrap"]
-
-
-def value_of(name: str | None, value: Any) -> str:
-    """A value of an axis in words."""
-    if name == "prompt":
-        return str(value)
-    if name == "steps":
-        return f"{value} step" if value == 1 else f"{value} steps"
-    if name == "guidance" and value is not None:
-        return f"guidance {value:g}"
-    return f"{name} {value}"
 
 
 def title_of(walk: Trajectory | Film) -> str:

@@ -5,25 +5,21 @@ The front end stands as files in `static/`; the self-contained page of `fluxnb.e
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import traitlets
-from PIL import Image
 
-from fluxnb.frames import SHOWS, Decode, Reel, payload, reels
+from fluxnb.export.front import script, style
+from fluxnb.frames import SHOWS, Decode, payload, reels
 from fluxnb.records import Film, Sweep, Trajectory
+from fluxnb.widgets.view import View, still
 
 __all__ = ["Scrubber", "scrub"]
 
-_STATIC = Path(__file__).parent / "static"
 
-
-class Scrubber(anywidget.AnyWidget):
+class Scrubber(View):
     """A film of one or several walks with one slider: sigma.
 
     Frames travel once, as binary WebP, and every move after that happens in the browser; the kernel may be busy or
@@ -36,8 +32,8 @@ class Scrubber(anywidget.AnyWidget):
         sigma: the noise level in view, 1 to 0.
     """
 
-    _esm = _STATIC / "scrubber.js"
-    _css = _STATIC / "scrubber.css"
+    _esm = script("scrubber")
+    _css = style("scrubber")
 
     data = traitlets.Dict().tag(sync=True)
     frames = traitlets.List(traitlets.Bytes()).tag(sync=True)
@@ -48,20 +44,8 @@ class Scrubber(anywidget.AnyWidget):
         self._still = still
 
     def __repr__(self) -> str:
-        # The inherited one holds a memory address, which no two runs share and no notebook test survives.
         walks = self.data.get("walks", [])
         return f"Scrubber({len(walks)} walk{'' if len(walks) == 1 else 's'}, {len(self.frames)} frames)"
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """The live widget, and beside it a still picture for readers without a kernel or without JavaScript."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if bundle is None:
-            return None
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        data = {**data, "text/plain": repr(self)}
-        if self._still is not None:
-            data["image/png"] = base64.b64encode(self._still).decode("ascii")
-        return data, metadata
 
     def to_html(self, path: str | Path) -> Path:
         """Write the same scrubber as one page that needs no kernel and no network; returns its path."""
@@ -97,22 +81,5 @@ def scrub(
     """
     rolls = reels(walks, shows=shows, decode=decode, labels=labels)
     data, frames = payload(walks, rolls)
-    return Scrubber(data, frames, still=_still(rolls))
-
-
-def _still(rolls: Sequence[Reel]) -> bytes | None:
-    """One small row of pictures, a quarter of a scrubber's weight at most: what a reader without JavaScript sees."""
-    pictures = [roll.final or next((f[-1] for f in roll.frames.values() if f), None) for roll in rolls[:8]]
-    small = [
-        picture.convert("RGB").resize((128, 128 * picture.height // picture.width)) for picture in pictures if picture
-    ]
-    if not small:
-        return None
-    row = Image.new("RGB", (sum(p.width + 4 for p in small) - 4, max(p.height for p in small)), "white")
-    left = 0
-    for picture in small:
-        row.paste(picture, (left, 0))
-        left += picture.width + 4
-    buffer = io.BytesIO()
-    row.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
+    pictures = [roll.final or next((f[-1] for f in roll.frames.values() if f), None) for roll in rolls]
+    return Scrubber(data, frames, still=still([picture for picture in pictures if picture is not None]))

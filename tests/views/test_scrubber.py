@@ -1,11 +1,11 @@
 """The scrubber through its traits, without a front end."""
 
 import re
-from importlib import resources
 
 import pytest
 
 from fluxnb.errors import InputError
+from fluxnb.export.front import script
 from fluxnb.widgets import scrub
 
 from .scenes import grid, walk
@@ -31,7 +31,7 @@ def test_the_bundle_has_the_widget_and_a_still_picture_for_who_cannot_run_it():
 
 
 def source() -> str:
-    return (resources.files("fluxnb") / "widgets" / "static" / "scrubber.js").read_text()
+    return script("scrubber")
 
 
 def test_no_trait_of_the_slider_goes_back_to_the_kernel():

@@ -4,35 +4,7 @@
 // that stands alone `mount` is called with data: addresses. Text (a prompt, a label) only ever becomes textContent or
 // an attribute, never markup.
 
-const ENDS_IN_PICTURE = new Set(["x", "clean"]); // what sigma 0 shows; velocity and noise have no value there
-const CLOSE = 1e-6;
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
-const KEYS = { x: "x", v: "v", c: "clean", n: "noise" };
-
-function make(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
-// Every noise level that any of the walks visits, from 1 down, and 0 where a walk ended in a picture.
-export function levels(walks) {
-  const all = walks.flatMap((walk) => walk.sigmas.concat(walk.final === null ? [] : [0]));
-  all.sort((a, b) => b - a);
-  return all.filter((sigma, i) => i === 0 || all[i - 1] - sigma > CLOSE);
-}
-
-// Which frame of a walk is in view at sigma: that of the last step begun by then. -1: no step, the picture alone.
-export function frameAt(walk, show, sigma) {
-  const frames = walk.frames[show] ?? [];
-  if (frames.length === 0 || (sigma <= CLOSE && walk.final !== null && ENDS_IN_PICTURE.has(show))) {
-    return { step: -1, frame: walk.final ?? frames[frames.length - 1] ?? null };
-  }
-  let step = 0;
-  while (step + 1 < walk.sigmas.length && walk.sigmas[step + 1] >= sigma - CLOSE) step += 1;
-  return { step, frame: frames[step] };
-}
 
 export function mount(root, data, urls) {
   const stops = levels(data.walks);
@@ -47,7 +19,7 @@ export function mount(root, data, urls) {
     return image;
   });
 
-  root.classList.add("fluxnb-scrubber");
+  root.classList.add("fluxnb", "fluxnb-scrubber");
   root.replaceChildren();
   const title = make("div", "fluxnb-title", data.title);
   const stage = make("div", "fluxnb-stage");
@@ -225,9 +197,6 @@ export function mount(root, data, urls) {
 
 // anywidget's door: frames come as bytes (a DataView each), once, with the model.
 function render({ model, el }) {
-  const mime = "image/webp";
-  // A DataView may look into a buffer it shares with others: its own stretch of it, and no more.
-  const bytes = (view) => (view.buffer ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : view);
   const root = make("div");
   el.append(root);
   let urls = [];
@@ -235,7 +204,7 @@ function render({ model, el }) {
   const show = () => {
     scrubber?.close();
     urls.forEach((url) => URL.revokeObjectURL(url));
-    urls = model.get("frames").map((frame) => URL.createObjectURL(new Blob([bytes(frame)], { type: mime })));
+    urls = model.get("frames").map(address);
     scrubber = mount(root, model.get("data"), urls);
     scrubber.nearest(model.get("sigma"));
   };
