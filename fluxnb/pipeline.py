@@ -15,7 +15,6 @@ import logging
 import sys
 import types
 import warnings
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,7 +28,7 @@ from torch import Tensor
 from fluxnb.errors import cut
 from fluxnb.latents import LinearRGB, tokens_in, unpack
 from fluxnb.presets import Plan
-from fluxnb.preview import fit_preview
+from fluxnb.preview import preview_of
 from fluxnb.profile import Profile
 from fluxnb.recipe import Recipe
 
@@ -303,13 +302,7 @@ class Flux:
     @property
     def preview(self) -> LinearRGB:
         """A linear map from this model's latents to colours, fitted once to its VAE on pictures drawn in code."""
-        if self.pipe.vae not in _PREVIEWS:
-            _PREVIEWS[self.pipe.vae] = fit_preview(self.pipe)
-        return _PREVIEWS[self.pipe.vae]
-
-
-# Fitted once to each VAE, and gone with it.
-_PREVIEWS: weakref.WeakKeyDictionary[Any, LinearRGB] = weakref.WeakKeyDictionary()
+        return preview_of(self.pipe)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ The preview is a least-squares line through a handful of pictures that are drawn
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from fluxnb.errors import checks_itself, cut, one_of
 from fluxnb.latents import LinearRGB, fit_linear
 from fluxnb.records import SHOWN, Film, Trajectory
 
-__all__ = ["film", "fit_preview", "samples"]
+__all__ = ["film", "fit_preview", "known_preview", "preview_of", "samples"]
 
 Decoder = Callable[[Float[Tensor, "frames channels height width"]], Sequence[Image.Image]]
 
@@ -52,6 +53,22 @@ def fit_preview(pipe: Any) -> LinearRGB:
             latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor)[0].float().cpu())
     pipe.maybe_free_model_hooks()
     return fit_linear(latents, list(pictures))
+
+
+# Fitted once to each VAE, and gone with it.
+_KNOWN: weakref.WeakKeyDictionary[Any, LinearRGB] = weakref.WeakKeyDictionary()
+
+
+def known_preview(vae: Any) -> LinearRGB | None:
+    """The linear preview of a VAE if it has been fitted already."""
+    return _KNOWN.get(vae)
+
+
+def preview_of(pipe: Any) -> LinearRGB:
+    """The linear preview of a pipeline's VAE, fitted when it is first asked for."""
+    if pipe.vae not in _KNOWN:
+        _KNOWN[pipe.vae] = fit_preview(pipe)
+    return _KNOWN[pipe.vae]
 
 
 @checks_itself

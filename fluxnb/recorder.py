@@ -9,47 +9,49 @@ shadow is gone, whatever happened inside.
 from __future__ import annotations
 
 import contextlib
-import functools
-import inspect
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from fluxnb.errors import FluxnbError, InputError
+from fluxnb.attention import Attention, looking, words_of
+from fluxnb.calls import Call, Raw, fresh_seeds, pictures, recipe_of
+from fluxnb.errors import InputError
 from fluxnb.loading import handle_of
-from fluxnb.pipeline import _PREVIEWS, Flux
-from fluxnb.recipe import Recipe
+from fluxnb.pipeline import Flux
+from fluxnb.preview import known_preview
 from fluxnb.records import Keep, Step, Trajectory
+from fluxnb.shadows import Around, bound, shadow
 
 __all__ = ["Recorder", "recording"]
 
-Around = Callable[..., Any]
 Watch = Callable[[Tensor, Callable[[], Step]], None]  # the velocity on its device, and a way to get the step
 
 
 class Recorder:
     """What `recording` yields: `.trajectories` grows by one per picture whenever a call ends."""
 
-    def __init__(self, keep: Keep, flux: Flux | None, watch: Watch | None) -> None:
+    def __init__(self, keep: Keep, flux: Flux | None, watch: Watch | None, prompt: str | None) -> None:
         self.trajectories: tuple[Trajectory, ...] = ()
         self._keep = keep
         self._flux = flux
         self._watch = watch
-        self._call: _Call | None = None
+        self._prompt = prompt
+        self._call: Call | None = None
 
     def __repr__(self) -> str:
         return f"Recorder({len(self.trajectories)} trajectories)"
 
 
 @contextlib.contextmanager
-def recording(pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = None) -> Iterator[Recorder]:
+def recording(
+    pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = None, _prompt: str | None = None
+) -> Iterator[Recorder]:
     """Record every call of a FluxPipeline, or of its img2img and inpaint kin, made inside the block.
 
     The call's output is the same to the bit. One Trajectory per picture, so a batch gives several; a call that
@@ -57,7 +59,12 @@ def recording(pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = Non
 
     Arguments:
         pipe: a diffusers pipeline, or a Flux.
-        keep: which steps and tensors to keep; all by default.
+        keep: which steps and tensors to keep; all by default. With `Keep(attention="all")`, where the model looked for
+            each word of the prompt; under true CFG in the evaluation with the prompt. A call that is given embeddings
+            has no words to look for.
+
+    Raises:
+        InputError: no diffusers pipeline with a scheduler, or attention of a model that cannot be looked into.
 
     Example:
         >>> with recording(pipe) as recorder:                                       # doctest: +SKIP
@@ -74,7 +81,7 @@ def recording(pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = Non
             "a diffusers pipeline with a scheduler is needed",
             'try pipe = fnb.load("pocket").pipe',
         )
-    recorder = Recorder(keep or Keep(), flux or handle_of(pipe), _watch)
+    recorder = Recorder(keep or Keep(), flux or handle_of(pipe), _watch, _prompt)
     eyes = _Eyes(recorder, pipe)
     watched: list[tuple[Any, str, Around]] = [
         (scheduler, "set_timesteps", eyes.set_timesteps),
@@ -86,9 +93,17 @@ def recording(pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = Non
         (getattr(pipe, "image_processor", None), "postprocess", eyes.postprocess),
     ]
     with contextlib.ExitStack() as shadows:
+        if recorder._keep.attention is not None:
+            looked = looking(
+                getattr(pipe, "transformer", None),
+                blocks=recorder._keep.attention,
+                heads=recorder._keep.heads,
+                wanted=eyes.wants_attention,
+            )
+            eyes.attention = shadows.enter_context(looked)
         for owner, name, around in watched:
             if hasattr(owner, name):
-                shadows.enter_context(_shadow(owner, name, around))
+                shadows.enter_context(shadow(owner, name, around))
         try:
             yield recorder
         finally:
@@ -96,86 +111,25 @@ def recording(pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = Non
             recorder._flux = None  # whoever keeps the recorder should not keep the model
 
 
-class _Shadow:
-    """A function in front of a method, which knows whether it is still wanted."""
-
-    def __init__(self, original: Callable[..., Any], around: Around, before: object) -> None:
-        functools.update_wrapper(self, original)  # diffusers reads the signature of set_timesteps
-        self.original, self.around, self.before, self.live = original, around, before, True
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.around(self.original, *args, **kwargs) if self.live else self.original(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def _shadow(owner: Any, name: str, around: Around) -> Iterator[None]:
-    shadow = _Shadow(getattr(owner, name), around, vars(owner).get(name))
-    setattr(owner, name, shadow)
-    try:
-        yield
-    finally:
-        shadow.live = False
-        # Blocks usually end in reverse order; where a generator made them end otherwise, the last one out clears up.
-        while isinstance(top := vars(owner).get(name), _Shadow) and not top.live:
-            if top.before is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, top.before)
-
-
-@dataclass(kw_only=True)
-class _Raw:
-    """One step as it passed by, on its device, the whole batch."""
-
-    index: int
-    sigma: float
-    sigma_next: float
-    tensors: dict[str, Tensor]
-    norms: dict[str, Tensor]
-    mark: Any
-
-
-@dataclass(kw_only=True)
-class _Call:
-    """A pipeline call under way."""
-
-    started: float
-    prompt: Any = None
-    height: int | None = None
-    width: int | None = None
-    length: int | None = None
-    generator: Any = None
-    seeds: tuple[int | None, ...] = ()
-    given: Any = None  # sigmas as handed to the scheduler, before it shifts them
-    levels: list[float] = field(default_factory=list)
-    first: int = 0
-    encodes: int = 0
-    kin: bool = False  # img2img or inpaint: there is more to the question than a recipe holds
-    raws: list[_Raw] = field(default_factory=list)
-    prepared: float = 0.0
-    denoised: float = 0.0
-    begin: Any = None
-    images: list[Image.Image] | None = None
-    out: Tensor | None = None
-    out_version: int | None = None
-
-
 class _Eyes:
     """The functions that stand in front of the pipeline's methods; each calls the original with what it was given."""
 
     def __init__(self, recorder: Recorder, pipe: Any) -> None:
         self.recorder, self.pipe = recorder, pipe
+        self.attention: Attention | None = None
         self.on_cuda = torch.cuda.is_available() and pipe._execution_device.type == "cuda"
 
     # ------------------------------------------------------------------------------- where a call begins and ends
     def check_inputs(self, original: Around, *args: Any, **kwargs: Any) -> Any:
         self._begin()
-        given = _bound(original, args, kwargs)
+        given = bound(original, args, kwargs)
         call = self._call()
         call.prompt = given.get("prompt")
         call.height, call.width = given.get("height"), given.get("width")
         call.length = given.get("max_sequence_length")
         call.kin = "strength" in given
+        if self.attention is not None:
+            self._aim(self.attention, call, given.get("prompt_2") or call.prompt or self.recorder._prompt)
         return original(*args, **kwargs)
 
     def encode_prompt(self, original: Around, *args: Any, **kwargs: Any) -> Any:
@@ -183,18 +137,18 @@ class _Eyes:
         return original(*args, **kwargs)
 
     def prepare_latents(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        call, given = self._call(), _bound(original, args, kwargs)
+        call, given = self._call(), bound(original, args, kwargs)
         call.height = int(given.get("height") or call.height or 0) // 16 * 16
         call.width = int(given.get("width") or call.width or 0) // 16 * 16
         call.kin = call.kin or given.get("image") is not None
         if given.get("latents") is None:
-            call.seeds = _fresh_seeds(given.get("generator"))
+            call.seeds = fresh_seeds(given.get("generator"))
         result = original(*args, **kwargs)
         call.prepared, call.begin = time.perf_counter(), self._mark()
         return result
 
     def set_timesteps(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        call, given = self._call(), _bound(original, args, kwargs)
+        call, given = self._call(), bound(original, args, kwargs)
         call.given = given.get("sigmas")
         call.kin = call.kin or given.get("timesteps") is not None
         result = original(*args, **kwargs)
@@ -207,7 +161,7 @@ class _Eyes:
         result = original(*args, **kwargs)
         call = self.recorder._call
         if call is not None and call.raws:
-            call.images = _pictures(result)
+            call.images = pictures(result)
         return result
 
     def maybe_free_model_hooks(self, original: Around, *args: Any, **kwargs: Any) -> Any:
@@ -216,6 +170,20 @@ class _Eyes:
         if call is not None and call.raws:
             self._end(call)
         return result
+
+    def _aim(self, attention: Attention, call: Call, prompt: Any) -> None:
+        """Look for the words of the prompt that T5 reads; CLIP's one vector has no words in it."""
+        prompts, tokenizer = prompt if isinstance(prompt, list) else [prompt], getattr(self.pipe, "tokenizer_2", None)
+        if tokenizer is not None and all(isinstance(each, str) for each in prompts):
+            call.words = tuple(words_of(tokenizer, each, call.length or 512) for each in prompts)
+        attention.aim(call.words if any(each.words for each in call.words) else ())
+
+    def wants_attention(self) -> bool:
+        """Whether the evaluation about to be made belongs to a step that is to be kept."""
+        call = self._call()
+        if not call.raws:
+            call.first = self.pipe.scheduler.begin_index or 0
+        return self.recorder._keep.wants(len(call.raws), call.planned)
 
     def close(self) -> None:
         """Keep what a call that broke off has left."""
@@ -226,7 +194,7 @@ class _Eyes:
 
     # --------------------------------------------------------------------------------------------------- the step
     def step(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        given = _bound(original, args, kwargs)
+        given = bound(original, args, kwargs)
         v, x = given["model_output"], given["sample"]
         call = self._call()
         raw = self._look(call, x, v)
@@ -242,6 +210,8 @@ class _Eyes:
         # The next x is this very tensor, unless a callback or a mask changes it; then there are two copies.
         raw.tensors["x_next"] = out.detach().clone()
         call.out, call.out_version = out, _version(out)
+        if self.attention is not None and (maps := self.attention.take()) is not None:
+            raw.tensors["attention"] = maps[:, : x.shape[1]]  # some kin put a second picture behind the first
         raw.mark, call.denoised = self._mark(), time.perf_counter()
         call.raws.append(raw)
         if watch is not None:
@@ -250,24 +220,24 @@ class _Eyes:
             self._thin(call, call.raws[-2])
         return result
 
-    def _look(self, call: _Call, x: Tensor, v: Tensor) -> _Raw:
+    def _look(self, call: Call, x: Tensor, v: Tensor) -> Raw:
         """Copy x and v before the scheduler sees them."""
         same = call.raws and x is call.out and _version(x) is not None and _version(x) == call.out_version
         seen = call.raws[-1].tensors.get("x_next") if same else None
         tensors = {"x": seen if seen is not None else x.detach().clone(), "v": v.detach().clone()}
         norms = {name: torch.linalg.vector_norm(value.flatten(1).float(), dim=1) for name, value in tensors.items()}
-        return _Raw(index=0, sigma=0.0, sigma_next=0.0, tensors=tensors, norms=norms, mark=None)
+        return Raw(index=0, sigma=0.0, sigma_next=0.0, tensors=tensors, norms=norms, mark=None)
 
-    def _thin(self, call: _Call, raw: _Raw) -> None:
+    def _thin(self, call: Call, raw: Raw) -> None:
         """Let go of what is not to be kept."""
-        keep, count = self.recorder._keep, len(call.levels) - 1 - call.first
-        wanted = keep.tensors if keep.wants(raw.index, count) else ()
+        keep = self.recorder._keep
+        wanted = keep.tensors if keep.wants(raw.index, call.planned) else ()
         raw.tensors = {name: value for name, value in raw.tensors.items() if name in wanted}
 
     # ------------------------------------------------------------------------------------------------ bookkeeping
-    def _call(self) -> _Call:
+    def _call(self) -> Call:
         if self.recorder._call is None:
-            self.recorder._call = _Call(started=time.perf_counter())
+            self.recorder._call = Call(started=time.perf_counter())
         return self.recorder._call
 
     def _begin(self) -> None:
@@ -287,12 +257,15 @@ class _Eyes:
         end.synchronize()
         return float(start.elapsed_time(end)) / 1000
 
-    def _step(self, call: _Call, raw: _Raw, item: int, moved: dict[int, Tensor] | None = None) -> Step:
+    def _step(self, call: Call, raw: Raw, item: int, moved: dict[int, Tensor] | None = None) -> Step:
         """One picture's share of a step, on the CPU; tensors that two steps share stay shared."""
         moved = {} if moved is None else moved
         for value in raw.tensors.values():
             if id(value) not in moved:
                 moved[id(value)] = value.to("cpu")
+        tensors = {name: moved[id(value)][item] for name, value in raw.tensors.items()}
+        if "attention" in tensors:
+            tensors["attention"] = tensors["attention"][:, : len(call.words_of(item))]
         start = call.raws[raw.index - 1].mark if raw.index else call.begin
         return Step(
             index=raw.index,
@@ -300,15 +273,14 @@ class _Eyes:
             dt=raw.sigma_next - raw.sigma,
             height=call.height or 0,
             width=call.width or 0,
-            tensors={name: moved[id(value)][item] for name, value in raw.tensors.items()},
+            tensors=tensors,
             norms={name: float(value[item]) for name, value in raw.norms.items()},
             seconds=self._between(start, raw.mark) if start is not None else 0.0,
         )
 
-    def _end(self, call: _Call) -> None:
+    def _end(self, call: Call) -> None:
         self.recorder._call = None
         ended = time.perf_counter()
-        planned = len(call.levels) - 1 - call.first
         if self.recorder._watch is None:  # whoever watches needs the last step whole, for the picture of a broken walk
             self._thin(call, call.raws[-1])
         self._square(call)
@@ -319,30 +291,31 @@ class _Eyes:
             "decode": ended - call.denoised if call.images else 0.0,
         }
         flux = self.recorder._flux
-        for item in range(len(call.raws[0].norms["v"])):
+        for item in range(call.count):
             steps = tuple(self._step(call, raw, item, moved) for raw in call.raws)
             # A whole batch's tensor must not stay alive for the sake of one of its pictures.
             walk = Trajectory(
                 image=call.images[item] if call.images and item < len(call.images) else None,
-                recipe=self._recipe(call, item, planned),
-                finished=len(call.raws) == planned,
+                recipe=recipe_of(call, item, flux, self.pipe),
+                finished=len(call.raws) == call.planned,
                 sigmas=tuple(call.levels[call.first :]),
-                steps=_own(steps) if len(call.raws[0].norms["v"]) > 1 else steps,
+                steps=_own(steps) if call.count > 1 else steps,
                 height=call.height or 0,
                 width=call.width or 0,
                 seconds=seconds,
                 versions=dict(flux.versions) if flux else {},
                 model=flux.model if flux else type(self.pipe).__name__,
                 preset=flux.plan.preset if flux else "",
-                preview=_PREVIEWS.get(self.pipe.vae) if flux else None,
+                preview=known_preview(self.pipe.vae) if flux else None,
+                words=call.words_of(item),
             )
             self.recorder.trajectories += (walk,)
 
-    def _spans(self, call: _Call) -> list[tuple[Any, Any]]:
+    def _spans(self, call: Call) -> list[tuple[Any, Any]]:
         marks = [call.begin, *(raw.mark for raw in call.raws)]
         return [(a, b) for a, b in itertools.pairwise(marks) if a is not None]
 
-    def _square(self, call: _Call) -> None:
+    def _square(self, call: Call) -> None:
         """A size for a call that told none: the picture is taken to be square."""
         if call.height and call.width:
             return
@@ -350,81 +323,10 @@ class _Eyes:
         side = int(np.sqrt(found.shape[-2])) * 16 if found is not None else 0
         call.height, call.width = side, side
 
-    def _recipe(self, call: _Call, item: int, planned: int) -> Recipe | None:
-        """What was asked, if the call told all of it; a recipe that repeats something else would be worse than none."""
-        flux, prompts = self.recorder._flux, call.prompt if isinstance(call.prompt, list) else [call.prompt]
-        images = len(call.raws[0].norms["v"])
-        seed = call.seeds[item] if len(call.seeds) == images else None
-        told = flux is not None and seed is not None and isinstance(prompts[0], str) and images % len(prompts) == 0
-        plain = not call.kin and call.encodes == 1 and not self.pipe.scheduler.config.get("stochastic_sampling", False)
-        if not told or not plain or flux is None:
-            return None
-        given = None if call.given is None else tuple(float(level) for level in np.asarray(call.given).tolist())
-        even = tuple(np.linspace(1.0, 1 / planned, planned).tolist())
-        embedded = flux.profile.guidance_kind == "embedded"
-        try:
-            return Recipe(
-                prompt=prompts[item // (images // len(prompts))],
-                seed=seed or 0,
-                steps=planned,
-                height=call.height,
-                width=call.width,
-                guidance=float(self.pipe.guidance_scale) if embedded else None,
-                sigmas=None if given == even else given,
-                max_sequence_length=call.length,
-                model=flux.model,
-                revision=flux.revision,
-                dtype=flux.dtype,
-                numerics="exact" if flux.plan.exact else flux.plan.preset,
-            )
-        except FluxnbError:
-            return None  # an empty prompt, say: a legal call, but no recipe of ours
-
-
-def _bound(original: Around, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name, however they were given; the pipelines disagree on their order."""
-    while isinstance(original, _Shadow | functools.partial):
-        original = original.original if isinstance(original, _Shadow) else original.func
-    function = getattr(original, "__func__", None)
-    try:
-        if function is None:
-            return dict(inspect.signature(original).bind_partial(*args, **kwargs).arguments)
-        return dict(_signature(function).bind_partial(None, *args, **kwargs).arguments)
-    except (TypeError, ValueError):
-        return dict(kwargs)  # a call that will raise anyway, and should raise its own error
-
-
-# Reading a signature takes as long as a small matrix product, and there are only a handful of these functions.
-_signature = functools.lru_cache(maxsize=64)(inspect.signature)
-
 
 def _version(tensor: Tensor) -> int | None:
     """How often a tensor was written in place; None where torch does not count (inference mode)."""
     return None if tensor.is_inference() else int(tensor._version)
-
-
-def _fresh_seeds(generator: Any) -> tuple[int | None, ...]:
-    """The seeds of CPU generators that have drawn nothing yet; None for any other."""
-    each = generator if isinstance(generator, list | tuple) else [generator]
-    seeds: list[int | None] = []
-    for one in each:
-        fresh = isinstance(one, torch.Generator) and one.device.type == "cpu"
-        if fresh:
-            untouched = torch.Generator().manual_seed(one.initial_seed())
-            fresh = torch.equal(untouched.get_state(), one.get_state())
-        seeds.append(one.initial_seed() if fresh else None)
-    return tuple(seeds)
-
-
-def _pictures(result: Any) -> list[Image.Image] | None:
-    """What a pipeline's image processor returned, as pictures: PIL, an array or a tensor (0 to 1)."""
-    if isinstance(result, list) and result and all(isinstance(each, Image.Image) for each in result):
-        return list(result)
-    if isinstance(result, Tensor):
-        result = result.detach().float().cpu().permute(0, 2, 3, 1).numpy()
-    if isinstance(result, np.ndarray) and result.ndim == 4:
-        return [Image.fromarray(each) for each in (result.clip(0, 1) * 255).round().astype("uint8")]
-    return None
 
 
 def _own(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -436,16 +338,5 @@ def _own(steps: Sequence[Step]) -> tuple[Step, ...]:
         for name, value in step.tensors.items():
             copies.setdefault(value.data_ptr(), value.clone())
             tensors[name] = copies[value.data_ptr()]
-        owned.append(
-            Step(
-                index=step.index,
-                sigma=step.sigma,
-                dt=step.dt,
-                height=step.height,
-                width=step.width,
-                tensors=tensors,
-                norms=step.norms,
-                seconds=step.seconds,
-            )
-        )
+        owned.append(replace(step, tensors=tensors))
     return tuple(owned)

@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from fluxnb.attention import words_of
 from fluxnb.errors import FluxnbError, InputError, RunError, checks_itself, cut
 from fluxnb.pipeline import Encoded, Flux
 from fluxnb.recipe import Recipe
@@ -154,7 +155,7 @@ def take(
                     halted.append(STOP)
                     pipe._interrupt = True  # diffusers' own way of leaving the loop
 
-        with _bar(pipe, recipe), recording(flux, keep=keep, _watch=watch) as recorder:
+        with _bar(pipe, recipe), recording(flux, keep=keep, _watch=watch, _prompt=recipe.prompt) as recorder:
             try:
                 flux.denoise(recipe, encoded, generator=generator, latents=latents, done=len(known))
             except KeyboardInterrupt:
@@ -198,7 +199,7 @@ def _finished(
         recipe=recipe,
         finished=done,
         sigmas=levels or (after.sigmas if after else ()),
-        steps=tuple(_kept(step, keep, recipe.steps) for step in steps),
+        steps=tuple(step.thinned(keep, recipe.steps) for step in steps),
         height=height,
         width=width,
         seconds={"encode": 0.0, "denoise": sum(step.seconds for step in steps), "decode": decoding},
@@ -206,7 +207,12 @@ def _finished(
         model=flux.model,
         preset=flux.plan.preset,
         preview=flux.preview,
+        words=_words(flux, recipe) if "attention" in keep.tensors else (),
     )
+
+
+def _words(flux: Flux, recipe: Recipe) -> tuple[str, ...]:
+    return words_of(flux.pipe.tokenizer_2, recipe.prompt, recipe.max_sequence_length or 512).words
 
 
 def _replayed(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence[float]) -> tuple[Step, ...]:
@@ -214,17 +220,10 @@ def _replayed(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence[fl
     moved = [x[0].to("cpu") for x in path]
     return tuple(
         dataclasses.replace(
-            step, index=i, dt=levels[i + 1] - levels[i], tensors={"x": moved[i], "v": step.v, "x_next": moved[i + 1]}
+            step, index=i, dt=levels[i + 1] - levels[i], tensors={**step.tensors, "x": moved[i], "x_next": moved[i + 1]}
         )
         for i, step in enumerate(known)
     )
-
-
-def _kept(step: Step, keep: Keep, count: int) -> Step:
-    wanted = keep.tensors if keep.wants(step.index, count) else ()
-    if set(wanted) >= set(step.tensors):
-        return step
-    return dataclasses.replace(step, tensors={name: t for name, t in step.tensors.items() if name in wanted})
 
 
 @contextlib.contextmanager

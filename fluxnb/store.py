@@ -87,6 +87,7 @@ def save(walk: Trajectory, path: str | Path) -> Path:
         "model": walk.model,
         "preset": walk.preset,
         "preview": None if walk.preview is None else asdict(walk.preview),
+        "words": walk.words,
         "steps": steps,
     }
     # An empty file would be no safetensors file; a walk kept without tensors and without a picture still has a header.
@@ -154,7 +155,9 @@ def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajector
     sigmas = tuple(_number(sigma, float) for sigma in header["sigmas"])
     if len(sigmas) < len(steps) + 1:
         raise ValueError(f"{len(sigmas)} sigmas for {len(steps)} steps")
-    preview = header["preview"]
+    preview, words = header["preview"], tuple(str(word) for word in header.get("words", ()))
+    if any(step.attention.shape[1] != len(words) for step in steps if "attention" in step.tensors):
+        raise ValueError(f"{len(words)} words do not fit the maps of attention")
     return Trajectory(
         image=_picture(tensors["image"]) if "image" in tensors else None,
         recipe=None if header["recipe"] is None else Recipe.from_json(header["recipe"]),
@@ -168,6 +171,7 @@ def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajector
         model=str(header["model"]),
         preset=str(header["preset"]),
         preview=None if preview is None else _linear(preview),
+        words=words,
     )
 
 

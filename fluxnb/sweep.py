@@ -262,7 +262,9 @@ def _make(
     donor, count = shared[-1]
     known = walks[donor].steps[:count] if count else ()
     watched = alive if on_step is not None or (store is not None and _slow(recipe)) else None
-    walk = take(flux, recipe, encoded, keep=Keep(), on_step=watched, known=known)
+    # Everything, since later cells may go on from here; what is not to be kept goes when the cell is made.
+    whole = Keep() if keep is None else Keep(attention=keep.attention, heads=keep.heads)
+    walk = take(flux, recipe, encoded, keep=whole, on_step=watched, known=known)
     counted.evaluations += (len(walk.steps) - count) * (2 if flux._two_evaluations(recipe) else 1)
     if not walk.finished:
         raise KeyboardInterrupt  # half a walk is no cell; the sweep ends here and says so
@@ -287,18 +289,7 @@ def _make(
 
 
 def _thinned(walk: Trajectory, keep: Keep) -> Trajectory:
-    steps = tuple(
-        dataclasses.replace(
-            step,
-            tensors={
-                name: tensor
-                for name, tensor in step.tensors.items()
-                if name in keep.tensors and keep.wants(step.index, len(walk.steps))
-            },
-        )
-        for step in walk.steps
-    )
-    return dataclasses.replace(walk, steps=steps)
+    return dataclasses.replace(walk, steps=tuple(step.thinned(keep, len(walk.steps)) for step in walk.steps))
 
 
 def _slow(recipe: Recipe) -> bool:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from fluxnb import flow
 from fluxnb.errors import InputError, one_of
-from fluxnb.latents import LinearRGB, unpack
+from fluxnb.latents import LinearRGB, token_grid, unpack
 from fluxnb.recipe import Recipe
 from fluxnb.records import shown
+from fluxnb.records.keep import Keep
 
 __all__ = ["SHOWN", "Step", "Trajectory"]
 
@@ -38,7 +41,7 @@ class Step:
         index: 0 for the first.
         sigma, dt: the noise level, and how far the step went (negative; sigma + dt is the next level).
         height, width: the picture in pixels.
-        tensors: what was kept of "x", "v" and "x_next".
+        tensors: what was kept of "x", "v", "x_next" and "attention".
         norms: Euclidean lengths of x and v, kept even where the tensors are not.
         seconds: from the step before (or the first evaluation's start) to this one.
     """
@@ -72,6 +75,11 @@ class Step:
         return self._kept("x_next")
 
     @property
+    def attention(self) -> Float[Tensor, "tokens words"]:
+        """The share of its attention, 0 to 1, that each place gave to each word of `walk.words`, in float32."""
+        return self._kept("attention")
+
+    @property
     def clean(self) -> Tokens:
         """The clean estimate, x - sigma v, in float32."""
         return flow.clean_estimate(self.x, self.v, self.sigma)
@@ -92,11 +100,20 @@ class Step:
         """Whether x and v are there, and with them the estimates."""
         return "x" in self.tensors and "v" in self.tensors
 
+    def thinned(self, keep: Keep, count: int) -> Step:
+        """This step of a walk of `count` steps with nothing but what is to be kept of it."""
+        wanted = keep.tensors if keep.wants(self.index, count) else ()
+        if set(wanted) >= set(self.tensors):
+            return self
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name in wanted}
+        return dataclasses.replace(self, tensors=tensors)
+
     def _kept(self, name: str) -> Tensor:
         if name not in self.tensors:
             there = ", ".join(sorted(self.tensors)) or "nothing"
+            how = 'fnb.Keep(attention="all")' if name == "attention" else "fnb.Keep()"
             raise InputError(
-                f"{name} of step {self.index}", f"this run kept {there} of it", "run again with keep=fnb.Keep()"
+                f"{name} of step {self.index}", f"this run kept {there} of it", f"run again with keep={how}"
             )
         return self.tensors[name]
 
@@ -119,6 +136,7 @@ class Trajectory:
         model: whose walk this is, for captions.
         preset: how the model was held in memory, for captions.
         preview: linear map from latents to colours, so that the walk can show itself without its model.
+        words: of the prompt, as many as `step.attention` has columns; empty where attention was not kept.
 
     Example:
         >>> walk.finished, len(walk), walk.sigmas                                   # doctest: +SKIP
@@ -139,6 +157,7 @@ class Trajectory:
     model: str = ""
     preset: str = ""
     preview: LinearRGB | None = field(default=None, repr=False)
+    words: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seconds", MappingProxyType(dict(self.seconds)))
@@ -181,6 +200,28 @@ class Trajectory:
         extra = [asked.sampler] if asked.sampler != "euler" else []
         extra += [f"guidance {asked.guidance:g}"] if asked.guidance else []
         return ", ".join(part for part in (asked.prompt, self.model, f"seed {asked.seed}", count, *extra) if part)
+
+    def attention(self, word: str | int) -> Float[Tensor, "steps rows columns"]:
+        """How much each place of the picture looked at a word, at each step that kept it: shares, 0 to 1.
+
+        Arguments:
+            word: one of `walk.words`, whatever its case, all of its occurrences together; or an index into them.
+
+        Raises:
+            InputError: no such word, or a walk whose run did not keep attention.
+        """
+        if not self.words:
+            told = "its call was given no prompt to read words from" if self.recipe is None else "its run kept none"
+            raise InputError("a walk without attention", told, 'run again with keep=fnb.Keep(attention="all")')
+        if isinstance(word, str):
+            columns = [place for place, known in enumerate(self.words) if known.casefold() == word.casefold()]
+        else:
+            columns = [word] if -len(self.words) <= word < len(self.words) else []
+        if not columns:
+            raise one_of("word", word, dict.fromkeys(self.words))
+        rows, across = token_grid(self.height, self.width)
+        kept = [step.attention[:, columns].sum(1) for step in self.steps if "attention" in step.tensors]
+        return torch.stack(kept).reshape(len(kept), rows, across) if kept else torch.zeros(0, rows, across)
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, safetensors with a JSON header; see `fnb.open_trajectory`."""

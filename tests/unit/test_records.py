@@ -110,9 +110,7 @@ def test_a_keep_that_cannot_be_is_told(wrong, says):
     st.sets(st.sampled_from(["x", "v", "x_next"])).map(tuple),
 )
 def test_the_memory_keep_states_is_the_memory_it_takes(steps, every, tensors):
-    from fluxnb.sampling import _kept
-
     keep = Keep(steps=steps, every=every, tensors=tensors)
     walk = walk_through(lambda x, s: x.sin(), noise().float(), SIGMAS)
-    thin = dataclasses.replace(walk, steps=tuple(_kept(step, keep, 4) for step in walk))
+    thin = dataclasses.replace(walk, steps=tuple(step.thinned(keep, 4) for step in walk))
     assert thin.nbytes == keep.nbytes(32, 32, steps=4)

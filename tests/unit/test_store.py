@@ -18,7 +18,6 @@ from fluxnb.errors import StorageError
 from fluxnb.latents import LinearRGB
 from fluxnb.recipe import Recipe
 from fluxnb.records import Keep
-from fluxnb.sampling import _kept
 from fluxnb.store import Store, open_trajectory, save
 from tests.unit.walks import noise, walk_through
 
@@ -59,7 +58,7 @@ def test_a_saved_walk_opens_as_it_was(walk, tmp_path):
     "keep", [Keep.nothing(), Keep.last(), Keep(tensors=("v",)), Keep(tensors=("x",)), Keep(steps=(0,))]
 )
 def test_whatever_was_kept_comes_back(walk, tmp_path, keep):
-    thin = dataclasses.replace(walk, steps=tuple(_kept(step, keep, 2) for step in walk), image=None, recipe=None)
+    thin = dataclasses.replace(walk, steps=tuple(step.thinned(keep, 2) for step in walk), image=None, recipe=None)
     assert same(open_trajectory(save(thin, tmp_path / "thin.safetensors")), thin)
 
 

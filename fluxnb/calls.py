@@ -1,0 +1,129 @@
+"""What passes by while a pipeline is called: what was asked, each step as it went, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fluxnb.attention import Words
+from fluxnb.errors import FluxnbError
+from fluxnb.pipeline import Flux
+from fluxnb.recipe import Recipe
+
+__all__ = ["Call", "Raw", "fresh_seeds", "pictures", "recipe_of"]
+
+
+@dataclass(kw_only=True)
+class Raw:
+    """One step as it passed by, on its device, the whole batch."""
+
+    index: int
+    sigma: float
+    sigma_next: float
+    tensors: dict[str, Tensor]
+    norms: dict[str, Tensor]
+    mark: Any
+
+
+@dataclass(kw_only=True)
+class Call:
+    """A pipeline call under way."""
+
+    started: float
+    prompt: Any = None
+    words: tuple[Words, ...] = ()  # of each prompt, where attention is looked at
+    height: int | None = None
+    width: int | None = None
+    length: int | None = None
+    generator: Any = None
+    seeds: tuple[int | None, ...] = ()
+    given: Any = None  # sigmas as handed to the scheduler, before it shifts them
+    levels: list[float] = field(default_factory=list)
+    first: int = 0
+    encodes: int = 0
+    kin: bool = False  # img2img or inpaint: there is more to the question than a recipe holds
+    raws: list[Raw] = field(default_factory=list)
+    prepared: float = 0.0
+    denoised: float = 0.0
+    begin: Any = None
+    images: list[Image.Image] | None = None
+    out: Tensor | None = None
+    out_version: int | None = None
+
+    @property
+    def prompts(self) -> list[Any]:
+        """What was asked for, one or several."""
+        return self.prompt if isinstance(self.prompt, list) else [self.prompt]
+
+    @property
+    def count(self) -> int:
+        """Pictures in the batch."""
+        return len(self.raws[0].norms["v"])
+
+    @property
+    def planned(self) -> int:
+        """Steps that the call will take if nothing stops it."""
+        return len(self.levels) - 1 - self.first
+
+    def words_of(self, item: int) -> tuple[str, ...]:
+        """The words of one picture's prompt."""
+        return self.words[item * len(self.words) // self.count].words if self.words else ()
+
+
+def recipe_of(call: Call, item: int, flux: Flux | None, pipe: Any) -> Recipe | None:
+    """What was asked, if the call told all of it; a recipe that repeats something else would be worse than none."""
+    prompts, images = call.prompts, call.count
+    seed = call.seeds[item] if len(call.seeds) == images else None
+    told = seed is not None and isinstance(prompts[0], str) and images % len(prompts) == 0
+    plain = not call.kin and call.encodes == 1 and not pipe.scheduler.config.get("stochastic_sampling", False)
+    if flux is None or not told or not plain:
+        return None
+    given = None if call.given is None else tuple(float(level) for level in np.asarray(call.given).tolist())
+    even = tuple(np.linspace(1.0, 1 / call.planned, call.planned).tolist())
+    embedded = flux.profile.guidance_kind == "embedded"
+    try:
+        return Recipe(
+            prompt=prompts[item // (images // len(prompts))],
+            seed=seed or 0,
+            steps=call.planned,
+            height=call.height,
+            width=call.width,
+            guidance=float(pipe.guidance_scale) if embedded else None,
+            sigmas=None if given == even else given,
+            max_sequence_length=call.length,
+            model=flux.model,
+            revision=flux.revision,
+            dtype=flux.dtype,
+            numerics="exact" if flux.plan.exact else flux.plan.preset,
+        )
+    except FluxnbError:
+        return None  # an empty prompt, say: a legal call, but no recipe of ours
+
+
+def fresh_seeds(generator: Any) -> tuple[int | None, ...]:
+    """The seeds of CPU generators that have drawn nothing yet; None for any other."""
+    each = generator if isinstance(generator, list | tuple) else [generator]
+    seeds: list[int | None] = []
+    for one in each:
+        fresh = isinstance(one, torch.Generator) and one.device.type == "cpu"
+        if fresh:
+            untouched = torch.Generator().manual_seed(one.initial_seed())
+            fresh = torch.equal(untouched.get_state(), one.get_state())
+        seeds.append(one.initial_seed() if fresh else None)
+    return tuple(seeds)
+
+
+def pictures(result: Any) -> list[Image.Image] | None:
+    """What a pipeline's image processor returned, as pictures: PIL, an array or a tensor (0 to 1)."""
+    if isinstance(result, list) and result and all(isinstance(each, Image.Image) for each in result):
+        return list(result)
+    if isinstance(result, Tensor):
+        result = result.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+    if isinstance(result, np.ndarray) and result.ndim == 4:
+        return [Image.fromarray(each) for each in (result.clip(0, 1) * 255).round().astype("uint8")]
+    return None
