@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fluxnb.attention import Words
+from fluxnb.attention_maps import Words
 from fluxnb.errors import FluxnbError
 from fluxnb.pipeline import Flux
 from fluxnb.recipe import Recipe

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluxnb.attention import Attention, looking, words_of
+from fluxnb.attention_maps import Attention, looking, words_of
 from fluxnb.calls import Call, Raw, fresh_seeds, pictures, recipe_of
 from fluxnb.errors import InputError
 from fluxnb.loading import handle_of

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from fluxnb.attention import words_of
+from fluxnb.attention_maps import words_of
 from fluxnb.errors import FluxnbError, InputError, RunError, checks_itself, cut
 from fluxnb.pipeline import Encoded, Flux
 from fluxnb.recipe import Recipe

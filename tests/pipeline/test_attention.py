@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fluxnb as fnb
-from fluxnb.attention import looking, words_of
+from fluxnb.attention_maps import looking, words_of
 from fluxnb.errors import InputError
 from tests.conftest import toy_pipeline
 from tests.pipeline.test_recorder import call, untouched
