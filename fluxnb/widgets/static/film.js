@@ -13,6 +13,20 @@ function make(tag, className, text) {
   return node;
 }
 
+// JupyterLab takes keys away from a focused control unless the control itself says that it needs them.
+function keysAreOurs(node) {
+  node.setAttribute("data-lm-suppress-shortcuts", "true");
+  return node;
+}
+
+function makeButton(className, text, title, act) {
+  const node = keysAreOurs(make("button", className, text));
+  node.type = "button";
+  if (title) node.title = title;
+  node.addEventListener("click", act);
+  return node;
+}
+
 // Every noise level that any of the walks visits, from 1 down, and 0 where a walk ended in a picture.
 export function levels(walks) {
   const all = walks.flatMap((walk) => walk.sigmas.concat(walk.final === null ? [] : [0]));
@@ -36,4 +50,102 @@ function address(view) {
   // A DataView may look into a buffer it shares with others: its own stretch of it, and no more.
   const bytes = view.buffer ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : view;
   return URL.createObjectURL(new Blob([bytes], { type: "image/webp" }));
+}
+
+// The bar under a view of frames: play, a slider over the noise levels, and the choice of what to show. It holds where
+// the view stands, and calls `changed` whenever that is another place.
+function transport({ shows, playKey, alive, changed }) {
+  const state = { stops: [0], at: 0, show: shows[0]?.key, timer: null };
+  const bar = make("div", "fluxnb-bar");
+  const play = makeButton("fluxnb-play", "▶", `play (${playKey})`, toggle);
+  const range = keysAreOurs(make("input"));
+  const sigmaText = make("output", "fluxnb-sigma");
+  const choice = make("div", "fluxnb-shows");
+  play.setAttribute("aria-label", "play");
+  Object.assign(range, { type: "range", min: 0, max: 0, step: 1, value: 0 });
+  range.setAttribute("aria-label", "noise level");
+  range.addEventListener("input", () => {
+    stop();
+    go(Number(range.value));
+  });
+  choice.setAttribute("role", "group");
+  choice.setAttribute("aria-label", "what to show");
+  const buttons = shows.map(({ key, name }) => {
+    const letter = Object.keys(KEYS).find((letter) => KEYS[letter] === key);
+    const button = makeButton("fluxnb-show", name, letter && `${name} (${letter})`, () => display(key));
+    choice.append(button);
+    return { key, button };
+  });
+  bar.append(play, range, sigmaText);
+
+  function draw() {
+    const sigma = state.stops[state.at] ?? 0;
+    sigmaText.textContent = state.stops.length > 1 ? `σ ${sigma.toFixed(2)}` : "";
+    range.max = String(Math.max(state.stops.length - 1, 0));
+    range.value = String(state.at);
+    range.setAttribute("aria-valuetext", sigmaText.textContent);
+    for (const { key, button } of buttons) button.setAttribute("aria-pressed", String(key === state.show));
+    changed();
+  }
+  function go(at) {
+    state.at = Math.max(0, Math.min(state.stops.length - 1, at));
+    draw();
+  }
+  function nearest(sigma) {
+    const far = (i) => Math.abs(state.stops[i] - sigma);
+    go(state.stops.reduce((best, _, i) => (far(i) < far(best) ? i : best), 0));
+  }
+  function display(key) {
+    if (!shows.some((show) => show.key === key)) return;
+    state.show = key;
+    draw();
+  }
+  function stop() {
+    clearInterval(state.timer);
+    state.timer = null;
+    play.textContent = "▶";
+    play.setAttribute("aria-label", "play");
+  }
+  function toggle() {
+    if (state.timer !== null) return stop();
+    if (state.at >= state.stops.length - 1) go(0);
+    play.textContent = "❚❚";
+    play.setAttribute("aria-label", "pause");
+    // A walk of two steps and one of fifty both take a few seconds.
+    const pause = Math.max(90, Math.min(700, 4000 / Math.max(state.stops.length, 1)));
+    state.timer = setInterval(() => {
+      if (!alive() || state.at >= state.stops.length - 1) return stop();
+      go(state.at + 1);
+    }, pause);
+  }
+
+  return {
+    bar,
+    choice,
+    range,
+    go,
+    nearest,
+    display,
+    stop,
+    toggle,
+    move(by) {
+      stop();
+      go(state.at + by);
+    },
+    get sigma() {
+      return state.stops[state.at] ?? 0;
+    },
+    get show() {
+      return state.show;
+    },
+    // The levels to move among; the place stays as near as it can.
+    set stops(stops) {
+      const sigma = state.stops[state.at] ?? 0;
+      state.stops = stops;
+      nearest(sigma);
+    },
+    get stops() {
+      return state.stops;
+    },
+  };
 }
