@@ -9,6 +9,7 @@ from .export.png import open_recipe as open_recipe
 from .loading import load as load
 from .pipeline import Flux as Flux
 from .pipeline import PromptWarning as PromptWarning
+from .plots import attention as attention
 from .plots import compare as compare
 from .plots import contact_sheet as contact_sheet
 from .plots import filmstrip as filmstrip

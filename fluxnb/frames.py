@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import InputError, one_of
-from fluxnb.records import Film, Sweep, Trajectory
+from fluxnb.overlays import looked_at, strengths, veil
+from fluxnb.records import Film, Step, Sweep, Trajectory
 
 __all__ = ["NAMES", "SHOWS", "Decode", "Reel", "describe", "payload", "reel", "reels", "tell_apart", "value_of", "webp"]
 
@@ -47,6 +48,8 @@ class Reel:
         final: the picture at sigma 0, where there is one.
         by: who made the frames, for the small print.
         height, width: of the picture, in pixels; frames may be smaller.
+        veils: for each word of the prompt one veil per sigma, to be laid over a frame: clear where the model looked
+            for the word; None for a step that kept no attention.
     """
 
     label: str
@@ -57,6 +60,7 @@ class Reel:
     by: str
     height: int
     width: int
+    veils: Mapping[str, tuple[Image.Image | None, ...]] = field(default_factory=dict)
 
     def at(self, show: str, sigma: float) -> Image.Image | None:
         """The frame in view at this sigma: of the last step that had begun by then; at 0 the final picture."""
@@ -121,7 +125,17 @@ def reel(
         by=by,
         height=walk.height,
         width=walk.width,
+        veils=_veils(walk, steps),
     )
+
+
+def _veils(walk: Trajectory, steps: Sequence[Step]) -> dict[str, tuple[Image.Image | None, ...]]:
+    looked = [walk.steps[place].index for place in looked_at(walk)]
+    made = {}
+    for word in dict.fromkeys(word.casefold() for word in walk.words) if looked else ():
+        by_step = dict(zip(looked, strengths(walk, word), strict=True))
+        made[word] = tuple(veil(by_step[step.index]) if step.index in by_step else None for step in steps)
+    return made
 
 
 def reels(
@@ -163,11 +177,12 @@ def reels(
     return tuple(reel(walk, shows=shows, decode=decode, label=name) for walk, name in zip(record, labels, strict=True))
 
 
-def webp(image: Image.Image, quality: int = 88) -> bytes:
+def webp(image: Image.Image, quality: int = 88, *, lossless: bool | None = None) -> bytes:
     """A frame as WebP bytes; a small one without loss, since there a block of 16 pixels is the whole picture."""
     buffer = io.BytesIO()
-    small = max(image.size) <= 160
-    image.convert("RGB").save(buffer, "WEBP", quality=quality, lossless=small, method=4)
+    exact = max(image.size) <= 160 if lossless is None else lossless
+    image = image if image.mode == "RGBA" else image.convert("RGB")
+    image.save(buffer, "WEBP", quality=quality, lossless=exact, method=4)
     return buffer.getvalue()
 
 
@@ -198,7 +213,9 @@ def payload(record: Any, rolls: Sequence[Reel]) -> tuple[dict[str, Any], list[by
     frames: list[bytes] = []
     seen: dict[bytes, int] = {}
 
-    def number(image: Image.Image) -> int:
+    def number(image: Image.Image | None) -> int | None:
+        if image is None:
+            return None
         data = webp(image)
         if data not in seen:
             seen[data] = len(frames)
@@ -206,15 +223,17 @@ def payload(record: Any, rolls: Sequence[Reel]) -> tuple[dict[str, Any], list[by
         return seen[data]
 
     shown = [show for show in (*SHOWS, "x_next") if any(roll.frames.get(show) for roll in rolls)]
+    words = list(dict.fromkeys(word for roll in rolls for word in roll.veils))
     walks = [
         {
             "label": roll.label,
             "caption": roll.caption,
             "sigmas": list(roll.sigmas),
             "frames": {show: [number(image) for image in roll.frames.get(show, ())] for show in shown},
-            "final": None if roll.final is None else number(roll.final),
+            "final": number(roll.final),
             "width": roll.width,
             "height": roll.height,
+            "veils": [[number(image) for image in roll.veils.get(word, ())] for word in words],
         }
         for roll in rolls
     ]
@@ -223,6 +242,7 @@ def payload(record: Any, rolls: Sequence[Reel]) -> tuple[dict[str, Any], list[by
         "title": title,
         "shows": [{"key": show, "name": NAMES[show]} for show in shown],
         "walks": walks,
+        "words": words,
         "columns": columns,
         "note": f"frames by {' and '.join(by)}" if by else "",
     }, frames

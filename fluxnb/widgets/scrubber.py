@@ -23,8 +23,9 @@ class Scrubber(View):
     """A film of one or several walks with one slider: sigma.
 
     Frames travel once, as binary WebP, and every move after that happens in the browser; the kernel may be busy or
-    gone. Keys: arrows step, space plays, x v c n choose what is shown, + - 0 zoom; drag moves a zoomed picture, all
-    walks together. Setting `.sigma` from Python moves the slider; moving the slider sends nothing back.
+    gone. Keys: arrows step, space plays, x v c n choose what is shown, w goes through the words of a
+    prompt whose attention was kept (bright is where the model looked for it), + - 0 zoom; drag moves a zoomed picture,
+    all walks together. Setting `.sigma` from Python moves the slider; moving the slider sends nothing back.
 
     Arguments:
         data: what is shown, as `fluxnb.frames.payload` describes it.

@@ -136,3 +136,48 @@ def test_without_script_the_picture_and_its_name_are_there(chromium, tmp_path):
     page.goto(html.write(walk(), tmp_path / "walk.html").as_uri())
     assert page.locator("img").get_attribute("alt").startswith("a house on a hill")
     context.close()
+
+
+def veil(page) -> str | None:
+    image = page.locator(".fluxnb-veil").first
+    return image.get_attribute("data-frame") if image.is_visible() else None
+
+
+def test_a_word_lights_the_picture_and_goes_along_with_the_steps(opened):
+    page = opened(walk(steps=4, looks=True))
+    root, words = page.locator(".fluxnb-scrubber"), page.locator(".fluxnb-word")
+    assert words.all_text_contents() == ["a", "house", "on", "hill"] and veil(page) is None
+    words.nth(1).click()
+    assert root.get_attribute("data-word") == "house" and words.nth(1).get_attribute("aria-pressed") == "true"
+    seen = set()
+    for _ in range(4):
+        decoded = page.locator(".fluxnb-veil").evaluate("async (i) => { await i.decode(); return i.naturalWidth }")
+        assert decoded == 8
+        seen.add(veil(page))
+        page.locator("input[type=range]").press("ArrowRight")
+    assert len(seen) == 4 and sigma(page) == 0 and veil(page) in seen
+    page.keyboard.press("w")
+    assert root.get_attribute("data-word") == "on"
+    page.keyboard.press("w")
+    page.keyboard.press("w")
+    assert root.get_attribute("data-word") == "" and veil(page) is None
+    assert not page.errors and not page.outside
+
+
+def test_the_light_zooms_and_moves_with_the_picture(opened):
+    page = opened(walk(steps=2, looks=True))
+    page.keyboard.press("Tab")
+    page.locator("input[type=range]").press("w")
+    page.keyboard.press("+")
+    styles = {page.locator(f".fluxnb-box img:nth-child({n})").get_attribute("style") for n in (1, 2)}
+    assert len(styles) == 1 and "scale(1.5)" in styles.pop()
+
+
+def test_a_hostile_word_is_text(opened):
+    page = opened(walk(prompt="<img/src=x/onerror=window.owned=3> </script><b>x", looks=True, steps=1))
+    assert page.locator(".fluxnb-word").first.text_content() == "<img/src=x/onerror=window.owned=3>"
+    assert page.evaluate("window.owned") is None and page.locator(".fluxnb-scrubber b").count() == 0
+
+
+def test_a_walk_without_attention_offers_no_words(opened):
+    assert opened(walk()).locator(".fluxnb-words").count() == 0

@@ -46,6 +46,17 @@ def encode(picture: Image.Image) -> torch.Tensor:
     return torch.einsum("ck,hwk->chw", torch.linalg.pinv(weight), rgb - torch.tensor(PREVIEW.bias))
 
 
+def attention(seed: int, size: int, sigma: float, words: int) -> torch.Tensor:
+    """Shares (tokens, words): each word has a spot of its own, narrower as sigma falls, but the first has none."""
+    rng, side = torch.Generator().manual_seed(seed), size // 16
+    y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
+    spots = torch.rand(words, 2, generator=rng)
+    maps = [torch.full((side, side), 0.02)]
+    for row, column in spots[1:].tolist():
+        maps.append(0.01 + 0.1 * torch.exp(-((y - row) ** 2 + (x - column) ** 2) / (0.05 + 0.2 * sigma) ** 2))
+    return torch.stack(maps[:words], dim=-1).flatten(0, 1)
+
+
 def walk(
     seed: int = 3,
     steps: int = 4,
@@ -57,8 +68,9 @@ def walk(
     stop_after: int | None = None,
     preview: bool = True,
     keep: bool = True,
+    looks: bool = False,
 ) -> Trajectory:
-    """A Trajectory of the formula's flow; `stop_after` leaves it unfinished."""
+    """A Trajectory of the formula's flow; `stop_after` leaves it unfinished, `looks` has it look for its words."""
     sigmas = flow.schedule(steps, shift=shift)
     picture = scene(seed, size)
     x = pack(torch.randn(16, size // 8, size // 8, generator=torch.Generator().manual_seed(seed)))
@@ -69,6 +81,8 @@ def walk(
         v = (x - clean) / sigma
         x_next = flow.euler_step(x, v, sigma, after)
         tensors = {"x": x, "v": v, "x_next": x_next} if keep else {}
+        if looks:
+            tensors["attention"] = attention(seed, size, sigma, len(prompt.split()))
         norms = {"x": float(x.norm()), "v": float(v.norm())}
         made.append(Step(index=index, sigma=sigma, dt=after - sigma, height=size, width=size, tensors=tensors,
                          norms=norms, seconds=0.02))  # fmt: skip
@@ -85,6 +99,7 @@ def walk(
         versions={"fluxnb": "0"},
         model=model,
         preview=PREVIEW if preview else None,
+        words=tuple(prompt.split()) if looks else (),
     )
 
 

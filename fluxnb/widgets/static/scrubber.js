@@ -7,7 +7,7 @@
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
 export function mount(root, data, urls) {
-  const state = { zoom: 0, panX: 0, panY: 0 };
+  const state = { zoom: 0, panX: 0, panY: 0, word: -1 }; // word: an index, -1 for the bare picture
   const listeners = new AbortController();
   const on = (node, name, act, options = {}) =>
     node.addEventListener(name, act, { ...options, signal: listeners.signal });
@@ -30,15 +30,17 @@ export function mount(root, data, urls) {
     const figure = make("figure", "fluxnb-walk");
     const box = make("div", "fluxnb-box");
     box.style.aspectRatio = `${walk.width} / ${walk.height}`;
-    const image = make("img");
-    image.draggable = false;
+    const [image, veil] = [make("img"), make("img", "fluxnb-veil")];
+    image.draggable = veil.draggable = false;
+    veil.alt = "";
     const label = make("figcaption", "fluxnb-label", several ? walk.label : "");
     label.title = walk.caption;
     const where = make("div", "fluxnb-where");
     box.append(image);
+    if (data.words?.length > 0) box.append(veil);
     figure.append(box, label, where);
     stage.append(figure);
-    return { walk, image, box, where };
+    return { walk, image, veil, box, where };
   });
 
   const alive = () => root.isConnected;
@@ -49,27 +51,51 @@ export function mount(root, data, urls) {
   if (stops.length > 1) {
     foot.append(make("span", "fluxnb-help", "← → step · space play · x v c n show · + − 0 zoom, drag to move"));
   }
+  // Where the model looked for a word: a veil over every frame, clear where it looked.
+  const words = data.words ?? [];
+  const wordChoice = make("div", "fluxnb-words");
+  wordChoice.setAttribute("role", "group");
+  wordChoice.setAttribute("aria-label", "word that was looked for");
+  const wordButtons = words.map((word, index) => {
+    const button = makeButton("fluxnb-word", word, `where it looked for “${word}” (w)`, () => look(index));
+    wordChoice.append(button);
+    return button;
+  });
+  if (words.length > 0) foot.append(make("span", "fluxnb-help", "w next word · bright where the model looked for it"));
   // The controls stay in sight while a tall grid scrolls behind them.
   const controls = make("div", "fluxnb-controls");
   if (stops.length > 1) controls.append(film.bar);
   if (stops.length > 1 && data.shows.length > 1) controls.append(film.choice);
+  if (words.length > 0) controls.append(wordChoice);
   root.append(title, stage, controls, foot);
 
   function draw() {
     const sigma = film.sigma;
-    for (const { walk, image, where } of panels) {
+    for (const { walk, image, veil, where } of panels) {
       const { step, frame } = frameAt(walk, film.show, sigma);
-      const url = frame === null ? "" : urls[frame];
-      if (image.dataset.frame !== String(frame)) {
-        image.dataset.frame = String(frame);
-        image.src = url;
-      }
+      put(image, frame);
+      // At sigma 0 the model has looked for the last time.
+      put(veil, walk.veils?.[state.word]?.at(step) ?? null);
       const of = walk.sigmas.length;
       where.textContent = of === 0 ? "" : step < 0 ? "the picture" : `step ${step + 1} of ${of}`;
       image.alt = `${where.textContent || "picture"}: ${walk.label}`;
     }
     root.dataset.sigma = String(sigma);
     root.dataset.show = film.show ?? "";
+    root.dataset.word = words[state.word] ?? "";
+    wordButtons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === state.word)));
+  }
+
+  function put(image, frame) {
+    if (image.dataset.frame === String(frame)) return;
+    image.dataset.frame = String(frame);
+    image.hidden = frame === null;
+    if (frame !== null) image.src = urls[frame];
+  }
+
+  function look(word) {
+    state.word = word === state.word ? -1 : word;
+    draw();
   }
 
   function frameView() {
@@ -77,8 +103,9 @@ export function mount(root, data, urls) {
     const limit = (scale - 1) / 2;
     state.panX = Math.max(-limit, Math.min(limit, state.panX));
     state.panY = Math.max(-limit, Math.min(limit, state.panY));
-    for (const { image } of panels) {
+    for (const { image, veil } of panels) {
       image.style.transform = `translate(${state.panX * 100}%, ${state.panY * 100}%) scale(${scale})`;
+      veil.style.transform = image.style.transform;
       image.classList.toggle("fluxnb-near", scale >= 4); // near enough to want to see the pixels
     }
     root.dataset.zoom = String(scale);
@@ -90,7 +117,7 @@ export function mount(root, data, urls) {
   }
   on(root, "keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === " " && event.target.classList.contains("fluxnb-show")) return; // space presses its button
+    if (event.key === " " && event.target.matches(".fluxnb-show, .fluxnb-word")) return; // space presses its button
     const moves = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 5, PageDown: -5 };
     if (event.key in moves) film.move(moves[event.key]);
     else if (event.key === "Home") film.go(0);
@@ -99,6 +126,7 @@ export function mount(root, data, urls) {
     else if (event.key === "+" || event.key === "=") zoom(1);
     else if (event.key === "-") zoom(-1);
     else if (event.key === "0") zoom(0);
+    else if (event.key === "w" && words.length > 0) look(state.word + 1 < words.length ? state.word + 1 : state.word);
     else if (event.key in KEYS) film.display(KEYS[event.key]);
     else return;
     event.preventDefault();
