@@ -9,6 +9,12 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a stage imports what it needs when it runs
+    from fluxnb.train.config import Preset
+    from fluxnb.train.loop import Rank
+    from fluxnb.train.watch import Watch
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -45,11 +51,20 @@ def main(arguments: list[str] | None = None) -> None:
             stage.add_argument("--warm", action="store_true", help="only LADD's start: short, saved as `warm`")
         else:
             stage.add_argument("--judge", type=Path, help="folder with a judge, to choose the best student by")
-    check = stages.add_parser("evaluate", help="score a shipped model with the judge beside it")
-    check.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "pocket", help="what ship wrote")
+    check = stages.add_parser("evaluate", help="hold a student against its targets, beside its teacher and renders")
+    check.add_argument(
+        "--model", type=Path, default=Path(__file__).parents[1] / "pocket", help="a run, or what ship wrote"
+    )
+    check.add_argument("--student", type=Path, help="its transformer, file or folder; unsaid, the one beside the model")
+    check.add_argument("--reflow", type=Path, help="the baseline's transformer; unsaid, the one beside the model")
+    check.add_argument("--preset", default="pocket", help="the sizes of a run")
     check.add_argument("--save", type=Path, help="write the table here as JSON")
-    check.add_argument("--count", type=int, default=2048)
-    check.add_argument("--guidance", type=float, default=2.5)
+    check.add_argument("--figure", type=Path, help="draw it here, as PNG")
+    check.add_argument("--count", type=int, default=1700, help="scenes per sampling seed, seen and held out each")
+    check.add_argument("--seeds", type=int, default=3)
+    check.add_argument("--prompts", type=int, default=64, help="prompts asked again and again, for diversity")
+    check.add_argument("--noises", type=int, default=64, help="pictures of each of those")
+    check.add_argument("--guidance", type=float, default=2.5, help="of the teacher; the student has its own baked in")
     ship = stages.add_parser("ship", help="write a run as a diffusers folder with its card")
     ship.add_argument("--out", type=Path, required=True)
     ship.add_argument("--to", type=Path, required=True)
@@ -110,40 +125,58 @@ def _distil(options: argparse.Namespace) -> None:
         changed = {k: v for k, v in said.items() if v is not None}
         schedule = dataclasses.replace(getattr(preset.distillation, which), **changed)
         if which == "student":
-            look = None
+            look = _look(options.judge, preset, options.out, rank) if options.judge else None
             train_student(preset.distilled(student=schedule), options.out, rank, look=look)
         else:
             train_reflow(preset, options.out, rank, which, schedule, start="" if warm else "warm")
     rank.leave()
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    from diffusers import FluxPipeline
+def _look(judge: Path, preset: Preset, out: Path, rank: Rank) -> Watch:
+    from diffusers import AutoencoderKL
 
-    from fluxnb.train.autoencoder import check_autoencoder
-    from fluxnb.train.evaluate import evaluate, painter
     from fluxnb.train.judge import load_judge
-    from fluxnb.train.loop import Rank
-    from fluxnb.train.objective import Denoiser
     from fluxnb.train.render import Renderer
     from fluxnb.train.teacher import Tokens
+    from fluxnb.train.watch import Watch
+
+    reads = load_judge(judge / "judge.safetensors", rank.device)
+    vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(rank.device)
+    return Watch(reads, Renderer(rank.device), vae, Tokens.of(preset.sizes))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from fluxnb.train.acceptance import acceptance, as_json
+    from fluxnb.train.autoencoder import check_autoencoder
+    from fluxnb.train.config import PRESETS
+    from fluxnb.train.evaluate import evaluate, settings_of
+    from fluxnb.train.examiner import Asked, Examiner
+    from fluxnb.train.figure import figure_of
+    from fluxnb.train.gather import another, gather, student_beside
+    from fluxnb.train.loop import Rank
+    from fluxnb.train.render import Renderer
 
     device = Rank.join().device
-    pipe = FluxPipeline.from_pretrained(options.model / "base").to(device)
-    model = Denoiser(pipe.text_encoder, pipe.text_encoder_2, pipe.transformer).eval()
-    judge, renderer = load_judge(options.model / "judge.safetensors", device), Renderer(device)
-    tokens = Tokens(pipe.tokenizer, pipe.tokenizer_2)
-    ask = {
-        f"teacher, {steps} steps, guidance {guidance:g}": painter(
-            model, pipe.vae, tokens, device, steps=steps, guidance=guidance, batch=512 if device.type == "cuda" else 32
-        )
-        for steps, guidance in ((28, options.guidance), (4, options.guidance), (1, 1.0))
+    networks, renderer = gather(options.model, PRESETS[options.preset].sizes, device), Renderer(device)
+    models = {"teacher": networks.denoiser}
+    for name in ("student", "reflow"):
+        place = getattr(options, name) or student_beside(options.model, name)
+        if place is not None:
+            models[name] = another(place, networks.denoiser)
+    asked = Asked(options.count, options.seeds, options.prompts, options.noises)
+    settings, main_ones = settings_of(models, networks.vae, networks.tokens, device, options.guidance)
+    table = evaluate(Examiner(networks.judge, renderer, networks.vae, asked), settings, main_ones)
+    rows = acceptance(table)
+    found = {
+        "asked": {**dataclasses.asdict(asked), "guidance": options.guidance, "device": device.type},
+        **as_json(table, rows),
+        "autoencoder": check_autoencoder(networks.vae, renderer, min(2048, options.count)),
     }
-    table = evaluate(judge, renderer, ask, count=options.count)
-    table["autoencoder"] = check_autoencoder(pipe.vae, renderer, min(2048, options.count))
-    text = json.dumps(table, indent=1)
+    text = json.dumps(found, indent=1)
     if options.save is not None:
         options.save.write_text(text + "\n")
+    if options.figure is not None:
+        figure_of(table, rows, note=asked.words()).savefig(options.figure, dpi=144)
     print(text)
 
 

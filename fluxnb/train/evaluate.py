@@ -1,161 +1,183 @@
-"""How good a pocket model is, by the judge, with the ceiling beside every figure."""
+"""How good a pocket model is: everything that is measured of every setting, with its interval.
+
+A *setting* is a model, a number of steps and a guidance, named `student@4`. All settings get the same scenes and the
+same noise, so differences between them are paired; `renders` and `reconstructions` (renders through the autoencoder)
+stand beside them as what can be reached. A sampling seed is a fresh set of scenes with fresh noise: shares are pooled
+over the seeds, where every picture is a trial of its own; a distance is one number per seed, so its interval is over
+the seeds.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import random
-from collections.abc import Callable
-from typing import Any
+import itertools
+import math
+import sys
+import time
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
 
-from fluxnb.flow import schedule
-from fluxnb.train import world
-from fluxnb.train.judge import Answers, Judge, read, truth
+from fluxnb.train.ask import Painter, painter, reconstruct
+from fluxnb.train.examiner import PARTS, Examiner, Freedom, Marks
+from fluxnb.train.measure import Estimate, bootstrap, over_seeds, ratio, wilson
 from fluxnb.train.objective import Denoiser
-from fluxnb.train.render import Renderer, lay_out
-from fluxnb.train.teacher import Tokens, sample
-from fluxnb.train.world import Scene, draw_scene
+from fluxnb.train.teacher import Tokens
 
-#: captions (N) and noise (N, 16, 16, 16) to pictures (N, 3, 128, 128) in [-1, 1].
-Painter = Callable[[list[str], Tensor], Tensor]
-
-
-def painter(
-    model: Denoiser,
-    vae: AutoencoderKL,
-    tokens: Tokens,
-    device: torch.device,
-    *,
-    steps: int,
-    guidance: float,
-    batch: int = 512,
-) -> Painter:
-    """Ask a denoiser for pictures of captions; the plain way of saying each."""
-    sigmas = schedule(steps)
-    nothing = tuple(ids.to(device) for ids in tokens([""]))
-
-    @torch.no_grad()
-    def paint(captions: list[str], noise: Tensor) -> Tensor:
-        pictures = []
-        for start in range(0, len(captions), batch):
-            clip, t5 = (ids.to(device) for ids in tokens(captions[start : start + batch]))
-            part = noise[start : start + batch].to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                latents = sample(model, clip, t5, part, sigmas, guidance=guidance, nothing=nothing)
-            pictures.append(vae.decode(latents.float()).sample.clamp(-1, 1))
-        return torch.cat(pictures)
-
-    return paint
+#: label of a setting -> name of a quantity -> its estimate.
+Table = dict[str, dict[str, Estimate]]
+RENDERS, RECONSTRUCTIONS = "renders", "reconstructions"
 
 
-def scenes_to_ask(count: int, seed: int, *, held_out: bool) -> list[Scene]:
-    """The fixed scenes that every model is asked for."""
-    rng = random.Random(f"ask/{seed}/{held_out}")
-    return [draw_scene(rng, held_out=held_out) for _ in range(count)]
+def settings_of(
+    models: dict[str, Denoiser], vae: AutoencoderKL, tokens: Tokens, device: torch.device, guidance: float
+) -> tuple[dict[str, Painter], frozenset[str]]:
+    """The settings to evaluate, and those that are asked for everything.
 
-
-def noise_for(count: int, seed: int, channels: int = 16, side: int = 16) -> Tensor:
-    """The fixed noise that every model starts from, (count, channels, side, side)."""
-    return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(seed))
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """Share of pictures, each with its 95 % half-width, in which something is as asked.
-
-    `object` wants every named object; `relation` wants the arrangement and the order of two;
-    `letters` counts letters and `sign` whole signs; `everything` is the strict one.
+    Distilled models go without guidance at 1, 2, 4 and 8 steps. The teacher is guided, but for one step, where guidance
+    only exaggerates a mean, and `teacher, unguided@4`, which costs as many evaluations as the student at 4; so does
+    the guided teacher at 2.
     """
+    batch = 512 if device.type == "cuda" else 32
+    settings: dict[str, Painter] = {}
 
-    n: int
-    object: float
-    background: float
-    relation: float
-    letters: float
-    sign: float
-    everything: float
-    half_width: dict[str, float]
+    def add(label: str, model: str, steps: int, strength: float) -> None:
+        settings[label] = painter(models[model], vae, tokens, device, steps=steps, guidance=strength, batch=batch)
 
-
-def score(answers: Answers, scenes: list[Scene]) -> Score:
-    """Compare what the judge sees with what was asked, factor by factor."""
-    wanted = truth(lay_out(scenes, random.Random(0)))  # only what a scene fixes is read from it
-    given = Answers(*(getattr(answers, f.name).cpu() for f in dataclasses.fields(Answers)))
-    pairs_wanted = torch.stack((wanted.first, wanted.second), 1).sort(1).values
-    pairs_given = torch.stack((given.first, given.second), 1).sort(1).values
-    objects = (pairs_wanted == pairs_given).all(1)
-    background = given.background == wanted.background
-    sign = torch.tensor([s.sign is not None for s in scenes])
-    free = torch.tensor([s.relation == "and" for s in scenes])
-    ordered = (given.first == wanted.first) & (given.arrangement == wanted.arrangement)
-    relation = torch.where(free, given.arrangement == 1, ordered)
-    related = torch.tensor([s.relation is not None for s in scenes])
-    there = wanted.letters > 0
-    spelled = (given.letters == wanted.letters).all(1)
-    everything = objects & background & torch.where(related, relation, given.arrangement == wanted.arrangement)
-    everything &= spelled | ~sign
-    shares = {
-        "object": objects,
-        "background": background,
-        "relation": relation[related],
-        "letters": (given.letters == wanted.letters)[there],
-        "sign": spelled[sign],
-        "everything": everything,
-    }
-    values = {name: float(hits.float().mean()) if len(hits) else float("nan") for name, hits in shares.items()}
-    widths = {
-        name: 1.96 * (values[name] * (1 - values[name]) / max(1, len(hits))) ** 0.5 for name, hits in shares.items()
-    }
-    return Score(n=len(scenes), half_width=widths, **values)
+    for steps in (28, 4, 1, 2, 8):
+        add(f"teacher@{steps}", "teacher", steps, guidance if steps > 1 else 1.0)
+    add("teacher, unguided@4", "teacher", 4, 1.0)
+    for model in sorted(models.keys() - {"teacher"}, reverse=True):
+        for steps in (4, 1, 2, 8):
+            add(f"{model}@{steps}", model, steps, 1.0)
+    everything = {"teacher@28"} | {f"{model}@{steps}" for model in models for steps in (4, 1)}
+    return settings, frozenset(everything)
 
 
-def frechet(one: Tensor, other: Tensor) -> float:
-    """Fréchet distance between Gaussians fitted to two sets of features (N, d) (FID, 1706.08500); N well above d."""
-    a, b = one.double().cpu().numpy(), other.double().cpu().numpy()
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    # The trace of the root of a product of two symmetric matrices, from eigenvalues alone.
-    values, vectors = np.linalg.eigh(cov_a)
-    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+def evaluate(
+    examiner: Examiner, settings: dict[str, Painter], main: frozenset[str], *, teacher: str = "teacher@28"
+) -> Table:
+    """Everything that is measured of every setting, beside renders and reconstructions.
 
+    Arguments:
+        settings: label to painter. `main` names those that are also asked for held-out scenes and for diversity;
+            the others only lie on a curve.
+        teacher: the setting that the others are held against, where it is among them.
 
-def evaluate(judge: Judge, renderer: Renderer, paint: dict[str, Painter], *, count: int = 2048, seed: int = 7) -> dict:
-    """Scores of every painter on seen and held-out scenes, beside renders and their own distance.
-
-    Every painter gets the same captions and the same noise, so differences between them are paired.
+    Returns:
+        A table of estimates. `name/seen` and `name/held_out` are shares; `... : teacher` is the ratio to the teacher
+        setting on the same scenes, `... : reconstructions` the ratio to the ceiling.
     """
-    table: dict[str, dict] = {}
-    asked = {"seen": scenes_to_ask(count, seed, held_out=False), "held_out": scenes_to_ask(count, seed, held_out=True)}
-    noise = noise_for(count, seed)
-    rng = random.Random(seed)
-    real = {name: renderer(lay_out(scenes, rng)) for name, scenes in asked.items()}
-    again = read(judge, renderer(lay_out(asked["seen"], rng)))[1]
-    reference = {}
-    rows: dict[str, Any] = {}
-    for name, scenes in asked.items():
-        answers, reference[name] = read(judge, real[name])
-        rows[name] = dataclasses.asdict(score(answers, scenes))
-    table["renders"] = {**rows, "fd": frechet(again, reference["seen"])}
-    for label, painted in paint.items():
-        rows = {}
-        for name, scenes in asked.items():
-            answers, features = read(judge, painted([scene.caption() for scene in scenes], noise))
-            rows[name] = dataclasses.asdict(score(answers, scenes))
-            if name == "seen":
-                rows["fd"] = frechet(features, reference["seen"])
-        table[label] = rows
+    marks: dict[str, dict[str, list[Marks]]] = {RENDERS: {}, RECONSTRUCTIONS: {}}
+    for part in PARTS:
+        for seed in examiner.asked.every_seed:
+            real = examiner.render(seed, part)
+            again = reconstruct(examiner.vae, real)
+            marks[RENDERS].setdefault(part, []).append(examiner.marks(seed, part, real))
+            marks[RECONSTRUCTIONS].setdefault(part, []).append(examiner.marks(seed, part, again))
+    freedom = {RENDERS: examiner.freedom(None)}
+    hello = {}
+    for label, paint in settings.items():
+        began = time.perf_counter()
+        marks[label] = {
+            part: [examiner.marks(seed, part, examiner.draw(paint, seed, part)) for seed in examiner.asked.every_seed]
+            for part in (PARTS if label in main else PARTS[:1])
+        }
+        if label in main:
+            freedom[label], hello[label] = examiner.freedom(paint), examiner.hello(paint)
+        print(f"{label}: {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
+    table = {label: dict(_estimates(label, marks, freedom, teacher)) for label in marks}
+    for label, read_right in hello.items():
+        table[label]["hello_world"] = read_right
+        table[label]["fd_order"] = _same_order(table, list(settings))
     return table
 
 
-def by_object(answers: Answers, scenes: list[Scene]) -> dict[str, float]:
-    """Object accuracy of each name over scenes of one object, to find the weak ones."""
-    hits: dict[str, list[bool]] = {name: [] for name in world.NAMES}
-    for scene, first in zip(scenes, answers.first.tolist(), strict=True):
-        if len(scene.objects) == 1:
-            hits[scene.objects[0]].append(world.NAMES[first] == scene.objects[0])
-    return {name: sum(h) / len(h) for name, h in hits.items() if h}
+def _same_order(table: Table, labels: list[str]) -> Estimate:
+    """Of the pairs of settings that the judge's distance tells apart, the share that the other one orders alike."""
+    agree = []
+    for one, other in itertools.combinations(labels, 2):
+        near, far = sorted((table[one], table[other]), key=lambda row: row["fd"].value)
+        if near["fd"].high < far["fd"].low:
+            agree.append(near["fd_untrained"].value < far["fd_untrained"].value)
+    return wilson(sum(agree), len(agree))
+
+
+def _estimates(
+    label: str, marks: dict[str, dict[str, list[Marks]]], freedom: dict[str, Freedom], teacher: str
+) -> Iterator[tuple[str, Estimate]]:
+    mine, theirs = marks[label], marks.get(teacher, {})
+    for part, runs in mine.items():
+        for name in runs[0].hits:
+            found = _flags(runs, name)
+            yield f"{name}/{part}", wilson(int(found.sum()), len(found))
+            for other in (teacher, RECONSTRUCTIONS):
+                if part in marks.get(other, {}):
+                    word = "teacher" if other == teacher else other
+                    pairs = np.stack((found, _flags(marks[other][part], name)), 1)
+                    yield f"{name}/{part} : {word}", bootstrap(ratio, pairs)
+    if "held_out" in mine and "held_out" in theirs:
+        both = [
+            np.stack((_flags(mine[part], "everything"), _flags(theirs[part], "everything")), 1)
+            for part in ("held_out", "seen")
+        ]
+        yield "everything/held_out : seen", bootstrap(lambda held, seen: _over(ratio(held), ratio(seen)), *both)
+    runs, real, again = mine["seen"], marks[RENDERS]["seen"], marks[RECONSTRUCTIONS]["seen"]
+    for name in runs[0].numbers:
+        yield name, over_seeds([run.numbers[name] for run in runs])
+    yield "sharpness", over_seeds([_per(run, one, "energy") for run, one in zip(runs, real, strict=True)])
+    yield "sharpness : reconstructions", over_seeds([_per(a, b, "energy") for a, b in zip(runs, again, strict=True)])
+    for other, word in ((teacher, "teacher"), (f"teacher@{label.rpartition('@')[2]}", "same steps"),
+                        (f"{label.rpartition('@')[0]}@1", "one step")):  # fmt: skip
+        if other in marks:
+            for name in ("fd", "fd_untrained"):
+                both = zip(runs, marks[other]["seen"], strict=True)
+                yield f"{name} : {word}", over_seeds([_per(run, one, name) for run, one in both])
+    if runs[0].mean is not None and theirs:
+        drift = [_drift(run, one) for run, one in zip(runs, theirs["seen"], strict=True)]
+        yield "channel_mean", over_seeds([mean for mean, _ in drift])
+        yield "channel_std", over_seeds([std for _, std in drift])
+    if label in freedom:
+        yield from _free_estimates(freedom[label], freedom.get(teacher))
+
+
+def _free_estimates(mine: Freedom, teacher: Freedom | None) -> Iterator[tuple[str, Estimate]]:
+    yield "entropy", bootstrap(np.mean, mine.entropy)
+    yield "vendi", bootstrap(np.mean, mine.vendi)
+    if teacher is not None:
+        sure = teacher.entropy > 0.05  # where the teacher has no choice either there is nothing to lose
+        for name, shares in (
+            ("entropy", mine.entropy[sure] / teacher.entropy[sure]),
+            ("vendi", mine.vendi / teacher.vendi),
+        ):
+            if len(shares):
+                yield f"{name} : teacher", bootstrap(np.median, shares)
+                yield f"{name}, worst decile : teacher", bootstrap(lambda s: float(np.percentile(s, 10)), shares)
+    if mine.align is not None:
+        yield "align", bootstrap(np.mean, mine.align)
+        yield "align, least", Estimate(float(mine.align.min()), math.nan, math.nan, len(mine.align), "bootstrap")
+        yield "align, above 0", wilson(int((mine.align > 0).sum()), len(mine.align))
+        if teacher is not None and teacher.align is not None:
+            yield "align : teacher", bootstrap(ratio, np.stack((mine.align, teacher.align), 1))
+
+
+def _flags(runs: list[Marks], name: str) -> np.ndarray:
+    return np.concatenate([run.hits[name] for run in runs])
+
+
+def _over(one: float, other: float) -> float:
+    return one / other if other else math.nan
+
+
+def _per(run: Marks, other: Marks, name: str) -> float:
+    return _over(run.numbers[name], other.numbers[name])
+
+
+def _drift(run: Marks, other: Marks) -> tuple[float, float]:
+    """The worst channel's shift of the mean, in standard deviations, and of the spread, as a share."""
+    assert run.mean is not None and run.std is not None and other.mean is not None and other.std is not None
+    return (
+        float((np.abs(run.mean - other.mean) / other.std).max()),
+        float(np.abs(run.std / other.std - 1).max()),
+    )
