@@ -36,10 +36,13 @@ from .sampling import run as run
 from .store import Store as Store
 from .store import open_trajectory as open_trajectory
 from .store import save as save
+from .sweep import Stream as Stream
 from .sweep import plan_sweep as plan_sweep
 from .sweep import stream as stream
 from .sweep import sweep as sweep
+from .widgets import Explorer as Explorer
 from .widgets import Scrubber as Scrubber
+from .widgets import explore as explore
 from .widgets import scrub as scrub
 
 __version__: str

@@ -24,7 +24,7 @@ from fluxnb.records import Cell, Keep, Sweep, Trajectory
 from fluxnb.sampling import OnStep, take
 from fluxnb.store import Store
 
-__all__ = ["Work", "plan_sweep", "stream", "sweep"]
+__all__ = ["Stream", "Work", "plan_sweep", "stream", "sweep"]
 
 PATIENCE = 0.05  # seconds between looks at a cell that another process is making
 
@@ -48,6 +48,26 @@ class Work:
     alone: int
     encodes: int
     megabytes: float
+
+
+class Stream(Iterator[Cell]):
+    """Cells as they finish, and the grid that they will fill; leaving the loop or `close()` stops the work.
+
+    Arguments:
+        cells: makes them.
+        axes: the field names and their values, in order.
+        model: who draws.
+    """
+
+    def __init__(self, cells: Generator[Cell, None, None], axes: dict[str, tuple[Any, ...]], model: str) -> None:
+        self._cells, self.axes, self.model = cells, axes, model
+
+    def __next__(self) -> Cell:
+        return next(self._cells)
+
+    def close(self) -> None:
+        """Stop; what is finished stays."""
+        self._cells.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,11 +131,7 @@ def sweep(
     keys = [_key(flux, each) for each in _resolved(flux, grid)]
     return Sweep(
         cells=tuple(made[key] for key in keys if key in made),
-        axes={
-            name: values
-            for name, values in grid.values.items()
-            if name in ("prompt", "seed", "steps") or len(values) > 1
-        },
+        axes=_shown(grid),
         finished=finished and all(key in made for key in keys),
         seconds=time.perf_counter() - started,
         evaluations=counted.evaluations,
@@ -136,12 +152,13 @@ def stream(
     keep: Keep | None = None,
     on_step: OnStep | None = None,
     **axes: Any,
-) -> Iterator[Cell]:
+) -> Stream:
     """The same grid as `sweep`, cell by cell as they finish; leaving the loop stops the work.
 
-    Cells that the store has come first.
+    Cells that the store has come first. `fnb.explore(fnb.stream(...))` shows the grid while it fills.
     """
-    return _stream(flux, _axes(flux, prompts, seeds, steps, recipe, axes), _store(store), keep, on_step, _Counted())
+    grid = _axes(flux, prompts, seeds, steps, recipe, axes)
+    return Stream(_stream(flux, grid, _store(store), keep, on_step, _Counted()), _shown(grid), flux.model)
 
 
 @checks_itself
@@ -322,6 +339,11 @@ def _axes(
     if "sigmas" in values:
         values.pop("steps")  # each list of sigmas has its own count
     return Axes(recipe or Recipe(prompt=words[0]), **values)
+
+
+def _shown(grid: Axes) -> dict[str, tuple[Any, ...]]:
+    """The axes as records and views have them: the three that every grid has, and those with several values."""
+    return {n: values for n, values in grid.values.items() if n in ("prompt", "seed", "steps") or len(values) > 1}
 
 
 def _several(given: Any) -> list[Any]:

@@ -101,9 +101,9 @@ class Sweep:
         missing = "" if self.finished else ", unfinished"
         return ", ".join(part for part in (sizes, self.model, f"{len(self.cells)} cells") if part) + missing
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write a self-contained page of the grid, no kernel and no network needed."""
-        return Path(importlib.import_module("fluxnb.export.html").write(self, path))
+    def to_html(self, path: str | Path, **options: Any) -> Path:
+        """Write a self-contained page that explores the grid; options are those of `fluxnb.export.grid.write`."""
+        return Path(importlib.import_module("fluxnb.export.grid").write(self, path, **options))
 
     def __repr__(self) -> str:
         return f"Sweep({self.caption!r})"

@@ -1,5 +1,6 @@
 """Widgets for a notebook: they are handed records, or a callable that makes them, and never see the model."""
 
+from fluxnb.widgets.explore import Explorer, explore
 from fluxnb.widgets.scrubber import Scrubber, scrub
 
-__all__ = ["Scrubber", "scrub"]
+__all__ = ["Explorer", "Scrubber", "explore", "scrub"]
