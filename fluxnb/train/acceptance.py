@@ -45,7 +45,7 @@ TARGETS: tuple[Target, ...] = (
     _asked("object", "objects right", "held_out"),
     _asked("everything", "everything right", "seen", (0.90, OPEN), (0.70, OPEN)),
     Target(
-        "everything right, held out; its ratio ÷ the seen one's",
+        "everything right, held out (÷ seen)",
         "everything/held_out",
         "everything/held_out : seen",
         (0.85, OPEN),
@@ -58,7 +58,7 @@ TARGETS: tuple[Target, ...] = (
     _asked("letters", "letters right", "held_out"),
     _asked("sign", "whole sign right", "seen"),
     _asked("sign", "whole sign right", "held_out"),
-    Target("“hello world” read, of 16 seeds", "hello_world", "hello_world", (0.51, 1.0), None, "share"),
+    Target("“hello world” read, of 16 seeds", "hello_world", "hello_world", (9 / 16, 1.0), None, "share"),
     Target("FD to renders", "fd", "fd : teacher", (0.0, 1.3), (0.0, 2.0), must=True),
     Target("FD ÷ the teacher's at as many steps", "fd : same steps", "fd : same steps", (0.0, 0.5)),
     Target("FD ÷ its own at one step", "fd : one step", "fd : one step", (0.0, 1.0)),

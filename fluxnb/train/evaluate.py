@@ -128,12 +128,11 @@ def _estimates(
         yield name, over_seeds([run.numbers[name] for run in runs])
     yield "sharpness", over_seeds([_per(run, one, "energy") for run, one in zip(runs, real, strict=True)])
     yield "sharpness : reconstructions", over_seeds([_per(a, b, "energy") for a, b in zip(runs, again, strict=True)])
-    for other, word in ((teacher, "teacher"), (f"teacher@{label.rpartition('@')[2]}", "same steps"),
-                        (f"{label.rpartition('@')[0]}@1", "one step")):  # fmt: skip
-        if other in marks:
-            for name in ("fd", "fd_untrained"):
-                both = zip(runs, marks[other]["seen"], strict=True)
-                yield f"{name} : {word}", over_seeds([_per(run, one, name) for run, one in both])
+    model, _, steps = label.rpartition("@")
+    for other, word in ((teacher, "teacher"), (f"teacher@{steps}", "same steps"), (f"{model}@1", "one step")):
+        held = marks.get(other, {}).get("seen", [])
+        for name in ("fd", "fd_untrained") if held else ():
+            yield f"{name} : {word}", over_seeds([_per(run, one, name) for run, one in zip(runs, held, strict=True)])
     if runs[0].mean is not None and theirs:
         drift = [_drift(run, one) for run, one in zip(runs, theirs["seen"], strict=True)]
         yield "channel_mean", over_seeds([mean for mean, _ in drift])

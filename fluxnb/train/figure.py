@@ -15,9 +15,9 @@ MET, MISSED, UNKNOWN = "✓", "✗", "–"
 _ROW, _HEAD, _FOOT = 0.25, 1.15, 2.75  # inches
 _LEFT = 0.12
 #: where each column begins, in inches, and its setting.
-_COLUMNS = ((3.0, "4"), (6.05, "1"), (9.05, "teacher@28"), (10.3, "teacher@4"), (11.55, RENDERS))
-_VERDICT = 1.2  # inches from a value to its verdict
-_WIDTH = 12.75
+_COLUMNS = ((3.0, "4"), (6.1, "1"), (9.2, "teacher@28"), (10.4, "teacher@4"), (11.6, RENDERS))
+_VERDICT = 1.36  # inches from a value to its verdict
+_WIDTH = 12.6
 
 
 def figure_of(table: Table, rows: list[Row], *, student: str = "student", note: str = "") -> Figure:
@@ -71,7 +71,7 @@ def _value(figure: Figure, left: float, top: float, estimate: Estimate, unit: st
     _write(figure, left, top, text, INK)
     if wide and not math.isnan(estimate.low):
         between = f"{_number(estimate.low, unit)}–{_number(estimate.high, unit)}".replace(" %", "")
-        _write(figure, left + 0.46, top + 0.015, f"({between})", SOFT, size=SMALL)
+        _write(figure, left + 0.56, top + 0.015, f"({between})", SOFT, size=SMALL)
 
 
 def _verdict(figure: Figure, left: float, top: float, verdict: Verdict, unit: str, *, told: bool) -> None:
@@ -79,17 +79,17 @@ def _verdict(figure: Figure, left: float, top: float, verdict: Verdict, unit: st
     colour = {True: COLOURS[0], False: COLOURS[1], None: SOFT}[verdict.met]
     doubt = "" if verdict.sure or verdict.met is None else "?"
     _write(figure, left, top, f"{sign}{doubt}", colour, weight="bold")
-    low, high = verdict.limits
-    limit = (lambda value: _number(value, "number" if told else unit)) if unit == "share" else _limit
-    wanted = f"≥ {limit(low)}" if high in (math.inf, 1.0) else f"≤ {limit(high)}" if low == 0 else None
-    wanted = wanted or f"{limit(low)} to {limit(high)}"
-    if told and verdict.estimate is not None:
+    form = (lambda value: f"{value:.2f}") if told or unit == "number" else (lambda value: _number(value, unit))
+    wanted = _wanted(*(form(value) if math.isfinite(value) else "" for value in verdict.limits))
+    if told and verdict.estimate is not None and not math.isnan(verdict.estimate.value):
         wanted = f"{verdict.estimate.value:.2f},  {wanted}"
     _write(figure, left + 0.26, top, wanted, colour)
 
 
-def _limit(value: float) -> str:
-    return f"{value:.2f}"
+def _wanted(low: str, high: str) -> str:
+    if high in ("", "100.0 %"):
+        return f"≥ {low}"
+    return f"≤ {high}" if low in ("0.00", "0.0 %") else f"{low} to {high}"
 
 
 def _number(value: float, unit: str) -> str:
@@ -120,10 +120,25 @@ def _distances(figure: Figure, table: Table, top: float) -> None:
     axes.axhline(floor, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), label="renders against renders")
     axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="FD to renders")
     ticks = sorted({step for points in models.values() for step, _ in points})
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks(*_ticks(ticks))
+    low, high = axes.get_ylim()
+    marks = [digit * 10.0**power for power in range(-4, 3) for digit in (1, 2, 5)]
+    axes.set_yticks(*_ticks([mark for mark in marks if low <= mark <= high]))
     axes.minorticks_off()
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    _write(figure, 7.6, top + 0.72, f"{MET} met    {MISSED} missed    {UNKNOWN} could not be measured", INK)
+    _write(
+        figure,
+        7.6,
+        top + 0.95,
+        "? the interval reaches over the target\nratios are to the guided teacher at 28 steps",
+        SOFT,
+    )
     axes.set_title("How far from renders, by the number of steps", fontsize=TEXT, loc="left")
+
+
+def _ticks(values: list[int] | list[float]) -> tuple[list[int] | list[float], list[str]]:
+    return values, [f"{value:g}" for value in values]
 
 
 def _band(figure: Figure, top: float) -> None:
