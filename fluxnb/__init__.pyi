@@ -1,6 +1,8 @@
 from . import flow as flow
 from . import latents as latents
 from . import metrics as metrics
+from .decoders import film as film
+from .decoders import tiny as tiny
 from .errors import FluxnbError as FluxnbError
 from .errors import InputError as InputError
 from .errors import RunError as RunError

@@ -101,7 +101,7 @@ def reel(
             sigmas=walk.sigmas,
             frames={walk.what: walk.frames},
             final=None,
-            by=walk.by,
+            by=_made(walk.by, walk.error),
             height=first.height,
             width=first.width,
         )
@@ -250,9 +250,13 @@ def payload(record: Any, rolls: Sequence[Reel]) -> tuple[dict[str, Any], list[by
 
 def _without_model(walk: Trajectory) -> tuple[Decode, str]:
     if walk.preview is not None:
-        preview = walk.preview
-        return lambda latents: [Image.fromarray(frame.numpy()) for frame in preview(latents)], "linear preview"
+        return walk.preview.pictures, _made("linear preview", walk.preview.error)
     return _principal(walk), "three principal directions of the latents"
+
+
+def _made(by: str, error: float | None) -> str:
+    """Who made the frames, and how far they are from the VAE's where they are not its own."""
+    return f"{by}, rms {error:.2g} from the VAE" if error else by
 
 
 def _principal(walk: Trajectory) -> Decode:

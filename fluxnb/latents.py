@@ -6,15 +6,19 @@ So a picture of h x w pixels is `latents` (16, h/8, w/8) and `tokens` (h/16 w/16
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
-from fluxnb.errors import InputError
+from fluxnb.errors import InputError, cut
 
 __all__ = ["LinearRGB", "fit_linear", "pack", "token_grid", "tokens_in", "unpack"]
 
@@ -72,8 +76,8 @@ def tokens_in(height: int, width: int) -> int:
 class LinearRGB:
     """A straight line from the 16 latent channels to red, green and blue: a preview for next to nothing.
 
-    It stands for the VAE at one eighth of the size; `error` says how well, as the root mean square difference from
-    the VAE's own picture (0 to 1 scale) on the pictures it was fitted on.
+    It stands for the VAE at one eighth of the size; `error` says how well, as the root mean square difference of its
+    pictures, drawn at full size, from the VAE's own (0 to 1 scale), on the pictures it was fitted on.
     """
 
     weight: tuple[tuple[float, ...], ...]  # one row per colour, one number per channel
@@ -86,6 +90,34 @@ class LinearRGB:
         bias = torch.tensor(self.bias, dtype=torch.float32, device=latents.device)
         rgb = torch.einsum("oc,...chw->...hwo", weight, latents.float()) + bias
         return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+
+    def pictures(self, latents: Latents, size: tuple[int, int] | None = None) -> list[Image.Image]:
+        """The previews of latents (n, 16, h/8, w/8) as pictures, brought to (width, height) pixels where asked."""
+        frames = [Image.fromarray(frame.numpy()) for frame in self(latents).cpu()]
+        return frames if size is None else [frame.resize(size, Image.Resampling.BICUBIC) for frame in frames]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers; `from_json` has it again, equal to the last bit."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> LinearRGB:
+        """The map that `to_json` told; what came from a file is checked.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no such map.
+        """
+        rows = tuple(tuple(_number(value) for value in row) for row in told["weight"])
+        red, green, blue = (_number(value) for value in told["bias"])
+        if len(rows) != 3 or len({len(row) for row in rows}) != 1 or not rows[0]:
+            raise ValueError("a preview has three rows of one length")
+        return cls(weight=rows, bias=(red, green, blue), error=_number(told["error"]))
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{cut(value)} is no number")
+    return float(value)
 
 
 def fit_linear(
@@ -107,6 +139,7 @@ def fit_linear(
     # A pinch of ridge: an untrained VAE may give two equal channels, and the plain solution would then be anything.
     ridge = 1e-6 * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)
     solution = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ target)
+    # What the fit leaves over at its own size; `fit_preview` replaces it by the distance from the VAE.
     error = float((inputs @ solution - target).pow(2).mean().sqrt())
     red, green, blue = solution[-1].tolist()
     return LinearRGB(weight=tuple(tuple(row) for row in solution[:-1].T.tolist()), bias=(red, green, blue), error=error)

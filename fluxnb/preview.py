@@ -1,30 +1,35 @@
-"""From latents to pictures: the linear preview, fitted to a VAE in a moment, and film(), which decodes a whole walk.
+"""The linear preview, fitted to a VAE in a moment and kept, and the ruler for whatever stands in for the VAE.
 
-The preview is a least-squares line through a handful of pictures that are drawn in code and encoded.
+The preview is a least-squares line through a handful of pictures that are drawn in code and encoded. How far it, or
+any other decoder, is from the VAE is measured on those same pictures.
 """
 
 from __future__ import annotations
 
-import time
+import contextlib
+import dataclasses
+import json
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from fluxnb.errors import checks_itself, cut, one_of
+from fluxnb.export.files import whole
 from fluxnb.latents import LinearRGB, fit_linear
-from fluxnb.records import SHOWN, Film, Trajectory
+from fluxnb.weights import sampled_fingerprint
 
-__all__ = ["film", "fit_preview", "known_preview", "preview_of", "samples"]
+__all__ = ["decoded", "fit_preview", "known_preview", "measure", "preview_of", "samples"]
 
-Decoder = Callable[[Float[Tensor, "frames channels height width"]], Sequence[Image.Image]]
+Pictures = Float[Tensor, "count 3 height width"]
 
 
-def samples(size: int = 64) -> Float[Tensor, "count 3 height width"]:
+def samples(size: int = 64) -> Pictures:
     """Eight pictures, 0 to 1, that cover colour and brightness: plain grounds, gradients, discs and stripes."""
     y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
     draw = torch.Generator().manual_seed(0)
@@ -44,15 +49,10 @@ def samples(size: int = 64) -> Float[Tensor, "count 3 height width"]:
 
 def fit_preview(pipe: Any) -> LinearRGB:
     """The linear preview of a pipeline's VAE. Deterministic: the posterior's mean, and pictures that are fixed."""
-    vae, device = pipe.vae, pipe._execution_device
-    pictures, latents = samples(), []
-    with torch.no_grad():
-        for picture in pictures:
-            given = (picture[None] * 2 - 1).to(device=device, dtype=vae.dtype)
-            mean = vae.encode(given).latent_dist.mean
-            latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor)[0].float().cpu())
-    pipe.maybe_free_model_hooks()
-    return fit_linear(latents, list(pictures))
+    latents, pictures = _samples_of(pipe)
+    fitted = fit_linear(list(latents), list(samples()))
+    shown = fitted.pictures(latents, (pictures.shape[-1], pictures.shape[-2]))
+    return dataclasses.replace(fitted, error=_apart(shown, pictures))
 
 
 # Fitted once to each VAE, and gone with it.
@@ -65,53 +65,65 @@ def known_preview(vae: Any) -> LinearRGB | None:
 
 
 def preview_of(pipe: Any) -> LinearRGB:
-    """The linear preview of a pipeline's VAE, fitted when it is first asked for."""
+    """The linear preview of a pipeline's VAE: fitted when it is first asked for, and kept on disk for the next time.
+
+    The file lies in the Hugging Face cache, under the VAE's fingerprint; one that is damaged is made anew, and where
+    nothing can be written the preview is fitted each time.
+    """
     if pipe.vae not in _KNOWN:
-        _KNOWN[pipe.vae] = fit_preview(pipe)
+        kept = _kept(pipe.vae)
+        preview = _read(kept)
+        if preview is None:
+            preview = fit_preview(pipe)
+            with contextlib.suppress(OSError), whole(kept) as part:
+                part.write_text(json.dumps(preview.to_json()))
+        _KNOWN[pipe.vae] = preview
     return _KNOWN[pipe.vae]
 
 
-@checks_itself
-def film(flux: Any, walk: Trajectory, *, what: str = "clean", by: str | Decoder = "vae") -> Film:
-    """Decode what each step of a walk holds into a picture.
+def _kept(vae: Any) -> Path:
+    from huggingface_hub.constants import HF_ASSETS_CACHE
 
-    Arguments:
-        flux: the model the walk was made with, from `fnb.load`.
-        walk: its steps must have kept x and v (x_next for `what="x_next"`); steps that did not are left out.
-        what: "clean", "x", "v", "noise" or "x_next".
-        by: "vae", the model's own decoder; "linear", a map fitted to it that costs next to nothing; or a function
-            from latents (n, 16, h/8, w/8) to pictures, a tiny decoder for example.
+    # The number changes with the pictures or the fit, so that an old file is not taken for a new one.
+    return Path(HF_ASSETS_CACHE) / "fluxnb" / "previews" / f"1-{sampled_fingerprint(vae)}.json"
 
-    Raises:
-        InputError: another `what` or `by`.
 
-    Example:
-        >>> film(flux, walk, what="clean").frames[0]                                # doctest: +SKIP
-        <PIL.Image.Image image mode=RGB size=128x128>
-    """
-    if what not in SHOWN:
-        raise one_of("what", what, SHOWN)
-    if not callable(by) and by not in ("vae", "linear"):
-        raise one_of("by", cut(by), ("vae", "linear"))
-    needed = {"x_next"} if what == "x_next" else {what} if what in ("x", "v") else {"x", "v"}
-    steps = [step for step in walk.steps if needed <= set(step.tensors)]
-    started = time.perf_counter()
-    frames: list[Image.Image] = []
-    linear = flux.preview if by == "linear" else None
-    for step in steps:  # one by one: a batch of 1024 px pictures would take 2 GB each
-        latents = step.latents(what)[None]
-        if linear is not None:
-            small = Image.fromarray(linear(latents)[0].numpy())
-            frames.append(small.resize((walk.width, walk.height), Image.Resampling.BICUBIC))
-        else:
-            frames += (by if callable(by) else flux.decode)(latents)
-    return Film(
-        frames=tuple(frames),
-        what=what,
-        by=by if isinstance(by, str) else getattr(by, "__name__", type(by).__name__),
-        sigmas=tuple(step.sigma for step in steps),
-        steps=tuple(step.index for step in steps),
-        caption=walk.caption,
-        error=0.0 if by == "vae" else None if linear is None else linear.error,
-        seconds=time.perf_counter() - started,
-    )
+def _read(path: Path) -> LinearRGB | None:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return LinearRGB.from_json(json.loads(path.read_bytes()))
+    return None
+
+
+def measure(pipe: Any, decode: Any) -> float:
+    """How far a decoder is from a pipeline's VAE: root mean square, 0 to 1, over the sample pictures."""
+    latents, pictures = _samples_of(pipe)
+    return _apart(decode(latents), pictures)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator,unused-ignore]
+def decoded(vae: Any, processor: Any, latent: Tensor, device: torch.device, kind: str) -> Any:
+    """Latents (n, channels, h/8, w/8) through an autoencoder, as a pipeline would: "pil" pictures or a "pt" tensor."""
+    z = latent.to(device=device, dtype=vae.dtype)
+    # As FluxPipeline writes it: in another order the last bit may be another.
+    z = (z / (vae.config.get("scaling_factor") or 1.0)) + (vae.config.get("shift_factor") or 0.0)
+    return processor.postprocess(vae.decode(z, return_dict=False)[0], output_type=kind)
+
+
+@torch.no_grad()  # type: ignore[untyped-decorator,unused-ignore]
+def _samples_of(pipe: Any) -> tuple[Float[Tensor, "count channels _h _w"], Pictures]:
+    """The sample pictures as latents, on the CPU, and what the VAE itself makes of them, 0 to 1."""
+    vae, device = pipe.vae, pipe._execution_device
+    latents, pictures = [], []
+    for picture in samples():
+        given = (picture[None] * 2 - 1).to(device=device, dtype=vae.dtype)
+        mean = vae.encode(given).latent_dist.mean
+        latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor).float().cpu())
+        pictures.append(decoded(vae, pipe.image_processor, latents[-1], device, "pt").float().cpu())
+    pipe.maybe_free_model_hooks()
+    return torch.cat(latents), torch.cat(pictures)
+
+
+def _apart(shown: Sequence[Image.Image], pictures: Pictures) -> float:
+    """The root mean square difference of some frames from the VAE's pictures, 0 to 1."""
+    given = torch.from_numpy(np.stack([np.asarray(frame.convert("RGB")) for frame in shown])).permute(0, 3, 1, 2)
+    return float((given.float() / 255 - pictures).pow(2).mean().sqrt())

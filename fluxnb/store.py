@@ -18,7 +18,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def save(walk: Trajectory, path: str | Path) -> Path:
         "versions": dict(walk.versions),
         "model": walk.model,
         "preset": walk.preset,
-        "preview": None if walk.preview is None else asdict(walk.preview),
+        "preview": None if walk.preview is None else walk.preview.to_json(),
         "words": walk.words,
         "steps": steps,
     }
@@ -170,7 +170,7 @@ def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajector
         versions={str(name): str(value) for name, value in header["versions"].items()},
         model=str(header["model"]),
         preset=str(header["preset"]),
-        preview=None if preview is None else _linear(preview),
+        preview=None if preview is None else LinearRGB.from_json(preview),
         words=words,
     )
 
@@ -179,14 +179,6 @@ def _number(value: object, kind: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{cut(value)} is no number")
     return kind(value)
-
-
-def _linear(told: Mapping[str, Any]) -> LinearRGB:
-    rows = tuple(tuple(_number(value, float) for value in row) for row in told["weight"])
-    red, green, blue = (_number(value, float) for value in told["bias"])
-    if len(rows) != 3 or len({len(row) for row in rows}) != 1:
-        raise ValueError("a preview has three rows")
-    return LinearRGB(weight=rows, bias=(red, green, blue), error=_number(told["error"], float))
 
 
 def _picture(stored: Tensor) -> Image.Image:

@@ -6,6 +6,7 @@ Everything that imports torch happens inside the fixtures, so that the shape che
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ settings.register_profile("fluxnb", deadline=None, database=None)
 settings.load_profile("fluxnb")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test never asks the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["HF_ASSETS_CACHE"] = tempfile.mkdtemp(prefix="fluxnb-tests-")  # and keeps nothing in anybody's cache
 
 WORDS = ("a", "an", "the", "fox", "cat", "dog", "snow", "red", "blue", "in", "on", "holding", "sign", "says", "hello")
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'\"-"

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import signal
 
 import pytest
 import torch
@@ -161,6 +163,54 @@ def test_stopping_at_the_last_step_is_finishing(toy, toy_walk):
     assert walk.finished and walk.image.tobytes() == toy_walk.image.tobytes()
 
 
+def live_bytes():
+    """Bytes of all tensors that are alive."""
+    gc.collect()
+    found = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if _tensor(t)}
+    return sum(found.values())
+
+
+def _tensor(thing):
+    return issubclass(type(thing), torch.Tensor) and thing.device.type != "meta"
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+@pytest.mark.parametrize("keep", [None, fnb.Keep(attention="all")], ids=["plain", "attention"])
+def test_ctrl_c_while_the_model_computes_leaves_the_walk_so_far_and_nothing_else_in_memory(toy, toy_walk, at, keep):
+    def press(*_):
+        pressed.append(1)
+        if len(pressed) == at + 1:
+            signal.raise_signal(signal.SIGINT)
+
+    fnb.run(toy, toy_walk.recipe, keep=keep)
+    before, pressed = live_bytes(), []
+    hook = toy.pipe.transformer.single_transformer_blocks[0].register_forward_pre_hook(press)
+    try:
+        walk = fnb.run(toy, toy_walk.recipe, keep=keep)
+    finally:
+        hook.remove()
+    assert not walk.finished and len(walk) == at and len(walk.sigmas) == 5
+    expected = toy.decode(toy_walk[at - 1].latents("clean")[None])[0]
+    assert walk.image.tobytes() == expected.tobytes()
+    assert live_bytes() - before == walk.nbytes
+    del walk
+    assert live_bytes() == before
+    assert fnb.run(toy, toy_walk.recipe).image.tobytes() == toy_walk.image.tobytes()
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_a_stopped_walk_holds_its_own_memory_alone(toy, toy_walk, at):
+    def run():
+        return fnb.run(toy, toy_walk.recipe, on_step=lambda step: fnb.STOP if step.index == at else None)
+
+    run()
+    before = live_bytes()
+    walk = run()
+    assert live_bytes() - before == walk.nbytes
+    del walk
+    assert live_bytes() == before
+
+
 def test_an_interrupt_before_the_first_step_is_passed_on(toy):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -203,6 +253,25 @@ def test_a_velocity_that_is_no_number_stops_the_run(toy, bad):
         hook.remove()
     assert len(calls) == 2 and caught.value.remedy
     assert fnb.run(toy, "a fox", steps=1).finished
+
+
+@pytest.mark.parametrize(
+    ("dtype", "advice"), [(torch.bfloat16, 'dtype="float32"'), (torch.float16, 'dtype="bfloat16" or dtype="float32"')]
+)
+@pytest.mark.filterwarnings("ignore:.*float16.*")
+def test_a_velocity_that_is_no_number_names_step_dtype_and_what_to_try(dtype, advice):
+    flux, calls = fnb.load(toy_pipeline().to(dtype)), []
+
+    def spoil(module, args, output):
+        calls.append(1)
+        return (output[0] * float("nan"),) if len(calls) == 3 else output
+
+    flux.pipe.transformer.register_forward_hook(spoil)
+    with pytest.raises(RunError) as caught:
+        fnb.run(flux, "a fox", steps=4)
+    assert f"step 2 (sigma 0.5, {str(dtype).removeprefix('torch.')})" in caught.value.came
+    assert advice in caught.value.remedy and len(calls) == 3
+    assert fnb.run(flux, "a fox", steps=1).finished
 
 
 def test_out_of_memory_is_told_with_what_to_try(toy):

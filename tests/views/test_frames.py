@@ -18,7 +18,7 @@ def test_a_walk_becomes_one_frame_per_step_and_show():
     roll = reel(walk(steps=3))
     assert {show: len(frames) for show, frames in roll.frames.items()} == {"clean": 3, "x": 3, "v": 3, "noise": 3}
     assert roll.sigmas == walk(steps=3).sigmas[:-1]
-    assert roll.final is not None and roll.by == "linear preview"
+    assert roll.final is not None and roll.by == "linear preview, rms 0.05 from the VAE"
 
 
 def test_the_frames_are_the_walks_own_linear_preview():
