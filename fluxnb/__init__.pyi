@@ -22,7 +22,6 @@ from .plots import sigma_curve as sigma_curve
 from .plots import velocity as velocity
 from .presets import Plan as Plan
 from .presets import plan as plan
-from .preview import film as film
 from .recipe import Axes as Axes
 from .recipe import Recipe as Recipe
 from .recorder import Recorder as Recorder
