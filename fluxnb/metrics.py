@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import InputError
-from fluxnb.records import Trajectory
+from fluxnb.records import Step, Trajectory
 
 __all__ = [
     "chord",
@@ -28,6 +28,7 @@ __all__ = [
     "length",
     "length_over_chord",
     "lock_in",
+    "principal",
     "principal_path",
     "straightness",
     "turning_angle",
@@ -106,10 +107,10 @@ def drift(walk: Trajectory) -> tuple[float, ...]:
 def distance_to_final(walk: Trajectory) -> tuple[float, ...]:
     """How far each clean estimate is from the end of the walk, rms of clean_k - x_end.
 
-    Unit: latent standard deviations, one number per step. The last is 0 for Euler down to sigma 0.
+    Unit: latent standard deviations, one number per step that kept x and v. The last is 0 for Euler down to sigma 0.
     """
     final = _end(walk)
-    return tuple(float((step.clean.double().flatten() - final).pow(2).mean().sqrt()) for step in walk.steps)
+    return tuple(float((step.clean.double().flatten() - final).pow(2).mean().sqrt()) for step in _kept(walk))
 
 
 def lock_in(walk: Trajectory, share: float = 0.1) -> int:
@@ -119,26 +120,34 @@ def lock_in(walk: Trajectory, share: float = 0.1) -> int:
     Compare walks by `walk.steps[k].sigma`, not by k, where their step counts differ.
     """
     limit = share * float(_end(walk).std(correction=0))
-    far = [index for index, distance in enumerate(distance_to_final(walk)) if distance > limit]
-    return min(far[-1] + 1, len(walk.steps) - 1) if far else 0
+    steps, distances = _kept(walk), distance_to_final(walk)
+    far = [place for place, distance in enumerate(distances) if distance > limit]
+    return steps[min(far[-1] + 1, len(steps) - 1)].index if far else steps[0].index
 
 
 def principal_path(walk: Trajectory, count: int = 2) -> tuple[Float[np.ndarray, "points count"], tuple[float, ...]]:
     """The points of the walk in the plane (or space) that holds most of it, and how much each axis holds.
 
-    Principal components of x_T, ..., x_end about their mean, by SVD. Returns (steps + 1, count) coordinates, in
-    latent standard deviations, and each axis' share of the variance, 0 to 1. Signs are fixed: the walk ends on the
-    positive side of each axis.
+    Principal components of x_T, ..., x_end about their mean. Returns (steps + 1, count) coordinates, in latent standard
+    deviations, and each axis' share of the variance, 0 to 1. See `principal`.
     """
-    points = _points(walk)
-    centred = points - points.mean(dim=0)
-    u, s, _ = torch.linalg.svd(centred, full_matrices=False)
-    coordinates = (u * s)[:, :count]
-    if coordinates.shape[1] < count:
-        coordinates = torch.nn.functional.pad(coordinates, (0, count - coordinates.shape[1]))
-    coordinates = coordinates * torch.where(coordinates[-1] < 0, -1.0, 1.0)
-    variance = s.pow(2) / _not_zero(float(s.pow(2).sum()))
-    shares = [*variance[:count].tolist(), *([0.0] * count)][:count]
+    return principal(_points(walk), count)
+
+
+def principal(points: Points, count: int = 2) -> tuple[Float[np.ndarray, "points count"], tuple[float, ...]]:
+    """Points in the directions in which they differ most, about their mean, and each direction's share of the variance.
+
+    Principal component analysis (Pearson 1901). Signs are arbitrary there and fixed here: the first point lies on the
+    negative side of each axis. Directions that the points do not have are filled with zeros.
+    """
+    centred = points.double() - points.double().mean(dim=0)
+    # Through the small Gram matrix: at 1024 px a point has 262144 numbers, and there are a few dozen points.
+    values, vectors = torch.linalg.eigh(centred @ centred.T)
+    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+    coordinates = (vectors * values.sqrt())[:, :count]
+    coordinates = coordinates * torch.where(coordinates[0] > 0, -1.0, 1.0)
+    coordinates = torch.nn.functional.pad(coordinates, (0, max(0, count - coordinates.shape[1])))
+    shares = [*(values[:count] / _not_zero(float(values.sum()))).tolist(), *([0.0] * count)][:count]
     return coordinates.numpy(), tuple(shares)
 
 
@@ -181,6 +190,11 @@ def _end(walk: Trajectory) -> Tensor:
 def _points(walk: Trajectory) -> Points:
     steps = _some(walk).steps
     return torch.stack([step.x.double().flatten() for step in steps] + [_end(walk)])
+
+
+def _kept(walk: Trajectory) -> list[Step]:
+    """The steps that kept x and v; where none did, the first one says how to keep them."""
+    return [step for step in _some(walk).steps if step.kept] or [walk.steps[0]]
 
 
 def _some(walk: Trajectory) -> Trajectory:

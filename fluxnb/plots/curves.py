@@ -10,7 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fluxnb import metrics
 from fluxnb.errors import InputError
+from fluxnb.frames import tell_apart
 from fluxnb.plots.style import COLOURS, FAINT, INK, MARKERS, SMALL, SOFT, above, canvas, styled
 from fluxnb.plots.words import common
 from fluxnb.records import Trajectory
@@ -59,14 +61,8 @@ def velocity(walks: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None
     with styled():
         figure, axes = canvas(ax)
         for order, (walk, label) in enumerate(zip(several, _labels(several), strict=True)):
-            numbers = (walk.height * walk.width / 4) ** 0.5  # 64 numbers a token, a token for 16 x 16 pixels
-            lengths = [step.norms["v"] / numbers for step in walk.steps if "v" in step.norms]
-            axes.plot(
-                [step.sigma for step in walk.steps if "v" in step.norms],
-                lengths,
-                label=label,
-                **_look(order, len(walk)),
-            )
+            levels = [step.sigma for step in walk.steps]
+            axes.plot(levels, metrics.velocity_norm(walk), label=label, **_look(order, len(walk)))
         axes.set(xlabel="σ, from noise to picture", ylabel="velocity, rms per number", xlim=(1.03, -0.03))
         axes.set_ylim(bottom=0)
         _finish(axes, several, "How strong the velocity is")
@@ -93,13 +89,9 @@ def lock_in(walks: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None)
     with styled():
         figure, axes = canvas(ax)
         for order, (walk, label) in enumerate(zip(several, _labels(several), strict=True)):
-            final = walk.final.float()
-            steps = [step for step in walk.steps if step.kept]
-            if not steps:
-                raise InputError("a walk without tensors", "its run kept no x and v", "run again with keep=fnb.Keep()")
-            away = [float((step.clean - final).norm()) for step in steps]
-            first = away[0] if away[0] > 1e-9 * float(final.norm()) else 1.0
-            levels = [*(step.sigma for step in steps), walk.sigmas[len(walk.steps)]]
+            away = metrics.distance_to_final(walk)
+            first = away[0] if away[0] > 1e-9 * float(walk.final.float().std()) else 1.0
+            levels = [*(step.sigma for step in walk.steps if step.kept), walk.sigmas[len(walk.steps)]]
             axes.plot(levels, [*(value / first for value in away), 0.0], label=label, **_look(order, len(walk)))
         axes.axhline(0.5, color=FAINT, lw=0.8, zorder=0)
         axes.annotate("half way", (1.02, 0.5), (0, 3), textcoords="offset points", color=SOFT, fontsize=SMALL)
@@ -130,7 +122,7 @@ def path(walks: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None) ->
     if len({(walk.height, walk.width) for walk in several}) > 1:
         raise InputError("walks of different sizes", "one space holds one size", "run them at one height and width")
     points = [_points(walk) for walk in several]
-    seen, share = _principal(torch.cat([part for xs, cleans in points for part in (xs, cleans)]))
+    seen, share = metrics.principal(torch.cat([part for xs, cleans in points for part in (xs, cleans)]))
     with styled():
         figure, axes = canvas(ax, 5.6, 4.4)
         begin = 0
@@ -180,8 +172,6 @@ def _several(walks: Trajectory | Sequence[Trajectory]) -> list[Trajectory]:
 
 
 def _labels(walks: Sequence[Trajectory]) -> list[str]:
-    from fluxnb.frames import tell_apart
-
     return tell_apart(walks)
 
 
@@ -205,20 +195,3 @@ def _points(walk: Trajectory) -> tuple[Tensor, Tensor]:
         raise InputError("a walk without tensors", "its run kept no x and v", "run again with keep=fnb.Keep()")
     xs = [step.x.float().flatten() for step in steps]
     return torch.stack([*xs, walk.final.float().flatten()]), torch.stack([step.clean.flatten() for step in steps])
-
-
-def _principal(points: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """Points (n, d) seen in their two principal directions (n, 2), and the share of the variance in each."""
-    # Through the small Gram matrix: at 1024 px a point has 262144 numbers, and there are a few dozen points.
-    centred = points.double() - points.double().mean(0)
-    values, vectors = torch.linalg.eigh(centred @ centred.T)
-    values = values.clamp_min(0)
-    total = float(values.sum()) or 1.0
-    top = values.argsort(descending=True)[:2]
-    seen = vectors[:, top] * values[top].sqrt()
-    if seen.shape[1] < 2:
-        seen = torch.nn.functional.pad(seen, (0, 2 - seen.shape[1]))
-    shares = [float(value) / total for value in values[top]] + [0.0, 0.0]
-    # The sign of a principal direction is arbitrary; fixed here, so that two runs draw the same picture.
-    signs = torch.where(seen[0] > 0, -1.0, 1.0)
-    return (seen * signs).float(), (shares[0], shares[1])

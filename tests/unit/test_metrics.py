@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +80,22 @@ def test_a_straight_walk_lies_on_one_principal_axis():
     coordinates, shares = metrics.principal_path(straight())
     assert shares == pytest.approx((1, 0), abs=1e-12)
     assert coordinates.shape == (5, 2) and coordinates[-1, 0] > coordinates[0, 0]
+
+
+def test_the_first_point_is_on_the_negative_side_of_each_axis_and_missing_axes_are_zero():
+    coordinates, shares = metrics.principal(torch.stack([noise(i).flatten() for i in range(3)]), count=4)
+    assert (coordinates[0] <= 0).all() and sum(shares) == pytest.approx(1)
+    assert (coordinates[:, 3] == 0).all() and shares[3] == 0
+
+
+def test_a_walk_that_kept_every_other_step_is_measured_by_those():
+    walk = straight()
+    bare = tuple(replace(step, tensors={}) if step.index % 2 else step for step in walk.steps[:3])
+    some = replace(walk, steps=(*bare, walk.steps[3]))
+    assert len(metrics.distance_to_final(some)) == 3 and metrics.lock_in(some) == 0
+    nothing = replace(walk, steps=tuple(replace(s, tensors={"x_next": s.x_next}) for s in walk))
+    with pytest.raises(InputError, match="keep"):
+        metrics.distance_to_final(nothing)
 
 
 def test_principal_coordinates_keep_distances_of_a_flat_walk():
