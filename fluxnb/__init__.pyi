@@ -1,6 +1,7 @@
 from . import flow as flow
 from . import latents as latents
 from . import metrics as metrics
+from .axes import Axes as Axes
 from .decoders import film as film
 from .decoders import tiny as tiny
 from .errors import FluxnbError as FluxnbError
@@ -22,7 +23,6 @@ from .plots import sigma_curve as sigma_curve
 from .plots import velocity as velocity
 from .presets import Plan as Plan
 from .presets import plan as plan
-from .recipe import Axes as Axes
 from .recipe import Recipe as Recipe
 from .recorder import Recorder as Recorder
 from .recorder import recording as recording
@@ -34,9 +34,9 @@ from .records import Sweep as Sweep
 from .records import Trajectory as Trajectory
 from .sampling import STOP as STOP
 from .sampling import run as run
+from .saving import open_trajectory as open_trajectory
+from .saving import save as save
 from .store import Store as Store
-from .store import open_trajectory as open_trajectory
-from .store import save as save
 from .sweep import Stream as Stream
 from .sweep import plan_sweep as plan_sweep
 from .sweep import stream as stream

@@ -1,4 +1,4 @@
-"""What was asked: a Recipe is one picture's whole question, Axes a grid of them.
+"""What was asked: a Recipe is one picture's whole question.
 
 Same key, same picture on the same machine. A recipe is checked when it is made, so whoever holds one may trust it,
 whether it was typed in a notebook or read from the metadata of a stranger's PNG.
@@ -13,13 +13,13 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fluxnb.errors import InputError, checks_itself, cut, one_of
 
-__all__ = ["SAMPLERS", "Axes", "Recipe"]
+__all__ = ["SAMPLERS", "Recipe"]
 
 FORMAT = 1  # raised when a field changes its meaning; readers refuse what they do not know
 SAMPLERS = ("euler", "renoise")
@@ -147,50 +147,6 @@ class Recipe:
         """
         libraries = _canonical({str(name): str(version) for name, version in (versions or {}).items()})
         return hashlib.sha256(f"{self.to_json()}\n{libraries}".encode()).hexdigest()
-
-
-class Axes:
-    """A grid of recipes: one base and, for some of its fields, the values to go through.
-
-    Iterating gives the recipes, the last axis fastest. A pure value: same base, same axes, same order.
-
-    Example:
-        >>> grid = Axes(Recipe(prompt="a fox"), seed=[1, 2], steps=[1, 4])
-        >>> len(grid), [(r.seed, r.steps) for r in grid]
-        (4, [(1, 1), (1, 4), (2, 1), (2, 4)])
-    """
-
-    @checks_itself
-    def __init__(self, base: Recipe, **values: Iterable[Any]) -> None:
-        known = [field.name for field in dataclasses.fields(Recipe)]
-        self.base = base
-        self.values: dict[str, tuple[Any, ...]] = {}
-        for name, given in values.items():
-            if name not in known:
-                raise one_of("axis", name, known)
-            if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-                raise InputError(f"{name}={cut(given)}", "an axis is a list of values", f"try {name}=[{cut(given)}]")
-            # Through the recipe's own check, so that np.int64(3), 3 and a doubled 3 are one value.
-            checked = tuple(dict.fromkeys(getattr(base.replace(**{name: value}), name) for value in given))
-            if not checked:
-                raise InputError(f"{name}=[]", "an axis needs at least one value", f"leave {name} out or fill it")
-            self.values[name] = checked
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """How many values each axis has, in order."""
-        return tuple(len(given) for given in self.values.values())
-
-    def __len__(self) -> int:
-        return math.prod(self.shape)
-
-    def __iter__(self) -> Iterator[Recipe]:
-        for chosen in itertools.product(*self.values.values()):
-            yield self.base.replace(**dict(zip(self.values, chosen, strict=True)))
-
-    def __repr__(self) -> str:
-        sizes = " x ".join(f"{len(given)} {name}" for name, given in self.values.items())
-        return f"Axes({sizes or '1 recipe'} = {len(self)})"
 
 
 def _checked(recipe: Recipe) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from fluxnb.pipeline import Encoded, Flux
 from fluxnb.recipe import Recipe
 from fluxnb.recorder import recording
 from fluxnb.records import Keep, Step, Trajectory
-from fluxnb.store import open_trajectory, save
 
-__all__ = ["STOP", "open_trajectory", "run", "save"]
+__all__ = ["STOP", "run"]
 
 
 class _Stop(enum.Enum):

@@ -16,10 +16,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from fluxnb.axes import Axes
 from fluxnb.errors import InputError, checks_itself, cut
 from fluxnb.flow import share_prefixes
 from fluxnb.pipeline import Encoded, Flux
-from fluxnb.recipe import Axes, Recipe
+from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Keep, Sweep, Trajectory
 from fluxnb.sampling import OnStep, take
 from fluxnb.store import Store

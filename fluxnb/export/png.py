@@ -17,6 +17,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fluxnb.errors import InputError, StorageError, checks_itself
+from fluxnb.export.files import whole
 from fluxnb.recipe import LONGEST_JSON, Recipe
 
 __all__ = ["encode_png", "open_recipe", "write_png"]
@@ -44,14 +45,9 @@ def write_png(image: Image.Image, path: str | Path, recipe: Recipe | None = None
     Raises:
         StorageError: the disk or the folder said no.
     """
-    target = Path(path)
-    try:
-        target.write_bytes(encode_png(image, recipe))
-    except OSError as problem:
-        raise StorageError(
-            f"{target} ({problem.strerror})", "a writable folder with room is needed", "try another path"
-        ) from problem
-    return target
+    with whole(path) as part:
+        part.write_bytes(encode_png(image, recipe))
+    return Path(path)
 
 
 def parameters(recipe: Recipe) -> str:

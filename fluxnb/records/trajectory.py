@@ -225,7 +225,7 @@ class Trajectory:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, safetensors with a JSON header; see `fnb.open_trajectory`."""
-        return Path(importlib.import_module("fluxnb.store").save(self, path))
+        return Path(importlib.import_module("fluxnb.saving").save(self, path))
 
     def to_html(self, path: str | Path) -> Path:
         """Write a self-contained page that scrubs through the steps, no kernel and no network needed."""

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxnb.axes import Axes
 from fluxnb.errors import InputError
-from fluxnb.recipe import Axes, Recipe
+from fluxnb.recipe import Recipe
 
 words = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=60).filter(str.strip)
 sigmas = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=8, unique=True).map(

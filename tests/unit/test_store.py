@@ -18,7 +18,8 @@ from fluxnb.errors import StorageError
 from fluxnb.latents import LinearRGB
 from fluxnb.recipe import Recipe
 from fluxnb.records import Keep
-from fluxnb.store import Store, open_trajectory, save
+from fluxnb.saving import open_trajectory, save
+from fluxnb.store import Store
 from tests.unit.walks import noise, walk_through
 
 ASK = Recipe(prompt="a fox")
@@ -72,7 +73,7 @@ def test_a_point_that_two_steps_share_is_written_once(walk, tmp_path):
 def test_a_walk_opens_in_a_process_without_diffusers(walk, tmp_path):
     path = save(walk, tmp_path / "a.safetensors")
     code = (
-        "import sys; from fluxnb.store import open_trajectory; "
+        "import sys; from fluxnb.saving import open_trajectory; "
         f"print(open_trajectory({str(path)!r}).caption, 'diffusers' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -258,11 +259,11 @@ def test_a_full_disk_leaves_finished_cells_whole(tmp_path, monkeypatch):
         put(store, other)
     monkeypatch.undo()
     assert store.get(KEY, ASK) is not None and store.get(other.key(), other) is None
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_what_killed_writers_left_is_swept_up_once_it_is_old(tmp_path):
-    old, new = (Store(tmp_path).path(KEY, f".{name}.tmp") for name in ("old", "new"))
+    old, new = (Store(tmp_path).path(KEY, f".{name}.part") for name in ("old", "new"))
     old.parent.mkdir(parents=True)
     old.write_bytes(b"x"), new.write_bytes(b"x")
     os.utime(old, (time.time() - 1000,) * 2)
