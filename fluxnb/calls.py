@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +16,11 @@ from torch import Tensor
 from fluxnb.attention_maps import Words
 from fluxnb.errors import FluxnbError
 from fluxnb.pipeline import Flux
+from fluxnb.preview import known_preview
 from fluxnb.recipe import Recipe
+from fluxnb.records import Step, Trajectory
 
-__all__ = ["Call", "Raw", "fresh_seeds", "pictures", "recipe_of"]
+__all__ = ["Call", "Raw", "fresh_seeds", "mark", "pictures", "recipe_of", "step_of", "walks_of"]
 
 
 @dataclass(kw_only=True)
@@ -75,6 +80,81 @@ class Call:
         return self.words[item * len(self.words) // self.count].words if self.words else ()
 
 
+def mark(on_cuda: bool) -> Any:
+    """This moment, of the device's own clock where there is one: no wait for it is needed until it is read."""
+    if not on_cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(start: Any, end: Any) -> float:
+    if isinstance(end, float):
+        return end - start
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+def step_of(call: Call, raw: Raw, item: int, moved: dict[int, Tensor] | None = None) -> Step:
+    """One picture's share of a step, on the CPU; tensors that two steps share stay shared."""
+    moved = {} if moved is None else moved
+    for value in raw.tensors.values():
+        if id(value) not in moved:
+            moved[id(value)] = value.to("cpu")
+    tensors = {name: moved[id(value)][item] for name, value in raw.tensors.items()}
+    if "attention" in tensors:
+        tensors["attention"] = tensors["attention"][:, : len(call.words_of(item))]
+    start = call.raws[raw.index - 1].mark if raw.index else call.begin
+    return Step(
+        index=raw.index,
+        sigma=raw.sigma,
+        dt=raw.sigma_next - raw.sigma,
+        height=call.height or 0,
+        width=call.width or 0,
+        tensors=tensors,
+        norms={name: float(value[item]) for name, value in raw.norms.items()},
+        seconds=_between(start, raw.mark) if start is not None else 0.0,
+    )
+
+
+def walks_of(call: Call, flux: Flux | None, pipe: Any) -> tuple[Trajectory, ...]:
+    """What is left of a call when it has ended, well or not: one Trajectory a picture."""
+    ended = time.perf_counter()
+    if not call.height or not call.width:  # a call that told no size: the picture is taken to be square
+        found = next((value for raw in call.raws for value in raw.tensors.values()), None)
+        call.height = call.width = int(np.sqrt(found.shape[-2])) * 16 if found is not None else 0
+    moved: dict[int, Tensor] = {}
+    marks = [each for each in (call.begin, *(raw.mark for raw in call.raws)) if each is not None]
+    seconds = {
+        "encode": max(0.0, call.prepared - call.started),
+        "denoise": sum(_between(a, b) for a, b in itertools.pairwise(marks)),
+        "decode": ended - call.denoised if call.images else 0.0,
+    }
+    walks = []
+    for item in range(call.count):
+        steps = tuple(step_of(call, raw, item, moved) for raw in call.raws)
+        walks.append(
+            Trajectory(
+                image=call.images[item] if call.images and item < len(call.images) else None,
+                recipe=recipe_of(call, item, flux, pipe),
+                finished=len(call.raws) == call.planned,
+                sigmas=tuple(call.levels[call.first :]),
+                # A whole batch's tensor must not stay alive for the sake of one of its pictures.
+                steps=_own(steps) if call.count > 1 else steps,
+                height=call.height or 0,
+                width=call.width or 0,
+                seconds=seconds,
+                versions=dict(flux.versions) if flux else {},
+                model=flux.model if flux else type(pipe).__name__,
+                preset=flux.plan.preset if flux else "",
+                preview=known_preview(pipe.vae) if flux else None,
+                words=call.words_of(item),
+            )
+        )
+    return tuple(walks)
+
+
 def recipe_of(call: Call, item: int, flux: Flux | None, pipe: Any) -> Recipe | None:
     """What was asked, if the call told all of it; a recipe that repeats something else would be worse than none."""
     prompts, images = call.prompts, call.count
@@ -127,3 +207,16 @@ def pictures(result: Any) -> list[Image.Image] | None:
     if isinstance(result, np.ndarray) and result.ndim == 4:
         return [Image.fromarray(each) for each in (result.clip(0, 1) * 255).round().astype("uint8")]
     return None
+
+
+def _own(steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The same steps with tensors of their own instead of views into a batch; shared ones stay shared."""
+    copies: dict[int, Tensor] = {}
+    owned = []
+    for step in steps:
+        tensors = {}
+        for name, value in step.tensors.items():
+            copies.setdefault(value.data_ptr(), value.clone())
+            tensors[name] = copies[value.data_ptr()]
+        owned.append(replace(step, tensors=tensors))
+    return tuple(owned)

@@ -18,19 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import InputError, one_of
+from fluxnb.labels import NAMES, differing, label_of, tell_apart, value_of
 from fluxnb.overlays import looked_at, strengths, veil
 from fluxnb.records import Film, Step, Sweep, Trajectory
 
 __all__ = ["NAMES", "SHOWS", "Decode", "Reel", "describe", "payload", "reel", "reels", "tell_apart", "value_of", "webp"]
 
 SHOWS = ("clean", "x", "v", "noise")
-NAMES = {
-    "x": "x",
-    "v": "velocity",
-    "clean": "clean estimate",
-    "noise": "noise estimate",
-    "x_next": "x after the step",
-}
 
 # From latents (frames, 16, h/8, w/8) to one picture each; `flux.decode` is one.
 Decode = Callable[[Tensor], Sequence[Image.Image]]
@@ -117,7 +111,7 @@ def reel(
         stack = [step.latents(show).float() for step in steps]
         frames[show] = tuple(draw(torch.stack(stack))) if stack else ()
     return Reel(
-        label=label or _label(walk),
+        label=label or label_of(walk),
         caption=walk.caption,
         sigmas=tuple(step.sigma for step in steps),
         frames=frames,
@@ -147,7 +141,7 @@ def reels(
     walks.
     """
     if isinstance(record, Sweep):
-        names = labels or _differing(record)
+        names = labels or differing(record)
         made = []
         for cell, name in zip(record.cells, names, strict=True):
             if cell.trajectory is not None and any(step.kept for step in cell.trajectory.steps):
@@ -275,46 +269,3 @@ def _principal(walk: Trajectory) -> Decode:
         return [Image.fromarray(frame.numpy()) for frame in (scaled * 255).round().to(torch.uint8)]
 
     return draw
-
-
-def _label(walk: Trajectory) -> str:
-    count = len(walk.steps)
-    steps = f"{count} step{'' if count == 1 else 's'}"
-    return steps if walk.recipe is None else f"{steps}, seed {walk.recipe.seed}"
-
-
-def tell_apart(walks: Sequence[Trajectory | Film]) -> list[str]:
-    """Labels that name only what differs: the model, the seed, the steps, the prompt."""
-    if any(isinstance(walk, Film) or walk.recipe is None for walk in walks) or len(walks) == 1:
-        return [_label(walk) if isinstance(walk, Trajectory) else NAMES.get(walk.what, walk.what) for walk in walks]
-    facts = [
-        {
-            "model": walk.model,
-            "steps": f"{len(walk.steps)} step{'' if len(walk.steps) == 1 else 's'}",
-            "seed": f"seed {walk.recipe.seed}",
-            "sampler": walk.recipe.sampler,
-            "guidance": "" if walk.recipe.guidance is None else f"guidance {walk.recipe.guidance:g}",
-            "prompt": walk.recipe.prompt,
-        }
-        for walk in walks
-        if isinstance(walk, Trajectory) and walk.recipe is not None
-    ]
-    differ = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1] or ["steps", "seed"]
-    return [", ".join(fact[name] for name in differ if fact[name]) for fact in facts]
-
-
-def _differing(sweep: Sweep) -> list[str]:
-    axes = [name for name, values in sweep.axes.items() if len(values) > 1]
-    labels = [", ".join(value_of(name, getattr(cell.recipe, name)) for name in axes) for cell in sweep.cells]
-    return [label or cell.recipe.prompt for label, cell in zip(labels, sweep.cells, strict=True)]
-
-
-def value_of(name: str | None, value: Any) -> str:
-    """A value of an axis in words."""
-    if name == "prompt":
-        return str(value)
-    if name == "steps":
-        return f"{value} step" if value == 1 else f"{value} steps"
-    if name == "guidance" and value is not None:
-        return f"guidance {value:g}"
-    return f"{name} {value}"

@@ -9,22 +9,18 @@ shadow is gone, whatever happened inside.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fluxnb.attention_maps import Attention, looking, words_of
-from fluxnb.calls import Call, Raw, fresh_seeds, pictures, recipe_of
+from fluxnb.calls import Call, Raw, fresh_seeds, mark, pictures, step_of, walks_of
 from fluxnb.errors import InputError
 from fluxnb.loading import handle_of
 from fluxnb.pipeline import Flux
-from fluxnb.preview import known_preview
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.shadows import Around, bound, shadow
 
@@ -144,7 +140,7 @@ class _Eyes:
         if given.get("latents") is None:
             call.seeds = fresh_seeds(given.get("generator"))
         result = original(*args, **kwargs)
-        call.prepared, call.begin = time.perf_counter(), self._mark()
+        call.prepared, call.begin = time.perf_counter(), mark(self.on_cuda)
         return result
 
     def set_timesteps(self, original: Around, *args: Any, **kwargs: Any) -> Any:
@@ -154,7 +150,7 @@ class _Eyes:
         result = original(*args, **kwargs)
         # One read of the levels here, before any work is queued, saves a wait for the GPU in every step.
         call.levels = [float(level) for level in self.pipe.scheduler.sigmas.tolist()]
-        call.prepared, call.begin = time.perf_counter(), self._mark()
+        call.prepared, call.begin = time.perf_counter(), mark(self.on_cuda)
         return result
 
     def postprocess(self, original: Around, *args: Any, **kwargs: Any) -> Any:
@@ -212,10 +208,10 @@ class _Eyes:
         call.out, call.out_version = out, _version(out)
         if self.attention is not None and (maps := self.attention.take()) is not None:
             raw.tensors["attention"] = maps[:, : x.shape[1]]  # some kin put a second picture behind the first
-        raw.mark, call.denoised = self._mark(), time.perf_counter()
+        raw.mark, call.denoised = mark(self.on_cuda), time.perf_counter()
         call.raws.append(raw)
         if watch is not None:
-            watch(v, lambda: self._step(call, raw, 0))
+            watch(v, lambda: step_of(call, raw, 0))
         if len(call.raws) > 1:  # the step before has had its use: this one began from its x_next
             self._thin(call, call.raws[-2])
         return result
@@ -244,99 +240,13 @@ class _Eyes:
         self.close()
         self._call()
 
-    def _mark(self) -> Any:
-        if not self.on_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def _between(self, start: Any, end: Any) -> float:
-        if not self.on_cuda:
-            return float(end - start)
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 1000
-
-    def _step(self, call: Call, raw: Raw, item: int, moved: dict[int, Tensor] | None = None) -> Step:
-        """One picture's share of a step, on the CPU; tensors that two steps share stay shared."""
-        moved = {} if moved is None else moved
-        for value in raw.tensors.values():
-            if id(value) not in moved:
-                moved[id(value)] = value.to("cpu")
-        tensors = {name: moved[id(value)][item] for name, value in raw.tensors.items()}
-        if "attention" in tensors:
-            tensors["attention"] = tensors["attention"][:, : len(call.words_of(item))]
-        start = call.raws[raw.index - 1].mark if raw.index else call.begin
-        return Step(
-            index=raw.index,
-            sigma=raw.sigma,
-            dt=raw.sigma_next - raw.sigma,
-            height=call.height or 0,
-            width=call.width or 0,
-            tensors=tensors,
-            norms={name: float(value[item]) for name, value in raw.norms.items()},
-            seconds=self._between(start, raw.mark) if start is not None else 0.0,
-        )
-
     def _end(self, call: Call) -> None:
         self.recorder._call = None
-        ended = time.perf_counter()
         if self.recorder._watch is None:  # whoever watches needs the last step whole, for the picture of a broken walk
             self._thin(call, call.raws[-1])
-        self._square(call)
-        moved: dict[int, Tensor] = {}
-        seconds = {
-            "encode": max(0.0, call.prepared - call.started),
-            "denoise": sum(self._between(a, b) for a, b in self._spans(call)),
-            "decode": ended - call.denoised if call.images else 0.0,
-        }
-        flux = self.recorder._flux
-        for item in range(call.count):
-            steps = tuple(self._step(call, raw, item, moved) for raw in call.raws)
-            # A whole batch's tensor must not stay alive for the sake of one of its pictures.
-            walk = Trajectory(
-                image=call.images[item] if call.images and item < len(call.images) else None,
-                recipe=recipe_of(call, item, flux, self.pipe),
-                finished=len(call.raws) == call.planned,
-                sigmas=tuple(call.levels[call.first :]),
-                steps=_own(steps) if call.count > 1 else steps,
-                height=call.height or 0,
-                width=call.width or 0,
-                seconds=seconds,
-                versions=dict(flux.versions) if flux else {},
-                model=flux.model if flux else type(self.pipe).__name__,
-                preset=flux.plan.preset if flux else "",
-                preview=known_preview(self.pipe.vae) if flux else None,
-                words=call.words_of(item),
-            )
-            self.recorder.trajectories += (walk,)
-
-    def _spans(self, call: Call) -> list[tuple[Any, Any]]:
-        marks = [call.begin, *(raw.mark for raw in call.raws)]
-        return [(a, b) for a, b in itertools.pairwise(marks) if a is not None]
-
-    def _square(self, call: Call) -> None:
-        """A size for a call that told none: the picture is taken to be square."""
-        if call.height and call.width:
-            return
-        found = next((value for raw in call.raws for value in raw.tensors.values()), None)
-        side = int(np.sqrt(found.shape[-2])) * 16 if found is not None else 0
-        call.height, call.width = side, side
+        self.recorder.trajectories += walks_of(call, self.recorder._flux, self.pipe)
 
 
 def _version(tensor: Tensor) -> int | None:
     """How often a tensor was written in place; None where torch does not count (inference mode)."""
     return None if tensor.is_inference() else int(tensor._version)
-
-
-def _own(steps: Sequence[Step]) -> tuple[Step, ...]:
-    """The same steps with tensors of their own instead of views into a batch; shared ones stay shared."""
-    copies: dict[int, Tensor] = {}
-    owned = []
-    for step in steps:
-        tensors = {}
-        for name, value in step.tensors.items():
-            copies.setdefault(value.data_ptr(), value.clone())
-            tensors[name] = copies[value.data_ptr()]
-        owned.append(replace(step, tensors=tensors))
-    return tuple(owned)

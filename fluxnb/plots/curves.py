@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,17 +30,16 @@ def sigma_curve(walks: Trajectory | Sequence[Trajectory], *, ax: Axes | None = N
     Returns:
         The Figure.
     """
-    several = _several(walks)
-    with styled():
-        figure, axes = canvas(ax)
-        for order, (walk, label) in enumerate(zip(several, _labels(several), strict=True)):
-            done = len(walk.steps) + 1
-            places = [index / (len(walk.sigmas) - 1) for index in range(len(walk.sigmas))]
-            axes.plot(places[:done], walk.sigmas[:done], label=label, **_look(order, len(walk)))
-            if done < len(walk.sigmas):  # planned and not walked
-                axes.plot(places[done - 1 :], walk.sigmas[done - 1 :], color=COLOURS[order % 7], ls=":", lw=1)
-        axes.set(xlabel="share of the steps", ylabel="σ, share of noise", xlim=(-0.02, 1.02), ylim=(-0.03, 1.05))
-        _finish(axes, several, "Noise levels along the way")
+
+    def draw(axes: Axes, walk: Trajectory, look: dict[str, Any]) -> None:
+        done = len(walk.steps) + 1
+        places = [index / (len(walk.sigmas) - 1) for index in range(len(walk.sigmas))]
+        axes.plot(places[:done], walk.sigmas[:done], **look)
+        if done < len(walk.sigmas):  # planned and not walked
+            axes.plot(places[done - 1 :], walk.sigmas[done - 1 :], color=look["color"], ls=":", lw=1)
+
+    figure, axes = _curves(walks, ax, draw, "Noise levels along the way")
+    axes.set(xlabel="share of the steps", ylabel="σ, share of noise", xlim=(-0.02, 1.02), ylim=(-0.03, 1.05))
     return figure
 
 
@@ -57,15 +56,13 @@ def velocity(walks: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None
     Returns:
         The Figure.
     """
-    several = _several(walks)
-    with styled():
-        figure, axes = canvas(ax)
-        for order, (walk, label) in enumerate(zip(several, _labels(several), strict=True)):
-            levels = [step.sigma for step in walk.steps]
-            axes.plot(levels, metrics.velocity_norm(walk), label=label, **_look(order, len(walk)))
-        axes.set(xlabel="σ, from noise to picture", ylabel="velocity, rms per number", xlim=(1.03, -0.03))
-        axes.set_ylim(bottom=0)
-        _finish(axes, several, "How strong the velocity is")
+
+    def draw(axes: Axes, walk: Trajectory, look: dict[str, Any]) -> None:
+        axes.plot([step.sigma for step in walk.steps], metrics.velocity_norm(walk), **look)
+
+    figure, axes = _curves(walks, ax, draw, "How strong the velocity is")
+    axes.set(xlabel="σ, from noise to picture", ylabel="velocity, rms per number", xlim=(1.03, -0.03))
+    axes.set_ylim(bottom=0)
     return figure
 
 
@@ -85,19 +82,18 @@ def lock_in(walks: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None)
     Raises:
         InputError: a walk whose run kept no tensors.
     """
-    several = _several(walks)
-    with styled():
-        figure, axes = canvas(ax)
-        for order, (walk, label) in enumerate(zip(several, _labels(several), strict=True)):
-            away = metrics.distance_to_final(walk)
-            first = away[0] if away[0] > 1e-9 * float(walk.final.float().std()) else 1.0
-            levels = [*(step.sigma for step in walk.steps if step.kept), walk.sigmas[len(walk.steps)]]
-            axes.plot(levels, [*(value / first for value in away), 0.0], label=label, **_look(order, len(walk)))
-        axes.axhline(0.5, color=FAINT, lw=0.8, zorder=0)
-        axes.annotate("half way", (1.02, 0.5), (0, 3), textcoords="offset points", color=SOFT, fontsize=SMALL)
-        axes.set(xlabel="σ, from noise to picture", ylabel="distance to the final picture", xlim=(1.03, -0.03))
-        axes.set_ylim(bottom=-0.03)
-        _finish(axes, several, "When the picture is decided")
+
+    def draw(axes: Axes, walk: Trajectory, look: dict[str, Any]) -> None:
+        away = metrics.distance_to_final(walk)
+        first = away[0] if away[0] > 1e-9 * float(walk.final.float().std()) else 1.0
+        levels = [*(step.sigma for step in walk.steps if step.kept), walk.sigmas[len(walk.steps)]]
+        axes.plot(levels, [*(value / first for value in away), 0.0], **look)
+
+    figure, axes = _curves(walks, ax, draw, "When the picture is decided")
+    axes.axhline(0.5, color=FAINT, lw=0.8, zorder=0)
+    axes.annotate("half way", (1.02, 0.5), (0, 3), textcoords="offset points", color=SOFT, fontsize=SMALL)
+    axes.set(xlabel="σ, from noise to picture", ylabel="distance to the final picture", xlim=(1.03, -0.03))
+    axes.set_ylim(bottom=-0.03)
     return figure
 
 
@@ -126,7 +122,7 @@ def path(walks: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None) ->
     with styled():
         figure, axes = canvas(ax, 5.6, 4.4)
         begin = 0
-        for order, ((xs, cleans), label) in enumerate(zip(points, _labels(several), strict=True)):
+        for order, ((xs, cleans), label) in enumerate(zip(points, tell_apart(several), strict=True)):
             walked, begin = seen[begin : begin + len(xs)], begin + len(xs)
             thought, begin = seen[begin : begin + len(cleans)], begin + len(cleans)
             colour, marker = COLOURS[order % 7], MARKERS[order % 7]
@@ -159,6 +155,22 @@ def path(walks: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None) ->
     return figure
 
 
+def _curves(
+    walks: Trajectory | Sequence[Trajectory],
+    ax: Axes | None,
+    draw: Callable[[Axes, Trajectory, dict[str, Any]], None],
+    title: str,
+) -> tuple[Figure, Axes]:
+    """One curve a walk, in the caller's axes or new ones, told apart and titled; the axes are left to be named."""
+    several = _several(walks)
+    with styled():
+        figure, axes = canvas(ax)
+        for order, (walk, label) in enumerate(zip(several, tell_apart(several), strict=True)):
+            draw(axes, walk, {"label": label, **_look(order, len(walk))})
+        _finish(axes, several, title)
+    return figure, axes
+
+
 def _several(walks: Trajectory | Sequence[Trajectory]) -> list[Trajectory]:
     several = [walks] if isinstance(walks, Trajectory) else list(walks)
     if not several:
@@ -169,10 +181,6 @@ def _several(walks: Trajectory | Sequence[Trajectory]) -> list[Trajectory]:
                 f"a {type(walk).__name__}", "this view measures Trajectories", "give what fnb.run returned"
             )
     return several
-
-
-def _labels(walks: Sequence[Trajectory]) -> list[str]:
-    return tell_apart(walks)
 
 
 def _look(order: int, count: int) -> dict[str, Any]:
