@@ -68,7 +68,7 @@ def test_writing_makes_folders_and_leaves_nothing_half_written(tmp_path):
 
 def test_where_nothing_can_be_written_the_error_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="Choose another path"):
+    with pytest.raises(StorageError, match="a writable folder is needed"):
         html.write(walk(), tmp_path / "file" / "walk.html")
 
 
