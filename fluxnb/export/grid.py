@@ -46,6 +46,7 @@ class Board:
         (2, ['seed 1', 'seed 2'])
     """
 
+    @checks_itself
     def __init__(
         self,
         axes: Mapping[str, Sequence[Any]],

@@ -79,6 +79,7 @@ class Explorer(View):
         return tuple(self._made[number] for number in sorted(set(self.stars)) if 0 <= number < len(self._made))
 
     # ------------------------------------------------------------------------------------------------------- saving
+    @checks_itself
     def export(self, folder: str | Path | None = None) -> list[Path]:
         """Write the starred cells as PNG files that carry their recipes; returns their paths.
 
@@ -94,6 +95,7 @@ class Explorer(View):
             raise InputError("no starred cell", "a star is set with s or a click", "star one, or set widget.stars=[0]")
         return pages.save_cells(self.starred, self._folder if folder is None else folder)
 
+    @checks_itself
     def to_html(self, path: str | Path) -> Path:
         """Write what is there so far as one page that needs no kernel and no network; returns its path."""
         if not self._made:
@@ -101,6 +103,7 @@ class Explorer(View):
         return html.save(pages.document(self._told(self.data["state"], page=True), self.cells, self.frames), path)
 
     # ---------------------------------------------------------------------------------------------- while it is made
+    @checks_itself
     def wait(self, timeout: float | None = None) -> Explorer:
         """Wait until no more cells come, at most so many seconds; raises what stopped the making, if anything did."""
         if self._thread is not None:

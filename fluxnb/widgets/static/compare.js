@@ -319,8 +319,8 @@ function makeViewer(root, film, host) {
     autoFlick(false);
     root.classList.remove("fluxnb-open");
     dialog.close();
+    host.onClose(state.ids);
   }
-  dialog.addEventListener("close", () => host.onClose(state.ids));
 
   const ACTS = {
     Escape: () => dismiss(),

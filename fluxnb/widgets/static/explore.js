@@ -84,9 +84,13 @@ function explorer(root, source, door) {
       focus(row, column, false);
       return there.id;
     },
-    onClose() {
+    // Back to the cell that was looked at last; where several were compared the browser knows where one was.
+    onClose([id, ...more]) {
       barPlace.append(film.bar);
-      focus(state.row, state.column);
+      if (more.length) return;
+      const row = squares.findIndex((line) => line.some((square) => square.id === id));
+      const column = row < 0 ? -1 : squares[row].findIndex((square) => square.id === id);
+      if (row >= 0) focus(row, column);
     },
   });
 
@@ -102,7 +106,7 @@ function explorer(root, source, door) {
   function fill(select, options, value) {
     select.replaceChildren(
       ...options.map(([value, text]) => {
-        const option = make("option", "", text.length > 60 ? `${text.slice(0, 59)}…` : text);
+        const option = make("option", "", text.length > 48 ? `${text.slice(0, 47)}…` : text);
         option.value = String(value);
         option.title = text;
         return option;
@@ -146,6 +150,7 @@ function explorer(root, source, door) {
   function lay() {
     const { axes } = source.data;
     const many = several(axes);
+    const held = table.contains(document.activeElement);
     const options = many.map((axis) => [axis, axes[axis].name]);
     fill(rowsChoice.select, [[-1, "–"], ...options], state.rows);
     fill(columnsChoice.select, [[-1, "–"], ...options], state.columns);
@@ -181,6 +186,7 @@ function explorer(root, source, door) {
     root.dataset.columns = axes[state.columns]?.name ?? "";
     scale();
     draw();
+    if (held) focus(state.row, state.column);
   }
 
   function nameOf(role, className, text) {
@@ -414,7 +420,6 @@ function explorer(root, source, door) {
   const turned = (by) => {
     const pages = several(source.data.axes).filter((axis) => axis !== state.rows && axis !== state.columns);
     turn(pages[pages.length - 1], by);
-    focus(state.row, state.column);
   };
   const here = () => squares[state.row]?.[state.column]?.id;
   const KEYED = {
