@@ -7,7 +7,6 @@ seeds, a walk can go on from the evaluation that others have made already, and p
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import importlib.metadata
@@ -19,22 +18,22 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import cut
-from fluxnb.latents import LinearRGB, tokens_in, unpack
+from fluxnb.latents import LinearRGB, unpack
 from fluxnb.presets import Plan
 from fluxnb.preview import preview_of
 from fluxnb.profile import Profile
 from fluxnb.recipe import Recipe
+from fluxnb.scheduling import Draws, given_sigmas, planned, sampling_as
 
 __all__ = ["Encoded", "Flux", "PromptWarning"]
 
-Tokens = Float[Tensor, "1 tokens features"]
+Tokens = Float[Tensor, "batch tokens features"]
 Latents = Float[Tensor, "batch channels height width"]
 
 
@@ -48,12 +47,27 @@ class PromptWarning(UserWarning):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """A prompt as the transformer takes it: T5's sequence (1, L, D) and CLIP's pooled vector (1, P)."""
+    """Prompts as the transformer takes them: T5's sequences (n, L, D) and CLIP's pooled vectors (n, P)."""
 
     embeds: Tensor
     pooled: Tensor
     negative_embeds: Tensor | None = None
     negative_pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.embeds)
+
+    @classmethod
+    def together(cls, several: Sequence[Encoded]) -> Encoded:
+        """Several prompts as one batch; a single one is given back as it is."""
+        if len(several) == 1:
+            return several[0]
+
+        def joined(name: str) -> Tensor | None:
+            parts = [getattr(each, name) for each in several]
+            return None if parts[0] is None else torch.cat(parts)
+
+        return cls(**{field.name: joined(field.name) for field in dataclasses.fields(cls)})
 
 
 class Flux:
@@ -152,39 +166,33 @@ class Flux:
 
     # ----------------------------------------------------------------------------------------------- denoise
     def denoise(
-        self,
-        recipe: Recipe,
-        encoded: Encoded,
-        *,
-        generator: torch.Generator,
-        latents: Tokens | None = None,
-        done: int = 0,
+        self, recipe: Recipe, encoded: Encoded, *, draws: Draws, latents: Tokens | None = None, done: int = 0
     ) -> Tokens:
-        """Walk from noise to the final tokens (1, h/16 w/16, 64) through the pipeline's own call.
+        """Walk from noise to the final tokens (batch, h/16 w/16, 64) through the pipeline's own call.
 
         Arguments:
-            recipe: resolved.
-            encoded: its prompt.
-            generator: on the CPU; it draws the noise, and the fresh noise of "renoise".
+            recipe: resolved; of several pictures any one, since they may differ in prompt and seed alone.
+            encoded: their prompts.
+            draws: generators on the CPU; they draw the noise, and the fresh noise of "renoise".
             latents: tokens to go on from, where the first `done` evaluations were made before.
         """
         options: dict[str, Any] = {}
         if recipe.sigmas is not None or done:
-            options["sigmas"] = self._given_sigmas(recipe)[done:]
+            options["sigmas"] = given_sigmas(recipe)[done:]
         if self._two_evaluations(recipe):
             options["true_cfg_scale"] = recipe.guidance
             options["negative_prompt_embeds"] = encoded.negative_embeds
             options["negative_pooled_prompt_embeds"] = encoded.negative_pooled
         elif self.profile.guidance_kind == "embedded":
             options["guidance_scale"] = recipe.guidance
-        with self._sampling_as(self.pipe.scheduler, recipe, generator):
+        with sampling_as(self.pipe.scheduler, recipe, draws):
             result = self.pipe(
                 prompt_embeds=encoded.embeds,
                 pooled_prompt_embeds=encoded.pooled,
                 height=recipe.height,
                 width=recipe.width,
                 num_inference_steps=recipe.steps - done,
-                generator=generator,
+                generator=draws,
                 latents=latents,
                 max_sequence_length=recipe.max_sequence_length,
                 output_type="latent",
@@ -194,106 +202,63 @@ class Flux:
         tokens: Tensor = result[0]
         return tokens
 
+    def evaluations_of(self, recipe: Recipe, steps: int | None = None) -> int:
+        """Evaluations of the transformer in so many steps, all by default; under true CFG a step takes two."""
+        return (recipe.steps if steps is None else steps) * (2 if self._two_evaluations(recipe) else 1)
+
     def _two_evaluations(self, recipe: Recipe) -> bool:
         # diffusers turns true CFG on above 1 only.
         return self.profile.guidance_kind == "true_cfg" and (recipe.guidance or 0.0) > 1.0
 
-    def _given_sigmas(self, recipe: Recipe) -> list[float]:
-        """What is handed to the scheduler, before it shifts; the even ones exactly as FluxPipeline makes them."""
-        if recipe.sigmas is not None:
-            return list(recipe.sigmas)
-        even: list[float] = np.linspace(1.0, 1 / recipe.steps, recipe.steps).tolist()
-        return even
-
-    @contextlib.contextmanager
-    def _sampling_as(self, scheduler: Any, recipe: Recipe, generator: torch.Generator) -> Iterator[None]:
-        """Set the scheduler to the recipe's sampler and shift for the length of one call.
-
-        The scheduler object stays the same, so that whoever watches it goes on seeing every step.
-        """
-        before, shift = scheduler.config, scheduler.shift
-        stepping = vars(scheduler).get("step")
-        try:
-            if recipe.sampler == "renoise":
-                scheduler.register_to_config(stochastic_sampling=True)
-                # FluxPipeline hands no generator on, and the noise would come from the global one.
-                scheduler.step = functools.partial(scheduler.step, generator=generator)
-            if recipe.shift is not None:
-                scheduler.register_to_config(use_dynamic_shifting=False)
-                scheduler.set_shift(recipe.shift)
-            yield
-        finally:
-            scheduler._internal_dict = before
-            scheduler.set_shift(shift)
-            if recipe.sampler == "renoise":
-                vars(scheduler).pop("step", None)
-                if stepping is not None:
-                    scheduler.step = stepping
-
-    def _planned(self, recipe: Recipe, generator: torch.Generator) -> Any:
-        """A copy of the scheduler, set up for this recipe and ready to step; the pipeline's own is not touched."""
-        from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-
-        scheduler = copy.copy(self.pipe.scheduler)
-        for watched in ("step", "set_timesteps"):
-            vars(scheduler).pop(watched, None)
-        config, tokens = scheduler.config, tokens_in(recipe.height or 0, recipe.width or 0)
-        mu = calculate_shift(
-            tokens,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        # On the pipeline's device: a dt that lies on the CPU would be rounded differently in bfloat16.
-        device = self.device
-        with self._sampling_as(scheduler, recipe, generator):
-            scheduler.set_timesteps(sigmas=self._given_sigmas(recipe), mu=mu, device=device)
-        return scheduler
-
     def schedule(self, recipe: Recipe) -> tuple[float, ...]:
         """The noise levels that this recipe visits with this model, the final 0 included."""
-        levels: list[float] = self._planned(recipe, torch.Generator()).sigmas.tolist()
+        levels: list[float] = planned(self.pipe.scheduler, recipe, self.device).sigmas.tolist()
         return tuple(levels)
 
     @_no_grad
-    def replay(
-        self,
-        recipe: Recipe,
-        encoded: Encoded,
-        velocities: Sequence[Float[Tensor, "tokens features"]],
-        generator: torch.Generator,
-    ) -> list[Tokens]:
+    def replay(self, recipe: Recipe, encoded: Encoded, velocities: Sequence[Tokens], draws: Draws) -> list[Tokens]:
         """Take steps whose velocities are known: the tokens before each, and after the last.
 
-        Exact: the same scheduler makes the same steps from the same numbers. The generator is left where a run of
-        its own would have left it.
+        Exact: the same scheduler makes the same steps from the same numbers. The generators are left where runs of
+        their own would have left them.
         """
         pipe, device = self.pipe, self.device
-        channels, dtype = pipe.transformer.config.in_channels // 4, encoded.embeds.dtype
-        x, _ = pipe.prepare_latents(1, channels, recipe.height, recipe.width, dtype, device, generator)
-        scheduler = self._planned(recipe, generator)
+        channels, batch, dtype = pipe.transformer.config.in_channels // 4, len(encoded), encoded.embeds.dtype
+        x, _ = pipe.prepare_latents(batch, channels, recipe.height, recipe.width, dtype, device, draws)
+        scheduler = planned(pipe.scheduler, recipe, device)
         scheduler.set_begin_index(0)
         path = [x]
-        with self._sampling_as(scheduler, recipe, generator):
+        with sampling_as(scheduler, recipe, draws):
             for t, v in zip(scheduler.timesteps, velocities, strict=False):
-                x = scheduler.step(v[None].to(device), t, x, return_dict=False)[0]
+                x = scheduler.step(v.to(device), t, x, return_dict=False)[0]
                 path.append(x)
         return path
 
     # ------------------------------------------------------------------------------------------------ decode
-    @_no_grad
     def decode(self, latents: Latents) -> tuple[Image.Image, ...]:
-        """Decode latents (n, 16, h/8, w/8), one by one, into pictures, exactly as FluxPipeline does."""
-        vae, device = self.pipe.vae, self.device
+        """Decode latents (n, 16, h/8, w/8), one by one, into pictures, exactly as FluxPipeline does.
+
+        One by one is also the fastest here: a batch of decoded pictures does not fit into a CPU's cache, and on a
+        GPU it is memory that the transformer needs.
+        """
+        vae, device, processor = self.pipe.vae, self.device, self.pipe.image_processor
         pictures: list[Image.Image] = []
-        for latent in latents:
-            z = latent[None].to(device=device, dtype=vae.dtype)
-            z = (z / vae.config.scaling_factor) + vae.config.shift_factor
-            pictures += self.pipe.image_processor.postprocess(vae.decode(z, return_dict=False)[0], output_type="pil")
+        # The same numbers with less bookkeeping. Hooks that move weights would leave them marked by it, so only here.
+        with torch.inference_mode() if device.type == "cpu" else torch.no_grad():
+            for latent in latents:
+                z = latent[None].to(device=device, dtype=vae.dtype)
+                z = (z / vae.config.scaling_factor) + vae.config.shift_factor
+                decoded = vae.decode(z, return_dict=False)[0]
+                # By way of the class: a recorder in front of this object may be watching a walk in another thread.
+                pictures += type(processor).postprocess(processor, decoded, output_type="pil")
         if getattr(self.pipe, "_all_hooks", None):
             self.pipe.maybe_free_model_hooks()
         return tuple(pictures)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether decoding pushes the transformer out of the GPU, so that pictures are best decoded several at once."""
+        return bool(getattr(self.pipe, "_all_hooks", None)) or getattr(self.plan, "park", False)
 
     def decode_tokens(self, tokens: Float[Tensor, "tokens features"], height: int, width: int) -> Image.Image:
         """Decode the tokens of one picture of height x width pixels."""

@@ -26,18 +26,18 @@ from fluxnb.shadows import Around, bound, shadow
 
 __all__ = ["Recorder", "recording"]
 
-Watch = Callable[[Tensor, Callable[[], Step]], None]  # the velocity on its device, and a way to get the step
+Watch = Callable[[Tensor, Callable[[int], Step]], None]  # the velocities on their device, and a way to each step
 
 
 class Recorder:
     """What `recording` yields: `.trajectories` grows by one per picture whenever a call ends."""
 
-    def __init__(self, keep: Keep, flux: Flux | None, watch: Watch | None, prompt: str | None) -> None:
+    def __init__(self, keep: Keep, flux: Flux | None, watch: Watch | None, prompts: list[str] | None) -> None:
         self.trajectories: tuple[Trajectory, ...] = ()
         self._keep = keep
         self._flux = flux
         self._watch = watch
-        self._prompt = prompt
+        self._prompts = prompts
         self._call: Call | None = None
 
     def __repr__(self) -> str:
@@ -46,7 +46,7 @@ class Recorder:
 
 @contextlib.contextmanager
 def recording(
-    pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = None, _prompt: str | None = None
+    pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = None, _prompts: list[str] | None = None
 ) -> Iterator[Recorder]:
     """Record every call of a FluxPipeline, or of its img2img and inpaint kin, made inside the block.
 
@@ -77,7 +77,7 @@ def recording(
             "a diffusers pipeline with a scheduler is needed",
             'try pipe = fnb.load("pocket").pipe',
         )
-    recorder = Recorder(keep or Keep(), flux or handle_of(pipe), _watch, _prompt)
+    recorder = Recorder(keep or Keep(), flux or handle_of(pipe), _watch, _prompts)
     eyes = _Eyes(recorder, pipe)
     watched: list[tuple[Any, str, Around]] = [
         (scheduler, "set_timesteps", eyes.set_timesteps),
@@ -125,7 +125,7 @@ class _Eyes:
         call.length = given.get("max_sequence_length")
         call.kin = "strength" in given
         if self.attention is not None:
-            self._aim(self.attention, call, given.get("prompt_2") or call.prompt or self.recorder._prompt)
+            self._aim(self.attention, call, given.get("prompt_2") or call.prompt or self.recorder._prompts)
         return original(*args, **kwargs)
 
     def encode_prompt(self, original: Around, *args: Any, **kwargs: Any) -> Any:
@@ -211,7 +211,7 @@ class _Eyes:
         raw.mark, call.denoised = mark(self.on_cuda), time.perf_counter()
         call.raws.append(raw)
         if watch is not None:
-            watch(v, lambda: step_of(call, raw, 0))
+            watch(v, lambda item: step_of(call, raw, item))
         if len(call.raws) > 1:  # the step before has had its use: this one began from its x_next
             self._thin(call, call.raws[-2])
         return result

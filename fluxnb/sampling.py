@@ -19,6 +19,7 @@ from fluxnb.pipeline import Encoded, Flux
 from fluxnb.recipe import Recipe
 from fluxnb.recorder import recording
 from fluxnb.records import Keep, Step, Trajectory
+from fluxnb.scheduling import Draws
 
 __all__ = ["STOP", "run"]
 
@@ -32,6 +33,7 @@ class _Stop(enum.Enum):
 
 STOP: Final = _Stop.STOP
 OnStep = Callable[[Step], Any]
+Watcher = Callable[[Step, Recipe], Any]
 
 
 @checks_itself
@@ -96,7 +98,8 @@ def run(
     started = time.perf_counter()
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started
-    walk = take(flux, recipe, encoded, keep=keep or Keep(), on_step=on_step)
+    watcher = None if on_step is None else lambda step, _: on_step(step)
+    walk = take(flux, recipe, encoded, keep=keep or Keep(), watcher=watcher)
     return dataclasses.replace(walk, seconds={**walk.seconds, "encode": spent})
 
 
@@ -121,56 +124,85 @@ def take(
     encoded: Encoded,
     *,
     keep: Keep,
-    on_step: OnStep | None = None,
+    watcher: Watcher | None = None,
     known: Sequence[Step] = (),
     decode: bool = True,
 ) -> Trajectory:
-    """One walk of a resolved recipe from its encoded prompt.
+    """One walk of a resolved recipe from its encoded prompt; see `take_together`."""
+    return take_together(flux, [recipe], [encoded], keep=keep, watcher=watcher, known=[known], decode=decode)[0]
+
+
+def take_together(
+    flux: Flux,
+    recipes: Sequence[Recipe],
+    encoded: Sequence[Encoded],
+    *,
+    keep: Keep,
+    watcher: Watcher | None = None,
+    known: Sequence[Sequence[Step]],
+    decode: bool = True,
+) -> list[Trajectory]:
+    """Walks of resolved recipes that differ in prompt and seed alone, in one call.
+
+    Alone a walk has the bytes of the plain diffusers call; in company its numbers may differ in the last place.
 
     Arguments:
-        known: the first steps of another walk that begins the same way; their evaluations are not made again.
-        decode: False leaves the picture to the caller.
+        watcher: called with each Step and its recipe; returning STOP ends all of them there.
+        known: for each, the first steps of another walk that begins the same way; equally many. Their evaluations
+            are not made again.
+        decode: False leaves the pictures to the caller.
     """
-    pipe = flux.pipe
-    generator = torch.Generator("cpu").manual_seed(recipe.seed)
-    before: tuple[Step, ...] = ()
-    latents = None
-    levels = flux.schedule(recipe) if known else ()
-    if known:
-        path = flux.replay(recipe, encoded, [step.v for step in known], generator)
-        before, latents = _replayed(known, path, levels), path[-1]
+    pipe, first, together, count = flux.pipe, recipes[0], Encoded.together(encoded), len(known[0])
+    generators = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
+    draws: Draws = generators if len(generators) > 1 else generators[0]
+    before: list[tuple[Step, ...]] = [() for _ in recipes]
+    latents: Tensor | None = None
+    levels: tuple[float, ...] = ()
+    if count:
+        levels = flux.schedule(first)
+        velocities = [torch.stack([steps[index].v for steps in known]) for index in range(count)]
+        path = flux.replay(first, together, velocities, draws)
+        before = [_replayed(steps, [x[item] for x in path], levels) for item, steps in enumerate(known)]
+        latents = path[-1]
     halted: list[object] = []
     failure: FluxnbError | None = None
-    after: Trajectory | None = None
-    if len(known) < recipe.steps:
+    after: list[Trajectory] = []
+    if count < first.steps:
 
-        def watch(v: Tensor, step: Callable[[], Step]) -> None:
+        def watch(v: Tensor, step: Callable[[int], Step]) -> None:
             # A wait for the GPU, some 20 microseconds a step, for the picture that would have been grey.
-            if not bool(torch.isfinite(v).all()):
-                raise _not_a_number(step(), recipe)
-            if on_step is not None:
-                now = step()
-                if on_step(dataclasses.replace(now, index=now.index + len(before))) is STOP:
+            finite = torch.isfinite(v)
+            if not bool(finite.all()):
+                item = int((~finite).flatten(1).any(1).nonzero()[0])
+                raise _not_a_number(step(item), recipes[item])
+            for item, recipe in enumerate(recipes if watcher is not None else ()):
+                now = step(item)
+                now = dataclasses.replace(now, index=now.index + count)
+                if watcher is not None and watcher(now, recipe) is STOP:
                     halted.append(STOP)
                     pipe._interrupt = True  # diffusers' own way of leaving the loop
 
-        with _bar(pipe, recipe), recording(flux, keep=keep, _watch=watch, _prompt=recipe.prompt) as recorder:
+        prompts = [recipe.prompt for recipe in recipes]
+        with _bar(pipe, first), recording(flux, keep=keep, _watch=watch, _prompts=prompts) as recorder:
             try:
-                flux.denoise(recipe, encoded, generator=generator, latents=latents, done=len(known))
+                flux.denoise(first, together, draws=draws, latents=latents, done=count)
             except KeyboardInterrupt:
                 halted.append(KeyboardInterrupt)
             except torch.cuda.OutOfMemoryError:
-                failure = _out_of_memory(flux, recipe)
+                failure = _out_of_memory(flux, first)
             finally:
                 pipe._interrupt = False
         if failure is not None or halted:
             _settle(pipe)
         if failure is not None:
             raise failure  # outside the except: a traceback would hold on to the tensors
-        after = recorder.trajectories[-1] if recorder.trajectories else None
-        if after is None:
+        after = list(recorder.trajectories[-len(recipes) :])
+        if not after:
             raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to show
-    return _finished(flux, recipe, before, after, levels, keep, decode)
+    return [
+        _finished(flux, recipe, before[item], after[item] if after else None, levels, keep, decode)
+        for item, recipe in enumerate(recipes)
+    ]
 
 
 def _finished(
@@ -216,7 +248,7 @@ def _words(flux: Flux, recipe: Recipe) -> tuple[str, ...]:
 
 def _replayed(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence[float]) -> tuple[Step, ...]:
     """The known steps as steps of this walk: same x and v, but another way to go."""
-    moved = [x[0].to("cpu") for x in path]
+    moved = [x.to("cpu") for x in path]
     return tuple(
         dataclasses.replace(
             step, index=i, dt=levels[i + 1] - levels[i], tensors={**step.tensors, "x": moved[i], "x_next": moved[i + 1]}

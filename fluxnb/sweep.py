@@ -7,48 +7,29 @@ store has is not made again.
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 import time
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
 from fluxnb.axes import Axes
+from fluxnb.cells import Making
+from fluxnb.costs import Work, measure, remember, work_of
 from fluxnb.errors import InputError, checks_itself, cut
-from fluxnb.flow import share_prefixes
-from fluxnb.pipeline import Encoded, Flux
+from fluxnb.pipeline import Flux
 from fluxnb.recipe import Recipe
-from fluxnb.records import Cell, Keep, Sweep, Trajectory
-from fluxnb.sampling import OnStep, take
+from fluxnb.records import Cell, Keep, Step, Sweep
+from fluxnb.sampling import OnStep, Watcher
 from fluxnb.store import Store
 
 __all__ = ["Stream", "Work", "plan_sweep", "stream", "sweep"]
 
-PATIENCE = 0.05  # seconds between looks at a cell that another process is making
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """What a sweep will cost, before it starts.
-
-    Arguments:
-        cells: pictures asked for.
-        missing: of those, not in the store.
-        evaluations: of the transformer, with sharing; a guided step counts twice.
-        alone: evaluations without sharing.
-        encodes: prompts to encode.
-        megabytes: of disk, roughly, for the missing pictures.
-    """
-
-    cells: int
-    missing: int
-    evaluations: int
-    alone: int
-    encodes: int
-    megabytes: float
+LARGEST_BATCH = 256
+Door = TypeVar("Door", bound=Callable[..., Any])
 
 
 class Stream(Iterator[Cell]):
@@ -71,12 +52,26 @@ class Stream(Iterator[Cell]):
         self._cells.close()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """Cells that start from the same noise and prompt, in order."""
+@dataclass(kw_only=True)
+class _Asked:
+    """What the three doors take, read and checked."""
 
-    recipes: tuple[Recipe, ...]
-    schedules: tuple[tuple[float, ...], ...]
+    flux: Flux
+    grid: Axes
+    store: Store | None
+    keep: Keep | None
+    batch: int
+    watcher: Watcher | None
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """The recipes as this model takes them, each once; two that the defaults make equal are one."""
+        return list(dict.fromkeys(self.flux.resolve(recipe) for recipe in self.grid))
+
+    def making(self, *, beside: bool) -> Making:
+        return Making(
+            flux=self.flux, store=self.store, keep=self.keep, batch=self.batch, watcher=self.watcher, beside=beside
+        )
 
 
 @checks_itself
@@ -89,6 +84,7 @@ def sweep(
     store: str | Path | Store | None = None,
     recipe: Recipe | None = None,
     keep: Keep | None = None,
+    batch: int = 1,
     on_step: OnStep | None = None,
     progress: bool = False,
     **axes: Any,
@@ -106,280 +102,157 @@ def sweep(
     Other arguments:
         recipe: the base from which the axes differ.
         keep: what to keep of each walk; None keeps none, and cells have no `.trajectory`.
+        batch: how many pictures are walked side by side. At 1 every picture has the bytes of the plain diffusers
+            call. More is faster where pictures are small or weights are offloaded; a sum in another order may then
+            change the last digit, and such cells say `exact=False`.
         on_step: called with each Step that is computed; returning `fnb.STOP` ends the sweep.
         progress: show a bar.
+
+    Raises:
+        InputError: a grid that cannot be; told before anything runs.
+        StorageError: the disk is full or not writable; finished cells are whole.
 
     Example:
         >>> grid = sweep(flux, prompts=["a fox"], seeds=range(4), steps=[1, 2, 3, 4])   # doctest: +SKIP
         >>> len(grid), grid.evaluations                                                  # doctest: +SKIP
         (16, 28)
     """
-    grid = _axes(flux, prompts, seeds, steps, recipe, axes)
-    counted = _Counted()
+    asked = _read(
+        flux,
+        prompts=prompts,
+        seeds=seeds,
+        steps=steps,
+        store=store,
+        recipe=recipe,
+        keep=keep,
+        batch=batch,
+        on_step=on_step,
+        **axes,
+    )
+    recipes, making = asked.recipes, asked.making(beside=True)
     started, finished = time.perf_counter(), True
-    made: dict[str, Cell] = {}
-    bar = tqdm(total=len(grid), disable=not progress, unit="cell", leave=False)
-    cells = _stream(flux, grid, _store(store), keep, on_step, counted)
+    made: dict[Recipe, Cell] = {}
+    bar = tqdm(total=len(recipes), disable=not progress, unit="cell", leave=False)
+    cells = making.cells(recipes)
     try:
         for cell in cells:
-            made[cell.key] = cell
+            remember(flux, cell)
+            made[flux.resolve(cell.recipe)] = cell  # as it was asked, whatever numerics it was answered with
             bar.update()
     except KeyboardInterrupt:
         finished = False
     finally:
         cells.close()
         bar.close()
-    keys = [_key(flux, each) for each in _resolved(flux, grid)]
     return Sweep(
-        cells=tuple(made[key] for key in keys if key in made),
-        axes=_shown(grid),
-        finished=finished and all(key in made for key in keys),
+        cells=tuple(made[recipe] for recipe in recipes if recipe in made),
+        axes=asked.grid.shown,
+        finished=finished and len(made) == len(recipes),
         seconds=time.perf_counter() - started,
-        evaluations=counted.evaluations,
-        encodes=counted.encodes,
+        evaluations=making.evaluations,
+        encodes=making.encodes,
         model=flux.model,
     )
 
 
+def _takes_what_a_sweep_takes(*, but: tuple[str, ...] = (), also: str = "") -> Callable[[Door], Door]:
+    """Show the arguments of `sweep` where they are only handed on."""
+
+    def marked(door: Door) -> Door:
+        asked = inspect.signature(sweep)
+        own = inspect.signature(door)
+        shown = [each for name, each in asked.parameters.items() if name not in but]
+        shown[-1:-1] = [own.parameters[also]] if also else []
+        door.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
+        return door
+
+    return marked
+
+
 @checks_itself
-def stream(
+@_takes_what_a_sweep_takes(but=("progress",))
+def stream(flux: Flux, **asked: Any) -> Stream:
+    """The same grid as `sweep`, cell by cell as they finish; leaving the loop stops the work.
+
+    Takes what `sweep` takes, but `progress`. Cells that the store has come first. `fnb.explore(fnb.stream(...))`
+    shows the grid while it fills.
+
+    Example:
+        >>> for cell in stream(flux, prompts=["a fox"], seeds=range(4)):            # doctest: +SKIP
+        ...     cell.image.show()
+    """
+    read = _read(flux, **asked)
+    return Stream(_told(flux, read.making(beside=False).cells(read.recipes)), read.grid.shown, flux.model)
+
+
+@checks_itself
+@_takes_what_a_sweep_takes(but=("progress", "on_step", "batch"), also="measure")
+def plan_sweep(flux: Flux, *, measure: bool = False, **asked: Any) -> Work:
+    """What `sweep` with these arguments would cost; nothing is run.
+
+    Takes what `sweep` takes. Seconds come from cells of the same size that this process or the store has timed on
+    this machine; where there are none they are None.
+
+    Arguments:
+        measure: True makes one evaluation and one picture where nothing was timed yet.
+
+    Example:
+        >>> print(plan_sweep(flux, prompts=["a fox"], seeds=range(4), steps=[1, 2, 3, 4]))   # doctest: +SKIP
+        16 cells, 16 to make; 28 evaluations (12 shared), 1 prompts to encode; about 2.1 s; about 0.419 MB
+    """
+    read = _read(flux, **asked)
+    recipes, making = read.recipes, read.making(beside=False)
+    missing = [recipe for recipe in recipes if making.stored(recipe) is None]
+    work = work_of(flux, recipes, missing, read.store, read.keep)
+    if measure and work.seconds is None:
+        _measure(flux, missing)
+        work = work_of(flux, recipes, missing, read.store, read.keep)
+    return work
+
+
+def _measure(flux: Flux, missing: list[Recipe]) -> None:
+    for recipe in {(each.height, each.width): each for each in missing}.values():
+        measure(flux, recipe)
+
+
+def _told(flux: Flux, cells: Generator[Cell, None, None]) -> Generator[Cell, None, None]:
+    """The same cells; what they took is remembered, and a stop is the end and no exception."""
+    try:
+        for cell in cells:
+            remember(flux, cell)
+            yield cell
+    except KeyboardInterrupt:
+        return
+    finally:
+        cells.close()
+
+
+@checks_itself
+def _read(
     flux: Flux,
     *,
-    prompts: str | Iterable[str],
-    seeds: int | Iterable[int] = 0,
-    steps: int | Iterable[int] = 4,
     store: str | Path | Store | None = None,
     recipe: Recipe | None = None,
     keep: Keep | None = None,
+    batch: int = 1,
     on_step: OnStep | None = None,
     **axes: Any,
-) -> Stream:
-    """The same grid as `sweep`, cell by cell as they finish; leaving the loop stops the work.
-
-    Cells that the store has come first. `fnb.explore(fnb.stream(...))` shows the grid while it fills.
-    """
-    grid = _axes(flux, prompts, seeds, steps, recipe, axes)
-    return Stream(_stream(flux, grid, _store(store), keep, on_step, _Counted()), _shown(grid), flux.model)
-
-
-@checks_itself
-def plan_sweep(
-    flux: Flux,
-    *,
-    prompts: str | Iterable[str],
-    seeds: int | Iterable[int] = 0,
-    steps: int | Iterable[int] = 4,
-    store: str | Path | Store | None = None,
-    recipe: Recipe | None = None,
-    **axes: Any,
-) -> Work:
-    """What `sweep` with these arguments would cost; nothing is run."""
-    recipes = _resolved(flux, _axes(flux, prompts, seeds, steps, recipe, axes))
-    where = _store(store)
-    missing = [each for each in recipes if where is None or where.get(_key(flux, each), each) is None]
-    evaluations = 0
-    for group in _groups(flux, missing):
-        saved = sum(count for _, count in share_prefixes(group.schedules))
-        per_step = 2 if flux._two_evaluations(group.recipes[0]) else 1
-        evaluations += per_step * (sum(len(levels) - 1 for levels in group.schedules) - saved)
-    alone = sum(each.steps * (2 if flux._two_evaluations(each) else 1) for each in recipes)
-    pixels = sum((each.height or 0) * (each.width or 0) for each in missing)
-    return Work(
-        cells=len(recipes),
-        missing=len(missing),
-        evaluations=evaluations,
-        alone=alone,
-        encodes=len({_text_of(each) for each in missing}),
-        megabytes=1.6 * pixels / 1e6,  # a photograph-like PNG has about 1.6 bytes a pixel
-    )
-
-
-@dataclass
-class _Counted:
-    evaluations: int = 0
-    encodes: int = 0
-
-
-def _stream(
-    flux: Flux, grid: Axes, store: Store | None, keep: Keep | None, on_step: OnStep | None, counted: _Counted
-) -> Generator[Cell, None, None]:
-    recipes = _resolved(flux, grid)
-    missing: list[Recipe] = []
-    for recipe in recipes:
-        key = _key(flux, recipe)
-        found = store.get(key, recipe, trajectory=keep is not None) if store is not None else None
-        if found is not None:
-            yield found
-        else:
-            missing.append(recipe)
-    later: list[Recipe] = []
-    prompt: tuple[Any, ...] | None = None
-    encoded: Encoded | None = None
-    for group in _groups(flux, missing):
-        wanted = _text_of(group.recipes[0])
-        walks: list[Trajectory] = []
-        for recipe, levels in zip(group.recipes, group.schedules, strict=True):
-            key = _key(flux, recipe)
-            if store is None:
-                if prompt != wanted or encoded is None:
-                    prompt, encoded = wanted, flux.encode(recipe)
-                    counted.encodes += 1
-                yield _make(flux, recipe, levels, encoded, walks, keep, on_step, counted)
-                continue
-            with store.claim(key) as mine:
-                if not mine:
-                    later.append(recipe)
-                    continue
-                # Between the first look and the claim another process may have finished it.
-                cell = store.get(key, recipe, trajectory=keep is not None)
-                if cell is None:
-                    if prompt != wanted or encoded is None:
-                        prompt, encoded = wanted, flux.encode(recipe)
-                        counted.encodes += 1
-                    cell = _make(flux, recipe, levels, encoded, walks, keep, on_step, counted, store)
-            yield cell
-    for recipe in later:  # made by other processes: wait, and take over from one that died
-        yield _await(flux, recipe, store, keep, on_step, counted)
-
-
-def _await(
-    flux: Flux, recipe: Recipe, store: Store | None, keep: Keep | None, on_step: OnStep | None, counted: _Counted
-) -> Cell:
-    key, levels = _key(flux, recipe), flux.schedule(recipe)
-    while True:
-        if store is not None:
-            if (found := store.get(key, recipe, trajectory=keep is not None)) is not None:
-                return found
-            with store.claim(key) as mine:
-                if mine and store.get(key, recipe, trajectory=keep is not None) is None:
-                    counted.encodes += 1
-                    return _make(flux, recipe, levels, flux.encode(recipe), [], keep, on_step, counted, store)
-        time.sleep(PATIENCE)
-
-
-def _make(
-    flux: Flux,
-    recipe: Recipe,
-    levels: tuple[float, ...],
-    encoded: Encoded,
-    walks: list[Trajectory],
-    keep: Keep | None,
-    on_step: OnStep | None,
-    counted: _Counted,
-    store: Store | None = None,
-) -> Cell:
-    """One cell, going on from the walk of the same group that has the longest beginning in common."""
-    key = _key(flux, recipe)
-
-    def alive(step: Any) -> Any:
-        if store is not None:
-            store.touch(key)
-        return on_step(step) if on_step is not None else None
-
-    shared = share_prefixes([walk.sigmas for walk in walks] + [levels])
-    donor, count = shared[-1]
-    known = walks[donor].steps[:count] if count else ()
-    watched = alive if on_step is not None or (store is not None and _slow(recipe)) else None
-    # Everything, since later cells may go on from here; what is not to be kept goes when the cell is made.
-    whole = Keep() if keep is None else Keep(attention=keep.attention, heads=keep.heads)
-    walk = take(flux, recipe, encoded, keep=whole, on_step=watched, known=known)
-    counted.evaluations += (len(walk.steps) - count) * (2 if flux._two_evaluations(recipe) else 1)
-    if not walk.finished:
-        raise KeyboardInterrupt  # half a walk is no cell; the sweep ends here and says so
-    walks.append(walk)
-    kept = _thinned(walk, keep) if keep is not None else None
-    seconds = {name: walk.seconds[name] for name in ("denoise", "decode")}
-    path = None
-    if store is not None and walk.image is not None:
-        path = store.put(
-            key, recipe, walk.image, seconds=seconds, versions=flux.versions, exact=recipe.exact, trajectory=kept
-        )
-    return Cell(
-        recipe=recipe,
-        key=key,
-        path=path,
-        exact=recipe.exact,
-        evaluations=len(walk.steps) - count,
-        seconds=seconds,
-        trajectory=kept,
-        picture=walk.image,
-    )
-
-
-def _thinned(walk: Trajectory, keep: Keep) -> Trajectory:
-    return dataclasses.replace(walk, steps=tuple(step.thinned(keep, len(walk.steps)) for step in walk.steps))
-
-
-def _slow(recipe: Recipe) -> bool:
-    return (recipe.height or 0) * (recipe.width or 0) * recipe.steps > 10 * 256 * 256
-
-
-@checks_itself
-def _axes(
-    flux: Flux,
-    prompts: str | Iterable[str],
-    seeds: int | Iterable[int],
-    steps: int | Iterable[int],
-    recipe: Recipe | None,
-    further: dict[str, Any],
-) -> Axes:
+) -> _Asked:
     if not isinstance(flux, Flux):
         raise InputError(
             f"sweep({cut(type(flux).__name__)})", "a loaded model comes first", 'try flux = fnb.load("pocket")'
         )
-    words = [prompts] if isinstance(prompts, str) else list(prompts)
-    if not words:
-        raise InputError("prompts=[]", "at least one prompt is needed", 'try prompts=["a fox in the snow"]')
-    values: dict[str, list[Any]] = {"prompt": words, "seed": _several(seeds), "steps": _several(steps)}
-    for name, given in further.items():
-        if name in ("prompt", "seed"):
-            raise InputError(f"{name}={cut(given)}", f"the axis is called {name}s", f"say {name}s=...")
-        # Own sigmas are a list already, so an axis of them is a list of lists.
-        one = given is not None and name == "sigmas" and all(isinstance(level, int | float) for level in given)
-        values[name] = [tuple(given)] if one else _several(given)
-    if "sigmas" in values:
-        values.pop("steps")  # each list of sigmas has its own count
-    return Axes(recipe or Recipe(prompt=words[0]), **values)
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= LARGEST_BATCH:
+        raise InputError(f"batch={cut(batch)}", f"1 to {LARGEST_BATCH} pictures side by side", "try batch=16")
 
+    def watcher(step: Step, recipe: Recipe) -> Any:
+        return on_step(step) if on_step is not None else None
 
-def _shown(grid: Axes) -> dict[str, tuple[Any, ...]]:
-    """The axes as records and views have them: the three that every grid has, and those with several values."""
-    return {n: values for n, values in grid.values.items() if n in ("prompt", "seed", "steps") or len(values) > 1}
-
-
-def _several(given: Any) -> list[Any]:
-    if isinstance(given, Iterable) and not isinstance(given, str | bytes):
-        return list(given)
-    return [given]
-
-
-def _store(store: str | Path | Store | None) -> Store | None:
-    return store if store is None or isinstance(store, Store) else Store(Path(store))
-
-
-def _resolved(flux: Flux, grid: Axes) -> list[Recipe]:
-    """The recipes as this model takes them, each once; two that the defaults make equal are one."""
-    return list(dict.fromkeys(flux.resolve(recipe) for recipe in grid))
-
-
-def _key(flux: Flux, recipe: Recipe) -> str:
-    return recipe.key(flux.versions)
-
-
-def _text_of(recipe: Recipe) -> tuple[Any, ...]:
-    """What decides the encoded prompt; guidance decides whether there is a negative one."""
-    guided = recipe.guidance is not None and recipe.guidance > 1.0
-    return (recipe.prompt, recipe.negative if guided else None, recipe.max_sequence_length, guided)
-
-
-def _groups(flux: Flux, recipes: Sequence[Recipe]) -> list[_Group]:
-    """Recipes that differ in nothing but the way they go, together; prompts stay together too."""
-    groups: dict[Recipe, list[Recipe]] = {}
-    order = {text: place for place, text in enumerate(dict.fromkeys(_text_of(each) for each in recipes))}
-    for recipe in sorted(recipes, key=lambda each: order[_text_of(each)]):
-        start = dataclasses.replace(recipe, steps=4, sigmas=None, shift=None)
-        groups.setdefault(start, []).append(recipe)
-    return [
-        _Group(recipes=tuple(each), schedules=tuple(flux.schedule(recipe) for recipe in each))
-        for each in groups.values()
-    ]
+    return _Asked(
+        flux=flux,
+        grid=Axes.of(recipe, **axes),
+        store=store if store is None or isinstance(store, Store) else Store(Path(store)),
+        keep=keep,
+        batch=batch,
+        watcher=None if on_step is None else watcher,
+    )

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_grid_costs_84_evaluations_and_3_encodes_and_has_the_bytes_of_plain_calls(toy):
     asked = {"prompts": PROMPTS, "seeds": range(4), "steps": [1, 2, 3, 4], "height": 32, "width": 32}
+    _ = toy.preview  # fitted once to a VAE, which decodes a few pictures
     with counted(toy.pipe) as counts:
         grid = fnb.sweep(toy, **asked)
     assert (counts["transformer"], counts["text_encoder_2"], counts["decoder"]) == (84, 3, 48)

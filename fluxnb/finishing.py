@@ -1,0 +1,164 @@
+"""From finished walks to cells: decoded, encoded as PNG, written, and the claim let go.
+
+None of this needs the transformer, so a sweep does it beside the walking: on a CPU in threads that decode and write,
+on a GPU, whose one queue would be shared anyway, in a thread that writes. Cells come out in the order they went in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from fluxnb.latents import unpack
+from fluxnb.pipeline import Flux
+from fluxnb.recipe import Recipe
+from fluxnb.records import Cell, Keep, Trajectory
+from fluxnb.store import Store
+
+__all__ = ["Finisher", "Walked"]
+
+AT_ONCE = 8  # walks that wait for the decoder where it takes turns with the transformer
+AHEAD = 2  # walks a lane may have waiting: enough to keep it busy, few enough to arrive soon
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Walked:
+    """A walk to the end, without its picture.
+
+    Arguments:
+        recipe: what was asked, and with which numerics it was answered.
+        key: its address.
+        walk: every step.
+        evaluations: that it cost.
+        release: lets go of the claim; called once the cell is whole.
+    """
+
+    recipe: Recipe
+    key: str
+    walk: Trajectory
+    evaluations: int
+    release: Callable[[], None]
+
+
+class Finisher:
+    """Takes walks and gives cells.
+
+    Arguments:
+        flux: whose decoder it is.
+        store: where cells are written, None for nowhere.
+        keep: what stays of the walks, None for nothing.
+        beside: True works in threads; False at once, in the caller's.
+        spread: True gives each CPU thread a picture of its own instead of a share of every picture. Faster by a
+            third, and the sums are taken in another order.
+    """
+
+    def __init__(self, flux: Flux, store: Store | None, keep: Keep | None, *, beside: bool, spread: bool) -> None:
+        self._flux, self._store, self._keep = flux, store, keep
+        self._on_cpu, threads = flux.device.type == "cpu", torch.get_num_threads()
+        self._at_once = AT_ONCE if flux.takes_turns else 1
+        self._waiting: list[Walked] = []
+        self._running: deque[Future[Cell]] = deque()
+        self._lanes = 0
+        if beside and (threads > 1 or not self._on_cpu):
+            self._lanes = threads if spread and self._on_cpu else 1
+        self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="fluxnb-finish") if self._lanes else None
+        if self._pool is not None and self._lanes > 1:
+            _one_thread_each(self._pool, self._lanes, threads)
+
+    def add(self, walked: Walked) -> None:
+        """Take a walk."""
+        self._waiting.append(walked)
+        if len(self._waiting) >= self._at_once:
+            self._start()
+
+    def ready(self, *, all: bool = False) -> Iterator[Cell]:
+        """The cells that are done, in order; with `all` those that are not yet, too.
+
+        Raises:
+            StorageError: a cell could not be written.
+        """
+        if all:
+            self._start()
+        while self._running and (all or self._running[0].done() or len(self._running) > AHEAD * self._lanes):
+            yield self._running.popleft().result()
+
+    def close(self) -> None:
+        """Finish what was taken, so that no walk is lost that a store could keep, and end the threads."""
+        if self._store is not None:
+            self._start()
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=self._store is None)
+
+    def _start(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        images: list[Image.Image | None] = [None] * len(waiting)
+        spent = 0.0
+        if waiting and not (self._pool is not None and self._on_cpu):
+            started = time.perf_counter()
+            images = [*self._flux.decode(torch.cat([_latents(each.walk) for each in waiting]))]
+            spent = (time.perf_counter() - started) / len(waiting)
+        for walked, image in zip(waiting, images, strict=True):
+            if self._pool is not None:
+                self._running.append(self._pool.submit(self._finish, walked, image, spent))
+            else:
+                done: Future[Cell] = Future()
+                done.set_result(self._finish(walked, image, spent))
+                self._running.append(done)
+
+    def _finish(self, walked: Walked, image: Image.Image | None, spent: float) -> Cell:
+        if image is None:
+            started = time.perf_counter()
+            image = self._flux.decode(_latents(walked.walk))[0]
+            spent = time.perf_counter() - started
+        recipe, seconds = walked.recipe, {**walked.walk.seconds, "decode": spent}
+        kept, path = None, None
+        if self._keep is not None:
+            steps = tuple(step.thinned(self._keep, len(walked.walk.steps)) for step in walked.walk.steps)
+            kept = dataclasses.replace(walked.walk, recipe=recipe, steps=steps, image=image, seconds=seconds)
+        if self._store is not None:
+            path = self._store.put(
+                walked.key,
+                recipe,
+                image,
+                seconds=seconds,
+                versions=self._flux.versions,
+                exact=recipe.exact,
+                trajectory=kept,
+            )
+        walked.release()
+        return Cell(
+            recipe=recipe,
+            key=walked.key,
+            path=path,
+            exact=recipe.exact,
+            evaluations=walked.evaluations,
+            seconds=seconds,
+            trajectory=kept,
+            picture=image,
+        )
+
+
+def _latents(walk: Trajectory) -> torch.Tensor:
+    return unpack(walk.final[None], walk.height, walk.width)
+
+
+def _one_thread_each(pool: ThreadPoolExecutor, lanes: int, threads: int) -> None:
+    """Let every thread of the pool compute alone; the number is the thread's own, but the default is everybody's."""
+    gate = threading.Barrier(lanes + 1)
+
+    def alone() -> None:
+        torch.set_num_threads(1)
+        gate.wait()
+
+    for _ in range(lanes):
+        pool.submit(alone)
+    gate.wait()
+    torch.set_num_threads(threads)
