@@ -12,6 +12,8 @@ from .export.png import open_recipe as open_recipe
 from .loading import load as load
 from .pipeline import Flux as Flux
 from .pipeline import PromptWarning as PromptWarning
+from .planning import Plan as Plan
+from .planning import plan as plan
 from .plots import attention as attention
 from .plots import compare as compare
 from .plots import contact_sheet as contact_sheet
@@ -21,8 +23,6 @@ from .plots import lock_in as lock_in
 from .plots import path as path
 from .plots import sigma_curve as sigma_curve
 from .plots import velocity as velocity
-from .presets import Plan as Plan
-from .presets import plan as plan
 from .recipe import Recipe as Recipe
 from .recorder import Recorder as Recorder
 from .recorder import recording as recording

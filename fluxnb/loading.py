@@ -6,16 +6,20 @@ call it was.
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fluxnb import presets, weights
+from fluxnb import planning, weights
+from fluxnb.anatomy import anatomy_of
+from fluxnb.assembly import assemble
 from fluxnb.errors import InputError, checks_itself
 from fluxnb.pipeline import Flux
-from fluxnb.presets import Plan
+from fluxnb.planning import Plan, is_large
+from fluxnb.presets import PRESETS
 from fluxnb.profile import profile_of
 from fluxnb.recipe import Recipe
 
@@ -59,19 +63,38 @@ def load(model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str
     if dtype != "auto":
         Recipe(prompt="-", dtype=dtype)  # says what is possible
     # The plan comes first: nobody should download 34 GB to learn that they do not fit.
-    chosen = presets.plan(str(model), preset=preset)
+    chosen = planning.plan(model, preset=preset)
     source = weights.locate(model)
-    large = source.name in weights.HUB or not source.local
-    if dtype == "auto":
-        dtype = _natural_dtype(chosen.device) if large else "float32"
-    pipe = weights.read(source, getattr(torch, dtype), loud=large)
-    _place(pipe, chosen)
+    if dtype != "auto":
+        chosen = dataclasses.replace(chosen, dtype=dtype)
+    pipe = _held(source, chosen)
     teacher_alone = source.name == "pocket" and not source.parts
     name = "pocket-base" if teacher_alone else source.name
     profile = profile_of(pipe, name, source.card)
     flux = _remember(Flux(pipe, model=source.name, revision=source.revision, profile=profile, plan=chosen))
     _ = flux.preview  # fitted here, where waiting is expected, and not in the first run
     return flux
+
+
+def _held(source: weights.Source, chosen: Plan) -> Any:
+    """The pipeline of a source as the plan says: a small one as diffusers loads it, others part by part."""
+    preset, device = PRESETS[chosen.preset], torch.device(chosen.device)
+    folder = weights.fetch(source)
+    large = is_large(anatomy_of(folder, source.parts))
+    computes = getattr(torch, chosen.dtype)
+    if not large and preset.name in ("resident", "cpu"):
+        return weights.read(source, computes, loud=False).to(device)
+    spare = (chosen.machine.ram_gib if chosen.machine else 0.0) - chosen.ram_gib
+    return assemble(
+        folder,
+        preset,
+        device=device,
+        dtype=computes,
+        parts=source.parts,
+        park=chosen.park,
+        # What is read again for each new prompt: the text encoders and the modulation layers, 16 GB for FLUX.1.
+        keep=large and device.type == "cuda" and spare > 40,
+    )
 
 
 def _remember(flux: Flux) -> Flux:
@@ -99,23 +122,3 @@ def _adopt(pipe: Any) -> Flux:
     held = Plan(preset="as given", device=device, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
     revision = weights.sampled_fingerprint(pipe.transformer)
     return _remember(Flux(pipe, model=name, revision=revision, profile=profile_of(pipe), plan=held))
-
-
-def _natural_dtype(device: str) -> str:
-    if device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
-        return "float16"
-    return "bfloat16"
-
-
-def _place(pipe: Any, chosen: Plan) -> None:
-    if chosen.preset == "resident":
-        pipe.to(chosen.device)
-    elif chosen.preset == "model-offload":
-        pipe.enable_model_cpu_offload()
-    elif chosen.preset == "group-offload":
-        pipe.enable_group_offload(
-            onload_device=torch.device(chosen.device),
-            offload_device=torch.device("cpu"),
-            offload_type="leaf_level",  # by blocks T5 would come up whole
-            use_stream=chosen.device == "cuda",
-        )

@@ -26,7 +26,7 @@ Temb = Float[Tensor, "batch width"]
 STANDARD_STEPS = (1, 2, 3, 4)
 
 
-class Lookup(nn.Module):
+class Lookup(nn.Module):  # type: ignore[misc]
     """Stands in a modulation layer's place and gives what that layer would have computed.
 
     Arguments:
@@ -76,6 +76,7 @@ class Tables:
         weights: the layers' weights by their names in the checkpoint, read each time rows are made.
         expected: the timesteps (0 to 1000) that may come next. A row costs nothing once the weights are read, so what
             is named here is made along with what is needed; what is forgotten here is made later.
+        embed: makes temb ahead of time; by default the transformer's own, which hooks may forbid to run out of order.
         limit: rows that are kept; the oldest go first.
 
     Example:
@@ -85,6 +86,7 @@ class Tables:
     transformer: Any
     weights: Mapping[str, Tensor]
     expected: Callable[[], Iterable[float]] = tuple
+    embed: nn.Module | None = None
     limit: int = 512
     readings: int = field(default=0, init=False)
 
@@ -99,8 +101,9 @@ class Tables:
             setattr(self.transformer.get_submodule(parent), leaf, lookup)
             self._lookups[name] = lookup
         self._width = sum(lookup.out_features for lookup in self._lookups.values())
-        self._embed = self.transformer.time_text_embed
-        self._hook = self._embed.register_forward_hook(self._serve)
+        own = self.transformer.time_text_embed
+        self._embed = self.embed or own
+        own.register_forward_hook(self._serve)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -108,9 +111,12 @@ class Tables:
     def __repr__(self) -> str:
         return f"Tables({len(self._lookups)} layers, {len(self)} rows of {self._width})"
 
-    @torch.no_grad
     def _serve(self, module: nn.Module, given: tuple[Tensor, ...], temb: Temb) -> None:
         """Show the rows for this temb: called after the network has made it and before any block runs."""
+        with torch.no_grad():
+            self._show(given, temb)
+
+    def _show(self, given: tuple[Tensor, ...], temb: Temb) -> None:
         key = _key(temb)
         if key not in self._rows:
             self._fill([temb, *self._ahead(given, temb)])

@@ -1,95 +1,197 @@
-"""How a model is held in memory: the presets as values, and `plan`, which chooses one and says why.
+"""The ways to hold a model in memory, as values, and what each will need: memory, disk and seconds.
 
-All presets here are exact: they move weights about and change no number.
+A new preset is one line of `PRESETS`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fluxnb.errors import RunError, one_of
-from fluxnb.hardware import Hardware, detect
+from fluxnb.anatomy import Anatomy
+from fluxnb.hardware import GIB, Hardware
 
-__all__ = ["PRESETS", "Plan", "plan"]
-
-# GiB that each preset needs on the accelerator and in main memory: FLUX.1 in bfloat16 at 1024 px, and pocket in
-# float32. Sources: 33.8 and 22.6 GiB are the peaks measured on an H200; offloading keeps all weights in main memory.
-LARGE = {"resident": (34.0, 8.0), "model-offload": (23.0, 34.0), "group-offload": (4.0, 36.0), "cpu": (0.0, 66.0)}
-SMALL = {"resident": (0.5, 1.0), "cpu": (0.0, 1.0)}
-PRESETS = tuple(LARGE)
+__all__ = ["BYTES", "PRESETS", "Needs", "Preset", "needs"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Which preset, what it needs, why it was chosen, and why the others were not.
+class Preset:
+    """One way to hold a model.
 
     Arguments:
-        preset: one of `PRESETS`.
-        device: "cuda", "mps" or "cpu".
-        vram_gib, ram_gib: what the preset needs.
-        exact: True if the numbers are those of the plain model.
-        why: one sentence.
-        refused: the presets that do not fit, and why.
+        says: one clause for people.
+        text: where the text encoders are: "resident"; "by layer", read and let go layer by layer; "offloaded".
+        tables: whether adaLN tables stand for the modulation layers.
+        storage: how the blocks' weights are stored, see `fluxnb.quantise`.
+        offload: "" keeps the transformer on the device; "leaf" streams it through; "model" and "sequential" are
+            diffusers' offloads.
+        devices: where it makes sense.
+        patience: how many times longer than this one a person would wait for an exact preset; long for those that
+            are compiled for minutes first, so that they are chosen by hand.
+        library: what has to be installed beside diffusers.
+        compiled: whether it is only worth having compiled.
     """
 
-    preset: str
-    device: str
+    name: str
+    says: str
+    text: str = "by layer"
+    tables: bool = True
+    storage: str = "plain"
+    offload: str = ""
+    devices: tuple[str, ...] = ("cuda",)
+    patience: float = 1.0
+    library: str = ""
+    compiled: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether every number is that of the plain model."""
+        return self.storage == "plain"
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        Preset(
+            name="resident", says="everything on the device", text="resident", tables=False, devices=("cuda", "mps")
+        ),
+        Preset(name="lean", says="adaLN tables for 3.2 billion weights", devices=("cuda", "mps")),
+        Preset(name="lean-fp8", says="and 8-bit storage, computed in 16", storage="fp8", patience=1.6),
+        Preset(
+            name="lean-fp8-rows", says="and 8-bit arithmetic, compiled", storage="fp8-rows", patience=5.0,
+            library="torchao", compiled=True,
+        ),
+        Preset(
+            name="lean-int8", says="and 8-bit integer arithmetic, compiled", storage="int8", patience=5.0,
+            library="torchao", compiled=True,
+        ),
+        Preset(name="lean-nf4", says="and 4-bit storage", storage="nf4", patience=2.5, library="bitsandbytes"),
+        Preset(name="stream", says="layers come over PCIe as they run", offload="leaf"),
+        Preset(
+            name="model-offload", says="diffusers' recipe: one part at a time", text="offloaded", tables=False,
+            offload="model",
+        ),
+        Preset(
+            name="sequential-offload", says="diffusers' recipe: one layer at a time", text="offloaded", tables=False,
+            offload="sequential",
+        ),
+        Preset(name="cpu", says="weights read from the disk's cache", devices=("cuda", "mps", "cpu")),
+    )
+}  # fmt: skip
+
+# Bytes a weight of the blocks takes; NF4 has a scale for 64 weights in 8 bits, and one for 256 scales in 32.
+BYTES = {
+    "plain": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0 + 2 / 3072,
+    "fp8-rows": 1.0 + 4 / 3072,
+    "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
+}
+
+# Measured on an H200 at 1024 px, 4096 + 256 tokens, bfloat16 (see tests/benchmarks/results).
+ACTIVATIONS = 0.44 * GIB / 4352 / 3072  # bytes a token and unit of width, weights and text apart
+DECODING = 2.42 * GIB / 1024**2  # bytes a pixel
+DECODE_FLOP = 10.47e12 / 1024**2  # a pixel; the decoder reaches 0.29 of the transformer's rate
+DECODE_RATE = 0.29
+CAST = {"fp8": 158e9 / 8.6e9, "nf4": 64e9 / 8.6e9}  # bytes of traffic a weight that undoing the storage costs
+PAGEABLE = 3.4  # GB/s both ways of diffusers' model offload, which moves memory that is not page-locked
+READING = 2.5  # GB/s from the disk's cache to the device
+PINNED = 1.5  # page-locked blocks are rounded up to powers of two
+PYTHON = 3.0  # GiB of main memory for the libraries and the CUDA context
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a preset takes for one model at one size.
+
+    Arguments:
+        vram_gib: the peak on the device, from the prompt to the picture.
+        ram_gib: main memory that cannot be given back; the disk's cache comes on top and may go at any time.
+        disk_gib: of the downloaded files; as much is downloaded.
+        seconds: a picture of a prompt that is known.
+        prompt_seconds: in addition, for a new prompt.
+        park: whether part of the transformer has to wait in main memory during decoding.
+    """
+
     vram_gib: float
     ram_gib: float
-    exact: bool = True
-    why: str = ""
-    refused: tuple[tuple[str, str], ...] = ()
-
-    def __repr__(self) -> str:
-        lines = [f"Plan({self.preset} on {self.device}, exact={self.exact}: {self.why})"]
-        return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.refused])
+    disk_gib: float
+    seconds: float
+    prompt_seconds: float
+    park: bool = False
 
 
-def plan(model: str = "pocket", hardware: Hardware | None = None, *, preset: str = "auto") -> Plan:
-    """The preset for a model on this machine (or on the one given), before anything is downloaded.
+def needs(
+    preset: Preset, model: Anatomy, machine: Hardware, *, size: int = 1024, steps: int = 4, text: int = 256,
+    bytes_each: int = 2, park: bool = False,
+) -> Needs:  # fmt: skip
+    """What this preset takes on this machine.
 
-    "schnell" and "dev" are counted as FLUX.1's 12 billion parameters, everything else as small.
-
-    Raises:
-        InputError: no such preset.
-        RunError: the preset asked for, or every preset, needs more memory than there is.
-
-    Example:
-        >>> small = Hardware(device="cpu", name="CPU", vram_gib=0, ram_gib=8, cores=2, bf16=True)
-        >>> plan("pocket", small).preset
-        'cpu'
+    Arguments:
+        size: height and width in pixels.
+        text: T5 tokens.
+        bytes_each: of a weight that is not quantised; 4 for float32.
+        park: count with part of the transformer in main memory during decoding.
     """
-    machine = hardware or detect()
-    large = model in ("schnell", "dev") or model.endswith(("FLUX.1-schnell", "FLUX.1-dev"))
-    needs = LARGE if large else SMALL
-    if preset != "auto" and preset not in needs:
-        raise one_of("preset", preset, ("auto", *needs))
-    refused: list[tuple[str, str]] = []
-    for name, (vram, ram) in needs.items():
-        if preset not in ("auto", name):
-            continue
-        device = "cpu" if name == "cpu" else machine.device
-        if reason := _refusal(name, vram, ram, machine):
-            refused.append((name, reason))
-            continue
-        why = "asked for" if preset == name else f"the fastest that fits {machine.name}"
-        return Plan(preset=name, device=device, vram_gib=vram, ram_gib=ram, why=why, refused=tuple(refused))
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in refused)
-    raise RunError(
-        f"{model} on {machine.name} ({machine.vram_gib:.0f} GiB free there, {machine.ram_gib:.0f} GiB of RAM)",
-        f"no preset fits ({reasons})",
-        'free some memory, or try fnb.load("pocket")',
+    tokens, pixels = (size // 16) ** 2 + text, size**2
+    held = transformer_bytes(preset, model, bytes_each)
+    vae = model.vae * bytes_each
+    encoders = (model.t5 + model.clip) * bytes_each
+    active = ACTIVATIONS * tokens * model.width * bytes_each / 2
+    decoding = DECODING * pixels * bytes_each / 2
+    layer = 3 * model.layer * bytes_each  # the one at work and the two on their way
+    coming = model.text_layer * bytes_each * 1.3
+    waiting = held * 0.25 if park else 0.0
+    if preset.offload == "model":
+        peak = max(encoders, held + active, vae + decoding)
+    elif preset.offload in ("leaf", "sequential"):
+        peak = vae + max(coming, layer + active, decoding)
+    else:
+        fixed = held + vae + (encoders if preset.text == "resident" else 0)
+        peak = max(fixed + coming, fixed + active, fixed - waiting + decoding)
+    moved = {"model": held + vae, "sequential": held, "leaf": held * PINNED}
+    ram = PYTHON + moved.get(preset.offload, 0.0) / GIB + (encoders / GIB if preset.text == "offloaded" else 0)
+    ram += PINNED * waiting / GIB
+    if machine.device in ("cpu", "mps"):
+        ram, peak = 1.5 + peak / GIB, 0.0 if machine.device == "cpu" else peak
+    seconds, prompt = _seconds(preset, model, machine, tokens, pixels, steps, bytes_each, held)
+    return Needs(
+        vram_gib=peak / GIB,
+        ram_gib=ram,
+        disk_gib=model.total * 2 / GIB,
+        seconds=seconds + 2 * waiting / (machine.pcie * 1e9) * (1 if park else 0),
+        prompt_seconds=prompt,
+        park=park,
     )
 
 
-def _refusal(name: str, vram: float, ram: float, machine: Hardware) -> str:
-    if name != "cpu" and machine.device == "cpu":
-        return "there is no GPU"
-    if name.endswith("-offload") and machine.device == "mps":
-        return "on Apple the GPU's memory is the main memory"
-    if vram > machine.vram_gib and name != "cpu":
-        return f"needs {vram:g} GiB on the GPU, {machine.vram_gib:.1f} are free"
-    # The very small models are let through whatever psutil says of a busy laptop.
-    if ram > machine.ram_gib and ram > 4:
-        return f"needs {ram:g} GiB of RAM, {machine.ram_gib:.1f} are free"
-    return ""
+def transformer_bytes(preset: Preset, model: Anatomy, bytes_each: int) -> float:
+    """The transformer's weights as the preset holds them."""
+    each = float(bytes_each) if preset.storage == "plain" else BYTES[preset.storage]
+    modulation = 0 if preset.tables else model.modulation * bytes_each
+    return float(model.blocks * each + model.rest * bytes_each + modulation)
+
+
+def _seconds(
+    preset: Preset, model: Anatomy, machine: Hardware, tokens: int, pixels: int, steps: int, bytes_each: int,
+    held: float,
+) -> tuple[float, float]:  # fmt: skip
+    rate = machine.tflops * 1e12 * (1.0 if bytes_each == 2 or machine.device == "cpu" else 0.5)
+    step = model.flop(tokens) / rate
+    step += CAST.get(preset.storage, 0.0) * model.blocks / (machine.bandwidth * 1e9)
+    if preset.compiled:
+        step *= 0.57 if preset.storage == "fp8-rows" else 0.65
+    if preset.offload == "leaf":
+        step = max(step, held / (machine.pcie * 1e9))
+    elif preset.offload == "sequential":
+        step += held / (PAGEABLE * 1e9)
+    elif machine.device == "cpu":
+        step = max(step, held / (machine.bandwidth * 1e9))
+    picture = steps * step + DECODE_FLOP * pixels / (DECODE_RATE * rate)
+    reading = (model.t5 + model.clip) * 2 + (model.modulation * 2 if preset.tables else 0)
+    prompt = 2 * (model.t5 + model.clip) * 256 / rate
+    if preset.offload == "model":
+        picture += 2 * (held + model.vae * bytes_each) / (PAGEABLE * 1e9)
+        prompt += 2 * (model.t5 + model.clip) * bytes_each / (PAGEABLE * 1e9)
+    elif preset.text == "by layer":
+        prompt += reading / (READING * 1e9)
+    return picture, prompt

@@ -18,7 +18,7 @@ import torch
 
 from fluxnb.errors import FluxnbError, InputError, StorageError, cut, one_of
 
-__all__ = ["HUB", "NAMES", "Source", "locate", "read", "sampled_fingerprint"]
+__all__ = ["HUB", "NAMES", "Source", "fetch", "locate", "read", "sampled_fingerprint"]
 
 HUB = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
 NAMES = ("pocket", "pocket-base", *HUB)
@@ -122,6 +122,60 @@ def _hub(repo: str, name: str) -> Source:
         # .../snapshots/<commit>/model_index.json
         return Source(place=repo, name=name, revision=index.parent.name, local=False)
     raise refusal
+
+
+def fetch(source: Source) -> Path:
+    """The folder with everything this source needs, downloaded where it is not there yet.
+
+    The repositories of FLUX.1 hold their weights twice, in diffusers' layout and as single files; only the former is
+    fetched. An interrupted download goes on where it stopped.
+
+    Raises:
+        StorageError: the hub, the network or the disk said no, or a file came damaged.
+    """
+    if source.local:
+        return Path(source.place)
+    from huggingface_hub import snapshot_download
+
+    refusal: FluxnbError
+    try:
+        index = Path(snapshot_download(source.place, revision=source.revision, allow_patterns=["model_index.json"]))
+        parts = [name for name, kind in _json(index / "model_index.json").items() if isinstance(kind, list)]
+        wanted = ["model_index.json", "card.json"]
+        wanted += [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt", "model", "safetensors")]
+        before = _blobs(index)
+        folder = Path(snapshot_download(source.place, revision=source.revision, allow_patterns=wanted))
+    except FluxnbError:
+        raise
+    except Exception as problem:  # every kind of refusal, told apart by what it is called
+        refusal = hub_error(source.place, problem)
+    else:
+        _whole(folder, _blobs(folder) - before)
+        return folder
+    raise refusal
+
+
+def _blobs(snapshot: Path) -> set[Path]:
+    folder = snapshot.parent.parent / "blobs"
+    return set(folder.glob("*")) if folder.is_dir() else set()
+
+
+def _whole(folder: Path, new: set[Path]) -> None:
+    """Hold what has just come against the checksum that the hub names large files by."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        blob = path.resolve()
+        if blob not in new or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+            continue
+        with blob.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != blob.name:
+            blob.unlink()
+            path.unlink()
+            raise StorageError(
+                f"{path.name} came damaged",
+                f"its checksum is {found[:12]}…, the hub says {blob.name[:12]}…",
+                "load again: it was deleted and will be fetched anew",
+            )
 
 
 def read(source: Source, dtype: torch.dtype, *, loud: bool) -> Any:
@@ -251,7 +305,7 @@ def sampled_fingerprint(module: Any) -> str:
     digest = hashlib.sha256()
     for name, parameter in module.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if parameter.device.type != "meta":
+        if parameter.device.type != "meta" and type(parameter.data) is torch.Tensor:
             flat = parameter.detach().flatten()
             digest.update(flat[:: max(1, flat.numel() // 8)].to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()[:12]

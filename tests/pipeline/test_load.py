@@ -130,12 +130,12 @@ def test_an_unknown_name_is_told():
 
 
 def test_a_large_model_is_refused_before_the_hub_is_asked(monkeypatch):
-    from fluxnb import presets
+    from fluxnb import planning
     from fluxnb.errors import RunError
     from fluxnb.hardware import Hardware
 
     small = Hardware(device="cpu", name="CPU", vram_gib=0.0, ram_gib=8.0, cores=2, bf16=True)
-    monkeypatch.setattr(presets, "detect", lambda: small)
+    monkeypatch.setattr(planning, "detect", lambda: small)
     with pytest.raises(RunError, match="no preset fits"):
         fnb.load("schnell")
 

@@ -2,48 +2,48 @@ from __future__ import annotations
 
 import pytest
 
-import fluxnb as fnb
-from fluxnb.errors import InputError, RunError
-from fluxnb.hardware import Hardware, detect
-from fluxnb.presets import PRESETS, plan
+from fluxnb.anatomy import counted
+from fluxnb.hardware import described
+from fluxnb.presets import PRESETS, needs, transformer_bytes
+
+GIB = 2**30
+H200 = described("h200")
+FLUX = counted()
 
 
-def machine(device="cuda", vram=0.0, ram=64.0):
-    return Hardware(device=device, name="test", vram_gib=vram, ram_gib=ram, cores=2, bf16=True)
+def peak(name, **options):
+    return needs(PRESETS[name], FLUX, H200, **options).vram_gib
 
 
 @pytest.mark.parametrize(
-    ("vram", "ram", "preset"),
-    [(80, 64, "resident"), (24, 64, "model-offload"), (12, 64, "group-offload"), (2, 128, "cpu")],
+    ("preset", "gib"),
+    # Weights of the transformer on an H200 (torch.cuda.memory_allocated).
+    [("resident", 22.18), ("lean", 16.14), ("lean-fp8", 8.09), ("lean-nf4", 4.24)],
 )
-def test_schnell_gets_the_fastest_preset_that_fits(vram, ram, preset):
-    chosen = plan("schnell", machine(vram=vram, ram=ram))
-    assert isinstance(chosen, fnb.Plan) and chosen.preset == preset and chosen.exact
-    assert chosen.vram_gib <= vram and chosen.ram_gib <= ram
-    assert len(chosen.refused) == PRESETS.index(preset)
+def test_predicted_weights_are_those_measured(preset, gib):
+    assert transformer_bytes(PRESETS[preset], FLUX, 2) / GIB == pytest.approx(gib, rel=0.01)
 
 
-def test_pocket_runs_on_a_cpu_whatever_the_memory():
-    assert plan("pocket", machine("cpu", ram=1)).preset == "cpu"
+@pytest.mark.parametrize(("preset", "gib"), [("resident", 36.3e9 / GIB), ("model-offload", 24.1e9 / GIB)])
+def test_predicted_peaks_are_those_measured(preset, gib):
+    assert peak(preset) == pytest.approx(gib, rel=0.02)
 
 
-def test_a_machine_too_small_is_told_before_anything_is_downloaded():
-    with pytest.raises(RunError, match="no preset fits") as caught:
-        plan("schnell", machine("cpu", ram=12))
-    assert "pocket" in caught.value.remedy and "needs 66 GiB of RAM" in str(caught.value)
+def test_seconds_are_those_measured_on_the_card_they_were_calibrated_on():
+    assert needs(PRESETS["resident"], FLUX, H200).seconds == pytest.approx(0.752, rel=0.02)
+    assert needs(PRESETS["model-offload"], FLUX, H200).seconds == pytest.approx(14.67, rel=0.05)
 
 
-def test_a_preset_asked_for_is_taken_or_refused_with_its_reason():
-    assert plan("schnell", machine(vram=80), preset="model-offload").preset == "model-offload"
-    with pytest.raises(RunError, match=r"needs 34 GiB on the GPU, 24\.0 are free"):
-        plan("schnell", machine(vram=24), preset="resident")
+def test_larger_pictures_need_more_and_smaller_ones_less():
+    assert peak("lean", size=512) < peak("lean") < peak("lean", size=2048)
 
 
-def test_an_unknown_preset_is_told():
-    with pytest.raises(InputError, match="Try preset='resident'"):
-        plan("schnell", machine(), preset="residant")
+def test_parking_makes_the_peak_smaller_and_main_memory_larger():
+    with_, without = (needs(PRESETS["lean-nf4"], FLUX, H200, park=park) for park in (True, False))
+    assert with_.vram_gib < without.vram_gib - 0.8 and with_.ram_gib > without.ram_gib + 1
 
 
-def test_this_machine_can_be_described():
-    here = detect()
-    assert here.device in ("cuda", "mps", "cpu") and here.cores >= 1 and here.ram_gib > 0
+def test_what_is_exact_is_what_stores_weights_as_they_are():
+    assert {name for name, preset in PRESETS.items() if preset.exact} == {
+        "resident", "lean", "stream", "model-offload", "sequential-offload", "cpu",
+    }  # fmt: skip

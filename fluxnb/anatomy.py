@@ -1,0 +1,151 @@
+"""What a FLUX-shaped model is made of: weights by part and arithmetic per picture, counted from its configuration.
+
+Nothing is loaded and nothing imported: a plan is made before 34 GB are fetched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxnb.errors import StorageError
+
+__all__ = ["FLUX", "Anatomy", "anatomy_of", "counted"]
+
+# The configurations of FLUX.1-schnell; dev differs in `guidance_embeds` alone.
+FLUX: dict[str, dict[str, Any]] = {
+    "transformer": {
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "in_channels": 64,
+        "guidance_embeds": False,
+    },
+    "text_encoder_2": {
+        "num_layers": 24, "d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "vocab_size": 32128,
+        "relative_attention_num_buckets": 32,
+    },
+    "text_encoder": {
+        "num_hidden_layers": 12, "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 49408,
+        "max_position_embeddings": 77,
+    },
+}  # fmt: skip
+VAE_WEIGHTS = 83_819_683
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """Weights of each part, and the arithmetic of one evaluation.
+
+    Arguments:
+        modulation: weights of the transformer's adaLN layers, which tables replace.
+        blocks: weights of the blocks' linear layers, which quantisation makes smaller.
+        rest: the transformer's other weights.
+        t5, clip, vae: weights of the other components.
+        layer: the largest single layer of the transformer outside modulation, and of the text encoders.
+        width: of the transformer's stream.
+        depth: its blocks.
+    """
+
+    modulation: int
+    blocks: int
+    rest: int
+    t5: int
+    clip: int
+    vae: int
+    layer: int
+    text_layer: int
+    width: int
+    depth: int
+
+    @property
+    def transformer(self) -> int:
+        """All of the transformer's weights."""
+        return self.modulation + self.blocks + self.rest
+
+    @property
+    def total(self) -> int:
+        """All weights of the pipeline."""
+        return self.transformer + self.t5 + self.clip + self.vae
+
+    def flop(self, tokens: int) -> float:
+        """Floating-point operations of one evaluation over this many tokens, image and text together."""
+        linear = 24 * self.depth * self.width**2 * tokens
+        return float(linear + 4 * self.depth * self.width * tokens**2)
+
+
+def counted(configs: Mapping[str, Mapping[str, Any]] = FLUX, *, vae: int = VAE_WEIGHTS) -> Anatomy:
+    """Count from the configurations of "transformer", "text_encoder" and "text_encoder_2".
+
+    Example:
+        >>> counted().transformer, counted().modulation
+        (11891178560, 3247448064)
+    """
+    t = configs["transformer"]
+    width = int(t["num_attention_heads"]) * int(t["attention_head_dim"])
+    head, double, single = int(t["attention_head_dim"]), int(t["num_layers"]), int(t["num_single_layers"])
+    modulation = double * 2 * _linear(width, 6 * width) + single * _linear(width, 3 * width) + _linear(width, 2 * width)
+    stream = 4 * _linear(width, width) + _linear(width, 4 * width) + _linear(4 * width, width)
+    alone = 3 * _linear(width, width) + _linear(width, 4 * width) + _linear(5 * width, width)
+    embedder = _linear(256, width) + _linear(width, width)
+    rest = (
+        double * 4 * head
+        + single * 2 * head
+        + embedder * (2 if t.get("guidance_embeds") else 1)
+        + _linear(int(t["pooled_projection_dim"]), width)
+        + _linear(width, width)
+        + _linear(int(t["joint_attention_dim"]), width)
+        + _linear(int(t.get("in_channels", 64)), width)
+        + _linear(width, int(t.get("out_channels") or t.get("in_channels", 64)))
+    )
+    t5, clip = configs["text_encoder_2"], configs["text_encoder"]
+    deep, inner, heads = int(t5["d_model"]), int(t5["d_kv"]) * int(t5["num_heads"]), int(t5["num_heads"])
+    t5_block = 4 * deep * inner + 3 * deep * int(t5["d_ff"]) + 2 * deep
+    embedding = int(t5["vocab_size"]) * deep
+    t5_all = embedding + int(t5["num_layers"]) * t5_block + deep
+    t5_all += int(t5.get("relative_attention_num_buckets", 32)) * heads
+    hidden, middle = int(clip["hidden_size"]), int(clip["intermediate_size"])
+    clip_block = 4 * _linear(hidden, hidden) + _linear(hidden, middle) + _linear(middle, hidden) + 4 * hidden
+    words = int(clip["vocab_size"]) + int(clip["max_position_embeddings"])
+    return Anatomy(
+        modulation=modulation,
+        blocks=double * 2 * stream + single * alone,
+        rest=rest,
+        t5=t5_all,
+        clip=words * hidden + int(clip["num_hidden_layers"]) * clip_block + 2 * hidden,
+        vae=vae,
+        layer=_linear(5 * width, width) if single else _linear(4 * width, width),
+        text_layer=max(embedding, deep * int(t5["d_ff"])),
+        width=width,
+        depth=double + single,
+    )
+
+
+def anatomy_of(folder: Path, parts: Mapping[str, Path] | None = None) -> Anatomy:
+    """Count a model in diffusers' layout; its VAE by the size of its file.
+
+    Raises:
+        StorageError: a configuration is missing or says too little.
+    """
+    places = {name: (parts or {}).get(name, folder / name) for name in (*FLUX, "vae")}
+    try:
+        configs = {name: json.loads((places[name] / "config.json").read_text(encoding="utf-8")) for name in FLUX}
+        stored = sum(path.stat().st_size for path in places["vae"].glob("*.safetensors"))
+        # Stored in 4 or 2 bytes a weight; a VAE is small enough for the difference not to matter to a plan.
+        return counted(configs, vae=stored // 2)
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise StorageError(
+            f"the configurations in {folder} ({type(problem).__name__}: {problem})",
+            "a transformer, two text encoders and a VAE are needed, each with its config.json",
+            "fetch the folder again",
+        ) from None
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs

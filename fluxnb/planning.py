@@ -1,0 +1,317 @@
+"""plan(): which preset, what it will cost and why the others were refused, before anything is downloaded."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fluxnb import weights
+from fluxnb.anatomy import Anatomy, anatomy_of, counted
+from fluxnb.errors import RunError, checks_itself, one_of
+from fluxnb.hardware import GIB, Hardware, described, detect
+from fluxnb.presets import PRESETS, Needs, Preset, needs
+
+__all__ = ["Option", "Plan", "is_large", "plan"]
+
+LARGE = 10**9  # weights from which a model is held in 16 bits and put together part by part
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One preset on one machine: what it needs, and why not it ("" where it fits)."""
+
+    preset: Preset
+    needs: Needs
+    refused: str = ""
+
+
+@checks_itself
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which preset, what it needs, why it was chosen, and why the others were not.
+
+    Arguments:
+        preset: one of `fluxnb.presets.PRESETS`, or "as given".
+        device: "cuda", "mps" or "cpu".
+        vram_gib: predicted peak on the accelerator, from the prompt to the picture.
+        ram_gib: predicted main memory, the disk's cache not counted.
+        exact: True if the numbers are those of the plain model.
+        why: one sentence.
+        refused: the presets that do not fit, and why.
+        disk_gib, download_gib: room for the files, and what of them has to be fetched.
+        seconds: predicted for a picture of a known prompt; `prompt_seconds` come on top for a new one.
+        dtype: what is computed in.
+        park: whether part of the transformer waits in main memory during decoding.
+        model, machine: what was planned for what.
+        options: every preset with its numbers.
+    """
+
+    preset: str
+    device: str
+    vram_gib: float
+    ram_gib: float
+    exact: bool = True
+    why: str = ""
+    refused: tuple[tuple[str, str], ...] = ()
+    disk_gib: float = 0.0
+    download_gib: float = 0.0
+    seconds: float = 0.0
+    prompt_seconds: float = 0.0
+    dtype: str = "float32"
+    park: bool = False
+    model: str = ""
+    machine: Hardware | None = None
+    options: tuple[Option, ...] = ()
+
+    @property
+    def next_smaller(self) -> str:
+        """The preset to try when this one runs out of memory: the quickest that needs a fifth less; "" if none does."""
+        less = [each for each in self.options if not each.refused and each.needs.vram_gib < 0.8 * self.vram_gib]
+        return min(less, key=_cost).preset.name if less else ""
+
+    def __repr__(self) -> str:
+        if not self.options:
+            lines = [f"Plan({self.preset} on {self.device}, exact={self.exact}: {self.why})"]
+            return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.refused])
+        rows = [("", "preset", "GPU", "RAM", "a picture", "numbers", ""), *map(self._row, self.options)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+        lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
+        return "\n".join([self._headline, *(line.rstrip() for line in lines), self._footline])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{each}</th>" for each in ("", "preset", "GPU", "RAM", "a picture", "numbers", ""))
+        body = "".join(
+            f"<tr{' style=font-weight:600' if row[0] else ''}>"
+            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
+            + "</tr>"
+            for row in map(self._row, self.options)
+        )
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if self.options else ""
+        return f"<p>{html.escape(self._headline)}</p>{table}<p>{html.escape(self._footline)}</p>"
+
+    @property
+    def _headline(self) -> str:
+        on = self.machine.name if self.machine else self.device
+        return f"{self.model or 'model'} on {on}: {self.preset}, {self.why}"
+
+    @property
+    def _footline(self) -> str:
+        exact = "the numbers of the plain model" if self.exact else "not the numbers of the plain model"
+        fetch = f"{self.download_gib:.1f} GiB to download" if self.download_gib else "nothing to download"
+        return f"computes in {self.dtype}, {exact}; {fetch}; a new prompt adds about {_time(self.prompt_seconds)}"
+
+    def _row(self, option: Option) -> tuple[str, ...]:
+        need, mark = option.needs, "→" if option.preset.name == self.preset else ""
+        return (
+            mark,
+            option.preset.name,
+            f"{need.vram_gib:.1f} GiB" if need.vram_gib else "-",
+            f"{need.ram_gib:.0f} GiB",
+            _time(need.seconds),
+            "exact" if option.preset.exact else "lossy",
+            f"no: {option.refused}" if option.refused else option.preset.says,
+        )
+
+
+@checks_itself
+def plan(
+    model: str | Path = "pocket",
+    hardware: Hardware | str | Mapping[str, Any] | None = None,
+    *,
+    preset: str = "auto",
+    size: int | None = None,
+) -> Plan:
+    """The preset for a model on this machine, or on one that is described, before anything is downloaded.
+
+    Of what fits, the quickest is taken; an exact preset may take half as long again, or longer beside four bits,
+    before a lossy one is preferred.
+
+    Arguments:
+        model: a name, a folder or a hub id; of ids nothing is asked, they are counted as FLUX.1.
+        hardware: a name such as "colab-t4" or "rtx-3060-12gb", "12gb/32gb", a mapping such as {"vram_gib": 12}, a
+            Hardware; None looks at this machine.
+        preset: one of `fluxnb.presets.PRESETS`, to have it or the reason why not.
+        size: of the pictures in pixels; 1024, or 128 for pocket, by default.
+
+    Raises:
+        InputError: no such preset, or hardware that says nothing.
+        RunError: the preset asked for, or every preset, needs more than there is.
+
+    Example:
+        >>> plan("schnell", "rtx-4090").preset
+        'lean'
+    """
+    machine = detect() if hardware is None else described(hardware)
+    if preset != "auto" and preset not in PRESETS:
+        raise one_of("preset", preset, ("auto", *PRESETS))
+    anatomy = _anatomy(model)
+    large = is_large(anatomy)
+    pixels = size or (1024 if large else 128)
+    options = tuple(
+        _option(each, anatomy, machine, pixels, hardware is None, preset == each.name) for each in PRESETS.values()
+    )
+    fetch = 0.0 if not _from_hub(model) else anatomy.total * 2 / GIB - (_cached(model) if hardware is None else 0.0)
+    fits = [option for option in options if not option.refused and preset in ("auto", option.preset.name)]
+    if fetch > machine.disk_gib:
+        fits = []
+    refused = tuple((option.preset.name, option.refused) for option in options if option.refused)
+    if not fits:
+        raise _nothing(model, machine, preset, refused, fetch)
+    best = min(fits, key=_cost)
+    return Plan(
+        preset=best.preset.name,
+        device="cpu" if best.preset.name == "cpu" else machine.device,
+        vram_gib=best.needs.vram_gib,
+        ram_gib=best.needs.ram_gib,
+        exact=best.preset.exact,
+        why=_why(best, fits, options, preset),
+        refused=refused,
+        disk_gib=best.needs.disk_gib,
+        download_gib=max(0.0, fetch),
+        seconds=best.needs.seconds,
+        prompt_seconds=best.needs.prompt_seconds,
+        dtype=natural_dtype(machine, large),
+        park=best.needs.park,
+        model=str(model) if not Path(str(model)).is_absolute() else Path(str(model)).name,
+        machine=machine,
+        options=options,
+    )
+
+
+def is_large(anatomy: Anatomy) -> bool:
+    """Whether a model is held in 16 bits and put together part by part."""
+    return anatomy.total >= LARGE
+
+
+def natural_dtype(machine: Hardware, large: bool) -> str:
+    """What a model computes in when nothing is said."""
+    if not large:
+        return "float32"
+    return "bfloat16" if machine.bf16 or machine.device != "cuda" else "float16"
+
+
+def _anatomy(model: str | Path) -> Anatomy:
+    if str(model) in ("pocket", "pocket-base") and not isinstance(model, Path):
+        return anatomy_of(weights.POCKET / "base") if (weights.POCKET / "base").is_dir() else _tiny()
+    folder = Path(str(model))
+    if (folder / "transformer" / "config.json").is_file():
+        return anatomy_of(folder)
+    return counted() if _from_hub(model) else _tiny()
+
+
+def _tiny() -> Anatomy:
+    return Anatomy(
+        modulation=0, blocks=10**7, rest=0, t5=10**6, clip=10**6, vae=10**6, layer=10**5, text_layer=10**5, width=192,
+        depth=9,
+    )  # fmt: skip
+
+
+def _from_hub(model: str | Path) -> bool:
+    return str(model) in weights.HUB or (isinstance(model, str) and model.count("/") == 1 and not Path(model).exists())
+
+
+def _cached(model: str | Path) -> float:
+    """GiB of this model that the hub's cache has already."""
+    from huggingface_hub import constants
+
+    repo = weights.HUB.get(str(model), str(model)).replace("/", "--")
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo}" / "blobs"
+    return sum(path.stat().st_size for path in blobs.glob("*") if path.is_file()) / GIB if blobs.is_dir() else 0.0
+
+
+def _option(preset: Preset, model: Anatomy, machine: Hardware, size: int, here: bool, asked: bool) -> Option:
+    each = 2 if is_large(model) else 4
+    text = 256 if is_large(model) else 48
+    if preset.name == "cpu":
+        machine = machine.without_accelerator
+    need = needs(preset, model, machine, size=size, text=text, bytes_each=each)
+    reason = _refusal(preset, need, machine, is_large(model), here, asked)
+    if reason and preset.storage != "plain":
+        parked = needs(preset, model, machine, size=size, text=text, bytes_each=each, park=True)
+        if not _refusal(preset, parked, machine, is_large(model), here, asked):
+            return Option(preset=preset, needs=parked)
+    return Option(preset=preset, needs=need, refused=reason)
+
+
+def _refusal(preset: Preset, need: Needs, machine: Hardware, large: bool, here: bool, asked: bool) -> str:
+    if preset.name == "cpu":
+        # A busy laptop has room for pocket, whatever it says.
+        return "" if not large else _too_little(preset, need, machine)
+    if machine.device == "cpu":
+        # Each way of holding weights works on a CPU too; it is of use there to whoever wants to look at it.
+        works = asked and preset.offload in ("", "leaf") and not preset.compiled
+        return "" if works else "there is no GPU"
+    if machine.device not in preset.devices:
+        return "on Apple the GPU's memory is the main memory" if preset.offload else "needs a CUDA card"
+    if machine.device == "cuda" and machine.capability < (7, 0):
+        return f"PyTorch's builds have no kernels for capability {machine.capability[0]}.{machine.capability[1]} now"
+    if not large and not asked and preset.name != "resident":
+        return "the model is small"
+    if preset.storage == "fp8-rows" and not machine.float8:
+        return "needs 8-bit matrix units (capability 8.9)"
+    if preset.storage == "int8" and machine.capability < (8, 0):
+        return "needs 8-bit matrix units and a compiler for them (capability 8.0)"
+    if reason := _too_little(preset, need, machine):
+        return reason
+    if here and preset.library and importlib.util.find_spec(preset.library) is None:
+        return f"needs pip install {preset.library}"
+    return ""
+
+
+def _too_little(preset: Preset, need: Needs, machine: Hardware) -> str:
+    if preset.name != "cpu" and need.vram_gib > machine.vram_gib:
+        return f"needs {need.vram_gib:.1f} GiB on the GPU, {machine.vram_gib:.1f} are free"
+    if need.ram_gib > machine.ram_gib and need.ram_gib > 4:
+        return f"needs {need.ram_gib:.0f} GiB of RAM, {machine.ram_gib:.1f} are free"
+    return ""
+
+
+def _cost(option: Option) -> float:
+    """Seconds of a picture as a person feels them."""
+    return option.needs.seconds * option.preset.patience
+
+
+def _why(best: Option, fits: list[Option], options: tuple[Option, ...], asked: str) -> str:
+    if asked != "auto":
+        return "asked for"
+    if len(fits) == 1:
+        return "the only one that fits"
+    quicker = [option for option in fits if option.needs.seconds < best.needs.seconds]
+    if best.preset.exact and quicker:
+        return "exact, and nearly as quick as the lossy ones that fit"
+    if best.preset.exact:
+        return "exact, and the quickest that fits"
+    exact = [option for option in fits if option.preset.exact]
+    if exact:
+        slower = min(option.needs.seconds for option in exact) / best.needs.seconds
+        return f"the exact ones that fit take {slower:.0f} times as long"
+    return "no exact one fits"
+
+
+def _nothing(
+    model: str | Path, machine: Hardware, preset: str, refused: tuple[tuple[str, str], ...], fetch: float
+) -> RunError:
+    came = f"{model} on {machine.name} ({machine.vram_gib:.0f} GiB free there, {machine.ram_gib:.0f} GiB of RAM)"
+    if fetch > machine.disk_gib:
+        return RunError(
+            came,
+            f"{fetch:.0f} GiB have to be downloaded and {machine.disk_gib:.0f} GiB of disk are free",
+            'set HF_HOME to a larger disk, or try fnb.load("pocket")',
+        )
+    reasons = dict(refused)
+    if preset != "auto":
+        return RunError(came, f"{preset}: {reasons[preset]}", 'leave preset out, or try fnb.load("pocket")')
+    listed = "; ".join(f"{name}: {reason}" for name, reason in refused)
+    return RunError(came, f"no preset fits ({listed})", 'free some memory, or try fnb.load("pocket")')
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,501 @@
+"""FLUX.1-schnell's full size under a cap of GPU memory, beside the recipes people copy: memory, seconds, bytes.
+
+    python -m tests.benchmarks.fullsize --folder /tmp/flux --out results          # on a GPU, all cases in order
+    python -m tests.benchmarks.fullsize --cases lean-24 nf4-8 --seconds 300
+    python -m tests.benchmarks.fullsize --tiny                                    # the same ways with pocket, any CPU
+
+Each case is a process of its own and prints one line of JSON when it ends; all of them go to `fullsize.json`. A cap
+is `torch.cuda.set_per_process_memory_fraction`, which makes a large card refuse what a small one could not give. Times
+are medians, the device awaited before and after; peaks are what PyTorch's allocator counted from a prompt to its
+picture, loading counted apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+GIB = 2**30
+PROMPT, OTHER = "a red fox in the snow holding a sign that says hello", "a cat on a blue dog"
+# In order of importance: what matters most is measured if the time runs out. Name: cap in GiB, what is measured.
+CASES: dict[str, tuple[float, str]] = {
+    "resident": (0, "plain diffusers, everything resident; then our grid beside its loop"),
+    "lean-24": (24, "lean"),
+    "nf4-8": (8, "lean-nf4"),
+    "fp8-16": (16, "lean-fp8"),
+    "fast": (0, "lean, compiled"),
+    "model-offload-24": (24, "diffusers' enable_model_cpu_offload"),
+    "stream": (5, "leaf by leaf over PCIe"),
+    "fast-fp8": (0, "lean, compiled, 8-bit rows"),
+    "nf4-12": (12, "lean-nf4 where nothing has to be parked"),
+    "fast-autotune": (0, "lean, compiled with every kernel tried"),
+    "sequential-offload": (24, "diffusers' enable_sequential_cpu_offload"),
+}
+
+
+class Bench:
+    """One case: the sizes, the clock, the memory."""
+
+    def __init__(self, name: str, folder: Path, tiny: bool) -> None:
+        import torch
+
+        self.torch, self.name, self.folder, self.tiny = torch, name, folder, tiny
+        self.cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda" if self.cuda else "cpu")
+        self.size, self.text = (128, 48) if tiny else (1024, 256)
+        self.facts: dict[str, Any] = {"case": name, "says": CASES[name][1]}
+        cap = CASES[name][0]
+        if self.cuda:
+            torch.cuda.init()
+            total = torch.cuda.get_device_properties(0).total_memory
+            if cap and not tiny:
+                torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / total))
+                self.facts["cap GiB"] = cap
+
+    def wait(self) -> None:
+        if self.cuda:
+            self.torch.cuda.synchronize()
+
+    def clock(self, call: Callable[[], Any], rounds: int = 1, warm: int = 0) -> tuple[float, Any]:
+        """Median seconds, and what the last call gave."""
+        for _ in range(warm):
+            call()
+        taken, value = [], None
+        for _ in range(rounds):
+            self.wait()
+            begun = time.perf_counter()
+            value = call()
+            self.wait()
+            taken.append(time.perf_counter() - begun)
+        return statistics.median(taken), value
+
+    def reset_peak(self) -> None:
+        if self.cuda:
+            self.torch.cuda.empty_cache()
+            self.torch.cuda.reset_peak_memory_stats()
+
+    def peaks(self) -> dict[str, float]:
+        if not self.cuda:
+            return {"peak allocated GiB": 0.0, "peak reserved GiB": 0.0}
+        cuda = self.torch.cuda
+        return {
+            "peak allocated GiB": cuda.max_memory_allocated() / GIB,
+            "peak reserved GiB": cuda.max_memory_reserved() / GIB,
+        }
+
+    def say(self, **facts: Any) -> None:
+        """Note facts and print them at once: a run that is cut off has still said them."""
+        self.facts.update(facts)
+        shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()}
+        print(f"  {self.name}: {json.dumps(shown)}", file=sys.stderr, flush=True)
+
+    # ------------------------------------------------------------------------------------------- plain diffusers
+    def plain(self, **options: Any) -> Any:
+        """The pipeline as its documentation loads it."""
+        from diffusers import FluxPipeline
+
+        from fluxnb.weights import _dtype_word
+
+        pipe = FluxPipeline.from_pretrained(self.folder, **{_dtype_word(): self.torch.bfloat16}, **options)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    def draw(self, pipe: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4, **given: Any) -> Any:
+        """The plain call."""
+        generator = self.torch.Generator("cpu").manual_seed(seed)
+        asked = {} if given else {"prompt": prompt}
+        return pipe(
+            **asked, **given, height=self.size, width=self.size, num_inference_steps=steps, generator=generator,
+            max_sequence_length=self.text,
+        ).images[0]  # fmt: skip
+
+    def embedded(self, pipe: Any) -> dict[str, Any]:
+        embeds, pooled, _ = pipe.encode_prompt(
+            prompt=PROMPT, prompt_2=None, max_sequence_length=self.text, device=pipe._execution_device
+        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    # --------------------------------------------------------------------------------------------------- ours
+    def load(self, preset: str) -> Any:
+        """Our own door, plan and all."""
+        import fluxnb as fnb
+
+        automatic = fnb.planning.plan(self.folder, size=self.size).preset if not self.tiny else "-"
+        took, flux = self.clock(lambda: fnb.load(str(self.folder), preset=preset, dtype="bfloat16"))
+        flux.pipe.set_progress_bar_config(disable=True)
+        predicted = fnb.planning.plan(self.folder, preset=preset, size=self.size)
+        self.say(**{
+            "load seconds": took, "plan would take": automatic, "preset": flux.plan.preset, "parked": flux.plan.park,
+            "predicted GiB": predicted.vram_gib, "predicted RAM GiB": predicted.ram_gib,
+            "predicted seconds": predicted.seconds, "loading " + "peak GiB": self.peaks()["peak allocated GiB"],
+        })  # fmt: skip
+        return flux
+
+    def picture(self, flux: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4) -> Any:
+        import fluxnb as fnb
+
+        return fnb.run(flux, prompt, seed=seed, steps=steps, height=self.size, width=self.size).image
+
+    def pictures(self, flux: Any, rounds: int = 4) -> None:
+        """From a prompt to its picture: the first, later ones of that prompt, and one of a new prompt."""
+        self.reset_peak()
+        first, image = self.clock(lambda: self.picture(flux))
+        self.say(**{"first picture seconds": first, "sha": digest(image), **self.peaks()})
+        encoded = flux.encode(self.recipe(flux))
+        seeds = iter(range(1, 99))
+        later, _ = self.clock(lambda: self.known(flux, encoded, next(seeds)), rounds, warm=1)
+        new, _ = self.clock(lambda: self.picture(flux, OTHER))
+        self.say(**{"picture seconds": later, "new prompt picture seconds": new, **self.peaks(), **ram()})
+
+    def recipe(self, flux: Any, seed: int = 0) -> Any:
+        from fluxnb.sampling import resolve
+
+        return resolve(flux, PROMPT, seed=seed, steps=4, height=self.size, width=self.size)
+
+    def known(self, flux: Any, encoded: Any, seed: int) -> Any:
+        """A picture of a prompt that is encoded: what each further seed costs."""
+        from fluxnb.records import Keep
+        from fluxnb.sampling import take
+
+        return take(flux, self.recipe(flux, seed), encoded, keep=Keep()).image
+
+    def grid(self, flux: Any) -> None:
+        import fluxnb as fnb
+
+        took, made = self.clock(
+            lambda: fnb.sweep(
+                flux, prompts=[PROMPT], seeds=range(4), steps=[1, 2, 3, 4],
+                recipe=fnb.Recipe(prompt=PROMPT, height=self.size, width=self.size),
+            )
+        )  # fmt: skip
+        shas = {f"{cell.recipe.seed}/{cell.recipe.steps}": digest(cell.image) for cell in made}
+        self.say(**{"grid seconds": took, "grid evaluations": made.evaluations, "grid sha": digest_of(shas)})
+
+
+def resident(bench: Bench) -> None:
+    """What everybody compares with, and our sweep over the same pipeline."""
+    import fluxnb as fnb
+    from fluxnb.fast import matmul_ceiling, seconds, share_of_ceiling
+    from fluxnb.planning import _anatomy
+
+    took, pipe = bench.clock(lambda: bench.plain(**({"device_map": "cuda"} if bench.cuda else {})))
+    predicted = fnb.planning.plan(bench.folder, preset="resident", size=bench.size).vram_gib if bench.cuda else 0.0
+    bench.say(**{"load seconds": took, "predicted GiB": predicted})
+    bench.reset_peak()
+    first, image = bench.clock(lambda: bench.draw(pipe))
+    bench.say(**{"first picture seconds": first, "sha": digest(image), **bench.peaks()})
+    whole, _ = bench.clock(lambda: bench.draw(pipe), 5)
+    given = bench.embedded(pipe)
+    from_embeddings, _ = bench.clock(lambda: bench.draw(pipe, **given), 5)
+    bench.say(**{"picture seconds": whole, "picture from embeddings seconds": from_embeddings})
+    took, shas = bench.clock(
+        lambda: {
+            f"{seed}/{steps}": digest(bench.draw(pipe, seed=seed, steps=steps))
+            for seed in range(4) for steps in (1, 2, 3, 4)
+        }
+    )  # fmt: skip
+    bench.say(**{"naive grid seconds": took, "naive grid sha": digest_of(shas)})
+    flux = fnb.load(pipe)
+    bench.grid(flux)
+    tokens = (bench.size // 16) ** 2 + bench.text
+    forward = evaluation(bench, pipe)
+    ceiling = matmul_ceiling(bench.device, side=512 if bench.tiny else 8192)
+    bench.say(**{
+        "evaluation seconds": forward, "matmul TFLOP/s": ceiling,
+        "share of ceiling": share_of_ceiling(_anatomy(bench.folder), tokens, forward, ceiling),
+        "decode seconds": seconds(decoding(bench, pipe)),
+    })  # fmt: skip
+
+
+def held(preset: str, grid: bool = False) -> Callable[[Bench], None]:
+    """One of our presets, through the public door."""
+
+    def measure(bench: Bench) -> None:
+        flux = bench.load(preset)
+        bench.pictures(flux)
+        bench.say(**{"evaluation seconds": evaluation(bench, flux.pipe)})
+        if grid:
+            bench.grid(flux)
+
+    return measure
+
+
+def offloaded(how: str) -> Callable[[Bench], None]:
+    """diffusers' recipe, as its documentation gives it; the grid's naive loop is reckoned from one and four steps."""
+
+    def measure(bench: Bench) -> None:
+        took, pipe = bench.clock(bench.plain)
+        bench.say(**{"load seconds": took})
+        if bench.cuda:
+            getattr(pipe, f"enable_{how}_cpu_offload")()
+        bench.reset_peak()
+        first, image = bench.clock(lambda: bench.draw(pipe))
+        bench.say(**{"first picture seconds": first, "sha": digest(image), **bench.peaks()})
+        four, _ = bench.clock(lambda: bench.draw(pipe, seed=1))
+        bench.say(**{"picture seconds": four})
+        one, _ = bench.clock(lambda: bench.draw(pipe, seed=1, steps=1))
+        # 16 pictures, 4 of each step count; what a step adds is the same each time.
+        loop = 4 * sum(one + (four - one) * (steps - 1) / 3 for steps in (1, 2, 3, 4))
+        bench.say(**{"one step seconds": one, "naive grid seconds, reckoned": loop, **ram()})
+
+    return measure
+
+
+def fast(fp8: bool = False, autotune: bool = False) -> Callable[[Bench], None]:
+    """From embeddings to picture, before and after."""
+
+    def measure(bench: Bench) -> None:
+        from fluxnb.fast import matmul_ceiling, quicken, share_of_ceiling
+        from fluxnb.planning import _anatomy
+
+        flux = bench.load("lean")
+        pipe = flux.pipe
+        given = bench.embedded(pipe)
+        before, image = bench.clock(lambda: bench.draw(pipe, **given), 5, warm=1)
+        bench.say(**{"picture from embeddings before seconds": before})
+        took, report = bench.clock(lambda: quicken(pipe, size=bench.size, text=bench.text, fp8=fp8, autotune=autotune))
+        print(report, file=sys.stderr)
+        bench.say(**{
+            "setup seconds": took,
+            "gains": [[gain.what, gain.before, gain.after, gain.setup] for gain in report.gains],
+            "attention": report.attention,
+        })  # fmt: skip
+        after, quick = bench.clock(lambda: bench.draw(pipe, **given), 5, warm=2)
+        forward = evaluation(bench, pipe)
+        ceiling = matmul_ceiling(bench.device, side=512 if bench.tiny else 8192)
+        tokens = (bench.size // 16) ** 2 + bench.text
+        bench.say(**{
+            "picture from embeddings seconds": after, "times lean eager": before / after,
+            "evaluation seconds": forward, "matmul TFLOP/s": ceiling,
+            "share of ceiling": share_of_ceiling(_anatomy(bench.folder), tokens, forward, ceiling),
+            "mean difference of pixels": difference(image, quick), **bench.peaks(),
+        })  # fmt: skip
+
+    return measure
+
+
+MEASURES: dict[str, Callable[[Bench], None]] = {
+    "resident": resident,
+    "lean-24": held("lean", grid=True),
+    "nf4-8": held("lean-nf4"),
+    "nf4-12": held("lean-nf4"),
+    "fp8-16": held("lean-fp8"),
+    "stream": held("stream"),
+    "model-offload-24": offloaded("model"),
+    "sequential-offload": offloaded("sequential"),
+    "fast": fast(),
+    "fast-fp8": fast(fp8=True),
+    "fast-autotune": fast(autotune=True),
+}
+
+
+def evaluation(bench: Bench, pipe: Any) -> float:
+    """Seconds of one call of the transformer."""
+    from fluxnb.fast import _question, seconds
+
+    question = _question(pipe.transformer, bench.device, bench.size, bench.text)
+    with bench.torch.no_grad():
+        return seconds(lambda: pipe.transformer(**question))
+
+
+def decoding(bench: Bench, pipe: Any) -> Callable[[], Any]:
+    torch = bench.torch
+    latents = torch.zeros(1, 16, bench.size // 8, bench.size // 8, device=bench.device, dtype=pipe.vae.dtype)
+
+    def decode() -> None:
+        with torch.no_grad():
+            pipe.vae.decode(latents)
+
+    return decode
+
+
+def digest(image: Any) -> str:
+    """Of a picture's pixels."""
+    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
+
+
+def digest_of(shas: dict[str, str]) -> str:
+    """Of a whole grid."""
+    return hashlib.sha256(json.dumps(sorted(shas.items())).encode()).hexdigest()[:16]
+
+
+def difference(one: Any, other: Any) -> float:
+    """Mean absolute difference of two pictures, 0 to 255."""
+    import numpy as np
+
+    return float(np.abs(np.asarray(one, float) - np.asarray(other, float)).mean())
+
+
+def ram() -> dict[str, float]:
+    """Main memory of this process that cannot be given back, GiB; files in the disk's cache are not in it."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+        return {"RAM GiB": sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024 / GIB}
+    except (OSError, KeyError, ValueError):
+        return {}
+
+
+# ------------------------------------------------------------------------------------------------------- the ratios
+def ratios(cases: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool | None]]:
+    """What the cases show together: the claim, the number, what was promised, whether it holds."""
+
+    def get(case: str, fact: str) -> float | None:
+        return cases.get(case, {}).get(fact)
+
+    rows: list[tuple[str, float, str, bool | None]] = []
+
+    def ratio(says: str, above: float | None, below: float | None, limit: float, at_least: bool) -> None:
+        if above and below:
+            value = above / below
+            holds = value >= limit if at_least else value <= limit
+            rows.append((says, value, f"{'at least' if at_least else 'at most'} {limit:g}", holds))
+
+    def bound(says: str, value: float | None, limit: float) -> None:
+        if value:
+            rows.append((says, value, f"at most {limit:g} GiB", value <= limit))
+
+    def same(says: str, one: Any, other: Any) -> None:
+        if one and other:
+            rows.append((says, float(one == other), "equal", one == other))
+
+    peak = "peak allocated GiB"
+    plain = get("resident", "picture seconds")
+    loop = get("model-offload-24", "naive grid seconds, reckoned")
+    bound("lean under 24 GiB: peak", get("lean-24", peak), 19)
+    same("lean: bytes of plain bf16", get("lean-24", "sha"), get("resident", "sha"))
+    ratio("lean: a further picture beside resident", get("lean-24", "picture seconds"), plain, 1.05, False)
+    ratio(
+        "model offload beside lean", get("model-offload-24", "picture seconds"), get("lean-24", "picture seconds"),
+        15, True,
+    )  # fmt: skip
+    bound("8-bit storage under 16 GiB: peak", get("fp8-16", peak), 11)
+    ratio("8-bit storage beside resident", get("fp8-16", "picture seconds"), plain, 1.3, False)
+    bound("NF4 under 8 GiB: peak", get("nf4-8", peak), 6.5)
+    ratio("NF4 beside resident", get("nf4-8", "picture seconds"), plain, 1.2, False)
+    bound("stream: peak", get("stream", peak), 4)
+    same("stream: bytes of plain bf16", get("stream", "sha"), get("resident", "sha"))
+    ratio("stream beside resident", get("stream", "picture seconds"), plain, 99, False)
+    ratio(
+        "grid: naive loop beside sweep, resident", get("resident", "naive grid seconds"),
+        get("resident", "grid seconds"), 1.5, True,
+    )  # fmt: skip
+    same("grid: bytes, resident", get("resident", "grid sha"), get("resident", "naive grid sha"))
+    ratio("grid: naive loop beside sweep, 24 GiB", loop, get("lean-24", "grid seconds"), 15, True)
+    same("grid: bytes, lean", get("lean-24", "grid sha"), get("resident", "naive grid sha"))
+    embeds, after = get("resident", "picture from embeddings seconds"), "picture from embeddings seconds"
+    ratio("fast beside plain diffusers", embeds, get("fast", after), 1.45, True)
+    ratio("fast, autotuned, beside plain diffusers", embeds, get("fast-autotune", after), 1.45, True)
+    ratio("fast with 8-bit rows beside plain diffusers", embeds, get("fast-fp8", after), 1.9, True)
+    for case in cases:
+        ratio(f"{case}: predicted peak beside measured", get(case, "predicted GiB"), get(case, peak), 1.07, False)
+        if rows and rows[-1][0].startswith(f"{case}: predicted"):
+            says, value, _, _ = rows[-1]
+            rows[-1] = (says, value, "0.93 to 1.07", 0.93 <= value <= 1.07)
+    return rows
+
+
+def main() -> None:
+    """Run the cases and write what they gave."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/flux-made-up"), help="where the made-up model lies")
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/fullsize")))
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES)[:8])
+    parser.add_argument("--seconds", type=float, default=560, help="start no case after this")
+    parser.add_argument("--tiny", action="store_true", help="pocket and no caps: proves the ways, measures nothing")
+    parser.add_argument("--expandable", action="store_true", help="PyTorch's expandable segments")
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.case:
+        bench = Bench(asked.case, asked.folder, asked.tiny)
+        try:
+            MEASURES[asked.case](bench)
+        except Exception as problem:
+            bench.facts["failed"] = f"{type(problem).__name__}: {str(problem)[:400]}"
+            raise
+        finally:
+            print("FACTS" + json.dumps(bench.facts), flush=True)
+        return
+    drive(asked)
+
+
+def drive(asked: argparse.Namespace) -> None:
+    """Make the model, run each case in its process, keep the results as they come."""
+    import torch
+
+    from fluxnb.weights import POCKET
+    from tests.benchmarks.madeup import make
+
+    begun = time.perf_counter()
+    if asked.tiny:
+        asked.folder = POCKET / "base"
+    else:
+        print(f"made-up model: {make(asked.folder):.0f} s", flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    file = asked.out / ("fullsize-tiny.json" if asked.tiny else "fullsize.json")
+    cases: dict[str, dict[str, Any]] = json.loads(file.read_text())["cases"] if file.is_file() else {}
+    for name in asked.cases:
+        if time.perf_counter() - begun > asked.seconds:
+            print(f"{name}: no time left", flush=True)
+            continue
+        cases[name] = run(name, asked)
+        write(file, cases, asked.tiny)
+    print()
+    for says, value, promised, holds in ratios(cases):
+        print(f"{'ok  ' if holds else 'MISS'} {says}: {value:.3f} ({promised})")
+    print(f"{time.perf_counter() - begun:.0f} s in all; {file}", flush=True)
+
+
+def run(name: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """One case in a process of its own, so that nothing of another lies in its memory."""
+    command = [sys.executable, "-m", "tests.benchmarks.fullsize", "--case", name, "--folder", str(asked.folder)]
+    environment = {**os.environ, "TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
+    if asked.expandable:
+        environment["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    begun = time.perf_counter()
+    done = subprocess.run(
+        command + (["--tiny"] if asked.tiny else []), stdout=subprocess.PIPE, text=True, env=environment, check=False
+    )
+    line = next((line for line in done.stdout.splitlines() if line.startswith("FACTS")), "")
+    facts = json.loads(line.removeprefix("FACTS")) if line else {"case": name, "failed": "the process died"}
+    facts["case seconds"] = time.perf_counter() - begun
+    shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()}
+    print(json.dumps(shown), flush=True)
+    return facts
+
+
+def write(file: Path, cases: dict[str, Any], tiny: bool) -> None:
+    """The results with card, versions and date."""
+    import accelerate
+    import diffusers
+    import torch
+    import transformers
+
+    head = {
+        "what": "pocket: proves the ways, measures nothing" if tiny else "FLUX.1-schnell's shapes, random weights",
+        "card": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU",
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {each.__name__: each.__version__ for each in (torch, diffusers, transformers, accelerate)},
+        "pixels": 128 if tiny else 1024, "steps": 4, "tokens": 48 if tiny else 256,
+    }  # fmt: skip
+    rows = [
+        {"says": says, "value": value, "promised": promised, "holds": holds}
+        for says, value, promised, holds in ratios(cases)
+    ]
+    file.write_text(json.dumps({**head, "ratios": rows, "cases": cases}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

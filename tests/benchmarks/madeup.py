@@ -1,0 +1,138 @@
+"""A folder in diffusers' layout with FLUX.1-schnell's shapes and random weights; or the same house, a toy in size.
+
+Memory, time and bytes depend on shapes and not on what a picture shows, so nothing has to be downloaded. Weights are
+drawn on the GPU where there is one, written shard by shard by several threads, and stay in the disk's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from fluxnb.anatomy import FLUX
+from fluxnb.memory import without_memory
+
+SHARD = 2 * 10**9  # bytes
+SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": False}
+
+
+def models(tiny: bool) -> dict[str, nn.Module]:
+    """The four networks, without memory."""
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    if tiny:
+        from tests.conftest import toy_pipeline
+
+        pipe = toy_pipeline()
+        return {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder", "text_encoder_2")}
+    t, clip, t5 = FLUX["transformer"], FLUX["text_encoder"], FLUX["text_encoder_2"]
+    vae = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16, "sample_size": 1024,
+        "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
+    }  # fmt: skip
+    words = {"num_attention_heads": 12, "projection_dim": 768, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    half = torch.bfloat16
+    return {
+        "transformer": without_memory(lambda: FluxTransformer2DModel(**t), half),
+        "vae": without_memory(lambda: AutoencoderKL(**vae), half),
+        "text_encoder": without_memory(lambda: CLIPTextModel(CLIPTextConfig(**clip, **words)), half),
+        "text_encoder_2": without_memory(
+            lambda: T5EncoderModel(
+                T5Config(**t5, feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False)
+            ),
+            half,
+        ),
+    }
+
+
+def make(folder: Path, *, tiny: bool = False, threads: int = 8) -> float:
+    """Write the folder unless it is there, whole; returns the seconds it took."""
+    begun, done = time.perf_counter(), folder / "done"
+    if done.is_file():
+        return 0.0
+    from tests.conftest import toy_tokenizers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = {
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "text_encoder_2": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "tokenizer_2": ["transformers", "T5Tokenizer"],
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    _write(folder / "model_index.json", {"_class_name": "FluxPipeline", "_diffusers_version": "0.42.1", **kinds})
+    _write(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    for name, tokenizer, length in zip(
+        ("tokenizer", "tokenizer_2"), toy_tokenizers(), (48, 48) if tiny else (77, 512), strict=True
+    ):
+        tokenizer.model_max_length = length
+        tokenizer.save_pretrained(folder / name)
+    with ThreadPoolExecutor(max_workers=threads) as writers:
+        for name, model in models(tiny).items():
+            _save(model, folder / name, writers)
+    done.write_text("whole")
+    return time.perf_counter() - begun
+
+
+def _save(model: Any, folder: Path, writers: ThreadPoolExecutor) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = "diffusion_pytorch_model" if hasattr(model, "load_config") else "model"
+    if hasattr(model, "load_config"):
+        model.save_config(folder)
+    else:
+        model.config.architectures = [type(model).__name__]
+        model.config.dtype = "bfloat16"
+        model.config.save_pretrained(folder)
+    shared = set(getattr(model, "_tied_weights_keys", None) or {})
+    kept = [(name, tensor) for name, tensor in model.state_dict().items() if name not in shared]
+    shards = list(_shards(kept))
+    names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        names = [f"{stem}.safetensors"]
+    else:
+        table = {name: file for shard, file in zip(shards, names, strict=True) for name, _ in shard}
+        total = sum(tensor.numel() * 2 for _, tensor in kept)
+        _write(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": table})
+    list(writers.map(_fill, shards, [folder / name for name in names], range(len(shards))))
+
+
+def _fill(shard: list[tuple[str, torch.Tensor]], path: Path, seed: int) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(hash(path.parent.name) % 1000 + seed)
+    tensors = {}
+    for name, like in shard:
+        norm = "norm" in name.split(".")[-2] and name.endswith("weight") and like.ndim == 1
+        drawn = torch.empty(like.shape, dtype=torch.bfloat16, device=device)
+        drawn = drawn.fill_(1.0) if norm else drawn.normal_(0.0, 0.02, generator=generator)
+        tensors[name] = drawn.cpu()
+        del drawn
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _shards(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[list[tuple[str, torch.Tensor]]]:
+    shard: list[tuple[str, torch.Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.numel() * 2 > SHARD:
+            yield shard
+            shard, size = [], 0
+        shard.append((name, tensor))
+        size += tensor.numel() * 2
+    yield shard
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1))
