@@ -111,6 +111,9 @@ def _estimates(
     for part, runs in mine.items():
         for name in runs[0].hits:
             found = _flags(runs, name)
+            if name == "letters":  # those of one sign stand or fall together, so they are no trials of their own
+                yield from _letters(runs, part, marks, teacher)
+                continue
             yield f"{name}/{part}", wilson(int(found.sum()), len(found))
             for other in (teacher, RECONSTRUCTIONS):
                 if part in marks.get(other, {}):
@@ -141,6 +144,17 @@ def _estimates(
         yield from _free_estimates(freedom[label], freedom.get(teacher))
 
 
+def _letters(
+    runs: list[Marks], part: str, marks: dict[str, dict[str, list[Marks]]], teacher: str
+) -> Iterator[tuple[str, Estimate]]:
+    shares = [_share(run, "letters") for run in runs]
+    yield f"letters/{part}", over_seeds(shares)
+    for other, word in ((teacher, "teacher"), (RECONSTRUCTIONS, RECONSTRUCTIONS)):
+        held = [_share(run, "letters") for run in marks.get(other, {}).get(part, [])]
+        if held:
+            yield f"letters/{part} : {word}", over_seeds([_over(a, b) for a, b in zip(shares, held, strict=True)])
+
+
 def _free_estimates(mine: Freedom, teacher: Freedom | None) -> Iterator[tuple[str, Estimate]]:
     yield "entropy", bootstrap(np.mean, mine.entropy)
     yield "vendi", bootstrap(np.mean, mine.vendi)
@@ -163,6 +177,10 @@ def _free_estimates(mine: Freedom, teacher: Freedom | None) -> Iterator[tuple[st
 
 def _flags(runs: list[Marks], name: str) -> np.ndarray:
     return np.concatenate([run.hits[name] for run in runs])
+
+
+def _share(run: Marks, name: str) -> float:
+    return _over(int(run.hits[name].sum()), len(run.hits[name]))
 
 
 def _over(one: float, other: float) -> float:

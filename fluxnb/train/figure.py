@@ -70,7 +70,8 @@ def _value(figure: Figure, left: float, top: float, estimate: Estimate, unit: st
     text = _number(estimate.value, unit)
     _write(figure, left, top, text, INK)
     if wide and not math.isnan(estimate.low):
-        between = f"{_number(estimate.low, unit)}–{_number(estimate.high, unit)}".replace(" %", "")
+        dash = " to " if estimate.low < 0 else "–"
+        between = f"{_number(estimate.low, unit)}{dash}{_number(estimate.high, unit)}".replace(" %", "")
         _write(figure, left + 0.56, top + 0.015, f"({between})", SOFT, size=SMALL)
 
 
@@ -118,6 +119,9 @@ def _distances(figure: Figure, table: Table, top: float) -> None:
             axes.fill_between(counts, lows, highs, color=COLOURS[index], alpha=0.15, linewidth=0)
     floor = table[RENDERS]["fd"].value
     axes.axhline(floor, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), label="renders against renders")
+    # The scale follows the values; an interval over few pictures may reach anywhere.
+    values = [floor, *(one.value for points in models.values() for _, one in points)]
+    axes.set_ylim(min(values) / 1.6, max(values) * 1.6)
     axes.set(xscale="log", yscale="log", xlabel="steps", ylabel="FD to renders")
     ticks = sorted({step for points in models.values() for step, _ in points})
     axes.set_xticks(*_ticks(ticks))
