@@ -48,8 +48,10 @@ class Distillation:
     teacher_steps: int = 28
     teacher_batch: int = 1024
     guidance: float = 2.5  # baked into the student
-    critic_faster: float = 4.0  # the critic's learning rate over the student's
-    slope_weight: float = 1.0
+    critic_rate: float = 1e-3  # the critic's learning rate
+    critic_first: int = 300  # iterations in which only the critic learns; as many again until it is heard in full
+    push: float = 0.1  # weight of the critic's word; with pull 0 and push 1 it is LADD alone
+    pull: float = 1.0  # weight of the teacher's own pairs, against forgetting what the critic does not see
     look_every: float = 60.0  # seconds between two looks at the student's pictures
 
 
@@ -74,9 +76,9 @@ POCKET = Preset(
     judge=Schedule(seconds=150.0, batch=384, learning_rate=1e-3, scenes=1_500_000, ema=0.998),
     teacher=Schedule(seconds=900.0, batch=1024, learning_rate=1.2e-3, scenes=1_500_000, ema=0.9995),
     distillation=Distillation(
-        warm=Schedule(seconds=45.0, batch=512, learning_rate=5e-4, warmup=100, ema=0.998),
-        student=Schedule(seconds=400.0, batch=512, learning_rate=1e-4, warmup=500, cooldown=0.3),
-        reflow=Schedule(seconds=400.0, batch=512, learning_rate=5e-4, warmup=100, cooldown=0.5),
+        warm=Schedule(seconds=150.0, batch=512, learning_rate=5e-4, warmup=100, ema=0.998),
+        student=Schedule(seconds=90.0, batch=512, learning_rate=2e-4, warmup=100, cooldown=0.5, ema=0.998),
+        reflow=Schedule(seconds=90.0, batch=512, learning_rate=2e-4, warmup=100, cooldown=0.5, ema=0.998),
     ),
 )
 TINY = Preset(

@@ -82,4 +82,4 @@ def draw_levels(count: int, device: torch.device) -> Tensor:
 
 def critic_loss(real: Tensor, fake: Tensor, wrong: Tensor) -> Tensor:
     """Hinge: the teacher's latents above 1, the student's below -1, and right latents under wrong words too."""
-    return F.relu(1 - real).mean() + 0.75 * F.relu(1 + fake).mean() + 0.25 * F.relu(1 + wrong).mean()
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean() + 0.25 * F.relu(1 + wrong).mean()

@@ -28,6 +28,13 @@ def _chunk(seed: int, index: int, count: int, held_out: bool | None) -> tuple[La
     return lay_out(scenes, rng), list(captions)
 
 
+def draw_captions(count: int, seed: int, *, held_out: bool | None = False) -> list[str]:
+    """The captions of the same `count` scenes alone, without laying them out."""
+    sizes = [(i, min(CHUNK, count - i * CHUNK)) for i in range(-(-count // CHUNK))]
+    drawn = (draw_captioned(random.Random(f"{seed}/{i}"), size, held_out=held_out) for i, size in sizes)
+    return [caption for chunk in drawn for _, caption in chunk]
+
+
 def draw_layouts(count: int, seed: int, *, held_out: bool | None = False) -> tuple[Layout, list[str]]:
     """`count` scenes as one `Layout` and their captions."""
     chunks = [(seed, i, min(CHUNK, count - i * CHUNK), held_out) for i in range(-(-count // CHUNK))]

@@ -1,8 +1,9 @@
 """Distil the teacher: reflow on its pairs, and from there LADD, the adversarial student that draws in 1 to 4 steps.
 
-Sauer et al. 2024, 2403.12015. The student learns nothing but to be taken for the guided teacher by a critic that
-looks through the teacher's own eyes. That alone does not fix which noise becomes which picture, so it starts from a
-short regression on pairs (reflow, Liu et al., 2209.03003), and half of what it is fed is its own way so far.
+Sauer et al. 2024, 2403.12015: the student learns to be taken for the guided teacher by a critic that looks through
+the teacher's own eyes. That alone does not fix which noise becomes which picture, and it lets go of what the critic
+overlooks: lettering. So the student starts from a regression on the teacher's pairs (reflow, Liu et al., 2209.03003),
+half of its rows stay on their lines, and the other half is its own walk so far.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
 
+from fluxnb.flow import interpolate
 from fluxnb.train.build import count
 from fluxnb.train.config import Preset, Schedule
 from fluxnb.train.critic import Critic, critic_loss, draw_levels, features
@@ -32,17 +34,16 @@ from fluxnb.train.teacher import load_denoiser
 GRID = (1.0, 0.75, 0.5, 0.25)
 ONWARD = 0.6  # share of walks that take another step, so that the levels are met as 46, 28, 16 and 10 %
 LEAP = 0.25  # share of first steps that go straight to 0.5, as a walk of two steps does
-NUDGE = 0.1  # size of the disturbance by which the critic's slope is measured
 
 #: a denoiser to what is worth logging about its pictures.
 Look = Callable[[Denoiser], dict[str, float]]
 
 
 class Walks:
-    """What the student is fed: (1 - sigma) clean + sigma noise for half of the rows, its own Euler walk for the others.
+    """What the student is fed: points on the straight lines of the teacher's pairs, and its own Euler walk, in turn.
 
-    A row keeps its caption while it walks. The next state of a walk is what the student answered in the last
-    iteration, so walking costs nothing.
+    The odd rows lie on lines, so their velocity is known; the even ones walk. A row keeps its caption while it
+    walks. The next state of a walk is what the student answered in the last iteration, so walking costs nothing.
     """
 
     def __init__(self, pairs: Pairs, batch: int, device: torch.device):
@@ -54,9 +55,9 @@ class Walks:
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """What to ask: x (B, 64, 64), its sigma (B,) and the rows of the pairs (B,) whose captions it is for."""
         sigma = self.grid[self.index]
-        mixed = independent_pair(self.pairs.clean[self.at].float(), sigma)
-        own = torch.arange(len(sigma), device=sigma.device) % 2 == 0
-        return torch.where(own[:, None, None], self.state, mixed), sigma, self.at
+        x = self.state.clone()
+        x[1::2] = on_the_line(self.pairs, self.at[1::2], sigma[1::2])
+        return x, sigma, self.at
 
     def take(self, x: Tensor, sigma: Tensor, velocity: Tensor) -> None:
         """Go on from what the student answered, or begin anew with another caption."""
@@ -70,10 +71,9 @@ class Walks:
         self.index = index
 
 
-def independent_pair(clean: Tensor, sigma: Tensor) -> Tensor:
-    """The teacher's latents (B, 64, 64) under fresh noise of level sigma (B,)."""
-    level = sigma[:, None, None]
-    return (1 - level) * clean + level * torch.randn_like(clean)
+def on_the_line(pairs: Pairs, rows: Tensor, sigma: Tensor) -> Tensor:
+    """The points (B, 64, 64) at sigma (B,) between the latents of some pairs and the noise that they came from."""
+    return interpolate(pairs.clean[rows].float(), pairs.noise[rows].float(), sigma[:, None, None])
 
 
 def reflow_sigmas(count: int, device: torch.device) -> Tensor:
@@ -90,36 +90,36 @@ def ladd_losses(
     x: Tensor,
     sigma: Tensor,
     clean: Tensor,
+    target: Tensor,
     words: tuple[Tensor, Tensor],
     level: Tensor,
     noise: tuple[Tensor, Tensor],
-    nudge: list[Tensor],
-    slope_weight: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Both sides of the game in one pass over a batch of B rows.
 
     Args:
         student, teacher, critic: who plays; the teacher's weights get no gradient.
         x: what the student is fed, (B, 64, 64); sigma: its level (B,).
         clean: guided latents of the teacher for the same words, (B, 64, 64).
+        target: the velocity of the odd rows' straight lines, (B // 2, 64, 64).
         words: pooled (B, d) and sequence (B, L, e).
         level: the renoise level (B,), the same for the teacher's and the student's; noise: one for each, (B, 64, 64).
-        nudge: standard normals, one a block, shaped like the features.
-        slope_weight: of the penalty on the critic's slope.
+        weights: push, of the critic's word, and pull, of the straight lines, (2,).
 
     Returns:
-        The sum of both losses, of which the student's weights feel only the one and the critic's only the other;
-        the critic's loss; the slope; mean logits (2, B) of real and fake; the student's velocity (B, 64, 64).
+        The sum of both sides' losses, of which the student's weights feel only the one and the critic's only the
+        other; (critic's loss, error on the lines); mean logits (2, B) of real and fake; the student's velocity.
     """
     pooled, sequence = words
     velocity = student(x, sigma, pooled, sequence).float()
     guess = x - sigma[:, None, None] * velocity
     at = level[:, None, None]
-    seen = features(teacher.transformer, (1 - at) * guess + at * noise[0], level, pooled, sequence)
+    seen = features(teacher.transformer, interpolate(guess, noise[0], at), level, pooled, sequence)
     # Right pictures under the words of other rows: without them the critic may forget to read.
     few = max(1, len(x) // 4)
     with torch.no_grad():
-        renoised = (1 - at) * clean + at * noise[1]
+        renoised = interpolate(clean, noise[1], at)
         both = features(
             teacher.transformer,
             torch.cat((renoised, renoised[:few])),
@@ -131,18 +131,13 @@ def ladd_losses(
     # The student is judged by heads that feel nothing of it, the heads learn from features that pass nothing on.
     frozen = {name: tensor.detach() for name, tensor in critic.named_parameters()}
     persuaded = functional_call(critic, frozen, (seen, level, pooled))
-    fixed = [part.detach() for part in seen]
-    on_real, on_fake = critic(real, level, pooled), critic(fixed, level, pooled)
+    on_real, on_fake = critic(real, level, pooled), critic([part.detach() for part in seen], level, pooled)
     on_wrong = critic(wrong, level[:few], pooled.roll(1, 0)[:few])
-    # R1 and R2 by difference (2501.08316, 2511.22475): the slope of the logits at real and fake features.
-    slope = real[0].new_zeros(())
-    for logits, where in ((on_real, real), (on_fake, fixed)):
-        nudged = [part + NUDGE * push for part, push in zip(where, nudge, strict=True)]
-        slope = slope + ((critic(nudged, level, pooled) - logits) / NUDGE).square().mean()
     against = critic_loss(on_real, on_fake, on_wrong)
-    total = -persuaded.mean() + against + slope_weight * slope
+    astray = (velocity[1::2] - target).square().mean()
+    total = against - weights[0] * persuaded.mean() + weights[1] * astray
     logits = torch.stack((on_real.mean((1, 2)), on_fake.mean((1, 2))))
-    return total, against.detach(), slope.detach(), logits.detach(), velocity.detach()
+    return total, torch.stack((against, astray)).detach(), logits.detach(), velocity.detach()
 
 
 def train_student(
@@ -170,37 +165,35 @@ def train_student(
 
     def losses(*batch: object) -> tuple[Tensor, ...]:
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            return ladd_losses(student, teacher, critic, *batch, distillation.slope_weight)  # type: ignore[arg-type]
+            return ladd_losses(student, teacher, critic, *batch)  # type: ignore[arg-type]
 
     step = torch.compile(losses, mode=mode) if cuda else losses
     walks = Walks(pairs, schedule.batch, device)
-    blocks, width = len(critic.heads), teacher.transformer.inner_dim
     kept: dict[str, dict[str, float]] = {}
     next_look = distillation.look_every
     for iteration in pace:
         x, sigma, rows = walks.next()
-        level = draw_levels(len(x), device)
-        noise = (torch.randn_like(x), torch.randn_like(x))
-        nudge = [torch.randn(len(x), x.shape[1], width, device=device) for _ in range(blocks)]
+        clean, line = pairs.clean[rows].float(), rows[1::2]
+        level, noise = draw_levels(len(x), device), (torch.randn_like(x), torch.randn_like(x))
+        target = pairs.noise[line].float() - clean[1::2]
+        heard = min(1.0, max(0.0, iteration / distillation.critic_first - 1))
+        weights = torch.tensor((heard * distillation.push, distillation.pull), device=device)
         if cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        clean = pairs.clean[rows].float()
-        total, against, slope, logits, velocity = step(
-            x, sigma, clean, (pooled[rows], sequence[rows]), level, noise, nudge
+        total, parts, logits, velocity = step(
+            x, sigma, clean, target, (pooled[rows], sequence[rows]), level, noise, weights
         )
         walks.take(x, sigma, velocity)
-        logits = logits.clone()
-        rate = pace.rate(iteration)
         total.backward()
-        critic_norm = step_with(critic, critic_adam, rate * distillation.critic_faster, rank)
-        norm = step_with(student, adam, rate, rank)
+        critic_norm = step_with(critic, critic_adam, distillation.critic_rate, rank)
+        norm = step_with(student, adam, pace.rate(iteration), rank)
         average.update()
         if (iteration + 1) % 250 == 0:
             log(
                 iteration=iteration,
                 total=pace.total,
-                critic=float(against),
-                slope=float(slope),
+                critic=float(parts[0]),
+                astray=float(parts[1]),
                 norm=float(norm),
                 critic_norm=float(critic_norm),
                 **accuracy(logits, level),
@@ -291,14 +284,16 @@ def step_with(module: torch.nn.Module, adam: torch.optim.Optimizer, rate: float,
 
 
 def accuracy(logits: Tensor, level: Tensor) -> dict[str, float]:
-    """The critic's share of right verdicts on real and fake rows of logits (2, B), and of both by quarter of level."""
-    real, fake = logits[0] > 0, logits[1] < 0
-    facts = {"real": float(real.float().mean()), "fake": float(fake.float().mean())}
-    facts["gap"] = float(logits[0].mean() - logits[1].mean())
+    """How often the critic ranks a real row above the fake of the same words and level, of logits (2, B): 0.5 is blind.
+
+    By quarter of the level too, `right_1` the least noisy one; and the mean distance between the logits.
+    """
+    right = (logits[0] > logits[1]).float()
+    facts = {"right": float(right.mean()), "gap": float((logits[0] - logits[1]).mean())}
     for quarter in range(4):
         inside = (level * 4).long().clamp(max=3) == quarter
         if bool(inside.any()):
-            facts[f"right_{quarter + 1}"] = float((real[inside].float().mean() + fake[inside].float().mean()) / 2)
+            facts[f"right_{quarter + 1}"] = float(right[inside].mean())
     return facts
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from fluxnb.flow import schedule
 from fluxnb.latents import pack
 from fluxnb.train.config import Preset
-from fluxnb.train.data import draw_layouts
+from fluxnb.train.data import draw_captions
 from fluxnb.train.loop import Log, Rank
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.teacher import Tokens, load_denoiser, sample
@@ -76,18 +76,21 @@ def draw_pairs(preset: Preset, out: Path, rank: Rank) -> Pairs:
     distillation, device = preset.distillation, rank.device
     log, began = Log(out / "pairs.jsonl", rank), time.perf_counter()
     tokens = Tokens.of(preset.sizes)
-    _, captions = draw_layouts(distillation.pairs, seed=4000 + rank.index)
-    clip_ids, t5_ids = (ids.to(device) for ids in tokens(captions))
+    words = out / "words.safetensors"  # drawing them takes longer than the pictures: a run keeps them
+    if not words.exists():
+        ids = tokens(draw_captions(distillation.pairs, seed=4000 + rank.index))
+        save_file({"clip_ids": ids[0].short(), "t5_ids": ids[1].short()}, words)
+    clip_ids, t5_ids = (load_file(words)[name].to(device).int() for name in ("clip_ids", "t5_ids"))
     nothing = tuple(ids.to(device) for ids in tokens([""]))
     model = load_denoiser(preset.sizes, out).to(device)
     if device.type == "cuda":
         model.compile()
-    log(captions=len(captions), seconds=time.perf_counter() - began)
+    log(captions=len(clip_ids), seconds=time.perf_counter() - began)
     sigmas = schedule(distillation.teacher_steps)
     generator = torch.Generator(device).manual_seed(5000 + rank.index)
     noises, cleans = [], []
-    batch = min(distillation.teacher_batch, len(captions))
-    for start in range(0, len(captions) - batch + 1, batch):  # whole batches only: one shape to compile
+    batch = min(distillation.teacher_batch, len(clip_ids))
+    for start in range(0, len(clip_ids) - batch + 1, batch):  # whole batches only: one shape to compile
         rows = slice(start, start + batch)
         noise = torch.randn(batch, 16, 16, 16, generator=generator, device=device).half()  # as it is kept
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

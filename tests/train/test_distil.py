@@ -12,7 +12,7 @@ pytest.importorskip("sentencepiece")
 
 from safetensors.torch import load_file
 
-from fluxnb.flow import schedule
+from fluxnb.flow import interpolate, schedule
 from fluxnb.train import distil
 from fluxnb.train.__main__ import main
 from fluxnb.train.config import TINY
@@ -59,25 +59,39 @@ def game(teacher, pairs):
     pooled, sequence = pairs.embed(teacher)
     clean = pairs.clean[:8].float()
     sigma = torch.tensor([1.0, 0.75, 0.5, 0.25] * 2)
-    x = distil.independent_pair(clean, sigma)
-    width = teacher.transformer.inner_dim
-    nudge = [torch.randn(8, 64, width) for _ in critic.heads]
+    x = distil.on_the_line(pairs, torch.arange(8), sigma)
+    target = (pairs.noise[:8].float() - clean)[1::2]
     noise = (torch.randn_like(x), torch.randn_like(x))
-    batch = (x, sigma, clean, (pooled[:8], sequence[:8]), draw_levels(8, x.device), noise, nudge, 1.0)
+    words, level = (pooled[:8], sequence[:8]), draw_levels(8, x.device)
+    batch = (x, sigma, clean, target, words, level, noise, torch.tensor([1.0, 0.0]))
     return student, teacher, critic, batch
 
 
-def test_an_independent_pair_at_a_quarter_is_mostly_picture():
-    clean = torch.randn(64, 64, 64)
-    x = distil.independent_pair(clean, torch.full((64,), 0.25))
+def test_the_line_at_a_quarter_is_mostly_picture(pairs):
+    rows = torch.arange(len(pairs))
+    x = distil.on_the_line(pairs, rows, torch.full((len(pairs),), 0.25))
     # 0.75 / sqrt(0.75^2 + 0.25^2) = 0.949
-    assert torch.corrcoef(torch.stack((clean.flatten(), x.flatten())))[0, 1] == pytest.approx(0.949, abs=0.01)
+    together = torch.stack((pairs.clean.float().flatten(), x.flatten()))
+    assert torch.corrcoef(together)[0, 1] == pytest.approx(0.949, abs=0.01)
 
 
-def test_an_independent_pair_at_one_knows_nothing_of_the_picture():
-    clean = torch.randn(64, 64, 64)
-    x = distil.independent_pair(clean, torch.ones(64))
-    assert abs(torch.corrcoef(torch.stack((clean.flatten(), x.flatten())))[0, 1]) < 0.01
+def test_the_line_at_one_is_the_noise_of_the_pair(pairs):
+    rows = torch.tensor([5, 3])
+    assert torch.equal(distil.on_the_line(pairs, rows, torch.ones(2)), pairs.noise[rows].float())
+
+
+def test_odd_rows_lie_on_the_lines_of_their_captions(pairs):
+    walks = distil.Walks(pairs, 8, torch.device("cpu"))
+    x, sigma, rows = walks.next()
+    assert torch.equal(x[1::2], distil.on_the_line(pairs, rows[1::2], sigma[1::2]))
+
+
+def test_a_student_on_the_lines_goes_nowhere_astray(game):
+    student, teacher, critic, (x, sigma, clean, _, *rest) = game
+    with torch.no_grad():
+        target = student(x, sigma, *rest[0])[1::2]
+        parts = distil.ladd_losses(student, teacher, critic, x, sigma, clean, target, *rest)[1]
+    assert parts[1] == 0
 
 
 def test_the_features_end_in_the_answer_of_the_transformer(teacher, pairs):
@@ -228,6 +242,17 @@ def test_the_same_noise_gives_the_same_picture_twice(teacher):
     assert torch.equal(*(sample(teacher, ids, ids, noise, schedule(4)) for _ in range(2)))
 
 
+def test_a_blind_critic_is_right_half_of_the_time():
+    torch.manual_seed(0)
+    facts = distil.accuracy(torch.randn(2, 4096), torch.rand(4096))
+    assert facts["right"] == pytest.approx(0.5, abs=0.03) and "right_4" in facts
+
+
+def test_a_critic_that_sees_ranks_the_teacher_higher():
+    facts = distil.accuracy(torch.tensor([[2.0, 3.0], [1.0, 2.5]]), torch.tensor([0.1, 0.9]))
+    assert facts == {"right": 1.0, "gap": 0.75, "right_1": 1.0, "right_4": 1.0}
+
+
 def test_aligned_pairs_say_so():
     noise = torch.randn(512, 64, 64)
     ids = torch.zeros(512, 48, dtype=torch.int16)
@@ -306,7 +331,7 @@ def test_the_teacher_at_a_quarter_sees_the_picture(pocket):
     words = tokens(["a fox in the snow", "a teapot on a red background"])
     noise = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     clean = sample(model, *words, noise, schedule(12), guidance=2.5, nothing=tokens([""]))
-    x = distil.independent_pair(pack(clean), torch.full((2,), 0.25))
+    x = interpolate(pack(clean), pack(torch.randn_like(noise)), 0.25)
     velocity = model(x, torch.full((2,), 0.25), *model.encode(*words))
     guess = unpack(x - 0.25 * velocity, 128, 128)
     pictures = [pocket.vae.decode(z).sample.clamp(-1, 1) for z in (clean, guess)]
