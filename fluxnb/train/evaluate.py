@@ -180,7 +180,7 @@ def _flags(runs: list[Marks], name: str) -> np.ndarray:
 
 
 def _share(run: Marks, name: str) -> float:
-    return _over(int(run.hits[name].sum()), len(run.hits[name]))
+    return _over(float(run.hits[name].sum()), float(len(run.hits[name])))
 
 
 def _over(one: float, other: float) -> float:
