@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fluxnb.errors import cut
 from fluxnb.latents import LinearRGB, unpack
-from fluxnb.presets import Plan
+from fluxnb.planning import Plan
 from fluxnb.preview import preview_of
 from fluxnb.profile import Profile
 from fluxnb.recipe import Recipe
@@ -258,7 +258,7 @@ class Flux:
     @property
     def takes_turns(self) -> bool:
         """Whether decoding pushes the transformer out of the GPU, so that pictures are best decoded several at once."""
-        return bool(getattr(self.pipe, "_all_hooks", None)) or getattr(self.plan, "park", False)
+        return bool(getattr(self.pipe, "_all_hooks", None)) or self.plan.park
 
     def decode_tokens(self, tokens: Float[Tensor, "tokens features"], height: int, width: int) -> Image.Image:
         """Decode the tokens of one picture of height x width pixels."""
