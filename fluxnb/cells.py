@@ -20,7 +20,7 @@ from fluxnb.flow import share_prefixes
 from fluxnb.pipeline import Encoded, Flux
 from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Keep, Step, Trajectory
-from fluxnb.sampling import Watcher, take_together
+from fluxnb.sampling import STOP, Watcher, take_together
 from fluxnb.store import Store
 
 __all__ = ["Making", "starts", "text_of"]
@@ -62,7 +62,7 @@ class Making:
     def __post_init__(self) -> None:
         self._prompts: OrderedDict[tuple[Any, ...], tuple[Encoded, float]] = OrderedDict()
         self._claims: dict[str, ExitStack] = {}
-        self._signed = time.monotonic()
+        self._signed, self._stopped = time.monotonic(), False
 
     def cells(self, recipes: Sequence[Recipe]) -> Generator[Cell, None, None]:
         """The cells of resolved recipes as they finish, those that the store has first.
@@ -126,7 +126,7 @@ class Making:
                 decode=False,
             )
             if not walks[0].finished:
-                raise KeyboardInterrupt  # half a walk is no cell
+                raise KeyboardInterrupt  # half a walk is no cell; one that was stopped at its last step is
             for (start, recipe, _), walk, (_, spent) in zip(these, walks, encoded, strict=True):
                 start.walks.append(walk)
                 cost = self.flux.evaluations_of(recipe, recipe.steps - count)
@@ -142,6 +142,8 @@ class Making:
                         release=self._letting_go(recipe),
                     )
                 )
+            if self._stopped:
+                raise KeyboardInterrupt
 
     def _await(self, recipe: Recipe, finisher: Finisher) -> Iterator[Cell]:
         """Wait for another process's cell, and take over from one that died."""
@@ -203,17 +205,21 @@ class Making:
         return self._prompts[text]
 
     def _watch(self, recipe: Recipe) -> Watcher | None:
-        if self.store is None or not _slow(recipe):
-            return self.watcher
+        """The watcher, who is remembered to have said STOP, and a sign of life for claims that take long."""
+        store = self.store if _slow(recipe) else None
+        if self.watcher is None and store is None:
+            return None
 
-        def alive(step: Step, recipe: Recipe) -> Any:
-            if self.store is not None and time.monotonic() - self._signed > SIGN:
+        def watch(step: Step, recipe: Recipe) -> Any:
+            if store is not None and time.monotonic() - self._signed > SIGN:
                 self._signed = time.monotonic()
                 for key in list(self._claims):
-                    self.store.touch(key)
-            return self.watcher(step, recipe) if self.watcher is not None else None
+                    store.touch(key)
+            answer = None if self.watcher is None else self.watcher(step, recipe)
+            self._stopped = self._stopped or answer is STOP
+            return answer
 
-        return alive
+        return watch
 
 
 def starts(recipes: Sequence[Recipe]) -> list[Start]:

@@ -1,13 +1,16 @@
 """PNG files that carry their recipe, and a reader that trusts nothing in them.
 
 The recipe travels as canonical JSON, pure ASCII, in a tEXt chunk named `fluxnb`; beside it stand the `parameters` that
-A1111 and its kin show. Reading walks the chunks itself: nothing is decompressed, nothing larger than a recipe can be
-is held, and every length is checked against the file before it is believed.
+A1111 and its kin show and read, and the graph that ComfyUI opens where there is one. Reading walks the chunks itself:
+nothing is decompressed, nothing larger than a recipe can be is held, and every length is checked against the file
+before it is believed.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -17,6 +20,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from fluxnb.errors import InputError, StorageError, checks_itself
+from fluxnb.export.comfy import comfy_graph
 from fluxnb.export.files import whole
 from fluxnb.recipe import LONGEST_JSON, Recipe
 
@@ -33,6 +37,8 @@ def encode_png(image: Image.Image, recipe: Recipe | None = None) -> bytes:
     if recipe is not None:
         info.add_text(KEYWORD.decode(), recipe.to_json())
         info.add_itxt("parameters", parameters(recipe))
+        if (graph := comfy_graph(recipe)) is not None:
+            info.add_text("prompt", json.dumps(graph))
     buffer = io.BytesIO()
     # Level 1 costs a third of the time of 6 and some percent of size; sweeps write many.
     image.save(buffer, "PNG", pnginfo=info, compress_level=1)
@@ -51,15 +57,34 @@ def write_png(image: Image.Image, path: str | Path, recipe: Recipe | None = None
 
 
 def parameters(recipe: Recipe) -> str:
-    """The recipe as A1111's one-line `parameters`, which other viewers show."""
-    lines = [recipe.prompt]
-    if recipe.negative:
-        lines.append(f"Negative prompt: {recipe.negative}")
-    facts = [f"Steps: {recipe.steps}", f"Sampler: {recipe.sampler.capitalize()}", f"Seed: {recipe.seed}"]
-    facts += [f"CFG scale: {recipe.guidance:g}"] if recipe.guidance else []
-    facts += [f"Size: {recipe.width}x{recipe.height}"] if recipe.width and recipe.height else []
-    facts += [f"Model: {recipe.model}"] if recipe.model else []
-    return "\n".join([*lines, ", ".join(facts)])
+    """The recipe as A1111's `parameters`: the prompt, the negative prompt, and a line of facts.
+
+    Example:
+        >>> parameters(Recipe(prompt="a fox", seed=3, model="pocket")).splitlines()[1]
+        'Steps: 4, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Seed: 3, Model: pocket, Version: fluxnb'
+    """
+    embedded = recipe.guidance is not None and (recipe.model or "").endswith("dev")
+    cfg = recipe.guidance if recipe.guidance and not embedded else 1
+    facts = {
+        "Steps": recipe.steps,
+        "Sampler": "Euler" if recipe.sampler == "euler" else recipe.sampler.capitalize(),
+        # What its readers know by name is the even schedule; own levels or an own shift are told by our chunk alone.
+        "Schedule type": "Simple" if recipe.sigmas is None and recipe.shift is None else None,
+        "CFG scale": f"{cfg:g}",
+        "Distilled CFG Scale": f"{recipe.guidance:g}" if embedded else None,
+        "Seed": recipe.seed,
+        "Size": f"{recipe.width}x{recipe.height}" if recipe.width and recipe.height else None,
+        "Model": recipe.model,
+        "Version": "fluxnb",
+    }
+    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items() if value is not None)
+    negative = [f"Negative prompt: {recipe.negative}"] if recipe.negative else []
+    return "\n".join([recipe.prompt, *negative, line])
+
+
+def _quoted(value: str) -> str:
+    """As its readers expect a value that holds what stands between values."""
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) else value
 
 
 @checks_itself

@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -217,31 +214,3 @@ def test_two_processes_make_each_cell_once(toy_folder, tmp_path):
     assert [w.returncode for w in workers] == [0, 0], told
     made = [int(out.split()[0]) for out, _ in told]
     assert sum(made) == 48
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_only_the_missing_cells_are_made(toy_folder, tmp_path):
-    flux = fnb.load(toy_folder)
-    asked = {
-        "prompts": ["a fox", "a cat", "a dog"],
-        "seeds": range(4),
-        "steps": [1, 2, 3, 4],
-        "height": 32,
-        "width": 32,
-    }
-    dice, kills = random.Random(0), 0
-    for _ in range(3):
-        process = worker(toy_folder, tmp_path)
-        before = len(list(tmp_path.rglob("*.json")))
-        goal, deadline = before + dice.randint(1, 12), time.monotonic() + 60
-        while len(list(tmp_path.rglob("*.json"))) < goal and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(dice.random() / 100)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    whole = fnb.plan_sweep(flux, **asked, store=tmp_path)
-    assert kills == 3 and 0 < whole.missing < 48
-    grid = fnb.sweep(flux, **asked, store=tmp_path)
-    assert sum(cell.made for cell in grid) == whole.missing
-    clean = fnb.sweep(flux, **asked)
-    assert [cell.image.tobytes() for cell in grid] == [cell.image.tobytes() for cell in clean]
