@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from fluxnb.records import Film, Sweep, Trajectory
 
-__all__ = ["NAMES", "differing", "label_of", "tell_apart", "value_of"]
+__all__ = ["NAMES", "differing", "label_of", "tell_apart", "value_of", "values_of"]
 
+LONG = 24  # letters; a beginning that prompts share is left out from here on
 NAMES = {
     "x": "x",
     "v": "velocity",
@@ -49,6 +51,23 @@ def differing(sweep: Sweep) -> list[str]:
     axes = [name for name, values in sweep.axes.items() if len(values) > 1]
     labels = [", ".join(value_of(name, getattr(cell.recipe, name)) for name in axes) for cell in sweep.cells]
     return [label or cell.recipe.prompt for label, cell in zip(labels, sweep.cells, strict=True)]
+
+
+def values_of(name: str, values: Sequence[Any]) -> list[str]:
+    """The values of an axis in words; prompts that begin alike for long are cut to where they part.
+
+    Example:
+        >>> values_of("prompt", ["a photograph of a fox in the snow, noon", "a photograph of a fox in the snow, dusk"])
+        ['… noon', '… dusk']
+    """
+    texts = [value_of(name, value) for value in values]
+    words = [text.split(" ") for text in texts]
+    most = min(len(each) for each in words) - 1  # something is left of every one
+    alike = sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*words, strict=False)))
+    alike = min(alike, most)
+    if name != "prompt" or len(texts) < 2 or len(" ".join(words[0][:alike])) < LONG:
+        return texts
+    return [" ".join(["…", *each[alike:]]) for each in words]
 
 
 def value_of(name: str | None, value: Any) -> str:

@@ -1,16 +1,19 @@
-"""Moving pictures: a walk as an animated GIF or WebP, for where no script may run."""
+"""Moving pictures: a walk, or a grid along one of its axes, as GIF or WebP for where no script may run."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from fluxnb.errors import InputError, cut, one_of
+from fluxnb.errors import InputError, checks_itself, cut, one_of
 from fluxnb.export.files import whole
-from fluxnb.frames import NAMES, Decode, reel
-from fluxnb.records import Film, Sweep, Trajectory
+from fluxnb.frames import Decode, reel
+from fluxnb.labels import NAMES, values_of
+from fluxnb.records import Cell, Film, Sweep, Trajectory
 
 __all__ = ["write", "write_axis"]
 
@@ -65,31 +68,83 @@ def write(
     return _animate(frames, pauses, path, (roll.width, roll.height), size)
 
 
+@checks_itself
 def write_axis(
-    sweep: Sweep, path: str | Path, *, axis: str, seconds: float = 0.7, size: int = 256, **fixed: object
+    sweep: Sweep,
+    path: str | Path,
+    *,
+    axis: str,
+    seconds: float = 0.7,
+    size: int = 256,
+    captions: bool = True,
+    **fixed: object,
 ) -> Path:
-    """Write the pictures of a sweep along one of its axes, one after the other.
+    """Write a sweep along one of its axes: a frame for each value, in it the pictures of all other axes that are left.
 
     Arguments:
-        sweep: what `fnb.sweep` returned.
+        sweep: what `fnb.sweep` returned; cells it never reached stay empty.
         path: where to, .gif or .webp.
         axis: the field that changes, for example "steps".
-        seconds: per picture.
-        size: longest side in pixels.
-        fixed: values of the other axes, for example `seed=3`; the first of each where left out.
+        seconds: per frame.
+        size: longest side of one picture in pixels.
+        captions: False for frames without the value written below them.
+        fixed: values of other axes, for example `seed=3`; with all of them fixed a frame is one picture.
 
     Raises:
         InputError: no such axis, or no cell with these values.
+        StorageError: the file cannot be written.
+
+    Example:
+        >>> write_axis(grid, "steps.gif", axis="steps", seed=3)                     # doctest: +SKIP
+        PosixPath('steps.gif')
     """
     for name in (axis, *fixed):
         if name not in sweep.axes:
             raise one_of("axis", name, tuple(sweep.axes))
-    rest = {name: fixed.get(name, values[0]) for name, values in sweep.axes.items() if name != axis}
-    cells = sweep.select(**rest)
+    cells = sweep.select(**fixed)
     if not cells:
-        raise InputError(f"no cell with {cut(rest)}", "the sweep does not reach it", "choose values of its axes")
-    images = [cell.image for cell in cells]
-    return _animate(images, [seconds] * len(images), path, images[0].size, size)
+        raise InputError(f"no cell with {cut(fixed)}", "the sweep does not reach it", "choose values of its axes")
+    free = [name for name in sweep.axes if name != axis and name not in fixed and len(sweep.axes[name]) > 1]
+    across = sweep.axes[free[-1]] if free else (None,)
+    down = list(itertools.product(*(sweep.axes[name] for name in free[:-1])))
+    box = _shape(cells[0].image.size, size)
+    frames = []
+    for value, words in zip(sweep.axes[axis], values_of(axis, sweep.axes[axis]), strict=True):
+        below = max(18, box[1] // 9) if captions else 0
+        sheet = Image.new("RGB", (len(across) * (box[0] + 2) - 2, len(down) * (box[1] + 2) - 2 + below), "white")
+        for row, column in itertools.product(range(len(down)), range(len(across))):
+            there = dict(zip(free, (*down[row], across[column]), strict=True)) if free else {}
+            found = [cell for cell in cells if _is(cell, {axis: value, **there})]
+            picture = _small(found[0].image, box) if found else Image.new("RGB", box, "#e4e4e4")
+            sheet.paste(picture, (column * (box[0] + 2), row * (box[1] + 2)))
+        if captions:
+            _caption(sheet, words, below)
+        frames.append(sheet)
+    return _animate(frames, [seconds] * len(frames), path, frames[0].size, max(frames[0].size))
+
+
+def _is(cell: Cell, wanted: dict[str, Any]) -> bool:
+    return all(getattr(cell.recipe, name) == value for name, value in wanted.items())
+
+
+def _caption(sheet: Image.Image, words: str, high: int) -> None:
+    """Words below a picture, cut where they would run out of it; in the font that every figure has."""
+    from matplotlib import get_data_path
+
+    font = ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", high * 0.62)
+    line = " ".join(words[:500].split())
+    while line and font.getlength(line) > sheet.width - 4:
+        line = line[:-2].rstrip() + "…" if len(line) > 2 else ""
+    ImageDraw.Draw(sheet).text((2, sheet.height - high / 2), line, fill="#222222", font=font, anchor="lm")
+
+
+def _shape(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    scale = size / max(shape)
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+
+
+def _small(image: Image.Image, box: tuple[int, int]) -> Image.Image:
+    return image.convert("RGB").resize(box, Image.Resampling.BICUBIC)
 
 
 def _animate(
@@ -101,9 +156,7 @@ def _animate(
         raise one_of("ending", target.suffix, tuple(FORMATS))
     if any(not 0 < pause < 600 for pause in pauses):
         raise InputError(f"{min(pauses):g} to {max(pauses):g} seconds a frame", "above 0 is needed", "try seconds=3")
-    scale = size / max(shape)
-    box = (max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale)))
-    pictures = [frame.convert("RGB").resize(box, Image.Resampling.BICUBIC) for frame in frames]
+    pictures = [_small(frame, _shape(shape, size)) for frame in frames]
     pauses_ms = [round(1000 * pause) for pause in pauses]
     with whole(target) as part:
         pictures[0].save(part, kind, save_all=True, append_images=pictures[1:], loop=0, duration=pauses_ms)

@@ -6,18 +6,21 @@ page when it is done.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from fluxnb.errors import InputError, checks_itself, one_of
 from fluxnb.export import html
 from fluxnb.export.files import whole
 from fluxnb.export.png import encode_png
-from fluxnb.frames import NAMES, Decode, reel, value_of, webp
+from fluxnb.frames import Decode, reel, webp
+from fluxnb.labels import NAMES, value_of, values_of
 from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Sweep
 
@@ -26,6 +29,7 @@ __all__ = ["SHOWS", "Board", "page", "save_cells", "write"]
 SHOWS = ("clean", "x")
 NO_SCRUB = "no scrub by noise level: these cells kept no steps; make the grid with keep=fnb.Keep()"
 MANY = {"prompt": "prompts", "seed": "seeds", "steps": "step counts"}
+MOST_REMEMBERED = 32  # decoded pictures, of one seed and its step counts
 # What a cell says of itself, in this order; the rest of a recipe is how it is stored.
 FACTS = ("prompt", "negative", "seed", "steps", "size", "guidance", "sampler", "sigmas", "shift", "model", "dtype")
 
@@ -62,7 +66,8 @@ class Board:
         if isinstance(size, bool) or not isinstance(size, int) or size < 16:
             raise InputError(f"size={size!r}", "it is a length in pixels, at least 16", "try size=512")
         self._values = {name: list(values) for name, values in axes.items()}
-        self._model, self._shows, self._decode, self._size = model, tuple(shows), decode, size
+        self._model, self._shows, self._size = model, tuple(shows), size
+        self._decode = None if decode is None else _remembering(decode)
         self._numbers: dict[bytes, int] = {}
         self._by: set[str] = set()
 
@@ -80,7 +85,11 @@ class Board:
         return {
             "title": ", ".join(part for part in (sizes, self._model) if part) or "a grid",
             "axes": [
-                {"name": name, "values": [value_of(name, value) for value in values]}
+                {
+                    "name": name,
+                    "values": values_of(name, values),
+                    "whole": [value_of(name, value) for value in values],
+                }
                 for name, values in self._values.items()
             ],
             "shows": [{"key": show, "name": NAMES[show]} for show in self._shows],
@@ -203,6 +212,23 @@ def save_cells(cells: Iterable[Cell], folder: str | Path) -> list[Path]:
             part.write_bytes(encode_png(cell.image, cell.recipe))
         paths.append(path)
     return paths
+
+
+def _remembering(decode: Decode) -> Decode:
+    """A decoder that sees a latent once: the walks of one seed start with the same estimate."""
+    known: dict[bytes, Image.Image] = {}
+
+    def draw(latents: Tensor) -> list[Image.Image]:
+        keys = [hashlib.sha256(each.contiguous().numpy().tobytes()).digest() for each in latents]
+        fresh = {key: place for place, key in enumerate(keys) if key not in known}
+        if fresh:
+            known.update(zip(fresh, decode(latents[list(fresh.values())]), strict=True))
+        pictures = [known[key] for key in keys]
+        for key in list(known)[:-MOST_REMEMBERED]:
+            del known[key]
+        return pictures
+
+    return draw
 
 
 def _encoded(image: Image.Image, size: int, *, exact: bool) -> bytes:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from fluxnb.errors import InputError, cut, one_of
 from fluxnb.frames import NAMES, Decode, reel, reels
 from fluxnb.plots.layout import FRAME, GAP, HEAD, blocks_of, box, evenly, frame, rule, spaced, spot, square, write
-from fluxnb.plots.style import INK, SMALL, SOFT, TEXT, clip, heading, new, styled
-from fluxnb.plots.words import common, facts_of, subtitle_of, title_of, value_of, wrap
+from fluxnb.plots.style import INK, SMALL, SOFT, TEXT, breadth, clip, heading, new, styled
+from fluxnb.plots.words import common, facts_of, subtitle_of, title_of, values_of, wrap
 from fluxnb.records import Film, Sweep, Trajectory
 
 __all__ = ["compare", "contact_sheet", "filmstrip", "latent_channels"]
@@ -175,26 +175,28 @@ def contact_sheet(sweep: Sweep, *, rows: str | None = None, columns: str | None 
     spare = [name for name in axes if name not in (rows, columns) and name not in several]
     across = columns or (several.pop() if several else spare.pop() if spare else next(iter(axes)))
     down = rows or (several.pop() if several else spare.pop() if spare else None)
+    said = {name: dict(zip(values, values_of(name, values), strict=True)) for name, values in axes.items()}
     blocks = blocks_of(axes, [name for name in axes if name not in (across, down)])
     down_values: tuple[Any, ...] = (None,) if down is None or down == across else axes[down]
     size = sweep[0].image.size
     wide, high = FRAME * 1.15 * min(1.0, size[0] / size[1]), FRAME * 1.15 * min(1.0, size[1] / size[0])
-    words = max((len(value_of(down, value)) for value in down_values if down), default=0)
+    words = max((breadth(said[down][value]) for value in down_values if down), default=0)
     side = 0.0 if down is None else min(0.25 + 0.075 * min(words, 20), 1.6)
     width = side + len(axes[across]) * (wide + GAP)
-    texts = [wrap(", ".join(value_of(*pair) for pair in block.items()), int(12 * (width - side))) for block in blocks]
+    room = int(12 * (width - side))
+    texts = [wrap(", ".join(said[name][value] for name, value in block.items()), room) for block in blocks]
     lines = max(text.count("\n") + 1 for text in texts)
     block_head = 0.12 + 0.17 * lines if len(blocks) > 1 else 0.0
     block_height = block_head + len(down_values) * (high + GAP) + (0.12 if len(blocks) > 1 else 0)
-    top = HEAD + 0.2
+    heads = [wrap(said[across][value], int(14 * wide)) for value in axes[across]]
+    top = HEAD + 0.2 + 0.14 * max(head.count("\n") for head in heads)
     with styled():
         figure = new(max(width, 3.6), top + len(blocks) * block_height + 0.05)
         prompts = {cell.recipe.prompt for cell in sweep}
         title = prompts.pop() if len(prompts) == 1 else f"{len(prompts)} prompts"
-        heading(figure, clip(title, int(10 * max(width, 3.6))), facts_of(sweep, axes))
-        for column, value in enumerate(axes[across]):
-            label = clip(value_of(across, value), int(13 * wide))
-            write(figure, side + column * (wide + GAP), HEAD, label, SMALL + 0.5, INK)
+        heading(figure, clip(title, int(9 * max(width, 3.6))), facts_of(sweep, axes))
+        for column, head in enumerate(heads):
+            write(figure, side + column * (wide + GAP), HEAD, head, SMALL + 0.5, INK)
         for number, block in enumerate(blocks):
             start = top + number * block_height
             if block_head:
@@ -202,7 +204,7 @@ def contact_sheet(sweep: Sweep, *, rows: str | None = None, columns: str | None 
             for row, down_value in enumerate(down_values):
                 y = start + block_head + row * (high + GAP)
                 if down is not None:
-                    write(figure, 0.0, y + high / 2 - 0.09, wrap(value_of(down, down_value), 20), SMALL + 0.5, INK)
+                    write(figure, 0.0, y + high / 2 - 0.09, wrap(said[down][down_value], 20), SMALL + 0.5, INK)
                 for column, value in enumerate(axes[across]):
                     wanted = {**block, across: value} | ({down: down_value} if down else {})
                     found = sweep.select(**wanted)

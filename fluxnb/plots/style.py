@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["COLOURS", "FAINT", "INK", "MARKERS", "View", "clip", "heading", "plain", "styled"]
+__all__ = ["COLOURS", "FAINT", "INK", "MARKERS", "View", "breadth", "clip", "heading", "plain", "styled"]
 
 # Okabe and Ito, "Color Universal Design" (2008), darkest first; yellow is left out, it fades on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -102,7 +103,22 @@ def plain(ax: Axes) -> Axes:
     return ax
 
 
+def breadth(text: str) -> int:
+    """How broad a text is, in letters: an ideograph or an emoji is two, a mark that stands on a letter none."""
+    marks = ("Mn", "Me", "Cf")
+    return sum(
+        0 if unicodedata.category(each) in marks else 1 + (unicodedata.east_asian_width(each) in "WF") for each in text
+    )
+
+
 def clip(text: str, limit: int = 90) -> str:
     """A prompt on one line, cut where it would run out of the figure, and never read as mathematics."""
     line = " ".join(text.split())
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
+    if breadth(line) <= limit:
+        return line
+    room = limit - 1
+    for place, each in enumerate(line):
+        room -= breadth(each)
+        if room < 0:
+            return line[:place].rstrip() + "…"
+    return line

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from fluxnb.frames import NAMES, value_of
-from fluxnb.plots.style import clip
+from fluxnb.labels import NAMES, value_of, values_of
+from fluxnb.plots.style import breadth, clip
 from fluxnb.records import Film, Sweep, Trajectory
 
-__all__ = ["common", "facts_of", "subtitle_of", "title_of", "value_of", "wrap"]
+__all__ = ["common", "facts_of", "subtitle_of", "title_of", "value_of", "values_of", "wrap"]
 
 
 def title_of(walk: Trajectory | Film) -> str:
@@ -53,6 +52,18 @@ def facts_of(sweep: Sweep, axes: dict[str, tuple[Any, ...]]) -> str:
 
 
 def wrap(text: str, width: int) -> str:
-    """Text on at most four lines."""
-    lines = textwrap.wrap(" ".join(text.split()), width) or [""]
+    """Text on at most four lines, each no broader than so many letters."""
+    lines = [""]
+    for word in text.split():
+        if len(lines) > 4:
+            break
+        if lines[-1] and breadth(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+            continue
+        if lines[-1]:
+            lines.append("")
+        for each in word:  # a word broader than a line, and a script without spaces, breaks where it must
+            if lines[-1] and breadth(lines[-1] + each) > width:
+                lines.append("")
+            lines[-1] += each
     return "\n".join(lines[:4] if len(lines) <= 4 else [*lines[:3], clip(lines[3] + " …", width)])

@@ -79,6 +79,14 @@ def test_labels_name_only_what_differs(opened):
     assert page.locator(".fluxnb-page").count() == 0, "two axes leave nothing to turn"
 
 
+def test_prompts_that_begin_alike_are_told_apart_where_they_part(opened):
+    common = "a photograph of a house on a hill in the evening, "
+    page = opened(grid(prompts=[common + "pencil", common + "oil"], seeds=[0, 1], steps=[1]))
+    names = page.locator("[role=rowheader]")
+    assert names.all_text_contents() == ["… pencil", "… oil"]
+    assert names.first.get_attribute("title") == common + "pencil"
+
+
 def test_rows_and_columns_are_chosen_and_the_rest_is_turned(opened):
     page = opened()
     assert (root(page).get_attribute("data-rows"), root(page).get_attribute("data-columns")) == ("seed", "steps")
@@ -326,7 +334,7 @@ def test_several_are_a_zip_of_such(opened):
 
 # ------------------------------------------------------------------------------------------------------------- and text
 def test_a_hostile_prompt_is_text_wherever_it_stands(opened):
-    page = opened(grid(prompts=[NASTY, NASTY + " 2"], seeds=[0, 1], steps=[1, 2]))
+    page = opened(grid(prompts=[NASTY, "a barn"], seeds=[0, 1], steps=[1, 2]))
     assert page.locator(".fluxnb-page option").first.get_attribute("title") == NASTY
     assert page.locator(".fluxnb-page option").first.text_content() == NASTY[:47] + "…"
     page.locator(".fluxnb-axis", has_text="rows").locator("select").select_option(label="prompt")
@@ -346,6 +354,20 @@ def test_it_fits_a_narrow_page(opened):
     place = viewer(page).locator("img").bounding_box()
     assert place["x"] >= 0 and place["x"] + place["width"] <= 380
     shot(page, "explore-narrow")
+
+
+def test_inside_a_frame_the_viewer_stands_in_the_place_of_the_grid(page, tmp_path):
+    grid(walks=True).to_html(tmp_path / "grid.html")
+    outer = tmp_path / "outer.html"
+    outer.write_text('<iframe src="grid.html" width="700" height="2400"></iframe>')
+    page.goto(outer.as_uri())
+    inner = page.frame_locator("iframe")
+    inner.locator(".fluxnb-square").nth(1).click()
+    inner.locator("dialog.fluxnb-viewer img").wait_for()
+    assert not inner.locator(".fluxnb-grid").is_visible()
+    assert inner.locator("dialog.fluxnb-viewer").bounding_box()["height"] < 800
+    press(page, "Escape")
+    assert inner.locator(".fluxnb-grid").is_visible() and not inner.locator("dialog").is_visible()
 
 
 def test_without_script_a_picture_and_its_name_are_there(chromium, tmp_path):

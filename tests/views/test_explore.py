@@ -99,6 +99,14 @@ def test_a_seed_that_javascript_would_round_is_text():
     assert ["seed", "18446744073709551615"] in json.loads(json.dumps(explore([cell]).cells))[0]["facts"]
 
 
+def test_prompts_that_begin_alike_are_called_by_what_differs():
+    common = "a photograph of a house on a hill in the evening,"
+    axis = explore(grid(prompts=[f"{common} pencil", f"{common} oil"])).data["axes"][0]
+    assert axis["values"] == ["… pencil", "… oil"] and axis["whole"][1] == f"{common} oil"
+    nested = explore(grid(prompts=[common, f"{common} oil"])).data["axes"][0]["values"]
+    assert nested == ["… evening,", "… evening, oil"], "something is left of each"
+
+
 def test_axes_are_in_words_and_cells_know_their_place():
     data, cells = (widget := explore(grid(seeds=[5, 7], steps=[1, 4]))).data, widget.cells
     assert [axis["name"] for axis in data["axes"]] == ["prompt", "seed", "steps"]
@@ -135,7 +143,8 @@ def test_the_decoder_that_is_handed_in_makes_the_frames():
         return [Image.new("RGB", (24, 24), (10, 200, 30)) for _ in latents]
 
     widget = explore(grid(seeds=[0], steps=[2, 4], walks=True), shows=["clean"], decode=decode)
-    assert asked == [2, 4] and len(widget.frames) == 1 + 2 and widget.data["note"] == "frames by decoder"
+    assert asked == [2, 3], "the start that both walks share is decoded once"
+    assert len(widget.frames) == 1 + 2 and widget.data["note"] == "frames by decoder"
 
 
 @pytest.mark.parametrize("nothing", [[], Sweep(cells=(), axes={"seed": (1,)}), "grid", 3, None, iter([])])

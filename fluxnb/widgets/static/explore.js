@@ -105,10 +105,10 @@ function explorer(root, source, door) {
 
   function fill(select, options, value) {
     select.replaceChildren(
-      ...options.map(([value, text]) => {
+      ...options.map(([value, text, whole = text]) => {
         const option = make("option", "", text.length > 48 ? `${text.slice(0, 47)}…` : text);
         option.value = String(value);
-        option.title = text;
+        option.title = whole;
         return option;
       }),
     );
@@ -121,8 +121,11 @@ function explorer(root, source, door) {
     lay();
   }
 
-  function valuesOf(axis) {
-    return axis < 0 ? [""] : source.data.axes[axis].values;
+  // The values of an axis, short as they stand there and whole as they are told on asking.
+  function namesOf(axis) {
+    if (axis < 0) return [["", ""]];
+    const { values, whole } = source.data.axes[axis];
+    return values.map((value, i) => [value, whole[i]]);
   }
 
   function placeOf(row, column) {
@@ -156,8 +159,8 @@ function explorer(root, source, door) {
     fill(columnsChoice.select, [[-1, "–"], ...options], state.columns);
     axesBar.classList.toggle("fluxnb-single", many.length < 2);
     pager.replaceChildren(...many.filter((axis) => axis !== state.rows && axis !== state.columns).map(pageChoice));
-    const rowNames = valuesOf(state.rows);
-    const columnNames = valuesOf(state.columns);
+    const rowNames = namesOf(state.rows);
+    const columnNames = namesOf(state.columns);
     const named = state.rows >= 0;
     table.replaceChildren();
     table.classList.toggle("fluxnb-named", named);
@@ -167,7 +170,7 @@ function explorer(root, source, door) {
     if (state.columns >= 0) {
       const row = make("div", "fluxnb-row fluxnb-names");
       row.setAttribute("role", "row");
-      if (named) row.append(nameOf("columnheader", "fluxnb-corner", ""));
+      if (named) row.append(nameOf("columnheader", "fluxnb-corner", ["", ""]));
       row.append(...columnNames.map((name) => nameOf("columnheader", "fluxnb-column-name", name)));
       table.append(row);
     }
@@ -189,20 +192,20 @@ function explorer(root, source, door) {
     if (held) focus(state.row, state.column);
   }
 
-  function nameOf(role, className, text) {
+  function nameOf(role, className, [text, whole]) {
     const node = make("div", className);
     const words = make("span", "", text);
     node.setAttribute("role", role);
-    node.title = text;
+    node.title = whole;
     node.append(words);
     return node;
   }
 
   function pageChoice(axis) {
-    const { name, values } = source.data.axes[axis];
+    const { name, values, whole } = source.data.axes[axis];
     const label = make("label", "fluxnb-page", `${name} `);
     const select = keysAreOurs(make("select"));
-    fill(select, values.map((value, i) => [i, value]), state.pages[axis]); // prettier-ignore
+    fill(select, values.map((value, i) => [i, value, whole[i]]), state.pages[axis]); // prettier-ignore
     on(select, "change", () => turn(axis, Number(select.value) - state.pages[axis]));
     label.append(select);
     const place = make("span", "fluxnb-page-place", `${state.pages[axis] + 1} of ${values.length}`);
