@@ -17,6 +17,7 @@ from fluxnb.presets import PRESETS, Needs, Preset, needs
 
 __all__ = ["Option", "Plan", "is_large", "plan"]
 
+ROOMY = 0.8  # beyond this share of the card, small weights make room for the decoder while it runs
 LARGE = 10**9  # weights from which a model is held in 16 bits and put together part by part
 
 
@@ -229,12 +230,9 @@ def _option(preset: Preset, model: Anatomy, machine: Hardware, size: int, here: 
     if preset.name == "cpu":
         machine = machine.without_accelerator
     need = needs(preset, model, machine, size=size, text=text, bytes_each=each)
-    reason = _refusal(preset, need, machine, is_large(model), here, asked)
-    if reason and preset.storage != "plain":
-        parked = needs(preset, model, machine, size=size, text=text, bytes_each=each, park=True)
-        if not _refusal(preset, parked, machine, is_large(model), here, asked):
-            return Option(preset=preset, needs=parked)
-    return Option(preset=preset, needs=need, refused=reason)
+    if preset.storage != "plain" and machine.device == "cuda" and need.vram_gib > ROOMY * machine.vram_gib:
+        need = needs(preset, model, machine, size=size, text=text, bytes_each=each, park=True)
+    return Option(preset=preset, needs=need, refused=_refusal(preset, need, machine, is_large(model), here, asked))
 
 
 def _refusal(preset: Preset, need: Needs, machine: Hardware, large: bool, here: bool, asked: bool) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,7 +111,7 @@ def _save(model: Any, folder: Path, writers: ThreadPoolExecutor) -> None:
 
 def _fill(shard: list[tuple[str, torch.Tensor]], path: Path, seed: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator(device).manual_seed(hash(path.parent.name) % 1000 + seed)
+    generator = torch.Generator(device).manual_seed(zlib.crc32(path.parent.name.encode()) + seed)
     tensors = {}
     for name, like in shard:
         norm = "norm" in name.split(".")[-2] and name.endswith("weight") and like.ndim == 1
