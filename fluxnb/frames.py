@@ -106,7 +106,9 @@ def reel(
     if not steps and walk.image is None:
         raise InputError("a walk without tensors", "its run kept neither x nor v", "run again with keep=fnb.Keep()")
     frames: dict[str, tuple[Image.Image, ...]] = {}
-    draw, by = (decode, "decoder") if decode is not None else _without_model(walk)
+    draw, by = (
+        _without_model(walk) if decode is None else (decode, _made("decoder", getattr(decode, "error", None)))
+    )
     for show in shows:
         stack = [step.latents(show).float() for step in steps]
         frames[show] = tuple(draw(torch.stack(stack))) if stack else ()
@@ -244,13 +246,14 @@ def payload(record: Any, rolls: Sequence[Reel]) -> tuple[dict[str, Any], list[by
 
 def _without_model(walk: Trajectory) -> tuple[Decode, str]:
     if walk.preview is not None:
-        return walk.preview.pictures, _made("linear preview", walk.preview.error)
-    return _principal(walk), "three principal directions of the latents"
+        return walk.preview.pictures, _made("linear", walk.preview.error)
+    return _principal(walk), "the three principal directions of the latents"
 
 
 def _made(by: str, error: float | None) -> str:
     """Who made the frames, and how far they are from the VAE's where they are not its own."""
-    return f"{by}, rms {error:.2g} from the VAE" if error else by
+    by = {"vae": "the VAE", "linear": "the linear preview"}.get(by, by)
+    return f"{by} (rms {error:.2g} from the VAE)" if error else by
 
 
 def _principal(walk: Trajectory) -> Decode:

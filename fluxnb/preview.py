@@ -30,7 +30,7 @@ Pictures = Float[Tensor, "count 3 height width"]
 
 
 def samples(size: int = 64) -> Pictures:
-    """Eight pictures, 0 to 1, that cover colour and brightness: plain grounds, gradients, discs and stripes."""
+    """Thirteen pictures, 0 to 1: gradients with discs and stripes, and mosaics from coarse to as fine as letters."""
     y, x = torch.meshgrid(torch.linspace(0, 1, size), torch.linspace(0, 1, size), indexing="ij")
     draw = torch.Generator().manual_seed(0)
     pictures = []
@@ -44,6 +44,10 @@ def samples(size: int = 64) -> Pictures:
             picture = torch.where((x - cx) ** 2 + (y - cy) ** 2 < radius**2, colour[:, None, None], picture)
         stripes = torch.sin(6.28 * (3 + index) * y) > 0.7
         pictures.append(torch.where(stripes, three[:, None, None], picture) if index % 3 == 0 else picture)
+    for side in (32, 16, 8, 4, 2):  # without fine detail in the fit, fine detail comes out in glaring colours
+        tiles = torch.rand(3, size // side + 1, size // side + 1, generator=draw)
+        left = side // 3  # across the borders of the latent cells, too
+        pictures.append(tiles.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, left:, left:][:, :size, :size])
     return torch.stack(pictures).clamp(0, 1)
 
 
@@ -85,7 +89,7 @@ def _kept(vae: Any) -> Path:
     from huggingface_hub.constants import HF_ASSETS_CACHE
 
     # The number changes with the pictures or the fit, so that an old file is not taken for a new one.
-    return Path(HF_ASSETS_CACHE) / "fluxnb" / "previews" / f"1-{sampled_fingerprint(vae)}.json"
+    return Path(HF_ASSETS_CACHE) / "fluxnb" / "previews" / f"2-{sampled_fingerprint(vae)}.json"
 
 
 def _read(path: Path) -> LinearRGB | None:

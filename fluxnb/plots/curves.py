@@ -145,13 +145,11 @@ def path(walks: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None) ->
                 zorder=4,
             )
         axes.annotate("noise", seen[0].tolist(), (8, 6), textcoords="offset points", color=SOFT, fontsize=SMALL)
-        axes.set(xlabel=f"first direction, {share[0]:.0%} of the spread",
-                 ylabel=f"second direction, {share[1]:.0%}")  # fmt: skip
+        axes.set_xlabel(f"first direction, {share[0]:.0%} of the spread\n● x    ○ clean estimate    - - straight")
+        axes.set_ylabel(f"second direction, {share[1]:.0%}")
         axes.set_aspect("equal", adjustable="datalim")
         axes.tick_params(labelbottom=False, labelleft=False, length=0)
         _finish(axes, several, "The way from noise to picture")
-        axes.annotate("● x    ○ clean estimate    - - straight", (1, 0), (0, 6), xycoords="axes fraction",
-                      textcoords="offset points", ha="right", fontsize=SMALL, color=SOFT)  # fmt: skip
     return figure
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 __all__ = ["COLOURS", "FAINT", "INK", "MARKERS", "View", "breadth", "clip", "heading", "plain", "styled"]
 
@@ -54,9 +55,11 @@ class View(Figure):
     """A matplotlib Figure that shows itself once as the last line of a cell, whether or not pyplot is there."""
 
     def _repr_png_(self) -> bytes:
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.12)
-        return buffer.getvalue()
+        drawn, small = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.12)
+        # Without the alpha that nobody sees, and packed well: a notebook is committed with its figures.
+        Image.open(drawn).convert("RGB").save(small, "PNG", optimize=True)
+        return small.getvalue()
 
 
 @contextmanager
@@ -74,6 +77,7 @@ def new(width: float, height: float) -> View:
 def canvas(ax: Axes | None, width: float = 5.6, height: float = 3.4) -> tuple[Figure, Axes]:
     """The axes to draw in: the caller's, or those of a new figure."""
     if ax is not None:
+        ax.spines[["top", "right"]].set_visible(False)
         return (ax.figure if isinstance(ax.figure, Figure) else ax.figure.figure), ax
     figure = new(width, height)
     return figure, figure.add_axes((0.11, 0.15, 0.86, 0.66))

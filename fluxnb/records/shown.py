@@ -18,11 +18,9 @@ def figure(view: str, record: object) -> bytes | None:
     """The record drawn by a view, as PNG bytes; None where nothing can be drawn."""
     try:
         draw: Callable[[object], Any] = getattr(importlib.import_module("fluxnb.plots"), view)
-        drawn, buffer = draw(record), io.BytesIO()
-        drawn.savefig(buffer, format="png", bbox_inches="tight")
+        return bytes(draw(record)._repr_png_())
     except (ImportError, AttributeError, FluxnbError):
         return None  # no matplotlib, or nothing kept to draw: the plain picture is shown instead
-    return buffer.getvalue()
 
 
 def png(image: Image.Image) -> bytes:

@@ -85,7 +85,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     token, log = "for-this-test-only", home / "server.log"
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
                "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-               f"--ServerApp.root_dir={notebooks}", "--LabApp.expose_app_in_browser=True"]  # fmt: skip
+               f"--ServerApp.root_dir={notebooks}", "--LabApp.expose_app_in_browser=True",
+               "--JupyterNotebookApp.expose_app_in_browser=True"]  # fmt: skip
     with log.open("w") as sink:
         server = subprocess.Popen(command, env=env, stdout=sink, stderr=subprocess.STDOUT)
     base = f"http://127.0.0.1:{port}"
@@ -115,9 +116,9 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture
 def run_notebook(lab: SimpleNamespace, page: Any) -> Any:
-    """Open a notebook of these cells in JupyterLab and run all of them on a live kernel."""
+    """Open a notebook of these cells in JupyterLab, or in Notebook 7, and run all of them on a live kernel."""
 
-    def run(*cells: str, name: str = "walk.ipynb") -> Any:
+    def run(*cells: str, name: str = "walk.ipynb", front: str = "lab/tree") -> Any:
         empty = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
         content = {
             "cells": [{**empty, "id": f"c{number}", "source": text} for number, text in enumerate(cells)],
@@ -126,7 +127,7 @@ def run_notebook(lab: SimpleNamespace, page: Any) -> Any:
             "nbformat_minor": 5,
         }
         (lab.notebooks / name).write_text(json.dumps(content))
-        page.goto(f"{lab.base}/lab/tree/{name}?token={lab.token}&reset")
+        page.goto(f"{lab.base}/{front}/{name}?token={lab.token}&reset")
         page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext", timeout=60_000)
         # Lab says "idle" before its kernel is connected, and a run asked for then is lost without a word.
         page.evaluate(

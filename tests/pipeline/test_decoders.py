@@ -129,8 +129,8 @@ def test_frames_say_how_far_they_are_from_the_vae(toy, toy_walk, small):
     from fluxnb.frames import reel
 
     film = fnb.film(toy, toy_walk, by=small)
-    assert reel(film).by.endswith(f"rms {film.error:.2g} from the VAE")
-    assert reel(fnb.film(toy, toy_walk)).by == "vae"
+    assert reel(film).by.endswith(f"(rms {film.error:.2g} from the VAE)")
+    assert reel(fnb.film(toy, toy_walk)).by == "the VAE"
 
 
 def test_what_is_no_tiny_decoder_for_this_model_is_told(toy, tmp_path):

@@ -18,7 +18,7 @@ def test_a_walk_becomes_one_frame_per_step_and_show():
     roll = reel(walk(steps=3))
     assert {show: len(frames) for show, frames in roll.frames.items()} == {"clean": 3, "x": 3, "v": 3, "noise": 3}
     assert roll.sigmas == walk(steps=3).sigmas[:-1]
-    assert roll.final is not None and roll.by == "linear preview, rms 0.05 from the VAE"
+    assert roll.final is not None and roll.by == "the linear preview (rms 0.05 from the VAE)"
 
 
 def test_the_frames_are_the_walks_own_linear_preview():
@@ -49,7 +49,7 @@ def test_a_film_is_taken_as_it_is():
     frames = tuple(Image.new("RGB", (8, 8), (index, 0, 0)) for index in range(2))
     film = Film(frames=frames, what="x", by="vae", sigmas=(1.0, 0.5), steps=(0, 1), caption="c")
     roll = reel(film)
-    assert roll.frames == {"x": frames} and roll.by == "vae"
+    assert roll.frames == {"x": frames} and roll.by == "the VAE"
 
 
 @pytest.mark.parametrize("sigma, expected", [(1.0, 0), (0.8, 0), (0.75, 1), (0.5, 2), (0.26, 2), (0.25, 3), (0.01, 3)])
