@@ -12,7 +12,8 @@ __all__ = ["VIEWS", "script", "style"]
 # The files of each view, in order; `.js` and `.css` of the same names.
 VIEWS = {
     "scrubber": ("film", "scrubber"),
-    "explore": ("film", "download", "compare", "explore"),
+    "explore": ("film", "download", "compare", "stage", "viewer", "axes", "table", "explore"),
+    "lab": ("film", "lab"),
 }
 
 
