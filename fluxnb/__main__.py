@@ -50,6 +50,14 @@ def demo(asked: argparse.Namespace) -> int:
     return 0
 
 
+def plan(asked: argparse.Namespace) -> int:
+    """Which preset a model would get, what it would cost and why not the others; nothing is downloaded."""
+    import fluxnb as fnb
+
+    print(fnb.plan(asked.model, asked.on, preset=asked.preset, size=asked.size))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fluxnb", description="Watch noise become a picture, step by step.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -62,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--steps", nargs="+", type=int, default=[1, 2, 3, 4], metavar="N", help="default: 1 2 3 4")
     show.add_argument("--out", default="demo", help="folder to write to (default: demo)")
     show.set_defaults(command=demo)
+    look = commands.add_parser("plan", help="what a model needs, and how it would be held", description=plan.__doc__)
+    look.add_argument("model", nargs="?", default="schnell", help="schnell, dev, pocket, a folder or a hub id")
+    look.add_argument("--on", metavar="MACHINE", help="colab-t4, rtx-3060-12gb, 12gb/32gb, ... (default: this machine)")
+    look.add_argument("--preset", default="auto", help="one preset, to have it or the reason why not")
+    look.add_argument("--size", type=int, help="height and width in pixels (default: the model's own)")
+    look.set_defaults(command=plan)
     return parser
 
 

@@ -76,7 +76,7 @@ def assemble(
 def _transformer(pipe: Any, folder: Path, preset: Preset, device: torch.device, dtype: torch.dtype, keep: bool) -> None:
     transformer, shelf = pipe.transformer, Shelf(folder)
     tables: Tables | None
-    if preset.offload == "leaf":
+    if preset.offload in ("leaf", "mapped"):
         # Weights on the CPU are windows on the files, so it costs nothing to give all layers theirs first.
         stream_in(transformer, shelf, torch.device("cpu"))
         # diffusers notes the order of the first pass; a twin leaves that order alone when rows are made ahead.
@@ -87,6 +87,7 @@ def _transformer(pipe: Any, folder: Path, preset: Preset, device: torch.device, 
             offload_type="leaf_level",
             use_stream=device.type == "cuda",
             record_stream=device.type == "cuda",
+            low_cpu_mem_usage=preset.offload == "mapped",
         )
     else:
         tables = Tables(transformer, Shelf(folder, keep=keep), expected_of(pipe)) if preset.tables else None

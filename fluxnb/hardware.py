@@ -37,6 +37,7 @@ class Hardware:
         tflops: what plain PyTorch reaches on FLUX in 16 bits, TFLOP/s; about half of a data sheet's number.
         bandwidth: of the accelerator's memory, GB/s.
         pcie: between main memory and the accelerator, GB/s.
+        disk: read from the disk that downloads are on, GB/s.
     """
 
     device: str
@@ -50,6 +51,7 @@ class Hardware:
     tflops: float = 0.05
     bandwidth: float = 40.0
     pcie: float = 12.0
+    disk: float = 1.5
 
     @property
     def without_accelerator(self) -> Hardware:
@@ -115,13 +117,14 @@ CARDS: dict[str, Card] = {
 ALIASES = {"rtx-3060-12gb": "rtx-3060", "a100": "a100-40gb", "v100": "v100-16gb", "rtx-4060-ti": "rtx-4060-ti-16gb"}
 
 # Machines people have by name. A desktop is given 32 GiB of RAM, of which its owner uses some.
-MACHINES: dict[str, tuple[str, float, float, int]] = {
-    # name: card, RAM available in GiB, disk in GiB, cores
-    "colab-t4": ("t4", 11.2, 70.0, 2),
-    "colab-l4": ("l4", 50.0, 180.0, 12),
-    "colab-a100": ("a100-40gb", 80.0, 180.0, 12),
-    "colab-g4": ("rtx-pro-6000", 170.0, 180.0, 48),
-    "kaggle-p100": ("p100", 28.0, 60.0, 4),
+MACHINES: dict[str, tuple[str, float, float, int, float]] = {
+    # name: card, RAM available in GiB, room on the disk in GiB, cores, GB/s read from the disk
+    "colab-t4": ("t4", 11.2, 70.0, 2, 0.3),
+    "colab-l4": ("l4", 50.0, 180.0, 12, 0.5),
+    "colab-a100": ("a100-40gb", 80.0, 180.0, 12, 0.5),
+    "colab-g4": ("rtx-pro-6000", 170.0, 180.0, 48, 0.5),
+    "kaggle-t4": ("t4", 28.0, 60.0, 4, 0.3),
+    "kaggle-p100": ("p100", 28.0, 60.0, 4, 0.3),
 }
 APPLE: dict[str, tuple[float, float, float]] = {
     # name: unified memory in GiB, TFLOP/s in 16 bits, GB/s
@@ -148,8 +151,8 @@ def described(text: str | Mapping[str, Any] | Hardware) -> Hardware:
         return _from_numbers(text)
     name = str(text).strip().lower().replace(" ", "-").replace("_", "-")
     if name in MACHINES:
-        card, ram, disk, cores = MACHINES[name]
-        return _with_card(card, name, ram, disk, cores)
+        card, ram, room, cores, disk = MACHINES[name]
+        return dataclasses.replace(_with_card(card, name, ram, room, cores), disk=disk)
     if name in APPLE:
         return _apple(name)
     known = ALIASES.get(name, name)
@@ -244,10 +247,10 @@ def detect() -> Hardware:
     ram, disk = available_ram(), room_for_downloads()
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        reserved = torch.cuda.memory_reserved()
-        free += reserved - torch.cuda.memory_allocated()  # ours, and empty
+        allocated = torch.cuda.memory_allocated()
+        free += torch.cuda.memory_reserved() - allocated  # ours, and empty
         if hasattr(torch.cuda, "get_per_process_memory_fraction"):
-            free = min(free, int(torch.cuda.get_per_process_memory_fraction() * total) - reserved)
+            free = min(free, int(torch.cuda.get_per_process_memory_fraction() * total) - allocated)
         name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         card = _card_called(name)
         units = torch.cuda.get_device_properties(0).multi_processor_count
@@ -279,7 +282,10 @@ def _card_called(name: str) -> Card | None:
     """The card that a driver calls so: "NVIDIA GeForce RTX 4090" is "rtx-4090"."""
     words = re.sub(r"nvidia|geforce|tesla|-sxm\d?|-pcie", " ", name.lower())
     flat = re.sub(r"[\s-]+", "-", words).strip("-")
-    fits = [key for key in CARDS if flat.startswith(key) or key.startswith(flat)]
+    if flat in CARDS:
+        return CARDS[flat]
+    # "rtx-4060-ti" is short for a key; "rtx-pro-6000-blackwell" is longer than one.
+    fits = [key for key in CARDS if key.startswith(f"{flat}-")] or [key for key in CARDS if flat.startswith(f"{key}-")]
     return CARDS[max(fits, key=len)] if fits else None
 
 

@@ -16,9 +16,10 @@ import torch
 from fluxnb import planning, weights
 from fluxnb.anatomy import anatomy_of
 from fluxnb.assembly import assemble
-from fluxnb.errors import InputError, checks_itself
+from fluxnb.errors import InputError, checks_itself, one_of
+from fluxnb.fast import quicken
 from fluxnb.pipeline import Flux
-from fluxnb.planning import Plan, is_large
+from fluxnb.planning import Plan, is_large, memory_told
 from fluxnb.presets import PRESETS
 from fluxnb.profile import profile_of
 from fluxnb.recipe import Recipe
@@ -38,7 +39,9 @@ def handle_of(pipe: Any) -> Flux | None:
 
 
 @checks_itself
-def load(model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str = "auto") -> Flux:
+def load(
+    model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str = "auto", fast: bool | str = False
+) -> Flux:
     """A model ready to run.
 
     Arguments:
@@ -47,9 +50,12 @@ def load(model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str
         preset: how to hold it in memory, see `fnb.plan`; "auto" takes the fastest that fits.
         dtype: "float32", "bfloat16", "float16"; "auto" is float32 for small models and on a CPU, else bfloat16
             where the GPU has it natively and float16 where not.
+        fast: True compiles what repeats and takes the quickest attention, which costs half a minute and changes
+            roundings; "fp8" computes in 8-bit floats too, which costs minutes and is lossy. What each of them gave
+            stands in the plan.
 
     Raises:
-        InputError: an unknown name, preset or dtype, or a pipeline of another kind.
+        InputError: an unknown name, preset, dtype or fast, or a pipeline of another kind.
         StorageError: a missing folder, a damaged file, a gated or unreachable hub.
         RunError: not enough memory, said before anything is downloaded.
 
@@ -62,15 +68,22 @@ def load(model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str
         return _adopt(model)
     if dtype != "auto":
         Recipe(prompt="-", dtype=dtype)  # says what is possible
+    if fast not in (True, False, "fp8"):
+        raise one_of("fast", fast, ("True", "False", "fp8"))
     # The plan comes first: nobody should download 34 GB to learn that they do not fit.
     chosen = planning.plan(model, preset=preset)
     source = weights.locate(model)
     if dtype != "auto":
         chosen = dataclasses.replace(chosen, dtype=dtype)
-    pipe = _held(source, chosen)
+    with memory_told(chosen, f"loading {source.name}"):
+        pipe = _held(source, chosen)
     teacher_alone = source.name == "pocket" and not source.parts
     name = "pocket-base" if teacher_alone else source.name
     profile = profile_of(pipe, name, source.card)
+    if fast or PRESETS[chosen.preset].compiled:
+        report = quicken(pipe, size=profile.size, text=profile.max_sequence_length, fp8=fast == "fp8")
+        named = f"{chosen.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else chosen.preset
+        chosen = dataclasses.replace(chosen, preset=named, exact=False, fast=report)
     flux = _remember(Flux(pipe, model=source.name, revision=source.revision, profile=profile, plan=chosen))
     _ = flux.preview  # fitted here, where waiting is expected, and not in the first run
     return flux
@@ -84,7 +97,6 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
     computes = getattr(torch, chosen.dtype)
     if not large and preset.name in ("resident", "cpu"):
         return weights.read(source, computes, loud=False).to(device)
-    spare = (chosen.machine.ram_gib if chosen.machine else 0.0) - chosen.ram_gib
     return assemble(
         folder,
         preset,
@@ -92,8 +104,7 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
         dtype=computes,
         parts=source.parts,
         park=chosen.park,
-        # What is read again for each new prompt: the text encoders and the modulation layers, 16 GB for FLUX.1.
-        keep=large and device.type == "cuda" and spare > 40,
+        keep=chosen.keep,
     )
 
 

@@ -12,11 +12,13 @@ import functools
 import importlib.metadata
 import logging
 import sys
+import threading
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from fluxnb.errors import cut
 from fluxnb.latents import LinearRGB, unpack
-from fluxnb.planning import Plan
+from fluxnb.planning import Plan, memory_told
 from fluxnb.preview import preview_of
 from fluxnb.profile import Profile
 from fluxnb.recipe import Recipe
@@ -39,6 +41,19 @@ Latents = Float[Tensor, "batch channels height width"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _no_grad: Callable[[F], F] = torch.no_grad()
+
+
+# One for each pipeline, whatever handles there are to it.
+_TURNS: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+
+def _in_turn(method: F) -> F:
+    @functools.wraps(method)
+    def alone(self: Flux, *args: Any, **kwargs: Any) -> Any:
+        with self.turn:
+            return method(self, *args, **kwargs)
+
+    return cast(F, alone)
 
 
 class PromptWarning(UserWarning):
@@ -119,7 +134,13 @@ class Flux:
         numerics = "exact" if self.plan.exact else self.plan.preset
         return full.replace(model=self.model, revision=self.revision, dtype=self.dtype, numerics=numerics)
 
+    @property
+    def turn(self) -> Any:
+        """A lock, held while the pipeline works: its scheduler and its hooks know one call at a time, threads more."""
+        return _TURNS.setdefault(self.pipe, threading.RLock())
+
     # ------------------------------------------------------------------------------------------------ encode
+    @_in_turn
     @_no_grad
     def encode(self, recipe: Recipe) -> Encoded:
         """Encode a resolved recipe's prompt, and its negative prompt where guidance takes one.
@@ -138,7 +159,8 @@ class Flux:
     def _encode(self, prompt: str, length: int) -> tuple[Tensor, Tensor]:
         self._warn_of_cut(prompt, length)
         # diffusers tells of the cut too, but quotes the wrong words for T5 (it slices by CLIP's limit).
-        with _silent("diffusers.pipelines.flux.pipeline_flux"):
+        told = memory_told(self.plan, f"encoding a prompt with {self.model}")
+        with _silent("diffusers.pipelines.flux.pipeline_flux"), told:
             embeds, pooled, _ = self.pipe.encode_prompt(
                 prompt=prompt, prompt_2=None, max_sequence_length=length, device=self.device
             )
@@ -165,6 +187,7 @@ class Flux:
                 )
 
     # ----------------------------------------------------------------------------------------------- denoise
+    @_in_turn
     def denoise(
         self, recipe: Recipe, encoded: Encoded, *, draws: Draws, latents: Tokens | None = None, done: int = 0
     ) -> Tokens:
@@ -210,11 +233,13 @@ class Flux:
         # diffusers turns true CFG on above 1 only.
         return self.profile.guidance_kind == "true_cfg" and (recipe.guidance or 0.0) > 1.0
 
+    @_in_turn
     def schedule(self, recipe: Recipe) -> tuple[float, ...]:
         """The noise levels that this recipe visits with this model, the final 0 included."""
         levels: list[float] = planned(self.pipe.scheduler, recipe, self.device).sigmas.tolist()
         return tuple(levels)
 
+    @_in_turn
     @_no_grad
     def replay(self, recipe: Recipe, encoded: Encoded, velocities: Sequence[Tokens], draws: Draws) -> list[Tokens]:
         """Take steps whose velocities are known: the tokens before each, and after the last.
@@ -244,15 +269,17 @@ class Flux:
         vae, device, processor = self.pipe.vae, self.device, self.pipe.image_processor
         pictures: list[Image.Image] = []
         # The same numbers with less bookkeeping. Hooks that move weights would leave them marked by it, so only here.
-        with torch.inference_mode() if device.type == "cpu" else torch.no_grad():
+        quietly = torch.inference_mode() if device.type == "cpu" else torch.no_grad()
+        turn = contextlib.nullcontext() if device.type == "cpu" else self.turn
+        with quietly, turn, memory_told(self.plan, f"decoding with {self.model}"):
             for latent in latents:
                 z = latent[None].to(device=device, dtype=vae.dtype)
                 z = (z / vae.config.scaling_factor) + vae.config.shift_factor
                 decoded = vae.decode(z, return_dict=False)[0]
                 # By way of the class: a recorder in front of this object may be watching a walk in another thread.
                 pictures += type(processor).postprocess(processor, decoded, output_type="pil")
-        if getattr(self.pipe, "_all_hooks", None):
-            self.pipe.maybe_free_model_hooks()
+            if getattr(self.pipe, "_all_hooks", None):
+                self.pipe.maybe_free_model_hooks()
         return tuple(pictures)
 
     @property

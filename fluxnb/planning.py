@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import html
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from fluxnb.errors import RunError, checks_itself, one_of
 from fluxnb.hardware import GIB, Hardware, described, detect
 from fluxnb.presets import PRESETS, Needs, Preset, needs
 
-__all__ = ["Option", "Plan", "is_large", "plan"]
+__all__ = ["Option", "Plan", "is_large", "memory_told", "plan"]
 
 ROOMY = 0.8  # beyond this share of the card, small weights make room for the decoder while it runs
 LARGE = 10**9  # weights from which a model is held in 16 bits and put together part by part
@@ -47,8 +49,10 @@ class Plan:
         seconds: predicted for a picture of a known prompt; `prompt_seconds` come on top for a new one.
         dtype: what is computed in.
         park: whether part of the transformer waits in main memory during decoding.
+        keep: whether what is read again for each new prompt is kept in main memory.
         model, machine: what was planned for what.
         options: every preset with its numbers.
+        fast: what `fast` gave, where it was asked for.
     """
 
     preset: str
@@ -64,15 +68,26 @@ class Plan:
     prompt_seconds: float = 0.0
     dtype: str = "float32"
     park: bool = False
+    keep: bool = False
     model: str = ""
     machine: Hardware | None = None
     options: tuple[Option, ...] = ()
+    fast: Any = None
 
     @property
     def next_smaller(self) -> str:
         """The preset to try when this one runs out of memory: the quickest that needs a fifth less; "" if none does."""
         less = [each for each in self.options if not each.refused and each.needs.vram_gib < 0.8 * self.vram_gib]
         return min(less, key=_cost).preset.name if less else ""
+
+    def out_of_memory(self, came: str) -> RunError:
+        """The error for a GPU that was too small after all; names the preset to try next."""
+        smaller = self.next_smaller
+        return RunError(
+            f"{came} ({self.preset}) ran out of GPU memory",
+            "smaller pictures need less, and so do other presets" if smaller else "smaller pictures need less",
+            f'try preset="{smaller}"' if smaller else "try height=512, width=512, and close what else uses the GPU",
+        )
 
     def __repr__(self) -> str:
         if not self.options:
@@ -81,7 +96,8 @@ class Plan:
         rows = [("", "preset", "GPU", "RAM", "a picture", "numbers", ""), *map(self._row, self.options)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
         lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
-        return "\n".join([self._headline, *(line.rstrip() for line in lines), self._footline])
+        report = [repr(self.fast)] if self.fast is not None else []
+        return "\n".join([self._headline, *(line.rstrip() for line in lines), self._footline, *report])
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{each}</th>" for each in ("", "preset", "GPU", "RAM", "a picture", "numbers", ""))
@@ -175,12 +191,29 @@ def plan(
         download_gib=max(0.0, fetch),
         seconds=best.needs.seconds,
         prompt_seconds=best.needs.prompt_seconds,
-        dtype=natural_dtype(machine, large),
+        dtype=natural_dtype(machine.without_accelerator if best.preset.name == "cpu" else machine, large),
         park=best.needs.park,
+        keep=best.needs.keep,
         model=str(model) if not Path(str(model)).is_absolute() else Path(str(model)).name,
         machine=machine,
         options=options,
     )
+
+
+@contextlib.contextmanager
+def memory_told(plan: Plan, came: str) -> Iterator[None]:
+    """Tell of a GPU that is too small in our words, and give its memory back."""
+    import torch
+
+    failure: RunError | None = None
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        failure = plan.out_of_memory(came)
+    if failure is not None:  # outside the except: a traceback would hold on to the tensors
+        gc.collect()
+        torch.cuda.empty_cache()
+        raise failure
 
 
 def is_large(anatomy: Anatomy) -> bool:
@@ -278,7 +311,7 @@ def _why(best: Option, fits: list[Option], options: tuple[Option, ...], asked: s
         return "asked for"
     if len(fits) == 1:
         return "the only one that fits"
-    quicker = [option for option in fits if option.needs.seconds < best.needs.seconds]
+    quicker = [each for each in fits if each.needs.seconds < best.needs.seconds and not each.preset.compiled]
     if best.preset.exact and quicker:
         return "exact, and nearly as quick as the lossy ones that fit"
     if best.preset.exact:

@@ -22,8 +22,8 @@ class Preset:
         text: where the text encoders are: "resident"; "by layer", read and let go layer by layer; "offloaded".
         tables: whether adaLN tables stand for the modulation layers.
         storage: how the blocks' weights are stored, see `fluxnb.quantise`.
-        offload: "" keeps the transformer on the device; "leaf" streams it through; "model" and "sequential" are
-            diffusers' offloads.
+        offload: "" keeps the transformer on the device; "leaf" streams it through from page-locked memory, "mapped"
+            from the disk's cache; "model" and "sequential" are diffusers' offloads.
         devices: where it makes sense.
         patience: how many times longer than this one a person would wait for an exact preset; long for those that
             are compiled for minutes first, so that they are chosen by hand.
@@ -65,7 +65,8 @@ PRESETS: dict[str, Preset] = {
             library="torchao", compiled=True,
         ),
         Preset(name="lean-nf4", says="and 4-bit storage", storage="nf4", patience=2.5, library="bitsandbytes"),
-        Preset(name="stream", says="layers come over PCIe as they run", offload="leaf"),
+        Preset(name="stream", says="layers come from main memory as they run", offload="leaf"),
+        Preset(name="stream-mapped", says="layers come from the disk's cache as they run", offload="mapped"),
         Preset(
             name="model-offload", says="diffusers' recipe: one part at a time", text="offloaded", tables=False,
             offload="model",
@@ -94,8 +95,11 @@ DECODE_FLOP = 10.47e12 / 1024**2  # a pixel; the decoder reaches 0.29 of the tra
 DECODE_RATE = 0.29
 CAST = {"fp8": 158e9 / 8.6e9, "nf4": 64e9 / 8.6e9}  # bytes of traffic a weight that undoing the storage costs
 PAGEABLE = 3.4  # GB/s both ways of diffusers' model offload, which moves memory that is not page-locked
-READING = 2.5  # GB/s from the disk's cache to the device
-PINNED = 1.5  # page-locked blocks are rounded up to powers of two
+READING = 2.5  # GB/s from the disk's cache to the device, tensor by tensor
+COPYING = 7.0  # GB/s from the disk's cache to page-locked memory, while the device computes
+PINNED = 1.7  # page-locked blocks are rounded up to powers of two: the transformer's, and
+KEPT = 1.35  # those of the text encoders and the modulation layers
+SPARE = 16.0  # GiB that a machine has left before anything is kept that need not be
 PYTHON = 3.0  # GiB of main memory for the libraries and the CUDA context
 
 
@@ -110,6 +114,7 @@ class Needs:
         seconds: a picture of a prompt that is known.
         prompt_seconds: in addition, for a new prompt.
         park: whether part of the transformer has to wait in main memory during decoding.
+        keep: whether there is room to keep in main memory what is read again for each new prompt.
     """
 
     vram_gib: float
@@ -118,6 +123,7 @@ class Needs:
     seconds: float
     prompt_seconds: float
     park: bool = False
+    keep: bool = False
 
 
 def needs(
@@ -143,7 +149,7 @@ def needs(
     waiting = held * 0.25 if park else 0.0
     if preset.offload == "model":
         peak = max(encoders, held + active, vae + decoding)
-    elif preset.offload in ("leaf", "sequential"):
+    elif preset.offload in ("leaf", "mapped", "sequential"):
         peak = vae + max(coming, layer + active, decoding)
     else:
         fixed = held + vae + (encoders if preset.text == "resident" else 0)
@@ -153,14 +159,24 @@ def needs(
     ram += PINNED * waiting / GIB
     if machine.device in ("cpu", "mps"):
         ram, peak = 1.5 + peak / GIB, 0.0 if machine.device == "cpu" else peak
-    seconds, prompt = _seconds(preset, model, machine, tokens, pixels, steps, bytes_each, held)
+    reading = 0.0
+    if preset.text == "by layer":
+        reading = float(encoders + (model.modulation * bytes_each if preset.tables else 0))
+    keep = machine.device == "cuda" and 0 < ram + KEPT * reading / GIB < machine.ram_gib - SPARE and reading > GIB
+    ram += KEPT * reading / GIB if keep else 0.0
+    cached = machine.ram_gib - ram
+    streamed = held if preset.offload == "mapped" or machine.device == "cpu" else 0.0
+    seconds = _seconds(preset, model, machine, tokens, pixels, steps, bytes_each, held, cached * GIB > streamed)
     return Needs(
         vram_gib=peak / GIB,
         ram_gib=ram,
         disk_gib=model.total * 2 / GIB,
-        seconds=seconds + 2 * waiting / (machine.pcie * 1e9) * (1 if park else 0),
-        prompt_seconds=prompt,
+        seconds=seconds + 2 * waiting / (machine.pcie * 1e9),
+        prompt_seconds=_prompt_seconds(
+            preset, model, machine, bytes_each, reading, keep, cached * GIB > streamed + reading
+        ),
         park=park,
+        keep=keep,
     )
 
 
@@ -171,27 +187,42 @@ def transformer_bytes(preset: Preset, model: Anatomy, bytes_each: int) -> float:
     return float(model.blocks * each + model.rest * bytes_each + modulation)
 
 
+def _rate(machine: Hardware, bytes_each: int) -> float:
+    return machine.tflops * 1e12 * (1.0 if bytes_each == 2 or machine.device == "cpu" else 0.5)
+
+
 def _seconds(
     preset: Preset, model: Anatomy, machine: Hardware, tokens: int, pixels: int, steps: int, bytes_each: int,
-    held: float,
-) -> tuple[float, float]:  # fmt: skip
-    rate = machine.tflops * 1e12 * (1.0 if bytes_each == 2 or machine.device == "cpu" else 0.5)
+    held: float, cached: bool,
+) -> float:  # fmt: skip
+    """A picture of a prompt that is known."""
+    rate = _rate(machine, bytes_each)
     step = model.flop(tokens) / rate
     step += CAST.get(preset.storage, 0.0) * model.blocks / (machine.bandwidth * 1e9)
     if preset.compiled:
         step *= 0.57 if preset.storage == "fp8-rows" else 0.65
     if preset.offload == "leaf":
         step = max(step, held / (machine.pcie * 1e9))
+    elif preset.offload == "mapped":
+        source = min(COPYING, 1.5 * machine.cores) if cached else machine.disk
+        step = max(step, held / (min(source, machine.pcie) * 1e9))
     elif preset.offload == "sequential":
         step += held / (PAGEABLE * 1e9)
     elif machine.device == "cpu":
-        step = max(step, held / (machine.bandwidth * 1e9))
+        step = max(step, held / ((machine.bandwidth if cached else machine.disk) * 1e9))
     picture = steps * step + DECODE_FLOP * pixels / (DECODE_RATE * rate)
-    reading = (model.t5 + model.clip) * 2 + (model.modulation * 2 if preset.tables else 0)
-    prompt = 2 * (model.t5 + model.clip) * 256 / rate
     if preset.offload == "model":
         picture += 2 * (held + model.vae * bytes_each) / (PAGEABLE * 1e9)
-        prompt += 2 * (model.t5 + model.clip) * bytes_each / (PAGEABLE * 1e9)
-    elif preset.text == "by layer":
-        prompt += reading / (READING * 1e9)
-    return picture, prompt
+    return picture
+
+
+def _prompt_seconds(
+    preset: Preset, model: Anatomy, machine: Hardware, bytes_each: int, reading: float, keep: bool, cached: bool
+) -> float:
+    """What a new prompt adds."""
+    encoders = model.t5 + model.clip
+    computing = 2 * encoders * 256 / _rate(machine, bytes_each)
+    if preset.text == "offloaded":
+        return computing + 2 * encoders * bytes_each / (PAGEABLE * 1e9)
+    source = machine.pcie if keep else READING if cached else min(READING, machine.disk)
+    return computing + reading / (source * 1e9)

@@ -183,7 +183,7 @@ def take_together(
                     pipe._interrupt = True  # diffusers' own way of leaving the loop
 
         prompts = [recipe.prompt for recipe in recipes]
-        with _bar(pipe, first), recording(flux, keep=keep, _watch=watch, _prompts=prompts) as recorder:
+        with flux.turn, _bar(pipe, first), recording(flux, keep=keep, _watch=watch, _prompts=prompts) as recorder:
             try:
                 flux.denoise(first, together, draws=draws, latents=latents, done=count)
             except KeyboardInterrupt:
@@ -294,8 +294,4 @@ def _not_a_number(step: Step, recipe: Recipe) -> RunError:
 
 
 def _out_of_memory(flux: Flux, recipe: Recipe) -> RunError:
-    return RunError(
-        f"{recipe.height} x {recipe.width} px with {flux.model} ({flux.plan.preset}) ran out of GPU memory",
-        "smaller pictures and the offloading presets need less",
-        f'try height=512, width=512, or fnb.load({flux.model!r}, preset="group-offload")',
-    )
+    return flux.plan.out_of_memory(f"{recipe.height} x {recipe.width} px with {flux.model}")

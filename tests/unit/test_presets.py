@@ -45,5 +45,5 @@ def test_parking_makes_the_peak_smaller_and_main_memory_larger():
 
 def test_what_is_exact_is_what_stores_weights_as_they_are():
     assert {name for name, preset in PRESETS.items() if preset.exact} == {
-        "resident", "lean", "stream", "model-offload", "sequential-offload", "cpu",
+        "resident", "lean", "stream", "stream-mapped", "model-offload", "sequential-offload", "cpu",
     }  # fmt: skip

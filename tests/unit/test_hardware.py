@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import types
+
+import pytest
+
+from fluxnb import hardware
+from fluxnb.errors import InputError
+from fluxnb.hardware import CARDS, MACHINES, available_ram, described, detect
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("name", [*CARDS, *MACHINES, *hardware.APPLE, *hardware.ALIASES])
+def test_every_known_name_describes_a_machine(name):
+    machine = described(name)
+    assert machine.device in ("cuda", "mps") and 0 < machine.vram_gib < 200 and machine.tflops > 0
+    assert machine.name == name
+
+
+def test_a_t4_has_no_bfloat16_whatever_it_says():
+    assert not described("colab-t4").bf16 and described("rtx-3060-12gb").bf16
+
+
+@pytest.mark.parametrize("text", ["RTX 4090", "rtx_4090", " rtx-4090 "])
+def test_a_card_may_be_written_as_people_write_it(text):
+    assert described(text).capability == (8, 9)
+
+
+def test_sizes_alone_describe_a_machine():
+    machine = described("12gb/32gb")
+    assert machine.device == "cuda" and 10.5 < machine.vram_gib < 12 and machine.ram_gib == 32
+    assert described("8gb").ram_gib == hardware.DESKTOP[0]
+    assert described("cpu-64gb").device == "cpu" and 50 < described("cpu-64gb").ram_gib < 64
+
+
+def test_numbers_describe_a_machine():
+    machine = described({"vram_gib": 24, "ram_gib": 64.0, "capability": (7, 5)})
+    assert (machine.ram_gib, machine.bf16, machine.capability) == (64.0, False, (7, 5))
+    assert described({"ram_gib": 16.0}).device == "cpu"
+    assert described(machine) is machine
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("rtx-4091", "rtx-4090"),
+        ("", "known are"),
+        ({"vram": 12}, "vram_gib"),
+        ({"vram_gib": -1}, "a size in GiB"),
+        ({"vram_gib": "12"}, "a size in GiB"),
+        ({"vram_gib": float("nan")}, "a size in GiB"),
+        ({"vram_gib": True}, "a size in GiB"),
+        ({"vram_gib": 12, "device": "tpu"}, "cuda"),
+    ],
+)
+def test_what_describes_nothing_is_told(given, says):
+    with pytest.raises(InputError, match=says):
+        described(given)
+
+
+@pytest.mark.parametrize(
+    ("driver", "card"),
+    [
+        ("Tesla T4", "t4"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA GeForce RTX 4060 Ti", "rtx-4060-ti-16gb"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L4", "l4"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "rtx-pro-6000"),
+        ("NVIDIA GeForce GTX 1650", None),
+    ],
+)
+def test_a_driver_s_name_finds_its_card(driver, card):
+    assert hardware._card_called(driver) is (CARDS[card] if card else None)
+
+
+def cgroup(tmp_path, files):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path
+
+
+def test_a_container_s_limit_counts_less_what_is_used_without_the_disk_s_cache(tmp_path):
+    place = cgroup(
+        tmp_path,
+        {
+            "memory.max": str(3 * GIB),
+            "memory.current": str(2 * GIB),
+            "memory.stat": f"anon 5\ninactive_file {GIB}\nfile 7\n",
+        },
+    )
+    assert available_ram(place) == pytest.approx(2.0)
+
+
+def test_the_older_kind_of_limit_counts_too(tmp_path):
+    place = cgroup(
+        tmp_path,
+        {
+            "memory/memory.limit_in_bytes": str(GIB),
+            "memory/memory.usage_in_bytes": str(GIB // 2),
+            "memory/memory.stat": "cache 1\ntotal_inactive_file 0\n",
+        },
+    )
+    assert available_ram(place) == pytest.approx(0.5)
+
+
+def test_a_limit_that_is_used_up_leaves_nothing(tmp_path):
+    files = {"memory.max": str(GIB), "memory.current": str(2 * GIB), "memory.stat": ""}
+    assert available_ram(cgroup(tmp_path, files)) == 0.0
+
+
+def test_no_limit_is_no_limit(tmp_path):
+    free = available_ram(tmp_path)
+    files = {"memory.max": "max\n", "memory.current": "5", "memory.stat": ""}
+    assert available_ram(cgroup(tmp_path, files)) == pytest.approx(free, rel=0.2)
+
+
+def test_a_card_is_read_from_the_driver(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (12 * GIB, 15 * GIB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: GIB)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: types.SimpleNamespace(multi_processor_count=40))
+    # What torch says of bfloat16 is not asked: on a T4 it says yes.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: pytest.fail("asked"))
+    here = detect()
+    assert (here.device, here.bf16, here.capability, here.tflops) == ("cuda", False, (7, 5), CARDS["t4"].tflops)
+    assert here.vram_gib == pytest.approx(13.0)  # what is free, and what is ours and empty
+
+
+def test_a_cap_on_the_process_is_a_smaller_card(monkeypatch):
+    import torch
+
+    test_a_card_is_read_from_the_driver(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.4, raising=False)
+    assert detect().vram_gib == pytest.approx(5.0)
