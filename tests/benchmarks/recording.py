@@ -118,7 +118,7 @@ class Bench:
 
     def watched(self, keep: fnb.Keep | None = None, **options: Any) -> tuple[torch.Tensor, Any]:
         """The same call, recorded, and its first walk."""
-        with fnb.recording(self.pipe, keep=keep, _prompt=PROMPT) as recorder:
+        with fnb.recording(self.pipe, keep=keep, _prompts=[PROMPT]) as recorder:
             images = self.call(**options)
         walk = recorder.trajectories[0]
         if not walk.finished or (keep is LOOK and len(walk.words) != 9):

@@ -31,10 +31,11 @@ def kin(name):
 
 def group(kind):
     def change(pipe):
-        pipe.enable_group_offload(
-            onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type=kind,
-            num_blocks_per_group=1,
-        )  # fmt: skip
+        cpu = torch.device("cpu")
+        try:
+            pipe.enable_group_offload(cpu, cpu, offload_type=kind, num_blocks_per_group=1)
+        except AttributeError:
+            pytest.skip("this diffusers offloads with an accelerator only")
         return pipe
 
     return change
