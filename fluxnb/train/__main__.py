@@ -151,7 +151,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from fluxnb.train.config import PRESETS
     from fluxnb.train.evaluate import evaluate, settings_of
     from fluxnb.train.examiner import Asked, Examiner
-    from fluxnb.train.figure import figure_of
     from fluxnb.train.gather import another, gather, student_beside
     from fluxnb.train.loop import Rank
     from fluxnb.train.render import Renderer
@@ -176,6 +175,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.save is not None:
         options.save.write_text(text + "\n")
     if options.figure is not None:
+        from fluxnb.train.figure import figure_of  # it alone needs matplotlib
+
         figure_of(table, rows, note=asked.words()).savefig(options.figure, dpi=144)
     print(text)
 

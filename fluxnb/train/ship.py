@@ -9,15 +9,21 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FluxPipeline
+from safetensors.torch import load_file
 
-from fluxnb.train.build import build_pipeline_parts, count
+from fluxnb.train.build import build_pipeline_parts, build_transformer
 from fluxnb.train.config import Sizes
 from fluxnb.train.loop import read_log
 from fluxnb.train.teacher import load_denoiser
 
-#: what each name is used with when nothing is said; `pocket` is the teacher until there is a student.
-PROFILE = {"size": 128, "steps": 28, "guidance_kind": "true_cfg", "guidance": 2.5, "max_sequence_length": 48}
-PROFILES = {"pocket": PROFILE, "pocket-base": PROFILE}
+TRUE_CFG = {"guidance_kind": "true_cfg", "guidance": 2.5}
+#: what each name is used with when nothing is said; guidance is baked into the student, as with schnell.
+PROFILES = {
+    "pocket": {"size": 128, "steps": 4, "guidance_kind": "none", "max_sequence_length": 48},
+    "pocket-base": {"size": 128, "steps": 28, **TRUE_CFG, "max_sequence_length": 48},
+}
+PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+STAGES = ("autoencoder", "judge", "teacher", "pairs", "warm", "student", "reflow")
 
 
 def assemble(run: Path, sizes: Sizes) -> FluxPipeline:
@@ -34,20 +40,31 @@ def assemble(run: Path, sizes: Sizes) -> FluxPipeline:
 
 
 def ship(run: Path, to: Path, sizes: Sizes) -> Path:
-    """Save the pipeline in half precision under `to/base`, the judge beside it, and `to/card.json`."""
+    """Write what the run holds: the teacher as `to/base`, the judge, the student as `to/transformer`, and the card.
+
+    A run that continued from shipped weights may hold the student alone; then the rest of `to` stays as it is.
+    """
+    if (run / "vae").is_dir():
+        ship_teacher(run, to, sizes)
+        shutil.copyfile(run / "judge.safetensors", to / "judge.safetensors")
+    if (run / "student.safetensors").exists():
+        student = build_transformer(sizes)
+        student.load_state_dict(load_file(run / "student.safetensors"))
+        student.to(torch.float16).save_pretrained(to / "transformer", safe_serialization=True)
+    write_card(run, to)
+    return to
+
+
+def ship_teacher(run: Path, to: Path, sizes: Sizes) -> None:
+    """Save the teacher's pipeline in half precision under `to/base`."""
     pipe = assemble(run, sizes)
-    networks = {name: pipe.components[name] for name in ("transformer", "vae", "text_encoder", "text_encoder_2")}
-    counts = {name: count(network) for name, network in networks.items()}
-    for network in networks.values():
-        network.to(torch.float16)
+    for name in PARTS:
+        pipe.components[name].to(torch.float16)
     if (to / "base").exists():
         shutil.rmtree(to / "base")
     pipe.save_pretrained(to / "base", safe_serialization=True)
     for name in ("text_encoder", "text_encoder_2"):
         _compute_in_float32(to / "base" / name / "config.json")
-    shutil.copyfile(run / "judge.safetensors", to / "judge.safetensors")
-    write_card(run, to, counts)
-    return to
 
 
 def _compute_in_float32(config: Path) -> None:
@@ -57,31 +74,42 @@ def _compute_in_float32(config: Path) -> None:
     config.write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n")
 
 
-def write_card(run: Path, to: Path, counts: dict[str, int]) -> None:
-    """What the run says of itself, and the checksum of every file that ships."""
-    stages = {}
-    for stage in ("autoencoder", "judge", "teacher"):
-        log = read_log(run / f"{stage}.jsonl")
-        curve = [(line["iteration"], line["loss"]) for line in log if "loss" in line]
-        stages[stage] = {"seconds": log[-1]["seconds"], "loss": curve[:: max(1, len(curve) // 60)], **_facts(log[-1])}
-    evaluation = run / "evaluation.json"
-    notes = run / "notes.json"
-    card = {
-        "name": "pocket-base",
+def write_card(run: Path, to: Path) -> None:
+    """What the run says of itself, over what an earlier card said, and the checksum of every file that ships."""
+    card = json.loads((to / "card.json").read_text()) if (to / "card.json").exists() else {}
+    notes, evaluation = run / "notes.json", run / "evaluation.json"
+    stages = {stage: _story(read_log(path)) for stage in STAGES if (path := run / f"{stage}.jsonl").exists()}
+    card |= {
+        "name": "pocket",
         "license": "Apache-2.0; the pictures it learned from are Fluent 3D emoji, MIT",
         "data": "scenes of fluxnb.train.world, drawn by fluxnb.train.render; a tenth of the combinations held out",
-        "parameters": counts,
+        "parameters": {name: _parameters(to / "base" / name) for name in PARTS},
         "profile": PROFILES,
         **(json.loads(notes.read_text()) if notes.exists() else {}),
-        "training": stages,
-        "evaluation": json.loads(evaluation.read_text()) if evaluation.exists() else {},
-        "files": {
-            path.relative_to(to).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(to.rglob("*"))
-            if path.is_file() and path.name != "card.json"
-        },
+        "training": card.get("training", {}) | stages,
     }
-    (to / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    if evaluation.exists():
+        card["evaluation"] = json.loads(evaluation.read_text())
+    card["files"] = {
+        path.relative_to(to).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(to.rglob("*"))
+        if path.is_file() and path.name != "card.json"
+    }
+    (to / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+
+def _story(log: list[dict[str, object]]) -> dict[str, object]:
+    """The loss curve of a stage in at most sixty points, its looks at pictures, and what its last line says."""
+    curve = [(line["iteration"], line["loss"]) for line in log if "loss" in line]
+    looks = [line for line in log if "fd_4" in line and "chosen" not in line]
+    told = {"loss": curve[:: max(1, len(curve) // 60)]} | ({"looks": looks} if looks else {})
+    return {"seconds": log[-1]["seconds"], **told, **_facts(log[-1])}
+
+
+def _parameters(folder: Path) -> int:
+    """How many numbers the weights in a folder hold."""
+    sizes = (tensor.numel() for path in folder.glob("*.safetensors") for tensor in load_file(path).values())
+    return sum(sizes)
 
 
 def _facts(line: dict[str, object]) -> dict[str, object]:

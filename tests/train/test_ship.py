@@ -1,0 +1,68 @@
+"""What ships says what it is, and a student may join a teacher that has shipped before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("sentencepiece")
+
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
+
+import fluxnb
+from fluxnb.train.build import build_transformer
+from fluxnb.train.config import TINY
+from fluxnb.train.distil import save_transformer
+from fluxnb.train.loop import Rank
+from fluxnb.train.ship import ship
+
+POCKET = Path(fluxnb.__file__).parent / "pocket"
+
+
+@pytest.fixture
+def joined(tmp_path):
+    """A student, shipped beside a card that was there before."""
+    torch.manual_seed(0)
+    student = build_transformer(TINY.sizes)
+    save_transformer(student, tmp_path / "run" / "student.safetensors", Rank(0, 1, torch.device("cpu")))
+    (tmp_path / "to").mkdir()
+    (tmp_path / "to" / "card.json").write_text(json.dumps({"training": {"teacher": {"seconds": 1}}, "hardware": "a"}))
+    (tmp_path / "run" / "student.jsonl").write_text('{"iteration": 1, "fd_4": 0.5}\n{"iterations": 2, "seconds": 3}\n')
+    return student, ship(tmp_path / "run", tmp_path / "to", TINY.sizes)
+
+
+def test_a_student_opens_as_a_plain_transformer(joined):
+    student, to = joined
+    opened = FluxTransformer2DModel.from_pretrained(to / "transformer", torch_dtype=torch.float32)
+    assert all(
+        torch.equal(value.half(), opened.state_dict()[name].half()) for name, value in student.state_dict().items()
+    )
+
+
+def test_a_student_leaves_the_teachers_part_of_the_card(joined):
+    card = json.loads((joined[1] / "card.json").read_text())
+    assert card["training"]["teacher"] == {"seconds": 1} and card["hardware"] == "a"
+    assert card["training"]["student"]["looks"] == [{"iteration": 1, "fd_4": 0.5}]
+
+
+def test_the_card_that_ships_knows_every_file_beside_it():
+    card = json.loads((POCKET / "card.json").read_text())
+    beside = {p.relative_to(POCKET).as_posix(): p for p in POCKET.rglob("*") if p.is_file() and p.name != "card.json"}
+    beside = {name: path for name, path in beside.items() if "__pycache__" not in name}
+    assert card["files"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in beside.items()}
+
+
+def test_the_student_that_ships_is_not_the_teacher():
+    student = load_file(next((POCKET / "transformer").glob("*.safetensors")))
+    teacher = load_file(next((POCKET / "base" / "transformer").glob("*.safetensors")))
+    assert student.keys() == teacher.keys() and any(not torch.equal(student[k], teacher[k]) for k in student)
+
+
+def test_both_models_stay_within_44_megabytes():
+    files = [path for path in POCKET.rglob("*") if path.is_file() and path.name != "judge.safetensors"]
+    assert sum(path.stat().st_size for path in files) < 44e6
