@@ -9,6 +9,7 @@ from .errors import InputError as InputError
 from .errors import RunError as RunError
 from .errors import StorageError as StorageError
 from .export.png import open_recipe as open_recipe
+from .laboratory import lab as lab
 from .loading import load as load
 from .pipeline import Flux as Flux
 from .pipeline import PromptWarning as PromptWarning
@@ -42,6 +43,7 @@ from .sweep import plan_sweep as plan_sweep
 from .sweep import stream as stream
 from .sweep import sweep as sweep
 from .widgets import Explorer as Explorer
+from .widgets import Lab as Lab
 from .widgets import Scrubber as Scrubber
 from .widgets import explore as explore
 from .widgets import scrub as scrub

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import inspect
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -210,6 +211,27 @@ def test_walks_that_wait_for_the_decoder_are_not_lost_when_the_loop_is_left(toy,
     stop = lambda step: steps.append(step) or (fnb.STOP if len(steps) == 5 else None)  # noqa: E731
     cells = list(fnb.stream(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path, on_step=stop))
     assert len(cells) == 3 == len(list(tmp_path.rglob("*.json")))
+
+
+def test_two_threads_that_use_one_model_take_turns(toy):
+    pictures = {}
+
+    def walk(seed):
+        recipe = fnb.Recipe(prompt="a fox", seed=seed, steps=3 + seed % 3, sampler=["euler", "renoise"][seed % 2])
+        pictures[seed] = fnb.run(toy, recipe.replace(height=32, width=32)).image.tobytes()
+
+    workers = [threading.Thread(target=walk, args=(seed,)) for seed in range(8)]
+    for worker in workers:
+        worker.start()
+    grid = fnb.sweep(toy, **SMALL)
+    for worker in workers:
+        worker.join()
+    together = dict(pictures)
+    for seed in range(8):
+        walk(seed)
+    assert together == pictures
+    for cell in grid:
+        assert cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
 
 
 # ----------------------------------------------------------------------------------------------- before it starts
