@@ -138,7 +138,7 @@ def anatomy_of(folder: Path, parts: Mapping[str, Path] | None = None) -> Anatomy
         configs = {name: json.loads((places[name] / "config.json").read_text(encoding="utf-8")) for name in FLUX}
         stored = sum(path.stat().st_size for path in places["vae"].glob("*.safetensors"))
         # Stored in 4 or 2 bytes a weight; a VAE is small enough for the difference not to matter to a plan.
-        return counted(configs, vae=stored // 2)
+        return counted(configs, vae=stored // 2 or VAE_WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise StorageError(
             f"the configurations in {folder} ({type(problem).__name__}: {problem})",

@@ -148,7 +148,7 @@ def plan(
     before a lossy one is preferred.
 
     Arguments:
-        model: a name, a folder or a hub id; of ids nothing is asked, they are counted as FLUX.1.
+        model: a name, a folder, or a hub id, whose configuration is asked for.
         hardware: a name such as "colab-t4" or "rtx-3060-12gb", "12gb/32gb", a mapping such as {"vram_gib": 12}, a
             Hardware; None looks at this machine.
         preset: one of `fluxnb.presets.PRESETS`, to have it or the reason why not.
@@ -234,7 +234,9 @@ def _anatomy(model: str | Path) -> Anatomy:
     folder = Path(str(model))
     if (folder / "transformer" / "config.json").is_file():
         return anatomy_of(folder)
-    return counted() if _from_hub(model) else _tiny()
+    if str(model) in weights.HUB or weights.HUB.get("schnell") == str(model):
+        return counted()
+    return anatomy_of(weights.configurations(str(model))) if _from_hub(model) else _tiny()
 
 
 def _tiny() -> Anatomy:

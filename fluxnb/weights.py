@@ -6,6 +6,7 @@ Weights are safetensors only: other formats can run code when they are opened.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -18,7 +19,7 @@ import torch
 
 from fluxnb.errors import FluxnbError, InputError, StorageError, cut, one_of
 
-__all__ = ["HUB", "NAMES", "Source", "fetch", "locate", "read", "sampled_fingerprint"]
+__all__ = ["HUB", "NAMES", "Source", "configurations", "fetch", "locate", "read", "sampled_fingerprint"]
 
 HUB = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
 NAMES = ("pocket", "pocket-base", *HUB)
@@ -155,6 +156,22 @@ def fetch(source: Source) -> Path:
     raise refusal
 
 
+def configurations(repo: str) -> Path:
+    """A folder with the few kilobytes that say how large a model of the hub is.
+
+    Raises:
+        StorageError: the hub, the network or the disk said no.
+    """
+    from huggingface_hub import snapshot_download
+
+    refusal: FluxnbError
+    try:
+        return Path(snapshot_download(repo, allow_patterns=["*/config.json", "model_index.json"]))
+    except Exception as problem:  # every kind of refusal, told apart by what it is called
+        refusal = hub_error(repo, problem)
+    raise refusal
+
+
 def _blobs(snapshot: Path) -> set[Path]:
     folder = snapshot.parent.parent / "blobs"
     return set(folder.glob("*")) if folder.is_dir() else set()
@@ -239,6 +256,12 @@ def hub_error(repo: str, problem: BaseException) -> FluxnbError:
             f"{repo} could not be reached",
             "it is not in the cache and the hub does not answer",
             'check the network (and HF_HUB_OFFLINE), or try fnb.load("pocket"), which needs none',
+        )
+    if any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in chain):
+        return StorageError(
+            f"{repo} could not be stored",
+            "the disk is full; what has arrived stays and is not fetched again",
+            "make room, or set HF_HOME to a larger disk",
         )
     first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
     return StorageError(

@@ -13,10 +13,10 @@ from fluxnb.planning import plan
 
 TABLE = Path(__file__).with_name("plans.md")
 MACHINES = (
-    "colab-t4", "kaggle-t4", "kaggle-p100", "colab-l4", "colab-a100", "colab-g4", "a10g", "l40s", "a100-80gb", "h100", "h200",
-    "b200", "rtx-2060", "rtx-3060-12gb", "rtx-3070", "rtx-3080", "rtx-3090", "rtx-4060", "rtx-4070", "rtx-4080",
-    "rtx-4090", "rtx-5080", "rtx-5090", "8gb/64gb", "16gb/64gb", "mac-m1-16gb", "mac-m2-pro-32gb", "mac-m4-max-64gb",
-    "cpu-16gb", "cpu-64gb",
+    "colab-t4", "kaggle-t4", "kaggle-p100", "colab-l4", "colab-a100", "colab-g4", "a10g", "l40s", "a100-80gb", "h100",
+    "h200", "b200", "rtx-2060", "rtx-3060-12gb", "rtx-3070", "rtx-3080", "rtx-3090", "rtx-4060", "rtx-4070",
+    "rtx-4080", "rtx-4090", "rtx-5080", "rtx-5090", "8gb/64gb", "16gb/64gb", "mac-m1-16gb", "mac-m2-pro-32gb",
+    "mac-m4-max-64gb", "cpu-16gb", "cpu-64gb",
 )  # fmt: skip
 HEAD = ("machine", "preset", "GPU GiB", "RAM GiB", "s a picture", "+ s a new prompt", "numbers", "in", "why")
 
