@@ -90,7 +90,7 @@ class Attention:
     def _reset(self) -> None:
         self._fresh, self._live, self._looked = True, False, 0
         self._sum: Tensor | None = None
-        self._table: Tensor | None = None
+        self._tables: dict[tuple[int, int], Tensor] = {}
         self._seen: dict[str, Any] = {}
 
     # ------------------------------------------------------------------------------------------------ the hooks
@@ -113,7 +113,7 @@ class Attention:
         self._text = 0 if text is None else int(text.shape[1])
 
     def _end(self, *_: Any) -> None:
-        self._live, self._table, self._seen = False, None, {}
+        self._live, self._tables, self._seen = False, {}, {}
 
     def _enter(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._live:
@@ -161,18 +161,21 @@ class Attention:
                 shares = torch.nn.functional.scaled_dot_product_attention(
                     query[one].transpose(1, 2),
                     key[one].transpose(1, 2),
-                    self._values(few, key[one]).transpose(1, 2),
+                    self._values((picture, first), few, key[one]).transpose(1, 2),
                     attn_mask=mask,
                 )
                 maps[picture, :, first : first + len(few)] = shares[0, :, :, : len(few)].mean(0, dtype=torch.float32)
         return maps
 
-    def _values(self, places: Sequence[Sequence[int]], like: Tensor) -> Tensor:
+    def _values(self, which: tuple[int, int], places: Sequence[Sequence[int]], like: Tensor) -> Tensor:
         """For values, a table: one column a word, 1 where a key is a token of it. As wide as a key: kernels want so."""
-        table = torch.zeros(like.shape[1], like.shape[-1])
-        for column, tokens in enumerate(places):
-            table[list(tokens), column] = 1
-        return table.to(like)[None, :, None, :].expand_as(like).contiguous()
+        if which not in self._tables:  # made once an evaluation, not once a block
+            table = torch.zeros(like.shape[1], like.shape[-1])
+            for column, tokens in enumerate(places):
+                table[list(tokens), column] = 1
+            self._tables[which] = table
+        self._tables[which] = self._tables[which].to(like)
+        return self._tables[which][None, :, None, :].expand_as(like).contiguous()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """Figures of walks and grids: plain functions that return a matplotlib Figure and never see the model.
 
-`filmstrip`, `compare`, `contact_sheet` and `latent_channels` are made of pictures (`strips`), `attention` of pictures
-under light (`spotlights`); `sigma_curve`,
-`velocity`, `lock_in` and `path` have axes, and take `ax=` to be drawn into a figure of your own (`curves`).
+`sigma_curve`, `velocity`, `lock_in` and `path` have axes (`curves`); `filmstrip`, `compare`, `contact_sheet` and
+`latent_channels` are made of pictures (`strips`), `attention` of pictures under light (`spotlights`). All take `ax=`,
+to be drawn into a figure of your own.
 Every figure says which model, seed and steps it shows.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -11,7 +12,7 @@ from fluxnb.errors import InputError, cut, one_of
 from fluxnb.frames import NAMES, Decode, reel
 from fluxnb.overlays import lit, looked_at, strengths, telling
 from fluxnb.plots.layout import FRAME, GAP, HEAD, box, evenly, frame, write
-from fluxnb.plots.style import INK, SMALL, SOFT, TEXT, clip, heading, new, styled
+from fluxnb.plots.style import INK, SMALL, SOFT, TEXT, clip, heading, new, placed, styled
 from fluxnb.plots.words import subtitle_of, title_of, wrap
 from fluxnb.records import Trajectory
 
@@ -27,6 +28,7 @@ def attention(
     over: str = "picture",
     decode: Decode | None = None,
     columns: int = 8,
+    ax: Axes | None = None,
 ) -> Figure:
     """Where the model looked for each word: a row a word, a column a step; bright is where the picture looked at it.
 
@@ -40,6 +42,7 @@ def attention(
         over: "picture", the one it ended in; or "clean", "x", "v" or "noise" of each step.
         decode: from latents (n, 16, h/8, w/8) to pictures; None for the walk's own linear preview.
         columns: most steps shown, at least 2.
+        ax: axes to draw in; None for a new figure.
 
     Returns:
         The Figure.
@@ -91,7 +94,7 @@ def attention(
         note = "bright: what looked at the word; each word has its own scale"
         note += f"\n{', '.join(parts)} shown" if parts else ""
         write(figure, side, HEAD + 0.25 + len(rows) * (high + GAP), note, SMALL - 0.5, SOFT)
-    return figure
+    return placed(figure, ax)
 
 
 def _under(walk: Trajectory, over: str, decode: Decode | None) -> dict[int, Image.Image]:

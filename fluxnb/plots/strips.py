@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fluxnb.errors import InputError, cut, one_of
 from fluxnb.frames import NAMES, Decode, reel, reels
 from fluxnb.plots.layout import FRAME, GAP, HEAD, blocks_of, box, evenly, frame, rule, spaced, spot, square, write
-from fluxnb.plots.style import INK, SMALL, SOFT, TEXT, breadth, clip, heading, new, styled
+from fluxnb.plots.style import INK, SMALL, SOFT, TEXT, breadth, clip, heading, new, placed, styled
 from fluxnb.plots.words import common, facts_of, subtitle_of, title_of, values_of, wrap
 from fluxnb.records import Film, Sweep, Trajectory
 
@@ -35,6 +36,7 @@ def filmstrip(
     shows: Sequence[str] = ("x", "v", "clean", "noise"),
     decode: Decode | None = None,
     columns: int = 8,
+    ax: Axes | None = None,
 ) -> Figure:
     """Every step of one walk from noise to picture: a column per step, a row for each thing the step holds.
 
@@ -46,6 +48,7 @@ def filmstrip(
         shows: the rows, of "x", "v", "clean", "noise".
         decode: from latents (n, 16, h/8, w/8) to pictures; None for the walk's own linear preview.
         columns: most steps shown, at least 2.
+        ax: axes to draw in; None for a new figure.
 
     Returns:
         The Figure.
@@ -88,7 +91,7 @@ def filmstrip(
         if len(chosen) < len(roll.sigmas):
             note += f"; {len(chosen)} of {len(roll.sigmas)} steps shown"
         write(figure, side, bottom, note, SMALL - 0.5, SOFT)
-    return figure
+    return placed(figure, ax)
 
 
 def compare(
@@ -97,6 +100,7 @@ def compare(
     show: str = "clean",
     decode: Decode | None = None,
     labels: Sequence[str] | None = None,
+    ax: Axes | None = None,
 ) -> Figure:
     """Several walks under one another, each frame where its sigma is: 1 at the left, 0 at the right.
 
@@ -107,6 +111,7 @@ def compare(
         walks: Trajectories or Films, one row each.
         show: "clean", "x", "v" or "noise".
         decode, labels: as in `filmstrip`; labels name only what differs when left out.
+        ax: axes to draw in; None for a new figure.
 
     Returns:
         The Figure.
@@ -146,10 +151,12 @@ def compare(
             write(figure, place(sigma), base + 0.08, word, SMALL, SOFT)
         by = " and ".join(sorted({roll.by for roll in rolls if roll.by}))
         write(figure, side, base + 0.26, f"a frame holds until the next; frames by {by}", SMALL - 0.5, SOFT)
-    return figure
+    return placed(figure, ax)
 
 
-def contact_sheet(sweep: Sweep, *, rows: str | None = None, columns: str | None = None) -> Figure:
+def contact_sheet(
+    sweep: Sweep, *, rows: str | None = None, columns: str | None = None, ax: Axes | None = None
+) -> Figure:
     """The pictures of a sweep as a labelled grid; rows and columns are axes of the sweep.
 
     With more than two axes the remaining ones make further blocks of rows, one for each of their values.
@@ -158,6 +165,7 @@ def contact_sheet(sweep: Sweep, *, rows: str | None = None, columns: str | None 
         sweep: what `fnb.sweep` returned; cells it never reached stay empty.
         rows, columns: axis names; left out, the columns are the last axis with several values, the rows the one
             before it.
+        ax: axes to draw in; None for a new figure.
 
     Returns:
         The Figure.
@@ -209,10 +217,10 @@ def contact_sheet(sweep: Sweep, *, rows: str | None = None, columns: str | None 
                     wanted = {**block, across: value} | ({down: down_value} if down else {})
                     found = sweep.select(**wanted)
                     square(figure, side + column * (wide + GAP), y, wide, high, found[0] if found else None)
-    return figure
+    return placed(figure, ax)
 
 
-def latent_channels(walk: Trajectory, step: int = -1, *, show: str = "clean") -> Figure:
+def latent_channels(walk: Trajectory, step: int = -1, *, show: str = "clean", ax: Axes | None = None) -> Figure:
     """The sixteen channels of one step's latents, each a small map; purple below zero, orange above.
 
     All channels share one scale, so a pale channel carries little. One cell is 8 x 8 pixels of the picture.
@@ -221,6 +229,7 @@ def latent_channels(walk: Trajectory, step: int = -1, *, show: str = "clean") ->
         walk: a Trajectory.
         step: an index; -1 for the last.
         show: "x", "v", "clean" or "noise".
+        ax: axes to draw in; None for a new figure.
 
     Returns:
         The Figure.
@@ -248,4 +257,4 @@ def latent_channels(walk: Trajectory, step: int = -1, *, show: str = "clean") ->
             figure.colorbar(image, cax=bar, ticks=[-limit, 0, limit]).outline.set_visible(False)
             bar.set_yticklabels([f"−{limit:.1f}", "0", f"{limit:.1f}"])
             bar.tick_params(length=0, labelsize=SMALL - 0.5)
-    return figure
+    return placed(figure, ax)

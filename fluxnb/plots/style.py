@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
@@ -81,6 +82,15 @@ def canvas(ax: Axes | None, width: float = 5.6, height: float = 3.4) -> tuple[Fi
         return (ax.figure if isinstance(ax.figure, Figure) else ax.figure.figure), ax
     figure = new(width, height)
     return figure, figure.add_axes((0.11, 0.15, 0.86, 0.66))
+
+
+def placed(figure: View, ax: Axes | None) -> Figure:
+    """A figure made of pictures: itself, or, where the caller has axes, drawn into those as one picture."""
+    if ax is None:
+        return figure
+    with Image.open(io.BytesIO(figure._repr_png_())) as picture:
+        plain(ax).imshow(np.asarray(picture))
+    return ax.figure if isinstance(ax.figure, Figure) else ax.figure.figure
 
 
 def heading(figure: Figure, title: str, subtitle: str, *, left: float = 0.0, top: float = 1.0) -> None:

@@ -108,6 +108,24 @@ def test_curves_draw_into_the_axes_they_are_given(view):
     assert axes.get_legend() is not None
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda ax: plots.filmstrip(walk(), ax=ax),
+        lambda ax: plots.compare([walk(), walk(steps=2)], ax=ax),
+        lambda ax: plots.contact_sheet(grid(), ax=ax),
+        lambda ax: plots.latent_channels(walk(), ax=ax),
+        lambda ax: plots.attention(walk(looks=True), ax=ax),
+    ],
+)
+def test_figures_of_pictures_draw_into_the_axes_they_are_given_as_one_picture(draw):
+    figure = Figure()
+    axes = figure.add_subplot()
+    assert draw(axes) is figure
+    (picture,) = axes.images
+    assert min(picture.get_array().shape[:2]) > 200 and not axes.get_xticks().size
+
+
 def test_curves_carry_the_numbers_of_the_walk():
     made = walk(steps=4)
     (line,) = plots.sigma_curve(made).axes[0].get_lines()
