@@ -23,7 +23,14 @@ function explorer(root, source, door) {
   const halt = makeButton("fluxnb-stop", "stop", "stop after the cell that is being made", () => door?.stop());
   const film = transport({ shows: source.data.shows, playKey: "p", alive: () => root.isConnected, changed: draw });
   const axes = makeAxes(lay);
-  const table = makeTable({ open: (id) => viewer.open([id]), choose, star: (id) => star([id]) });
+  const table = makeTable({
+    open: (id) => viewer.open([id]),
+    choose,
+    star: (id) => star([id]),
+    url: source.url,
+    label: (id) => label(id),
+    cell: (id) => source.cells[id],
+  });
   const smaller = makeButton("fluxnb-smaller", "−", "smaller cells (−)", () => resize(1 / 1.25));
   const larger = makeButton("fluxnb-larger", "+", "larger cells (+)", () => resize(1.25));
   const sizes = make("span", "fluxnb-sizes", "size ");
@@ -56,7 +63,7 @@ function explorer(root, source, door) {
   const viewer = makeViewer(root, film, {
     cell: (id) => source.cells[id],
     label,
-    url: (id) => source.url(frameOf(source.cells[id])),
+    url: (id) => source.url(frameOf(id)),
     starred: (id) => state.starred.has(id),
     star,
     choose,
@@ -75,8 +82,8 @@ function explorer(root, source, door) {
   });
 
   // --------------------------------------------------------------------------------------------------------- drawing
-  function frameOf(cell) {
-    return frameAt(cell, film.show, film.sigma).frame;
+  function frameOf(id) {
+    return frameAt(source.cells[id], film.show, film.sigma).frame;
   }
 
   // What tells this cell from those others, or from all of the grid.
@@ -96,12 +103,7 @@ function explorer(root, source, door) {
   }
 
   function draw() {
-    table.fill((row, column) => {
-      const id = byPlace.get(axes.at(row, column).join());
-      const frame = id === undefined ? null : frameOf(source.cells[id]);
-      const url = frame === null ? undefined : source.url(frame);
-      return url && { id, frame, url, cell: source.cells[id], name: label(id) };
-    });
+    table.fill((row, column) => byPlace.get(axes.at(row, column).join()), frameOf);
     root.dataset.sigma = String(film.sigma);
     root.dataset.show = film.show ?? "";
     viewer.draw();

@@ -1,7 +1,7 @@
 // The table of pictures: names along two sides, one stop of the tab key, arrows inside.
 
-// What a click does: open(id), choose(id), star(id).
-function makeTable({ open, choose, star }) {
+// What a click does: open(id), choose(id), star(id); what a picture is: url(frame), label(id), cell(id).
+function makeTable({ open, choose, star, url, label, cell }) {
   const state = { row: 0, column: 0 };
   const node = make("div", "fluxnb-frame");
   const table = make("div", "fluxnb-grid");
@@ -64,24 +64,28 @@ function makeTable({ open, choose, star }) {
     focus(state.row, state.column, held);
   }
 
-  // What stands where: there(row, column) is undefined for a cell that is not made, else { id, frame, url, cell, name }.
-  function fill(there) {
+  // What stands where: there(row, column) is the number of a cell, undefined for one that is not made; frame(id) that
+  // of its picture now. Sixty times a second, so only what changes is touched.
+  function fill(there, frame) {
     each((square, row, column) => {
-      const found = there(row, column);
-      square.node.classList.toggle("fluxnb-empty", !found);
-      square.image.hidden = square.mark.hidden = !found;
-      if (found && square.frame !== found.frame) {
-        square.frame = found.frame;
-        square.image.src = found.url;
+      const id = there(row, column);
+      const number = id === undefined ? undefined : frame(id);
+      const address = number === undefined || number === square.frame ? undefined : url(number);
+      if (id !== undefined && square.id !== id) describe(square, id);
+      if (address !== undefined) {
+        square.frame = number;
+        square.image.src = address;
       }
-      if (found && square.id !== found.id) {
-        const { caption, width, height } = found.cell;
-        Object.assign(square, { id: found.id, name: found.name });
-        square.image.alt = found.name;
-        square.node.title = caption;
-        square.node.style.aspectRatio = `${width} / ${height}`;
-      }
+      square.node.classList.toggle("fluxnb-empty", square.frame === undefined);
+      square.image.hidden = square.mark.hidden = square.frame === undefined;
     });
+  }
+  function describe(square, id) {
+    const { caption, width, height } = cell(id);
+    Object.assign(square, { id, name: label(id) });
+    square.image.alt = square.name;
+    square.node.title = caption;
+    square.node.style.aspectRatio = `${width} / ${height}`;
   }
 
   function mark(chosen, starred) {
