@@ -145,7 +145,7 @@ def walks_of(call: Call, flux: Flux | None, pipe: Any) -> tuple[Trajectory, ...]
                 height=call.height or 0,
                 width=call.width or 0,
                 seconds=seconds,
-                versions=dict(flux.versions) if flux else {},
+                versions=flux.versions_on(call.raws[0].norms["v"].device) if flux else {},
                 model=flux.model if flux else type(pipe).__name__,
                 preset=flux.plan.preset if flux else "",
                 preview=known_preview(pipe.vae) if flux else None,

@@ -125,8 +125,14 @@ class Flux:
     @property
     def versions(self) -> dict[str, str]:
         """What, besides the recipe, decides the bits of a picture: the libraries and the device."""
-        kind = self.device.type
-        return {**_libraries(), "device": torch.cuda.get_device_name(self.device) if kind == "cuda" else kind}
+        return self.versions_on(self.device)
+
+    def versions_on(self, device: torch.device) -> dict[str, str]:
+        """The same for whoever knows the device already: to ask a pipeline takes as long as a step of pocket."""
+        return {
+            **_libraries(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        }
 
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with nothing left open: the model's defaults filled in, and who draws it."""
