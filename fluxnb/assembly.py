@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluxnb.errors import RunError, StorageError, cut
+from fluxnb.errors import InputError, RunError, StorageError, cut
 from fluxnb.memory import Shelf, by_layer, computes_on, parked, stream_in, without_memory
 from fluxnb.modulation import Tables, expected_of
 from fluxnb.presets import Preset
@@ -47,17 +47,23 @@ def assemble(
 
     Raises:
         StorageError: a part is missing or damaged.
-        InputError: the preset's library is not installed.
+        InputError: the preset's library is not installed, or it is one of diffusers' own offloads.
     """
+    if preset.text == "offloaded":
+        raise InputError(f"assemble with {preset.name}", "diffusers loads its own recipes", "try fnb.load")
     places = _places(folder, parts or {})
+    windows = device.type != "cpu"
     pipe = _frame(places, dtype, text_dtype or dtype)
     for name in ("text_encoder", "text_encoder_2"):
-        encoder, shelf = getattr(pipe, name), Shelf(places[name], keep=keep and preset.text == "by layer")
+        encoder, shelf = (
+            getattr(pipe, name),
+            Shelf(places[name], keep=keep and preset.text == "by layer", windows=windows),
+        )
         if preset.text == "by layer":
             by_layer(encoder, shelf, device)
         else:
             stream_in(encoder, shelf, device)
-    stream_in(pipe.vae, Shelf(places["vae"]), device)
+    stream_in(pipe.vae, Shelf(places["vae"], windows=windows), device)
     if preset.text == "by layer":
         computes_on(pipe.vae, device)  # the first that a pipeline asks where it computes
     _transformer(pipe, places["transformer"], preset, device, dtype, keep)
@@ -66,22 +72,22 @@ def assemble(
     if dtype is torch.float16:
         _finite(pipe.text_encoder_2, "T5's text embedding")
         _finite(pipe.vae.decoder, "the VAE's picture")
-    if preset.offload == "model":
-        pipe.enable_model_cpu_offload(device=device)
-    elif preset.offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=device)
     return pipe
 
 
 def _transformer(pipe: Any, folder: Path, preset: Preset, device: torch.device, dtype: torch.dtype, keep: bool) -> None:
-    transformer, shelf = pipe.transformer, Shelf(folder)
-    tables: Tables | None
-    if preset.offload in ("leaf", "mapped"):
-        # Weights on the CPU are windows on the files, so it costs nothing to give all layers theirs first.
-        stream_in(transformer, shelf, torch.device("cpu"))
+    transformer, windows = pipe.transformer, device.type != "cpu"
+    modulation = Shelf(folder, keep=keep, windows=windows)
+    streamed = preset.offload in ("leaf", "mapped")
+    if preset.tables and not streamed:
+        Tables(transformer, modulation, expected_of(pipe))  # first: these layers' weights are then never read here
+    arrive = prepare(transformer, preset.storage, dtype)
+    stream_in(transformer, Shelf(folder, windows=windows), torch.device("cpu") if streamed else device, arrive)
+    finish(transformer, preset.storage, dtype)
+    if streamed:
         # diffusers notes the order of the first pass; a twin leaves that order alone when rows are made ahead.
         twin = copy.deepcopy(transformer.time_text_embed).to(device)
-        tables = Tables(transformer, Shelf(folder, keep=keep), expected_of(pipe), embed=twin)
+        Tables(transformer, modulation, expected_of(pipe), embed=twin)
         transformer.enable_group_offload(
             onload_device=device,
             offload_type="leaf_level",
@@ -89,12 +95,6 @@ def _transformer(pipe: Any, folder: Path, preset: Preset, device: torch.device, 
             record_stream=device.type == "cuda",
             low_cpu_mem_usage=preset.offload == "mapped",
         )
-    else:
-        tables = Tables(transformer, Shelf(folder, keep=keep), expected_of(pipe)) if preset.tables else None
-        target = torch.device("cpu") if preset.offload else device
-        stream_in(transformer, shelf, target, prepare(transformer, preset.storage, dtype))
-        finish(transformer, preset.storage, dtype)
-    pipe.fluxnb_tables = tables  # for whoever looks; the hooks hold what they need
 
 
 def _places(folder: Path, parts: Mapping[str, Path]) -> dict[str, Path]:

@@ -97,6 +97,11 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
     computes = getattr(torch, chosen.dtype)
     if not large and preset.name in ("resident", "cpu"):
         return weights.read(source, computes, loud=False).to(device)
+    if preset.text == "offloaded":
+        pipe = weights.read(dataclasses.replace(source, place=str(folder), local=True), computes, loud=large)
+        enable = pipe.enable_model_cpu_offload if preset.offload == "model" else pipe.enable_sequential_cpu_offload
+        enable(device=device)
+        return pipe
     return assemble(
         folder,
         preset,

@@ -33,6 +33,8 @@ class Shelf(Mapping[str, Tensor]):
     Arguments:
         folder: holds one safetensors file, or several and their index.
         keep: True keeps what was read in page-locked main memory, from which it reaches a GPU several times faster.
+        windows: True gives windows on the file, which take no memory of their own. They begin where they lie in the
+            file, and some kernels of a CPU sum in another order when a weight is not aligned; False gives copies.
 
     Raises:
         StorageError: no weights there, a file of the index missing, a damaged file, a name that no file has.
@@ -42,9 +44,10 @@ class Shelf(Mapping[str, Tensor]):
         torch.Size([64])
     """
 
-    def __init__(self, folder: str | Path, *, keep: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, keep: bool = False, windows: bool = False) -> None:
         self.folder = Path(folder)
         self.keep = keep
+        self.windows = windows
         self._files = _files(self.folder)
         self._open: dict[Path, Any] = {}
         self._kept: dict[str, Tensor] = {}
@@ -73,7 +76,7 @@ class Shelf(Mapping[str, Tensor]):
             ) from None
         if self.keep:
             tensor = self._kept[name] = tensor.pin_memory() if torch.cuda.is_available() else tensor.clone()
-        return tensor
+        return tensor if self.windows or self.keep else tensor.clone()
 
     def also(self, name: str, same_as: str) -> None:
         """Give the same weight under a second name, for layers that share one."""
@@ -103,8 +106,8 @@ class Shelf(Mapping[str, Tensor]):
 
     def _touched(self, name: str) -> Tensor:
         tensor = self[name]
-        # A tensor is a window on the file; reading it here makes this thread wait for the disk, and not the GPU.
-        return tensor if tensor.is_pinned() else tensor.clone()
+        # A window has to be read; copying it makes this thread wait for the disk, and not the GPU.
+        return tensor.clone() if self.windows and not self.keep else tensor
 
     def _handle(self, path: Path) -> Any:
         if path not in self._open:
@@ -172,8 +175,9 @@ def stream_in(model: nn.Module, shelf: Shelf, device: torch.device, arrive: Arri
     """
     empty = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if tensor.device.type == "meta"}
     _share(model, shelf)
-    # On the CPU a weight stays a window on its file, so there is nothing to read ahead.
-    tensors = ((name, shelf[name]) for name in empty) if device.type == "cpu" else shelf.read(empty)
+    # Weights that stay where they are, windows on the CPU, have no use for being read ahead.
+    stay = shelf.windows and device.type == "cpu"
+    tensors = ((name, shelf[name]) for name in empty) if stay else shelf.read(empty)
     for name, tensor in tensors:
         layer, leaf = _layer_of(model, name)
         (arrive or put)(layer, leaf, tensor.to(device).to(empty[name].dtype))

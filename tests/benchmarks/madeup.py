@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,12 @@ SHARD = 2 * 10**9  # bytes
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": False}
 
 
-def models(tiny: bool) -> dict[str, nn.Module]:
-    """The four networks, without memory."""
+def models(tiny: bool, depth: tuple[int, int, int] = (19, 38, 24)) -> dict[str, nn.Module]:
+    """The four networks, without memory.
+
+    Arguments:
+        depth: double blocks, single blocks and T5 blocks; fewer for a test of ways that need the full width only.
+    """
     from diffusers import AutoencoderKL, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
@@ -35,7 +39,8 @@ def models(tiny: bool) -> dict[str, nn.Module]:
 
         pipe = toy_pipeline()
         return {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder", "text_encoder_2")}
-    t, clip, t5 = FLUX["transformer"], FLUX["text_encoder"], FLUX["text_encoder_2"]
+    t = {**FLUX["transformer"], "num_layers": depth[0], "num_single_layers": depth[1]}
+    clip, t5 = FLUX["text_encoder"], {**FLUX["text_encoder_2"], "num_layers": depth[2]}
     vae = {
         "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
         "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16, "sample_size": 1024,
@@ -56,8 +61,19 @@ def models(tiny: bool) -> dict[str, nn.Module]:
     }
 
 
-def make(folder: Path, *, tiny: bool = False, threads: int = 8) -> float:
-    """Write the folder unless it is there, whole; returns the seconds it took."""
+def make(
+    folder: Path,
+    *,
+    tiny: bool = False,
+    hollow: bool = False,
+    depth: tuple[int, int, int] = (19, 38, 24),
+    threads: int = 8,
+) -> float:
+    """Write the folder unless it is there, whole; returns the seconds it took.
+
+    Arguments:
+        hollow: files of the right size that are all holes: every weight 0, nothing on the disk, at once.
+    """
     begun, done = time.perf_counter(), folder / "done"
     if done.is_file():
         return 0.0
@@ -81,13 +97,13 @@ def make(folder: Path, *, tiny: bool = False, threads: int = 8) -> float:
         tokenizer.model_max_length = length
         tokenizer.save_pretrained(folder / name)
     with ThreadPoolExecutor(max_workers=threads) as writers:
-        for name, model in models(tiny).items():
-            _save(model, folder / name, writers)
+        for name, model in models(tiny, depth).items():
+            _save(model, folder / name, writers, _hollow if hollow else _fill)
     done.write_text("whole")
     return time.perf_counter() - begun
 
 
-def _save(model: Any, folder: Path, writers: ThreadPoolExecutor) -> None:
+def _save(model: Any, folder: Path, writers: ThreadPoolExecutor, write: Callable[..., None]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     stem = "diffusion_pytorch_model" if hasattr(model, "load_config") else "model"
     if hasattr(model, "load_config"):
@@ -106,7 +122,7 @@ def _save(model: Any, folder: Path, writers: ThreadPoolExecutor) -> None:
         table = {name: file for shard, file in zip(shards, names, strict=True) for name, _ in shard}
         total = sum(tensor.numel() * 2 for _, tensor in kept)
         _write(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": table})
-    list(writers.map(_fill, shards, [folder / name for name in names], range(len(shards))))
+    list(writers.map(write, shards, [folder / name for name in names], range(len(shards))))
 
 
 def _fill(shard: list[tuple[str, torch.Tensor]], path: Path, seed: int) -> None:
@@ -120,6 +136,20 @@ def _fill(shard: list[tuple[str, torch.Tensor]], path: Path, seed: int) -> None:
         tensors[name] = drawn.cpu()
         del drawn
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _hollow(shard: list[tuple[str, torch.Tensor]], path: Path, _: int) -> None:
+    """The header that safetensors writes, and a hole as long as the weights."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, like in shard:
+        begin, end = end, end + like.numel() * 2
+        header[name] = {"dtype": "BF16", "shape": list(like.shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(raw).to_bytes(8, "little") + raw)
+        stream.truncate(8 + len(raw) + end)
 
 
 def _shards(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterable[list[tuple[str, torch.Tensor]]]:
