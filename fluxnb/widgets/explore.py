@@ -136,6 +136,8 @@ class Explorer(View):
                     break
             if len(self._made) < self.data["total"]:
                 state = "stopped"
+        except KeyboardInterrupt:  # a step that said STOP
+            state = "stopped"
         except Exception as problem:  # it would end a thread unseen; here it is shown, and raised again by wait()
             self._problem = problem
             state, said = "failed", str(problem) if isinstance(problem, FluxnbError) else repr(problem)
@@ -148,10 +150,11 @@ class Explorer(View):
     def _take(self, cell: Cell, *, quietly: bool = False) -> None:
         told, fresh = self._board.add(cell)
         first = len(self.frames)
-        # The traits hold everything, for a view that is opened later; what travels is the new cell.
+        # The traits hold everything, for a view that is opened later; what travels is the new cell. Frames go first: a
+        # view may be opened between these lines.
         self._made.append(cell)
-        self.cells.append(told)
         self.frames.extend(fresh)
+        self.cells.append(told)
         count = len(self._made)
         if quietly:
             return

@@ -217,6 +217,14 @@ def test_what_breaks_the_making_is_shown_and_raised_again():
     assert len(widget.cells) == 2 and coming.closed and not widget.grid.finished
 
 
+def test_a_step_that_stops_the_making_is_a_stop_and_no_error(toy):
+    def first_only(step):
+        return fnb.STOP if step.index == 1 else None
+
+    widget = explore(fnb.stream(toy, prompts="a red fox", seeds=0, steps=[1, 3], on_step=first_only)).wait(60)
+    assert len(widget.cells) == 1 and widget.data["state"] == "stopped"
+
+
 def test_a_click_on_stop_is_heard():
     gate = threading.Semaphore(1)
     widget = explore(Coming(grid(), gate=gate))
