@@ -116,7 +116,8 @@ def _distil(options: argparse.Namespace) -> None:
         count = options.count or preset.distillation.pairs
         draw_pairs(preset.distilled(pairs=count), options.out, rank)
     else:
-        from fluxnb.train.distil import train_reflow, train_student
+        from fluxnb.train.distil import train_student
+        from fluxnb.train.reflow import train_reflow
 
         warm = options.stage == "reflow" and options.warm
         which = "warm" if warm else options.stage

@@ -8,30 +8,24 @@ half of its rows stay on their lines, and the other half is its own walk so far.
 
 from __future__ import annotations
 
-import copy
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import functional_call
 
 from fluxnb.flow import interpolate
 from fluxnb.train.build import count
-from fluxnb.train.config import Preset, Schedule
+from fluxnb.train.config import Preset
 from fluxnb.train.critic import Critic, critic_loss, draw_levels, features
-from fluxnb.train.data import batches
-from fluxnb.train.loop import Average, Log, Pace, Rank, descend, optimiser
+from fluxnb.train.loop import Average, Log, Pace, Rank, optimiser
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.pairs import Pairs
-from fluxnb.train.teacher import load_denoiser
+from fluxnb.train.reflow import GRID, align, align_of_pairs, on_the_line
+from fluxnb.train.teacher import load_denoiser, save_transformer, with_transformer
 
-#: Where the student is asked: the levels of four even steps.
-GRID = (1.0, 0.75, 0.5, 0.25)
 ONWARD = 0.6  # share of walks that take another step, so that the levels are met as 46, 28, 16 and 10 %
 LEAP = 0.25  # share of first steps that go straight to 0.5, as a walk of two steps does
 
@@ -69,18 +63,6 @@ class Walks:
         self.state = torch.where(onward[:, None, None], moved, torch.randn_like(x))
         self.at = torch.where(onward, self.at, torch.randint_like(self.at, len(self.pairs)))
         self.index = index
-
-
-def on_the_line(pairs: Pairs, rows: Tensor, sigma: Tensor) -> Tensor:
-    """The points (B, 64, 64) at sigma (B,) between the latents of some pairs and the noise that they came from."""
-    return interpolate(pairs.clean[rows].float(), pairs.noise[rows].float(), sigma[:, None, None])
-
-
-def reflow_sigmas(count: int, device: torch.device) -> Tensor:
-    """Levels (count,): half uniform, half those at which the student will be asked."""
-    uniform = torch.rand(count, device=device)
-    asked = torch.tensor(GRID, device=device)[torch.randint(len(GRID), (count,), device=device)]
-    return torch.where(torch.arange(count, device=device) % 2 == 0, uniform, asked)
 
 
 def ladd_losses(
@@ -215,62 +197,6 @@ def train_student(
     return with_transformer(teacher, out / "student.safetensors")
 
 
-def train_reflow(
-    preset: Preset,
-    out: Path,
-    rank: Rank,
-    name: str,
-    schedule: Schedule,
-    start: str = "",
-    mode: str = "reduce-overhead",
-) -> Denoiser:
-    """Regress the straight line between each noise and its latents (2209.03003); saves the transformer as `name`.
-
-    Begins from the teacher, or from the transformer `start` of the run. Short, it is LADD's warm start; for as
-    long as LADD takes, it is what LADD has to beat.
-    """
-    device, cuda = rank.device, rank.device.type == "cuda"
-    torch.manual_seed(500 + rank.index)
-    log, began = Log(out / f"{name}.jsonl", rank), time.perf_counter()
-    model = load_denoiser(preset.sizes, out).requires_grad_(False).to(device)
-    if start:
-        model = with_transformer(model, out / f"{start}.safetensors").to(device)
-    model.transformer.requires_grad_(True)
-    pairs = Pairs.load(out / "pairs.safetensors").to(device)
-    pooled, sequence = pairs.embed(model)
-    adam, average, pace = optimiser(model, schedule), Average(model, schedule.ema), Pace(schedule, rank)
-
-    def loss_of(noise: Tensor, clean: Tensor, sigma: Tensor, *words: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            level = sigma[:, None, None]
-            velocity = model((1 - level) * clean + level * noise, sigma, *words)
-        return (velocity.float() - (noise - clean)).square().mean()
-
-    step = torch.compile(loss_of, mode=mode) if cuda else loss_of
-    rows = batches(len(pairs), min(schedule.batch, len(pairs)), torch.Generator(device).manual_seed(9), device)
-    for iteration in pace:
-        row = next(rows)
-        if cuda:
-            torch.compiler.cudagraph_mark_step_begin()
-        sigma = reflow_sigmas(len(row), device)
-        loss = step(pairs.noise[row].float(), pairs.clean[row].float(), sigma, pooled[row], sequence[row])
-        norm = descend(loss, model, adam, pace.rate(iteration), rank)
-        average.update()
-        if (iteration + 1) % 250 == 0:
-            log(iteration=iteration, total=pace.total, loss=float(loss), norm=float(norm), seconds=pace.seconds())
-    average.swap()
-    save_transformer(model.transformer, out / f"{name}.safetensors", rank)
-    log(
-        iterations=pace.total,
-        seconds=pace.seconds(),
-        batch=schedule.batch,
-        align=align(model, pairs, pooled, sequence),
-        align_of_pairs=align_of_pairs(pairs),
-        whole_seconds=time.perf_counter() - began,
-    )
-    return model.eval()
-
-
 def step_with(module: torch.nn.Module, adam: torch.optim.Optimizer, rate: float, rank: Rank) -> Tensor:
     """Follow the gradients that are there; returns their norm before clipping to 1."""
     moving = [p for p in module.parameters() if p.grad is not None]
@@ -297,28 +223,6 @@ def accuracy(logits: Tensor, level: Tensor) -> dict[str, float]:
     return facts
 
 
-@torch.no_grad()
-def align(model: Denoiser, pairs: Pairs, pooled: Tensor, sequence: Tensor, prompts: int = 64, seeds: int = 16) -> float:
-    """Mean cosine between noise and the one-step picture less its mean over seeds; below 0 the map has flipped."""
-    prompts = min(prompts, len(pairs))
-    noise = torch.randn(seeds, *pairs.noise.shape[1:], generator=torch.Generator().manual_seed(1)).to(pooled.device)
-    total = 0.0
-    for row in range(prompts):
-        words = (part[row].float().expand(seeds, *part[row].shape) for part in (pooled, sequence))
-        velocity = model(noise, torch.ones(seeds, device=noise.device), *words)
-        moved = noise - velocity.float()
-        moved = moved - moved.mean(0)
-        total += float(torch.cosine_similarity(noise.flatten(1), moved.flatten(1)).mean())
-    return total / prompts
-
-
-def align_of_pairs(pairs: Pairs) -> float:
-    """The same cosine for the teacher's own pairs, less the mean picture of all captions."""
-    clean = pairs.clean[:8192].float()
-    noise = pairs.noise[:8192].float()
-    return float(torch.cosine_similarity(noise.flatten(1), (clean - clean.mean(0)).flatten(1)).mean())
-
-
 def choose(kept: dict[str, dict[str, float]]) -> str:
     """The student with the smallest distance at 4 steps among those within a point of the best adherence there."""
     names = [name for name, facts in kept.items() if {"fd_4", "everything_4"} <= set(facts)]
@@ -326,19 +230,3 @@ def choose(kept: dict[str, dict[str, float]]) -> str:
         return list(kept)[-1]
     floor = max(kept[name]["everything_4"] for name in names) - 0.01
     return min((n for n in names if kept[n]["everything_4"] >= floor), key=lambda n: kept[n]["fd_4"])
-
-
-def with_transformer(model: Denoiser, path: Path) -> Denoiser:
-    """A copy of the denoiser whose transformer is the saved one; the text encoders are shared."""
-    transformer = copy.deepcopy(model.transformer)
-    transformer.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    return Denoiser(model.text_encoder, model.text_encoder_2, transformer).eval()
-
-
-def save_transformer(transformer: FluxTransformer2DModel, path: Path, rank: Rank) -> None:
-    """One file in half precision, as it ships; whole or not at all."""
-    if rank.first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = {name: t.detach().half().cpu().contiguous() for name, t in transformer.state_dict().items()}
-        save_file(half, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)

@@ -136,7 +136,7 @@ def _estimates(
         held = marks.get(other, {}).get("seen", [])
         for name in ("fd", "fd_untrained") if held else ():
             yield f"{name} : {word}", over_seeds([_per(run, one, name) for run, one in zip(runs, held, strict=True)])
-    if runs[0].mean is not None and theirs:
+    if len(runs[0].mean) and theirs:
         drift = [_drift(run, one) for run, one in zip(runs, theirs["seen"], strict=True)]
         yield "channel_mean", over_seeds([mean for mean, _ in drift])
         yield "channel_std", over_seeds([std for _, std in drift])
@@ -193,7 +193,6 @@ def _per(run: Marks, other: Marks, name: str) -> float:
 
 def _drift(run: Marks, other: Marks) -> tuple[float, float]:
     """The worst channel's shift of the mean, in standard deviations, and of the spread, as a share."""
-    assert run.mean is not None and run.std is not None and other.mean is not None and other.std is not None
     return (
         float((np.abs(run.mean - other.mean) / other.std).max()),
         float(np.abs(run.std / other.std - 1).max()),

@@ -55,12 +55,15 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Marks:
-    """What is read from the pictures of one setting, one sampling seed and one part."""
+    """What is read from the pictures of one setting, one sampling seed and one part.
+
+    `mean` and `std` are those of each latent channel, (16,), and empty for pictures that no model drew.
+    """
 
     hits: dict[str, np.ndarray]
     numbers: dict[str, float]
-    mean: np.ndarray | None = None  # per latent channel
-    std: np.ndarray | None = None
+    mean: np.ndarray
+    std: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Examiner:
         }
         found = hits(answers, self.scenes[seed, part])
         if isinstance(drawn, Tensor):
-            return Marks(found, numbers)
+            return Marks(found, numbers, np.empty(0), np.empty(0))
         numbers["noise_rms"] = float(drawn.noise_rms.mean())
         mean, std = (stat.cpu().numpy() for stat in (drawn.latents.mean((0, 2, 3)), drawn.latents.std((0, 2, 3))))
         return Marks(found, numbers, mean, std)

@@ -10,10 +10,9 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
 from fluxnb.errors import StorageError
 from fluxnb.train.config import Sizes
-from fluxnb.train.distil import with_transformer
 from fluxnb.train.judge import Judge, load_judge
 from fluxnb.train.objective import Denoiser
-from fluxnb.train.teacher import Tokens, load_denoiser
+from fluxnb.train.teacher import Tokens, load_denoiser, with_transformer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer, T5Tokenizer
@@ -135,6 +136,22 @@ def load_denoiser(sizes: Sizes, out: Path) -> Denoiser:
     state = load_file(out / "transformer.safetensors") | load_file(out / "text.safetensors")
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
     return model.eval()
+
+
+def with_transformer(model: Denoiser, path: Path) -> Denoiser:
+    """A copy of the denoiser whose transformer is the saved one; the text encoders are shared."""
+    transformer = copy.deepcopy(model.transformer)
+    transformer.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    return Denoiser(model.text_encoder, model.text_encoder_2, transformer).eval()
+
+
+def save_transformer(transformer: FluxTransformer2DModel, path: Path, rank: Rank) -> None:
+    """One file in half precision, as it ships; whole or not at all."""
+    if rank.first:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = {name: t.detach().half().cpu().contiguous() for name, t in transformer.state_dict().items()}
+        save_file(half, path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ pytest.importorskip("sentencepiece")
 from safetensors.torch import load_file
 
 from fluxnb.flow import interpolate, schedule
-from fluxnb.train import distil
+from fluxnb.train import distil, reflow
 from fluxnb.train.__main__ import main
 from fluxnb.train.config import TINY
 from fluxnb.train.critic import Critic, critic_loss, draw_levels, features
@@ -59,7 +59,7 @@ def game(teacher, pairs):
     pooled, sequence = pairs.embed(teacher)
     clean = pairs.clean[:8].float()
     sigma = torch.tensor([1.0, 0.75, 0.5, 0.25] * 2)
-    x = distil.on_the_line(pairs, torch.arange(8), sigma)
+    x = reflow.on_the_line(pairs, torch.arange(8), sigma)
     target = (pairs.noise[:8].float() - clean)[1::2]
     noise = (torch.randn_like(x), torch.randn_like(x))
     words, level = (pooled[:8], sequence[:8]), draw_levels(8, x.device)
@@ -69,7 +69,7 @@ def game(teacher, pairs):
 
 def test_the_line_at_a_quarter_is_mostly_picture(pairs):
     rows = torch.arange(len(pairs))
-    x = distil.on_the_line(pairs, rows, torch.full((len(pairs),), 0.25))
+    x = reflow.on_the_line(pairs, rows, torch.full((len(pairs),), 0.25))
     # 0.75 / sqrt(0.75^2 + 0.25^2) = 0.949
     together = torch.stack((pairs.clean.float().flatten(), x.flatten()))
     assert torch.corrcoef(together)[0, 1] == pytest.approx(0.949, abs=0.01)
@@ -77,13 +77,13 @@ def test_the_line_at_a_quarter_is_mostly_picture(pairs):
 
 def test_the_line_at_one_is_the_noise_of_the_pair(pairs):
     rows = torch.tensor([5, 3])
-    assert torch.equal(distil.on_the_line(pairs, rows, torch.ones(2)), pairs.noise[rows].float())
+    assert torch.equal(reflow.on_the_line(pairs, rows, torch.ones(2)), pairs.noise[rows].float())
 
 
 def test_odd_rows_lie_on_the_lines_of_their_captions(pairs):
     walks = distil.Walks(pairs, 8, torch.device("cpu"))
     x, sigma, rows = walks.next()
-    assert torch.equal(x[1::2], distil.on_the_line(pairs, rows[1::2], sigma[1::2]))
+    assert torch.equal(x[1::2], reflow.on_the_line(pairs, rows[1::2], sigma[1::2]))
 
 
 def test_a_student_on_the_lines_goes_nowhere_astray(game):
@@ -196,7 +196,7 @@ def test_walks_visit_the_levels_as_often_as_they_say(pairs):
         x, sigma, _ = walks.next()
         seen.append(sigma)
         walks.take(x, sigma, torch.zeros_like(x))
-    shares = [float((torch.cat(seen[20:]) == level).float().mean()) for level in distil.GRID]
+    shares = [float((torch.cat(seen[20:]) == level).float().mean()) for level in reflow.GRID]
     assert shares[0] == max(shares)
     assert min(shares) > 0.05 and sum(shares) == pytest.approx(1)
 
@@ -256,8 +256,8 @@ def test_a_critic_that_sees_ranks_the_teacher_higher():
 def test_aligned_pairs_say_so():
     noise = torch.randn(512, 64, 64)
     ids = torch.zeros(512, 48, dtype=torch.int16)
-    assert distil.align_of_pairs(Pairs(noise, 0.5 * noise + 1, ids, ids)) > 0.99
-    assert distil.align_of_pairs(Pairs(noise, -noise, ids, ids)) < -0.99
+    assert reflow.align_of_pairs(Pairs(noise, 0.5 * noise + 1, ids, ids)) > 0.99
+    assert reflow.align_of_pairs(Pairs(noise, -noise, ids, ids)) < -0.99
 
 
 def test_the_best_student_is_near_the_best_adherence():

@@ -22,7 +22,6 @@ from fluxnb.train.ask import hits, noise_for, painter, render_scenes, scenes_to_
 from fluxnb.train.autoencoder import encode
 from fluxnb.train.build import build_autoencoder
 from fluxnb.train.config import TINY
-from fluxnb.train.distil import save_transformer
 from fluxnb.train.examiner import Asked, Examiner, free_questions
 from fluxnb.train.features import Untrained
 from fluxnb.train.figure import MET, MISSED, figure_of
@@ -42,7 +41,7 @@ from fluxnb.train.measure import (
     wilson,
 )
 from fluxnb.train.render import Renderer, lay_out
-from fluxnb.train.teacher import build_denoiser, save_denoiser
+from fluxnb.train.teacher import build_denoiser, save_denoiser, save_transformer
 from fluxnb.train.watch import Watch
 
 CPU = torch.device("cpu")

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 import fluxnb
 from fluxnb.train.build import build_transformer
 from fluxnb.train.config import TINY
-from fluxnb.train.distil import save_transformer
 from fluxnb.train.loop import Rank
 from fluxnb.train.ship import ship
+from fluxnb.train.teacher import save_transformer
 
 POCKET = Path(fluxnb.__file__).parent / "pocket"
 
