@@ -106,9 +106,7 @@ def reel(
     if not steps and walk.image is None:
         raise InputError("a walk without tensors", "its run kept neither x nor v", "run again with keep=fnb.Keep()")
     frames: dict[str, tuple[Image.Image, ...]] = {}
-    draw, by = (
-        _without_model(walk) if decode is None else (decode, _made("decoder", getattr(decode, "error", None)))
-    )
+    draw, by = _without_model(walk) if decode is None else (decode, _made("decoder", getattr(decode, "error", None)))
     for show in shows:
         stack = [step.latents(show).float() for step in steps]
         frames[show] = tuple(draw(torch.stack(stack))) if stack else ()
