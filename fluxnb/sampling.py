@@ -61,7 +61,7 @@ def run(
         flux: from `fnb.load`.
         prompt: what to draw, or a Recipe, of which the arguments below then change single fields.
         seed: 0 to 2**64 - 1; 0 by default.
-        steps: 4 by default.
+        steps: what the model is made for by default: 4 for pocket and schnell, 28 for pocket-base and dev.
         height, width: pixels, multiples of 16; the model's own size by default.
         guidance: the model's default; models that take none refuse it.
 
@@ -113,8 +113,7 @@ def resolve(flux: Flux, prompt: str | Recipe, **fields: Any) -> Recipe:
     given = {name: value for name, value in fields.items() if value is not None}
     if isinstance(prompt, Recipe):
         return flux.resolve(prompt.replace(**given))
-    if "sigmas" in given and "steps" not in given:
-        given["steps"] = len(given["sigmas"])
+    given.setdefault("steps", len(given["sigmas"]) if "sigmas" in given else flux.profile.steps)
     return flux.resolve(Recipe(prompt=prompt, **given))
 
 
