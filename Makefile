@@ -1,6 +1,7 @@
 # What a person types and what CI runs are the same words. Every target makes the environment it needs.
 #   make demo   from a prompt to a film strip, a grid and a page        make test   everything that is checked
 #   make lab    the notebooks, in JupyterLab                            make quick  the checks of a minute
+#   make colab  the tests again, on the versions that Colab preinstalls
 # VENV=path   another place for the environment      PYTHON=python3.12   another Python to make it with
 # PIP_ARGS=.. words for pip, for instance an index that carries the CPU build of torch
 
@@ -14,6 +15,8 @@ PIP_ARGS ?=
 OUT ?= demo
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-for-fluxnb
+COLAB ?= .venv-colab
+COLAB_STAMP := $(COLAB)/.made-for-fluxnb
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
 # Progress bars write seconds to stderr, which no two runs share.
@@ -21,10 +24,10 @@ QUIET := TQDM_DISABLE=1 TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BAR
 # One thread: sums in another order are other numbers, and a committed notebook holds numbers.
 STEADY := OMP_NUM_THREADS=1 $(QUIET) PYTHONHASHSEED=0
 
-.PHONY: help env demo test quick lab lint types imports format unit notebooks nbval hero clean
+.PHONY: help env demo test quick colab lab lint types imports format unit notebooks nbval hero clean
 
 help:
-	@sed -n '2,6s/^# //p' Makefile
+	@sed -n '2,7s/^# //p' Makefile
 
 env: $(STAMP)
 
@@ -51,6 +54,16 @@ quick: lint imports $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The lower bounds: what is promised of them, the tests say on them. Without a browser and without the slow tests, which
+# ask about processes and disks and not about versions.
+colab: $(COLAB_STAMP)
+	$(COLAB)/bin/python -m pytest tests/unit tests/views tests/pipeline -m "not slow and not browser and not gpu" -p no:cacheprovider
+
+$(COLAB_STAMP): pyproject.toml constraints-colab.txt
+	@test -x $(COLAB)/bin/python || { echo "making $(COLAB), the versions of Colab"; $(PYTHON) -m venv $(COLAB); }
+	$(COLAB)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints-colab.txt --editable . beartype hypothesis pytest
+	@touch $@
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -82,4 +95,4 @@ hero: $(STAMP)
 
 clean:
 	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(COLAB)/*' -prune -exec rm -rf {} +

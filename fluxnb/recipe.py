@@ -200,11 +200,12 @@ def _text(name: str, value: object) -> str:
 
 def _whole(name: str, value: object, low: int, high: int, remedy: str) -> int:
     """An integer in range; numpy's and torch's integers are welcome, True, "3" and 3.0 are not."""
+    truth = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # numpy's, under either of its names
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = None if truth else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError, ValueError):
         number = None
-    if number is None or isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):
+    if number is None:
         kind = type(value).__name__
         raise InputError(f"{name}={cut(value)} ({kind})", f"it must be a whole number from {low} to {high}", remedy)
     if not low <= number <= high:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import inspect
+import itertools
 import math
 import threading
 from pathlib import Path
@@ -154,15 +155,14 @@ def test_a_batch_that_cannot_be_is_told(toy, batch):
 @pytest.mark.parametrize("batch", [1, 4])
 def test_finishing_beside_the_walking_changes_no_byte_and_no_order(toy, tmp_path, batch):
     with threads(2):
-        grid = fnb.sweep(toy, **GRID, store=tmp_path, batch=batch)
+        grid = fnb.sweep(toy, **SMALL, store=tmp_path, batch=batch)
         alone = [plain_call(toy.pipe, cell.recipe) for cell in grid]
         assert torch.get_num_threads() == 2
-    assert [(c.recipe.prompt, c.recipe.seed, c.recipe.steps) for c in grid] == [
-        (prompt, seed, steps) for prompt in PROMPTS for seed in range(4) for steps in [1, 2, 3, 4]
-    ]
+    order = [(cell.recipe.prompt, cell.recipe.seed, cell.recipe.steps) for cell in grid]
+    assert order == list(itertools.product(PROMPTS[:2], [0, 1], [1, 2]))
     for cell, picture in zip(grid, alone, strict=True):
         assert cell.image.tobytes() == picture.tobytes() if batch == 1 else apart(cell.image, picture) <= 1
-    assert not list(tmp_path.rglob("*.lock")) and len(list(tmp_path.rglob("*.png"))) == 48
+    assert not list(tmp_path.rglob("*.lock")) and len(list(tmp_path.rglob("*.png"))) == 8
 
 
 def test_a_full_disk_met_beside_the_walking_is_told_and_leaves_whole_cells(toy, tmp_path, monkeypatch):
