@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fluxnb.anatomy import Anatomy
 from fluxnb.hardware import GIB, Hardware
 
-__all__ = ["BYTES", "PRESETS", "Needs", "Preset", "needs"]
+__all__ = ["BYTES", "PRESETS", "Needs", "Preset", "needs", "stages"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,7 @@ COPYING = 7.0  # GB/s from the disk's cache to page-locked memory, while the dev
 PINNED = 1.7  # page-locked blocks are rounded up to powers of two: the transformer's, and
 KEPT = 1.35  # those of the text encoders and the modulation layers
 SPARE = 16.0  # GiB that a machine has left before anything is kept that need not be
+PARKED = 0.25  # of the transformer, while the decoder runs
 PYTHON = 3.0  # GiB of main memory for the libraries and the CUDA context
 
 
@@ -140,21 +141,10 @@ def needs(
     """
     tokens, pixels = (size // 16) ** 2 + text, size**2
     held = transformer_bytes(preset, model, bytes_each)
-    vae = model.vae * bytes_each
     encoders = (model.t5 + model.clip) * bytes_each
-    active = ACTIVATIONS * tokens * model.width * bytes_each / 2
-    decoding = DECODING * pixels * bytes_each / 2
-    layer = 3 * model.layer * bytes_each  # the one at work and the two on their way
-    coming = model.text_layer * bytes_each * 1.3
-    waiting = held * 0.25 if park else 0.0
-    if preset.offload == "model":
-        peak = max(encoders, held + active, vae + decoding)
-    elif preset.offload in ("leaf", "mapped", "sequential"):
-        peak = vae + max(coming, layer + active, decoding)
-    else:
-        fixed = held + vae + (encoders if preset.text == "resident" else 0)
-        peak = max(fixed + coming, fixed + active, fixed - waiting + decoding)
-    moved = {"model": held + vae, "sequential": held, "leaf": held * PINNED}
+    peak = max(stages(preset, model, size=size, text=text, bytes_each=bytes_each, park=park).values()) * GIB
+    waiting = held * PARKED if park else 0.0
+    moved = {"model": held + model.vae * bytes_each, "sequential": held, "leaf": held * PINNED}
     ram = PYTHON + moved.get(preset.offload, 0.0) / GIB + (encoders / GIB if preset.text == "offloaded" else 0)
     ram += PINNED * waiting / GIB
     if machine.device in ("cpu", "mps"):
@@ -178,6 +168,37 @@ def needs(
         park=park,
         keep=keep,
     )
+
+
+def stages(
+    preset: Preset, model: Anatomy, *, size: int = 1024, text: int = 256, bytes_each: int = 2, park: bool = False
+) -> dict[str, float]:
+    """GiB on the device while the prompt is encoded, while modulation is tabled, while it denoises and decodes.
+
+    Arguments:
+        size, text, bytes_each, park: as for `needs`.
+    """
+    tokens, pixels = (size // 16) ** 2 + text, size**2
+    held, vae = transformer_bytes(preset, model, bytes_each), float(model.vae * bytes_each)
+    encoders = float((model.t5 + model.clip) * bytes_each)
+    active = ACTIVATIONS * tokens * model.width * bytes_each / 2
+    decoding = DECODING * pixels * bytes_each / 2
+    layer = 3 * model.layer * bytes_each  # the one at work and the two on their way
+    coming = model.text_layer * bytes_each * 1.3
+    modulation = 9.0 * model.width**2 * bytes_each if preset.tables else 0.0
+    parts: tuple[float, float, float, float]
+    if preset.offload == "model":
+        parts = (encoders, 0.0, held + active, vae + decoding)
+    elif preset.offload == "sequential":
+        parts = (coming, 0.0, layer + active, decoding)
+    elif preset.offload:
+        parts = (vae + coming, vae + modulation, vae + layer + active, vae + decoding)
+    else:
+        fixed = held + vae + (encoders if preset.text == "resident" else 0.0)
+        arriving = 0.0 if preset.text == "resident" else coming
+        left = held * PARKED if park else 0.0
+        parts = (fixed + arriving, fixed + modulation, fixed + active, fixed - left + decoding)
+    return dict(zip(("prompt", "modulation", "denoise", "decode"), (part / GIB for part in parts), strict=True))
 
 
 def transformer_bytes(preset: Preset, model: Anatomy, bytes_each: int) -> float:

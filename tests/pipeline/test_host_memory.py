@@ -68,7 +68,7 @@ def test_loading_holds_a_few_tensors_and_never_a_component(wide, preset):
     files = sum(path.stat().st_size for path in (wide / "transformer").glob("*.safetensors"))
     assert files > 1.7e9
     told = probed(wide, preset)
-    assert told["peak"] - told["before"] < 1.1 * GIB < files
+    assert told["peak"] - told["before"] < 0.2 * GIB < files
 
 
 @pytest.mark.slow
@@ -77,11 +77,11 @@ def test_a_memory_limit_below_the_largest_component_is_no_obstacle(wide):
     place = Path("/sys/fs/cgroup/memory") / f"fluxnb-{os.getpid()}"
     try:
         place.mkdir()
-        (place / "memory.limit_in_bytes").write_text(str(int(1.7 * GIB)))
+        (place / "memory.limit_in_bytes").write_text(str(int(0.9 * GIB)))
     except OSError:
         pytest.skip("no right to make a memory group here")
     try:
         told = probed(wide, "lean", limit=str(place))
-        assert told["peak"] < 1.7 * GIB
+        assert told["peak"] < 0.9 * GIB
     finally:
         place.rmdir()
