@@ -9,6 +9,7 @@ the seeds.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -21,7 +22,7 @@ from diffusers import AutoencoderKL
 
 from fluxnb.train.ask import Painter, painter, reconstruct
 from fluxnb.train.examiner import PARTS, Examiner, Freedom, Marks
-from fluxnb.train.measure import Estimate, bootstrap, over_seeds, ratio, wilson
+from fluxnb.train.measure import Estimate, bootstrap, over_seeds, ratio, ratio_of_shares, wilson
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.teacher import Tokens
 
@@ -119,13 +120,13 @@ def _estimates(
                 if part in marks.get(other, {}):
                     word = "teacher" if other == teacher else other
                     pairs = np.stack((found, _flags(marks[other][part], name)), 1)
-                    yield f"{name}/{part} : {word}", bootstrap(ratio, pairs)
+                    yield f"{name}/{part} : {word}", ratio_of_shares(pairs)
     if "held_out" in mine and "held_out" in theirs:
         both = [
             np.stack((_flags(mine[part], "everything"), _flags(theirs[part], "everything")), 1)
             for part in ("held_out", "seen")
         ]
-        yield "everything/held_out : seen", bootstrap(lambda held, seen: _over(ratio(held), ratio(seen)), *both)
+        yield "everything/held_out : seen", ratio_of_shares(*both)
     runs, real, again = mine["seen"], marks[RENDERS]["seen"], marks[RECONSTRUCTIONS]["seen"]
     for name in runs[0].numbers:
         yield name, over_seeds([run.numbers[name] for run in runs])
@@ -148,7 +149,8 @@ def _letters(
     runs: list[Marks], part: str, marks: dict[str, dict[str, list[Marks]]], teacher: str
 ) -> Iterator[tuple[str, Estimate]]:
     shares = [_share(run, "letters") for run in runs]
-    yield f"letters/{part}", over_seeds(shares)
+    found = over_seeds(shares)
+    yield f"letters/{part}", dataclasses.replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
     for other, word in ((teacher, "teacher"), (RECONSTRUCTIONS, RECONSTRUCTIONS)):
         held = [_share(run, "letters") for run in marks.get(other, {}).get(part, [])]
         if held:

@@ -21,7 +21,8 @@ class Estimate:
     Attributes:
         value, low, high: the estimate and its interval; NaN where a single run gives none.
         n: how many pictures, prompts or runs it rests on.
-        how: "wilson" for a share, "seeds" for a mean over sampling seeds (Student's t), "bootstrap" otherwise.
+        how: "wilson" for a share, "jeffreys" for a ratio of shares, "seeds" for a mean over sampling seeds (Student's
+            t), "bootstrap" over prompts.
     """
 
     value: float
@@ -68,6 +69,29 @@ def ratio(pairs: np.ndarray) -> float:
     """The mean of the first column over the mean of the second, of (n, 2); NaN over nothing."""
     first, second = pairs.mean(0) if len(pairs) else (math.nan, math.nan)
     return float(first / second) if second else math.nan
+
+
+def ratio_of_shares(pairs: np.ndarray, over: np.ndarray | None = None) -> Estimate:
+    """The ratio of two shares of the same trials, (n, 2) flags; with `over`, that ratio over the one of other trials.
+
+    The interval is drawn from what the counts of the four outcomes leave open (a Dirichlet with Jeffreys' halves), so
+    that no miss in few trials is not taken for certainty, as drawing the trials again would.
+    """
+    value = ratio(pairs) if over is None else ratio(pairs) / (ratio(over) or math.nan)
+    rng = np.random.default_rng(0)
+    drawn = _ratios(pairs, rng) if over is None else _ratios(pairs, rng) / _ratios(over, rng)
+    n = len(pairs) + (0 if over is None else len(over))
+    if math.isnan(value):
+        return Estimate(value, math.nan, math.nan, n, "jeffreys")
+    low, high = (float(end) for end in np.percentile(drawn, (2.5, 97.5)))
+    return Estimate(value, min(low, value), max(high, value), n, "jeffreys")
+
+
+def _ratios(pairs: np.ndarray, rng: np.random.Generator, draws: int = 4000) -> np.ndarray:
+    first, second = pairs.astype(bool).T
+    cells = [(first & second).sum(), (first & ~second).sum(), (~first & second).sum(), (~first & ~second).sum()]
+    both, one, other, _ = rng.dirichlet(np.array(cells) + 0.5, draws).T
+    return (both + one) / (both + other)
 
 
 def frechet(one: Tensor, other: Tensor) -> float:

@@ -37,6 +37,7 @@ from fluxnb.train.measure import (
     gradient_energy,
     over_seeds,
     ratio,
+    ratio_of_shares,
     vendi,
     wilson,
 )
@@ -228,8 +229,36 @@ def test_a_bootstrap_keeps_pairs_together():
     assert paired.low == paired.high == 1.0 and loose.high - loose.low > 0.1
 
 
+def test_no_miss_among_few_is_not_certainty():
+    few, many = (ratio_of_shares(np.ones((n, 2), bool)) for n in (36, 5000))
+    assert few.value == many.value == 1.0
+    assert few.low < 0.95 < 0.998 < many.low
+
+
+def test_a_ratio_of_shares_covers_as_often_as_it_says():
+    rng, covered = np.random.default_rng(0), []
+    for _ in range(300):
+        second = rng.random(300) < 0.9
+        first = np.where(rng.random(300) < 0.9, second, rng.random(300) < 0.5)  # 0.86, and most of them the same
+        found = ratio_of_shares(np.stack((first, second), 1))
+        covered.append(found.low <= 0.86 / 0.9 <= found.high)
+    assert 0.9 < np.mean(covered) < 0.99
+
+
+def test_a_ratio_of_ratios_is_wider_than_either():
+    rng = np.random.default_rng(0)
+    pairs = rng.random((500, 2)) < 0.9
+    other = rng.random((500, 2)) < 0.9
+    one, both = ratio_of_shares(pairs), ratio_of_shares(pairs, other)
+    assert both.value == pytest.approx(ratio(pairs) / ratio(other)) and both.high - both.low > one.high - one.low
+
+
 def test_a_ratio_to_nothing_is_no_number():
-    assert math.isnan(ratio(np.zeros((4, 2)))) and math.isnan(ratio(np.zeros((0, 2))))
+    assert (
+        math.isnan(ratio_of_shares(np.zeros((4, 2))).value)
+        and math.isnan(ratio(np.zeros((4, 2))))
+        and math.isnan(ratio(np.zeros((0, 2))))
+    )
 
 
 def test_the_distance_of_a_set_to_itself_is_zero_and_to_a_shifted_one_the_square():
