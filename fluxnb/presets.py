@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fluxnb.anatomy import Anatomy
 from fluxnb.hardware import GIB, Hardware
 
-__all__ = ["BYTES", "PRESETS", "Needs", "Preset", "needs", "stages"]
+__all__ = ["BYTES", "PRESETS", "Needs", "Preset", "course", "needs", "stages"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +199,22 @@ def stages(
         left = held * PARKED if park else 0.0
         parts = (fixed + arriving, fixed + modulation, fixed + active, fixed - left + decoding)
     return dict(zip(("prompt", "modulation", "denoise", "decode"), (part / GIB for part in parts), strict=True))
+
+
+def course(preset: Preset, model: Anatomy, machine: Hardware) -> list[tuple[float, float]]:
+    """Predicted (seconds, GiB) over one picture of a new prompt at 1024 px; each level holds until the next point.
+
+    Example:
+        >>> course(PRESETS["lean"], counted(), described("rtx-4090"))[0]            # doctest: +SKIP
+        (0.0, 16.6)
+    """
+    need = needs(preset, model, machine)
+    levels = list(stages(preset, model, park=need.park).values())
+    modulation = need.prompt_seconds * 0.4 if preset.tables else 0.0
+    decoding = DECODE_FLOP * 1024**2 / (DECODE_RATE * _rate(machine, 2))
+    lasts = (need.prompt_seconds - modulation, modulation, need.seconds - decoding, decoding)
+    starts = [sum(lasts[:i]) for i in range(5)]
+    return [*zip(starts, levels, strict=False), (starts[-1], levels[-1])]
 
 
 def transformer_bytes(preset: Preset, model: Anatomy, bytes_each: int) -> float:

@@ -7,6 +7,7 @@ Every figure says which model, seed and steps it shows.
 """
 
 from fluxnb.plots.curves import lock_in, path, sigma_curve, velocity
+from fluxnb.plots.memory import memory
 from fluxnb.plots.spotlights import attention
 from fluxnb.plots.strips import compare, contact_sheet, filmstrip, latent_channels
 
@@ -17,6 +18,7 @@ __all__ = [
     "filmstrip",
     "latent_channels",
     "lock_in",
+    "memory",
     "path",
     "sigma_curve",
     "velocity",

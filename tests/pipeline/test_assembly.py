@@ -23,7 +23,12 @@ QUESTION = {"seed": 3, "steps": 4}
 
 
 def built(folder, preset, dtype=torch.float32, **options):
-    pipe = assemble(folder, PRESETS[preset], device=CPU, dtype=dtype, **options)
+    try:
+        pipe = assemble(folder, PRESETS[preset], device=CPU, dtype=dtype, **options)
+    except AttributeError:
+        if PRESETS[preset].offload != "leaf":
+            raise
+        pytest.skip("this diffusers offloads with an accelerator only")
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
