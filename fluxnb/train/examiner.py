@@ -47,9 +47,10 @@ class Asked:
 
     def words(self) -> str:
         """How much was asked, for the reader of a table."""
+        few = "" if self.count >= 10 * 128 else "; too few scenes for the FDs, whose features are 128"
         return (
             f"{self.count} scenes, seen and held out each, from each of {self.seeds} sampling seeds; "
-            f"diversity over {self.noises} pictures of each of {self.prompts} prompts; 95 % intervals"
+            f"diversity over {self.noises} pictures of each of {self.prompts} prompts; 95 % intervals{few}"
         )
 
 

@@ -173,6 +173,10 @@ def test_letters_are_counted_only_where_there_are_letters():
     assert len(found["letters"]) == 2 and len(found["sign"]) == 1 and len(found["relation"]) == 0
 
 
+def test_a_table_from_few_scenes_says_that_its_distances_mean_little():
+    assert "too few" in Asked(count=64).words() and "too few" not in Asked().words()
+
+
 def test_a_free_question_leaves_something_open_and_none_is_held_out():
     questions = free_questions(16)
     assert len({scene.caption(say_background=said) for scene, said in questions}) == 16
