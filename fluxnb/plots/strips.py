@@ -194,7 +194,7 @@ def contact_sheet(
     room = int(12 * (width - side))
     texts = [wrap(", ".join(said[name][value] for name, value in block.items()), room) for block in blocks]
     lines = max(text.count("\n") + 1 for text in texts)
-    block_head = 0.12 + 0.17 * lines if len(blocks) > 1 else 0.0
+    block_head = 0.12 + 0.18 * lines if len(blocks) > 1 else 0.0
     block_height = block_head + len(down_values) * (high + GAP) + (0.12 if len(blocks) > 1 else 0)
     heads = [wrap(said[across][value], int(14 * wide)) for value in axes[across]]
     top = HEAD + 0.2 + 0.14 * max(head.count("\n") for head in heads)
