@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxnb.errors import InputError, RunError, StorageError, cut
+from fluxnb.gguf import GgufShelf
 from fluxnb.memory import Shelf, by_layer, computes_on, parked, stream_in, without_memory
 from fluxnb.modulation import Tables, expected_of
 from fluxnb.presets import Preset
@@ -33,6 +34,7 @@ def assemble(
     dtype: torch.dtype,
     text_dtype: torch.dtype | None = None,
     parts: Mapping[str, Path] | None = None,
+    gguf: Path | None = None,
     park: bool = False,
     keep: bool = False,
 ) -> Any:
@@ -42,6 +44,7 @@ def assemble(
         device: where it computes.
         dtype: of the transformer and the VAE; text_dtype: of the text encoders, the same by default.
         parts: components that lie in another folder.
+        gguf: the transformer's file, for a preset that takes one.
         park: True puts part of the transformer into main memory while a picture is decoded.
         keep: True keeps what is read again for each new prompt in page-locked main memory.
 
@@ -66,7 +69,7 @@ def assemble(
     stream_in(pipe.vae, Shelf(places["vae"], windows=windows), device)
     if preset.text == "by layer":
         computes_on(pipe.vae, device)  # the first that a pipeline asks where it computes
-    _transformer(pipe, places["transformer"], preset, device, dtype, keep)
+    _transformer(pipe, gguf or places["transformer"], preset, device, dtype, keep)
     if park:
         _park_while_decoding(pipe)
     if dtype is torch.float16:
@@ -75,14 +78,20 @@ def assemble(
     return pipe
 
 
-def _transformer(pipe: Any, folder: Path, preset: Preset, device: torch.device, dtype: torch.dtype, keep: bool) -> None:
+def _transformer(pipe: Any, place: Path, preset: Preset, device: torch.device, dtype: torch.dtype, keep: bool) -> None:
     transformer, windows = pipe.transformer, device.type != "cpu"
-    modulation = Shelf(folder, keep=keep, windows=windows)
+    shelf: Shelf | GgufShelf
+    modulation: Shelf | GgufShelf
+    if preset.gguf:
+        width = transformer.inner_dim
+        shelf, modulation = GgufShelf(place, width), GgufShelf(place, width, whole=True)
+    else:
+        shelf, modulation = Shelf(place, windows=windows), Shelf(place, keep=keep, windows=windows)
     streamed = preset.offload in ("leaf", "mapped")
     if preset.tables and not streamed:
         Tables(transformer, modulation, expected_of(pipe))  # first: these layers' weights are then never read here
     arrive = prepare(transformer, preset.storage, dtype)
-    stream_in(transformer, Shelf(folder, windows=windows), torch.device("cpu") if streamed else device, arrive)
+    stream_in(transformer, shelf, torch.device("cpu") if streamed else device, arrive)
     finish(transformer, preset.storage, dtype)
     if streamed:
         # diffusers notes the order of the first pass; a twin leaves that order alone when rows are made ahead.

@@ -92,7 +92,8 @@ def load(
 def _held(source: weights.Source, chosen: Plan) -> Any:
     """The pipeline of a source as the plan says: a small one as diffusers loads it, others part by part."""
     preset, device = PRESETS[chosen.preset], torch.device(chosen.device)
-    folder = weights.fetch(source)
+    gguf = weights.gguf_file(source, preset.gguf) if preset.gguf else None
+    folder = weights.fetch(source, without_transformer=gguf is not None)
     large = is_large(anatomy_of(folder, source.parts))
     computes = getattr(torch, chosen.dtype)
     if not large and preset.name in ("resident", "cpu"):
@@ -108,6 +109,7 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
         device=device,
         dtype=computes,
         parts=source.parts,
+        gguf=gguf,
         park=chosen.park,
         keep=chosen.keep,
     )

@@ -169,10 +169,11 @@ def without_memory(build: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
     return model
 
 
-def stream_in(model: nn.Module, shelf: Shelf, device: torch.device, arrive: Arrival | None = None) -> None:
+def stream_in(model: nn.Module, shelf: Any, device: torch.device, arrive: Arrival | None = None) -> None:
     """Fill a model built without memory, tensor by tensor.
 
     Arguments:
+        shelf: where the weights are, a Shelf or what answers like one.
         arrive: puts one tensor, already on the device and in the model's format, into its layer; by default as it is.
             What makes weights smaller does it here, so that the large form of all of them never exists at once.
     """
@@ -183,7 +184,9 @@ def stream_in(model: nn.Module, shelf: Shelf, device: torch.device, arrive: Arri
     tensors = ((name, shelf[name]) for name in empty) if stay else shelf.read(empty)
     for name, tensor in tensors:
         layer, leaf = _layer_of(model, name)
-        (arrive or put)(layer, leaf, tensor.to(device).to(empty[name].dtype))
+        arrived = tensor.to(device)
+        # Weights in blocks of few bits are bytes and stay so.
+        (arrive or put)(layer, leaf, arrived.to(empty[name].dtype) if arrived.is_floating_point() else arrived)
     for name, constant in list(model.named_buffers()):
         layer, leaf = _layer_of(model, name)
         layer._buffers[leaf] = constant.to(device)
@@ -238,7 +241,7 @@ class _Coming:
         layer._parameters.update(self.empty)
 
 
-def _share(model: nn.Module, shelf: Shelf) -> None:
+def _share(model: nn.Module, shelf: Any) -> None:
     """Files hold a weight that two layers share under one of its names."""
     for name, twin in (getattr(model, "_tied_weights_keys", None) or {}).items():
         if name in shelf and twin not in shelf:

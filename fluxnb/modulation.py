@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fluxnb.errors import RunError
 
 __all__ = ["Lookup", "Tables", "modulation_layers"]
 
@@ -41,7 +43,12 @@ class Lookup(nn.Module):  # type: ignore[misc]
 
     def forward(self, activated: Temb) -> Tensor:
         """What the layer would make of `activated`; which row that is, `Tables` has set."""
-        assert self.row is not None, "the transformer sets the row before its blocks run"
+        if self.row is None:
+            raise RunError(
+                "a block of the transformer was called alone",
+                "its modulation is a table, whose row the whole transformer sets when it is called",
+                'call the transformer, or load with preset="resident"',
+            )
         return self.row
 
     def extra_repr(self) -> str:
@@ -64,6 +71,13 @@ def modulation_layers(transformer: nn.Module) -> tuple[str, ...]:
     )
 
 
+@runtime_checkable
+class Weights(Protocol):
+    """What gives a weight for its name: a mapping, a Shelf, a GGUF file."""
+
+    def __getitem__(self, name: str) -> Tensor: ...
+
+
 @dataclass(eq=False)
 class Tables:
     """The rows of one transformer, filled when first needed.
@@ -84,7 +98,7 @@ class Tables:
     """
 
     transformer: Any
-    weights: Mapping[str, Tensor]
+    weights: Weights
     expected: Callable[[], Iterable[float]] = tuple
     embed: nn.Module | None = None
     limit: int = 512

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import html
 import importlib.util
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,16 +169,16 @@ def plan(
     anatomy = _anatomy(model)
     large = is_large(anatomy)
     pixels = size or (1024 if large else 128)
+    there = _cached(model) if hardware is None else 0.0
+    room = machine.disk_gib + there if _from_hub(model) else math.inf
     options = tuple(
-        _option(each, anatomy, machine, pixels, hardware is None, preset == each.name) for each in PRESETS.values()
+        _option(each, anatomy, machine, pixels, hardware is None, preset == each.name, room)
+        for each in PRESETS.values()
     )
-    fetch = 0.0 if not _from_hub(model) else anatomy.total * 2 / GIB - (_cached(model) if hardware is None else 0.0)
     fits = [option for option in options if not option.refused and preset in ("auto", option.preset.name)]
-    if fetch > machine.disk_gib:
-        fits = []
     refused = tuple((option.preset.name, option.refused) for option in options if option.refused)
     if not fits:
-        raise _nothing(model, machine, preset, refused, fetch)
+        raise _nothing(model, machine, preset, refused, options, room)
     best = min(fits, key=_cost)
     return Plan(
         preset=best.preset.name,
@@ -188,7 +189,7 @@ def plan(
         why=_why(best, fits, options, preset),
         refused=refused,
         disk_gib=best.needs.disk_gib,
-        download_gib=max(0.0, fetch),
+        download_gib=max(0.0, best.needs.disk_gib - there) if _from_hub(model) else 0.0,
         seconds=best.needs.seconds,
         prompt_seconds=best.needs.prompt_seconds,
         dtype=natural_dtype(machine.without_accelerator if best.preset.name == "cpu" else machine, large),
@@ -259,7 +260,9 @@ def _cached(model: str | Path) -> float:
     return sum(path.stat().st_size for path in blobs.glob("*") if path.is_file()) / GIB if blobs.is_dir() else 0.0
 
 
-def _option(preset: Preset, model: Anatomy, machine: Hardware, size: int, here: bool, asked: bool) -> Option:
+def _option(
+    preset: Preset, model: Anatomy, machine: Hardware, size: int, here: bool, asked: bool, room: float
+) -> Option:
     each = 2 if is_large(model) else 4
     text = 256 if is_large(model) else 48
     if preset.name == "cpu":
@@ -267,10 +270,14 @@ def _option(preset: Preset, model: Anatomy, machine: Hardware, size: int, here: 
     need = needs(preset, model, machine, size=size, text=text, bytes_each=each)
     if preset.storage != "plain" and machine.device == "cuda" and need.vram_gib > ROOMY * machine.vram_gib:
         need = needs(preset, model, machine, size=size, text=text, bytes_each=each, park=True)
-    return Option(preset=preset, needs=need, refused=_refusal(preset, need, machine, is_large(model), here, asked))
+    return Option(
+        preset=preset, needs=need, refused=_refusal(preset, need, machine, is_large(model), here, asked, room)
+    )
 
 
-def _refusal(preset: Preset, need: Needs, machine: Hardware, large: bool, here: bool, asked: bool) -> str:
+def _refusal(preset: Preset, need: Needs, machine: Hardware, large: bool, here: bool, asked: bool, room: float) -> str:
+    if need.disk_gib > room:
+        return f"needs {need.disk_gib:.0f} GiB of disk, {room:.0f} are free"
     if preset.name == "cpu":
         # A busy laptop has room for pocket, whatever it says.
         return "" if not large else _too_little(preset, need, machine)
@@ -326,13 +333,19 @@ def _why(best: Option, fits: list[Option], options: tuple[Option, ...], asked: s
 
 
 def _nothing(
-    model: str | Path, machine: Hardware, preset: str, refused: tuple[tuple[str, str], ...], fetch: float
+    model: str | Path,
+    machine: Hardware,
+    preset: str,
+    refused: tuple[tuple[str, str], ...],
+    options: tuple[Option, ...],
+    room: float,
 ) -> RunError:
     came = f"{model} on {machine.name} ({machine.vram_gib:.0f} GiB free there, {machine.ram_gib:.0f} GiB of RAM)"
-    if fetch > machine.disk_gib:
+    least = min(option.needs.disk_gib for option in options)
+    if least > room:
         return RunError(
             came,
-            f"{fetch:.0f} GiB have to be downloaded and {machine.disk_gib:.0f} GiB of disk are free",
+            f"at least {least:.0f} GiB have to be downloaded and {room:.0f} GiB of disk are free",
             'set HF_HOME to a larger disk, or try fnb.load("pocket")',
         )
     reasons = dict(refused)

@@ -43,6 +43,11 @@ class Preset:
     compiled: bool = False
 
     @property
+    def gguf(self) -> str:
+        """The kind of GGUF file that holds the transformer, as files are named; "" where it is the model's own."""
+        return {"gguf-q8": "Q8_0", "gguf-q4": "Q4_K_S"}.get(self.storage, "")
+
+    @property
     def exact(self) -> bool:
         """Whether every number is that of the plain model."""
         return self.storage == "plain"
@@ -65,6 +70,8 @@ PRESETS: dict[str, Preset] = {
             library="torchao", compiled=True,
         ),
         Preset(name="lean-nf4", says="and 4-bit storage", storage="nf4", patience=2.5, library="bitsandbytes"),
+        Preset(name="gguf-q8", says="a GGUF file of 12.7 GB", storage="gguf-q8", patience=1.6, library="gguf"),
+        Preset(name="gguf-q4", says="a GGUF file of 6.8 GB", storage="gguf-q4", patience=2.5, library="gguf"),
         Preset(name="stream", says="layers come from main memory as they run", offload="leaf"),
         Preset(name="stream-mapped", says="layers come from the disk's cache as they run", offload="mapped"),
         Preset(
@@ -86,6 +93,8 @@ BYTES = {
     "int8": 1.0 + 2 / 3072,
     "fp8-rows": 1.0 + 4 / 3072,
     "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
+    "gguf-q8": 1.0 + 2 / 32,
+    "gguf-q4": 0.5625,
 }
 
 # Measured on an H200 at 1024 px, 4096 + 256 tokens, bfloat16 (see tests/benchmarks/results).
@@ -93,7 +102,13 @@ ACTIVATIONS = 0.44 * GIB / 4352 / 3072  # bytes a token and unit of width, weigh
 DECODING = 2.42 * GIB / 1024**2  # bytes a pixel
 DECODE_FLOP = 10.47e12 / 1024**2  # a pixel; the decoder reaches 0.29 of the transformer's rate
 DECODE_RATE = 0.29
-CAST = {"fp8": 158e9 / 8.6e9, "nf4": 64e9 / 8.6e9}  # bytes of traffic a weight that undoing the storage costs
+# The GGUF rows from seconds published for an H100 (huggingface/blog, "Exploring Quantization Backends").
+CAST = {
+    "fp8": 158e9 / 8.6e9,
+    "nf4": 64e9 / 8.6e9,
+    "gguf-q8": 23.0,
+    "gguf-q4": 82.0,
+}  # bytes of traffic a weight that undoing the storage costs
 PAGEABLE = 3.4  # GB/s both ways of diffusers' model offload, which moves memory that is not page-locked
 READING = 2.5  # GB/s from the disk's cache to the device, tensor by tensor
 COPYING = 7.0  # GB/s from the disk's cache to page-locked memory, while the device computes
@@ -160,7 +175,7 @@ def needs(
     return Needs(
         vram_gib=peak / GIB,
         ram_gib=ram,
-        disk_gib=model.total * 2 / GIB,
+        disk_gib=(model.total * 2 - (model.transformer * (2 - BYTES[preset.storage]) if preset.gguf else 0)) / GIB,
         seconds=seconds + 2 * waiting / (machine.pcie * 1e9),
         prompt_seconds=_prompt_seconds(
             preset, model, machine, bytes_each, reading, keep, cached * GIB > streamed + reading

@@ -56,6 +56,8 @@ def prepare(transformer: nn.Module, storage: str, compute: torch.dtype) -> Arriv
         )
     if storage == "nf4":
         return _four_bits(transformer, chosen, compute)
+    if storage.startswith("gguf"):
+        return _by_gguf(transformer, chosen, compute)
     return _by_torchao(chosen, storage)
 
 
@@ -94,6 +96,24 @@ def _four_bits(transformer: nn.Module, chosen: dict[str, nn.Module], compute: to
             layer._parameters[leaf] = weight.to(tensor.device)
         else:
             put(layer, leaf, tensor)
+
+    return arrive
+
+
+def _by_gguf(transformer: nn.Module, chosen: dict[str, nn.Module], compute: torch.dtype) -> Arrival:
+    from diffusers.quantizers.gguf.utils import GGUFLinear
+
+    for name, layer in chosen.items():
+        path, _, leaf = name.rpartition(".")
+        small = GGUFLinear(layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=compute,
+                           device="meta")  # fmt: skip
+        setattr(transformer.get_submodule(path), leaf, small.requires_grad_(False).eval())
+
+    def arrive(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
+        if tensor.is_floating_point():
+            put(layer, leaf, tensor)
+        else:
+            layer._parameters[leaf] = tensor  # a parameter already, which knows its kind of block
 
     return arrive
 

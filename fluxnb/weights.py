@@ -19,7 +19,7 @@ import torch
 
 from fluxnb.errors import FluxnbError, InputError, StorageError, cut, one_of
 
-__all__ = ["HUB", "NAMES", "Source", "configurations", "fetch", "locate", "read", "sampled_fingerprint"]
+__all__ = ["HUB", "NAMES", "Source", "configurations", "fetch", "gguf_file", "locate", "read", "sampled_fingerprint"]
 
 HUB = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
 NAMES = ("pocket", "pocket-base", *HUB)
@@ -125,11 +125,43 @@ def _hub(repo: str, name: str) -> Source:
     raise refusal
 
 
-def fetch(source: Source) -> Path:
+def gguf_file(source: Source, kind: str) -> Path:
+    """The GGUF file of a model's transformer: beside the model, or from the hub for schnell and dev.
+
+    Arguments:
+        kind: as files are named, "Q8_0" for instance.
+
+    Raises:
+        StorageError: there is none, or the hub, the network or the disk said no.
+    """
+    from huggingface_hub import hf_hub_download
+
+    if source.local:
+        found = sorted(Path(source.place).rglob(f"*{kind}*.gguf"))
+        if found:
+            return found[0]
+        raise StorageError(
+            f"{source.place} holds no {kind} GGUF file", "a file such as flux1-schnell-Q8_0.gguf is looked for",
+            "put one there, or choose another preset",
+        )  # fmt: skip
+    title = source.place.rpartition("/")[2]
+    repo, file = f"city96/{title}-gguf", f"{title.lower().replace('flux.1', 'flux1')}-{kind}.gguf"
+    refusal: FluxnbError
+    try:
+        return Path(hf_hub_download(repo, file))
+    except Exception as problem:  # every kind of refusal, told apart by what it is called
+        refusal = hub_error(repo, problem)
+    raise refusal
+
+
+def fetch(source: Source, *, without_transformer: bool = False) -> Path:
     """The folder with everything this source needs, downloaded where it is not there yet.
 
     The repositories of FLUX.1 hold their weights twice, in diffusers' layout and as single files; only the former is
     fetched. An interrupted download goes on where it stopped.
+
+    Arguments:
+        without_transformer: leave out the transformer's weights, which come from elsewhere.
 
     Raises:
         StorageError: the hub, the network or the disk said no, or a file came damaged.
@@ -144,6 +176,8 @@ def fetch(source: Source) -> Path:
         parts = [name for name, kind in _json(index / "model_index.json").items() if isinstance(kind, list)]
         wanted = ["model_index.json", "card.json"]
         wanted += [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt", "model", "safetensors")]
+        if without_transformer:
+            wanted.remove("transformer/*.safetensors")
         before = _blobs(index)
         folder = Path(snapshot_download(source.place, revision=source.revision, allow_patterns=wanted))
     except FluxnbError:

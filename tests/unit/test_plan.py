@@ -31,9 +31,15 @@ def test_a_machine_too_small_is_told_before_anything_is_downloaded():
 
 
 def test_a_disk_too_small_is_told_before_anything_is_downloaded():
-    with pytest.raises(RunError, match=r"31 GiB have to be downloaded and 20 GiB of disk") as caught:
-        plan("schnell", machine(vram=80, disk_gib=20.0))
+    with pytest.raises(RunError, match=r"at least 15 GiB have to be downloaded and 10 GiB of disk") as caught:
+        plan("schnell", machine(vram=80, disk_gib=10.0))
     assert "HF_HOME" in caught.value.remedy
+
+
+def test_a_small_disk_takes_the_file_that_fits_it():
+    chosen = plan("schnell", machine(vram=80, disk_gib=20.0))
+    assert chosen.preset == "gguf-q4" and chosen.download_gib < 20
+    assert "GiB of disk" in dict(chosen.refused)["lean"]
 
 
 def test_a_preset_asked_for_is_taken_or_refused_with_its_reason():
