@@ -1,6 +1,6 @@
 """FLUX.1-schnell's full size under a cap of GPU memory, beside the recipes people copy: memory, seconds, bytes.
 
-    python -m tests.benchmarks.fullsize --folder /tmp/flux --out results          # on a GPU, all cases in order
+    python -m tests.benchmarks.fullsize --out results                             # on a GPU, all cases in order
     python -m tests.benchmarks.fullsize --cases lean-24 nf4-8 --seconds 300
     python -m tests.benchmarks.fullsize --tiny                                    # the same ways with pocket, any CPU
 
@@ -13,6 +13,7 @@ picture, loading counted apart.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import hashlib
 import json
@@ -21,8 +22,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -162,13 +165,35 @@ class Bench:
     def pictures(self, flux: Any, rounds: int = 4) -> None:
         """From a prompt to its picture: the first, later ones of that prompt, and one of a new prompt."""
         self.reset_peak()
-        first, image = self.clock(lambda: self.picture(flux))
+        with self.watched() as timeline:
+            first, image = self.clock(lambda: self.picture(flux))
         self.say(**{"first picture seconds": first, "sha": digest(image), **self.peaks()})
+        self.facts["timeline"] = thinned(timeline)
         encoded = flux.encode(self.recipe(flux))
         seeds = iter(range(1, 99))
         later, _ = self.clock(lambda: self.known(flux, encoded, next(seeds)), rounds, warm=1)
         new, _ = self.clock(lambda: self.picture(flux, OTHER))
         self.say(**{"picture seconds": later, "new prompt picture seconds": new, **self.peaks(), **ram()})
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[list[tuple[float, float]]]:
+        """(seconds, GiB allocated) a hundred times a second, while the block runs."""
+        seen: list[tuple[float, float]] = []
+        over, begun = threading.Event(), time.perf_counter()
+
+        def look() -> None:
+            while not over.wait(0.01):
+                seen.append((time.perf_counter() - begun, self.torch.cuda.memory_allocated() / GIB))
+
+        watcher = threading.Thread(target=look, daemon=True)
+        if self.cuda:
+            watcher.start()
+        try:
+            yield seen
+        finally:
+            over.set()
+            if self.cuda:
+                watcher.join()
 
     def recipe(self, flux: Any, seed: int = 0) -> Any:
         from fluxnb.sampling import resolve
@@ -341,6 +366,13 @@ def decoding(bench: Bench, pipe: Any) -> Callable[[], Any]:
     return decode
 
 
+def thinned(timeline: list[tuple[float, float]], most: int = 160) -> list[list[float]]:
+    """At most so many points, each the highest of those it stands for."""
+    width = max(1, -(-len(timeline) // most))
+    parts = [timeline[i : i + width] for i in range(0, len(timeline), width)]
+    return [[round(part[0][0], 3), round(max(level for _, level in part), 3)] for part in parts]
+
+
 def digest(image: Any) -> str:
     """Of a picture's pixels."""
     return hashlib.sha256(image.tobytes()).hexdigest()[:16]
@@ -431,7 +463,9 @@ def ratios(cases: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool
 def main() -> None:
     """Run the cases and write what they gave."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=Path("/tmp/flux-made-up"), help="where the made-up model lies")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "flux-made-up", help="where the made-up model lies"
+    )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/fullsize")))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES)[:7])
     parser.add_argument("--seconds", type=float, default=560, help="start no case after this")
@@ -495,7 +529,7 @@ def run(name: str, asked: argparse.Namespace) -> dict[str, Any]:
     facts = json.loads(line.removeprefix("FACTS")) if line else {"case": name, "failed": "the process died"}
     facts["case seconds"] = time.perf_counter() - begun
     shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()}
-    print(json.dumps(shown), flush=True)
+    print(json.dumps({key: value for key, value in shown.items() if key != "timeline"}), flush=True)
     return facts
 
 

@@ -80,6 +80,16 @@ def test_text_encoders_take_no_memory_between_prompts(toy_folder):
         pipe.encode_prompt("a fox", None, max_sequence_length=48)
 
 
+def test_in_float16_the_encoders_are_those_that_transformers_loads(toy_folder):
+    plain, flux = fnb.load(toy_folder, dtype="float16"), fnb.load(built(toy_folder, "lean", torch.float16))
+    wide = {name for name, weight in flux.pipe.text_encoder_2.named_parameters() if weight.dtype is torch.float32}
+    assert wide and wide == {
+        name for name, weight in plain.pipe.text_encoder_2.named_parameters() if weight.dtype is torch.float32
+    }
+    mine, theirs = (each.encode(each.resolve(fnb.Recipe(prompt="a fox"))) for each in (flux, plain))
+    assert torch.equal(mine.embeds, theirs.embeds) and torch.equal(mine.pooled, theirs.pooled)
+
+
 def test_an_encoder_that_fails_lets_its_weights_go(toy_folder):
     pipe = built(toy_folder, "lean")
     layer = pipe.text_encoder_2.encoder.block[0].layer[0].SelfAttention.q
