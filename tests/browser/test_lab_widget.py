@@ -97,8 +97,8 @@ def test_a_click_fills_the_squares_and_the_first_comes_soon(opened):
 
 
 def test_previews_come_step_by_step_and_another_cell_runs_meanwhile(opened):
-    page = opened(LOAD, SLOW.format(pause=0.15), name="lab_free.ipynb")
-    fill(page, prompt="a red fox", seeds="0-3", steps="4")
+    page = opened(LOAD, SLOW.format(pause=0.25), name="lab_free.ipynb")
+    fill(page, prompt="a red fox", seeds="0-9", steps="4")
     button(page).click()
     page.locator(".fluxnb-step", has_text="2 of 4").first.wait_for()
     shot(page, "lab_running")
@@ -111,10 +111,10 @@ def test_previews_come_step_by_step_and_another_cell_runs_meanwhile(opened):
     )  # fmt: skip
     assert said.split() == ["True", "running"]
     page.wait_for_function("() => document.querySelector('.fluxnb-said').textContent.includes('left')")
-    assert page.locator(".fluxnb-flow .fluxnb-head").all_text_contents() == [f"seed {n}" for n in range(4)]
+    assert page.locator(".fluxnb-flow .fluxnb-head").all_text_contents() == [f"seed {n}" for n in range(10)]
     shot(page, "lab_later")
     phase(page, "finished")
-    same = "again = fnb.sweep(flux, prompts='a red fox', seeds=range(4), steps=4)\n" \
+    same = "again = fnb.sweep(flux, prompts='a red fox', seeds=range(10), steps=4)\n" \
         "print(all(x.image.tobytes() == y.image.tobytes() for x, y in zip(lab.grid, again)))"  # fmt: skip
     assert execute(page, same).strip() == "True"
 
