@@ -164,8 +164,8 @@ class Lab(View):
             asked = read_form(texts)
             self.form = {**self.form, "fields": texts}
             job = self._generate(asked, self._watch)
-            self._lay(job)
-            self._thread = threading.Thread(target=self._work, name="fluxnb-lab", daemon=True)
+            run = self._lay(job)
+            self._thread = threading.Thread(target=self._work, args=(run,), name="fluxnb-lab", daemon=True)
             self._thread.start()
         return self
 
@@ -188,14 +188,14 @@ class Lab(View):
         self.cancel()
         super().close()
 
-    def _lay(self, job: Job) -> None:
+    def _lay(self, job: Job) -> _Run:
         """An empty square for each picture that will come."""
         if len(job.recipes) > MOST_CELLS:
             raise InputError(
                 f"{len(job.recipes)} pictures", f"a lab shows at most {MOST_CELLS}", "use fnb.sweep for larger grids"
             )
         rows, columns = (tuple(job.axes.get(name, (None,))) for name in SHAPE)
-        self._run = _Run(job=job, places={recipe: i for i, recipe in enumerate(job.recipes)}, stop=self._stop)
+        self._run = run = _Run(job=job, places={recipe: i for i, recipe in enumerate(job.recipes)}, stop=self._stop)
         first = job.recipes[0]
         self.frames = [b""] * len(job.recipes)
         self._runs += 1
@@ -211,10 +211,9 @@ class Lab(View):
             "height": first.height or 1,
         }
         self.state = _state("running", total=len(job.recipes), left=job.seconds)
+        return run
 
-    def _work(self) -> None:
-        run = self._run
-        assert run is not None
+    def _work(self, run: _Run) -> None:
         phase, said = "finished", ("", "")
         try:
             for cell in run.job.cells:
