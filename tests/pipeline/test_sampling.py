@@ -175,6 +175,15 @@ def _tensor(thing):
     return type(thing) in (torch.Tensor, torch.nn.Parameter)  # a compiler leaves others behind, which hold nothing
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own answer to Ctrl-C: whatever ran before in this process may have put another in its place."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize("keep", [None, fnb.Keep(attention="all")], ids=["plain", "attention"])
 def test_ctrl_c_while_the_model_computes_leaves_the_walk_so_far_and_nothing_else_in_memory(toy, toy_walk, at, keep):
