@@ -2,9 +2,10 @@
 
 3 prompts x 4 seeds x steps {1, 2, 3, 4} on pocket, three ways that take turns within one process: 48 plain calls, a
 sweep, and a sweep that walks 16 pictures side by side. The ratios are the figure; the seconds are of this machine. On
-a machine that others use, wall time says how busy they are: then read the ratio of processor time, which knows
-nothing of the second core, and start with OMP_WAIT_POLICY=passive, without which threads that wait burn what the
-others need. Every picture of the exact sweep is compared with its plain call. Prints one JSON object.
+a machine that others use, wall time says how busy they are. So each call also says how much of the processors others
+had meanwhile, and the ratio of the quietest calls stands beside that of all; where "others" is not near 0 even there,
+the ratio of processor time is what is left, which knows nothing of the second core. Every picture of the exact sweep is
+compared with its plain call. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 from diffusers import FluxPipeline
 
@@ -44,11 +46,33 @@ class Counter:
         return seen
 
 
-def timed(call: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds on the wall, seconds of the processor, and what came of it."""
-    wall, busy = time.perf_counter(), time.process_time()
+class Took(NamedTuple):
+    """Seconds on the wall, seconds of the processor, and how many processors others had meanwhile."""
+
+    wall: float
+    processor: float
+    others: float
+
+
+def timed(call: Callable[[], Any]) -> tuple[Took, Any]:
+    """How long a call took, and what came of it."""
+    began, own, all_of_them = time.perf_counter(), time.process_time(), busy()
     made = call()
-    return time.perf_counter() - wall, time.process_time() - busy, made
+    wall, own = time.perf_counter() - began, time.process_time() - own
+    return Took(wall, own, max(0.0, busy() - all_of_them - own) / wall), made
+
+
+def busy() -> float:
+    """Seconds that all processors together have worked since the machine began, for itself or for its host's others."""
+    spent = psutil.cpu_times()
+    return sum(spent) - spent.idle - getattr(spent, "iowait", 0.0) - getattr(spent, "guest", 0.0)
+
+
+def rounded(value: Any) -> Any:
+    """Three digits after the point, wherever there are more."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def main() -> None:
@@ -95,20 +119,26 @@ def main() -> None:
     for name, call in ways.items():
         pictures[name] = call()
         seen[name] = counter.look()
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    took: dict[str, list[Took]] = {name: [] for name in ways}
     for _ in range(given.rounds):
         for name, call in ways.items():
-            wall, busy, made = timed(call)
-            took[name].append((wall, busy))
+            spent, made = timed(call)
+            took[name].append(spent)
             assert name == "batched" or made == pictures["plain"], f"{name}: other bytes than the plain calls"
     facts: dict[str, Any] = {"counted": seen}
+    quiet = {name: sorted(each, key=lambda one: one.others)[: max(1, given.rounds // 3)] for name, each in took.items()}
     for name in ("exact", "batched"):
-        for kind, place in (("wall", 0), ("processor", 1)):
-            ratios = [a[place] / b[place] for a, b in zip(took[name], took["plain"], strict=True)]
-            facts[f"{name}/plain, {kind}"] = round(statistics.median(ratios), 3)
-            least = min(a[place] for a in took[name]) / min(b[place] for b in took["plain"])
-            facts[f"{name}/plain, {kind}, least of each"] = round(least, 3)
-    facts["seconds"] = {name: round(min(wall for wall, _ in each), 2) for name, each in took.items()}
+        for kind in ("wall", "processor"):
+            pairs = zip(took[name], took["plain"], strict=True)
+            facts[f"{name}/plain, {kind}"] = statistics.median(getattr(a, kind) / getattr(b, kind) for a, b in pairs)
+            middle = {way: statistics.median(getattr(one, kind) for one in quiet[way]) for way in (name, "plain")}
+            facts[f"{name}/plain, {kind}, quietest"] = middle[name] / middle["plain"]
+    facts["others in the quietest"] = {
+        name: statistics.median(one.others for one in each) for name, each in quiet.items()
+    }
+    facts["seconds of the quietest"] = {
+        name: statistics.median(one.wall for one in each) for name, each in quiet.items()
+    }
     far = [
         max(abs(x - y) for x, y in zip(a, b, strict=True))
         for a, b in zip(pictures["plain"], pictures["batched"], strict=True)
@@ -118,7 +148,7 @@ def main() -> None:
     }
     facts["largest difference of a batched byte"] = max(far)
     facts |= {"threads": torch.get_num_threads(), "rounds": given.rounds, "load": os.getloadavg()[0]}
-    print(json.dumps(facts, indent=1))
+    print(json.dumps(rounded(facts), indent=1))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.fixture
-def run_notebook(lab: SimpleNamespace, page: Any) -> Any:
+def run_notebook(lab: SimpleNamespace, page: Any) -> Iterator[Any]:
     """Open a notebook of these cells in JupyterLab, or in Notebook 7, and run all of them on a live kernel."""
 
     def run(*cells: str, name: str = "walk.ipynb", front: str = "lab/tree") -> Any:
@@ -139,4 +139,16 @@ def run_notebook(lab: SimpleNamespace, page: Any) -> Any:
         assert page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         return page
 
-    return run
+    yield run
+    _end_kernels(lab)
+
+
+def _end_kernels(lab: SimpleNamespace) -> None:
+    """Each kernel that has loaded a model holds half a gigabyte, and a server lets them live."""
+    address = f"{lab.base}/api/sessions"
+    token = {"Authorization": f"token {lab.token}"}
+    with urllib.request.urlopen(urllib.request.Request(address, headers=token), timeout=20) as answer:
+        sessions = json.load(answer)
+    for each in sessions:
+        ended = urllib.request.Request(f"{address}/{each['id']}", headers=token, method="DELETE")
+        urllib.request.urlopen(ended, timeout=20).close()
