@@ -180,7 +180,7 @@ def ctrl_c():
     """Python's own answer to Ctrl-C: whatever ran before in this process may have put another in its place."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
 @pytest.mark.usefixtures("ctrl_c")
