@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import fluxnb as fnb
 from fluxnb import weights
 from fluxnb.errors import StorageError
 from tests.pipeline.hub import COMMIT, Hub
@@ -165,17 +167,17 @@ def test_without_a_network_what_was_fetched_still_loads(hub, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_public_door_loads_from_the_hub_and_draws_the_same_bytes(hub, toy_walk, tmp_path):
+def test_the_public_door_loads_from_the_hub_and_draws_the_same_bytes(hub, toy_folder, tmp_path):
+    prompt = "a red fox in the snow"
     say = (
         "import fluxnb as fnb, hashlib\n"
         f"flux = fnb.load({REPO!r}, dtype='float32')\n"
-        f"walk = fnb.run(flux, {toy_walk.recipe.prompt!r}, seed=3, steps=4)\n"
+        f"walk = fnb.run(flux, {prompt!r}, seed=3, steps=4)\n"
         "print(flux.revision, hashlib.sha256(walk.image.tobytes()).hexdigest())\n"
     )
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     run = subprocess.run([sys.executable, "-c", say], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    import hashlib
-
-    digest = hashlib.sha256(toy_walk.image.tobytes()).hexdigest()
+    here = fnb.run(fnb.load(toy_folder, dtype="float32"), prompt, seed=3, steps=4)
+    digest = hashlib.sha256(here.image.tobytes()).hexdigest()
     assert run.stdout.split()[-2:] == [COMMIT, digest]
