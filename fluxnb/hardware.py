@@ -305,20 +305,40 @@ def room_for_downloads() -> float:
     return shutil.disk_usage(place).free / GIB
 
 
-def available_ram(cgroups: Path = Path("/sys/fs/cgroup")) -> float:
-    """GiB of main memory that this process may still take: the machine's, or the container's if that is less."""
+def available_ram(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """GiB of main memory that this process may still take: the machine's, or what a container or a job leaves of it.
+
+    Arguments:
+        cgroups: where Linux shows its memory groups.
+        own: says which of them this process is in; the limit of any group above it holds too.
+    """
     import psutil
 
     free = float(psutil.virtual_memory().available)
-    for limit, used, stat in (
-        ("memory.max", "memory.current", "memory.stat"),  # version 2
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),  # version 1
-    ):
-        try:
-            ceiling = int((cgroups / limit).read_text())  # "max" is no number, and no limit
-            cached = re.search(r"^(?:total_)?inactive_file (\d+)", (cgroups / stat).read_text(), re.MULTILINE)
-            taken = int((cgroups / used).read_text()) - (int(cached[1]) if cached else 0)
-        except (OSError, ValueError):
-            continue
-        free = min(free, max(0, ceiling - taken))
+    for group in _groups(cgroups, own):
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            try:
+                ceiling = int((group / limit).read_text())  # "max" is no number, and no limit
+                cached = re.search(
+                    r"^(?:total_)?inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE
+                )
+                taken = int((group / used).read_text()) - (int(cached[1]) if cached else 0)
+            except (OSError, ValueError):
+                continue
+            free = min(free, max(0, ceiling - taken))
     return free / GIB
+
+
+def _groups(cgroups: Path, own: Path) -> list[Path]:
+    """The memory groups that this process is in, of either version of Linux's, the outermost first."""
+    roots, groups = {"": cgroups, "memory": cgroups / "memory"}, [cgroups, cgroups / "memory"]
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return groups
+    for line in lines:
+        _, controllers, place = line.split(":", 2) if line.count(":") >= 2 else ("", "none", "")
+        for name in controllers.split(","):
+            parts = Path(place.lstrip("/")).parts if name in roots else ()
+            groups += [roots[name].joinpath(*parts[: i + 1]) for i in range(len(parts)) if ".." not in parts]
+    return groups

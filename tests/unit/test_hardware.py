@@ -114,6 +114,29 @@ def test_a_limit_that_is_used_up_leaves_nothing(tmp_path):
     assert available_ram(cgroup(tmp_path, files)) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("line", "group", "names"),
+    [
+        ("0::/user.slice/job", "user.slice", ("memory.max", "memory.current")),
+        ("4:memory,x:/slurm/job", "memory/slurm", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+)
+def test_a_limit_on_a_group_around_this_process_counts(tmp_path, line, group, names):
+    files = {f"{group}/{name}": str(n) for name, n in zip(names, (GIB, GIB // 4), strict=True)}
+    own = tmp_path / "own"
+    own.write_text(f"1:cpu:/\n{line}\nnonsense\n")
+    place = cgroup(tmp_path, files | {f"{group}/memory.stat": ""})
+    assert available_ram(place, own) == pytest.approx(0.75)
+
+
+def test_a_group_s_place_cannot_lead_out_of_the_groups(tmp_path):
+    own = tmp_path / "own"
+    own.write_text("0::/../elsewhere\n")
+    files = {"memory.max": "1", "memory.current": "0", "memory.stat": ""}
+    cgroup(tmp_path, {f"elsewhere/{name}": text for name, text in files.items()})
+    assert available_ram(tmp_path / "groups", own) > 0.1
+
+
 def test_no_limit_is_no_limit(tmp_path):
     free = available_ram(tmp_path)
     files = {"memory.max": "max\n", "memory.current": "5", "memory.stat": ""}
