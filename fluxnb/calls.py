@@ -90,8 +90,8 @@ def mark(on_cuda: bool) -> Any:
 
 
 def _between(start: Any, end: Any) -> float:
-    if isinstance(end, float):
-        return end - start
+    if isinstance(start, float) or isinstance(end, float):
+        return end - start if isinstance(start, float) and isinstance(end, float) else 0.0
     end.synchronize()
     return float(start.elapsed_time(end)) / 1000
 
@@ -202,10 +202,12 @@ def pictures(result: Any) -> list[Image.Image] | None:
     """What a pipeline's image processor returned, as pictures: PIL, an array or a tensor (0 to 1)."""
     if isinstance(result, list) and result and all(isinstance(each, Image.Image) for each in result):
         return list(result)
-    if isinstance(result, Tensor):
-        result = result.detach().float().cpu().permute(0, 2, 3, 1).numpy()
-    if isinstance(result, np.ndarray) and result.ndim == 4:
-        return [Image.fromarray(each) for each in (result.clip(0, 1) * 255).round().astype("uint8")]
+    if isinstance(result, np.ndarray):
+        result = torch.from_numpy(result).movedim(-1, 1)
+    if isinstance(result, Tensor) and result.ndim == 4:
+        # To bytes where the picture is: on a CPU, at 1024 px, this is two per cent of a run on a fast card.
+        small = (result.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return [Image.fromarray(each) for each in small.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
     return None
 
 

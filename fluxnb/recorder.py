@@ -113,7 +113,6 @@ class _Eyes:
     def __init__(self, recorder: Recorder, pipe: Any) -> None:
         self.recorder, self.pipe = recorder, pipe
         self.attention: Attention | None = None
-        self.on_cuda = torch.cuda.is_available() and pipe._execution_device.type == "cuda"
 
     # ------------------------------------------------------------------------------- where a call begins and ends
     def check_inputs(self, original: Around, *args: Any, **kwargs: Any) -> Any:
@@ -140,7 +139,7 @@ class _Eyes:
         if given.get("latents") is None:
             call.seeds = fresh_seeds(given.get("generator"))
         result = original(*args, **kwargs)
-        call.prepared, call.begin = time.perf_counter(), mark(self.on_cuda)
+        call.prepared, call.begin = time.perf_counter(), mark(_on_cuda(given))
         return result
 
     def set_timesteps(self, original: Around, *args: Any, **kwargs: Any) -> Any:
@@ -150,7 +149,7 @@ class _Eyes:
         result = original(*args, **kwargs)
         # One read of the levels here, before any work is queued, saves a wait for the GPU in every step.
         call.levels = [float(level) for level in self.pipe.scheduler.sigmas.tolist()]
-        call.prepared, call.begin = time.perf_counter(), mark(self.on_cuda)
+        call.prepared, call.begin = time.perf_counter(), mark(_on_cuda(given))
         return result
 
     def postprocess(self, original: Around, *args: Any, **kwargs: Any) -> Any:
@@ -208,7 +207,7 @@ class _Eyes:
         call.out, call.out_version = out, _version(out)
         if self.attention is not None and (maps := self.attention.take()) is not None:
             raw.tensors["attention"] = maps[:, : x.shape[1]]  # some kin put a second picture behind the first
-        raw.mark, call.denoised = mark(self.on_cuda), time.perf_counter()
+        raw.mark, call.denoised = mark(v.device.type == "cuda"), time.perf_counter()
         call.raws.append(raw)
         if watch is not None:
             watch(v, lambda item: step_of(call, raw, item))
@@ -245,6 +244,12 @@ class _Eyes:
         if self.recorder._watch is None:  # whoever watches needs the last step whole, for the picture of a broken walk
             self._thin(call, call.raws[-1])
         self.recorder.trajectories += walks_of(call, self.recorder._flux, self.pipe)
+
+
+def _on_cuda(given: dict[str, Any]) -> bool:
+    """Whether a method of the pipeline was told to work on a GPU; to ask the pipeline itself takes milliseconds."""
+    device = given.get("device")
+    return device is not None and torch.device(device).type == "cuda"
 
 
 def _version(tensor: Tensor) -> int | None:
