@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -78,7 +79,8 @@ class Making:
                 missing.append(recipe)
         others: list[Recipe] = []  # being made by other processes
         spread = self.batch > 1
-        finisher = Finisher(self.flux, self.store, self.keep, beside=self.beside, spread=spread)
+        size = max(((each.height or 0, each.width or 0) for each in missing), key=math.prod, default=(0, 0))
+        finisher = Finisher(self.flux, self.store, self.keep, size=size, beside=self.beside, spread=spread)
         try:
             for together in _companies(starts(missing), self.batch):
                 for members in _rounds(together):

@@ -1,7 +1,8 @@
 """From finished walks to cells: decoded, encoded as PNG, written, and the claim let go.
 
-None of this needs the transformer, so a sweep does it beside the walking: on a CPU in threads that decode and write,
-on a GPU, whose one queue would be shared anyway, in a thread that writes. Cells come out in the order they went in.
+None of this needs the transformer, so a sweep does it beside the walking: in threads that decode and write, on a GPU
+in a queue of its own. Where the decoder needs the transformer's place, a thread only writes. Cells come out in the
+order they went in.
 """
 
 from __future__ import annotations
@@ -55,22 +56,31 @@ class Finisher:
         flux: whose decoder it is.
         store: where cells are written, None for nowhere.
         keep: what stays of the walks, None for nothing.
+        size: height and width of the pictures, or of the largest.
         beside: True works in threads; False at once, in the caller's.
         spread: True gives each CPU thread a picture of its own instead of a share of every picture. Faster by a
             third, and the sums are taken in another order.
     """
 
-    def __init__(self, flux: Flux, store: Store | None, keep: Keep | None, *, beside: bool, spread: bool) -> None:
+    def __init__(
+        self, flux: Flux, store: Store | None, keep: Keep | None, *, size: tuple[int, int], beside: bool, spread: bool
+    ) -> None:
         self._flux, self._store, self._keep = flux, store, keep
-        self._on_cpu, threads = flux.device.type == "cpu", torch.get_num_threads()
+        on_cpu, threads = flux.device.type == "cpu", torch.get_num_threads()
         self._at_once = AT_ONCE if flux.takes_turns else 1
         self._waiting: list[Walked] = []
         self._running: deque[Future[Cell]] = deque()
-        self._lanes = 0
-        if beside and (threads > 1 or not self._on_cpu):
-            self._lanes = threads if spread and self._on_cpu else 1
-        self._pool = ThreadPoolExecutor(self._lanes, thread_name_prefix="fluxnb-finish") if self._lanes else None
-        if self._pool is not None and self._lanes > 1:
+        # On a CPU with one thread there is nothing to be had.
+        decoders = (threads if spread else 1) * (threads > 1) if on_cpu else flux.decoders_beside(*size)
+        self._decodes = beside and decoders > 0
+        # Where the decoder needs the transformer's place, a thread writes all the same.
+        self._lanes = decoders if self._decodes else int(beside and not on_cpu)
+        self._pool: ThreadPoolExecutor | None = None
+        if self._lanes:
+            self._pool = ThreadPoolExecutor(
+                self._lanes, thread_name_prefix="fluxnb-finish", initializer=_own_queue, initargs=(flux.device,)
+            )
+        if self._pool is not None and on_cpu and self._lanes > 1:
             _one_thread_each(self._pool, self._lanes, threads)
 
     def add(self, walked: Walked) -> None:
@@ -101,7 +111,7 @@ class Finisher:
         waiting, self._waiting = self._waiting, []
         images: list[Image.Image | None] = [None] * len(waiting)
         spent = 0.0
-        if waiting and not (self._pool is not None and self._on_cpu):
+        if waiting and not self._decodes:
             started = time.perf_counter()
             images = [*self._flux.decode(torch.cat([_latents(each.walk) for each in waiting]))]
             spent = (time.perf_counter() - started) / len(waiting)
@@ -116,7 +126,7 @@ class Finisher:
     def _finish(self, walked: Walked, image: Image.Image | None, spent: float) -> Cell:
         if image is None:
             started = time.perf_counter()
-            image = self._flux.decode(_latents(walked.walk))[0]
+            image = self._flux.decode(_latents(walked.walk), in_turn=False)[0]
             spent = time.perf_counter() - started
         recipe, seconds = walked.recipe, {**walked.walk.seconds, "decode": spent}
         kept, path = None, None
@@ -148,6 +158,12 @@ class Finisher:
 
 def _latents(walk: Trajectory) -> torch.Tensor:
     return unpack(walk.final[None], walk.height, walk.width)
+
+
+def _own_queue(device: torch.device) -> None:
+    """Give this thread a queue of its own on a GPU, or its kernels would wait behind the transformer's."""
+    if device.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
 def _one_thread_each(pool: ThreadPoolExecutor, lanes: int, threads: int) -> None:

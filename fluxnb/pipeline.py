@@ -26,14 +26,18 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import cut
+from fluxnb.hardware import GIB, detect
 from fluxnb.latents import LinearRGB, unpack
 from fluxnb.planning import Plan, memory_told
+from fluxnb.presets import DECODING
 from fluxnb.preview import preview_of
 from fluxnb.profile import Profile
 from fluxnb.recipe import Recipe
 from fluxnb.scheduling import Draws, given_sigmas, planned, sampling_as
 
 __all__ = ["Encoded", "Flux", "PromptWarning"]
+
+DECODERS = 3  # at once on a GPU: half of a decoder's time goes into sums that fill a quarter of the card
 
 Tokens = Float[Tensor, "batch tokens features"]
 Latents = Float[Tensor, "batch channels height width"]
@@ -266,17 +270,20 @@ class Flux:
         return path
 
     # ------------------------------------------------------------------------------------------------ decode
-    def decode(self, latents: Latents) -> tuple[Image.Image, ...]:
+    def decode(self, latents: Latents, *, in_turn: bool = True) -> tuple[Image.Image, ...]:
         """Decode latents (n, 16, h/8, w/8), one by one, into pictures, exactly as FluxPipeline does.
 
         One by one is also the fastest here: a batch of decoded pictures does not fit into a CPU's cache, and on a
         GPU it is memory that the transformer needs.
+
+        Arguments:
+            in_turn: False decodes while the pipeline is at work in another thread, where `decoders_beside` allows it.
         """
         vae, device, processor = self.pipe.vae, self.device, self.pipe.image_processor
         pictures: list[Image.Image] = []
         # The same numbers with less bookkeeping. Hooks that move weights would leave them marked by it, so only here.
         quietly = torch.inference_mode() if device.type == "cpu" else torch.no_grad()
-        turn = contextlib.nullcontext() if device.type == "cpu" else self.turn
+        turn = self.turn if in_turn and device.type != "cpu" else contextlib.nullcontext()
         with quietly, turn, memory_told(self.plan, f"decoding with {self.model}"):
             for latent in latents:
                 z = latent[None].to(device=device, dtype=vae.dtype)
@@ -292,6 +299,16 @@ class Flux:
     def takes_turns(self) -> bool:
         """Whether decoding pushes the transformer out of the GPU, so that pictures are best decoded several at once."""
         return bool(getattr(self.pipe, "_all_hooks", None)) or self.plan.park
+
+    def decoders_beside(self, height: int, width: int) -> int:
+        """How many pictures of this size a GPU can decode while its transformer is at work on another; 0 for none.
+
+        That takes memory for all at once, and nothing may have to move out of the decoder's way.
+        """
+        if self.device.type != "cuda":
+            return 0
+        needed = DECODING * height * width * self.pipe.vae.dtype.itemsize / 2
+        return 0 if self.takes_turns else min(DECODERS, int(detect().vram_gib * GIB / (1.2 * needed)))
 
     def decode_tokens(self, tokens: Float[Tensor, "tokens features"], height: int, width: int) -> Image.Image:
         """Decode the tokens of one picture of height x width pixels."""
