@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import hashlib
 import json
 import os
@@ -31,20 +30,25 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+COLAB_RAM = 12_700_000_000  # bytes of main memory beside a free T4
 PROMPT, OTHER = "a red fox in the snow holding a sign that says hello", "a cat on a blue dog"
 # In order of importance: what matters most is measured if the time runs out. Name: cap in GiB, what is measured.
+IN_MEMORY = ("grid", "fast", "fast-apart", "fast-fp8", "fast-autotune")  # these need no file
 CASES: dict[str, tuple[float, str]] = {
-    "resident": (0, "plain diffusers, everything resident; then our grid beside its loop"),
+    "resident": (0, "plain diffusers, everything resident"),
+    "grid": (0, "plain diffusers' loop over seeds and steps, then our sweep of them, everything resident"),
     "lean-24": (24, "lean"),
     "nf4-8": (8, "lean-nf4"),
     "fp8-16": (16, "lean-fp8"),
-    "fast": (0, "lean, compiled"),
+    "fast": (0, "adaLN tables, compiled"),
+    "fast-apart": (0, "adaLN tables, compiled, three products for q, k and v"),
     "model-offload-24": (24, "diffusers' enable_model_cpu_offload"),
     "stream": (5, "leaf by leaf over PCIe"),
     "mapped": (5, "leaf by leaf from the disk's cache"),
-    "fast-fp8": (0, "lean, compiled, 8-bit rows"),
+    "fast-fp8": (0, "adaLN tables, compiled, 8-bit rows"),
     "nf4-12": (12, "lean-nf4 where nothing has to be parked"),
-    "fast-autotune": (0, "lean, compiled with every kernel tried"),
+    "t4": (14.7, "what a plan takes on a Colab T4, its main memory limited too"),
+    "fast-autotune": (0, "adaLN tables, compiled with every kernel tried"),
     "sequential-offload": (24, "diffusers' enable_sequential_cpu_offload"),
 }
 
@@ -59,6 +63,8 @@ class Bench:
         self.cuda = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.size, self.text = (128, 48) if tiny else (1024, 256)
+        # A CPU without instructions for 16 bits takes minutes for one convolution.
+        self.dtype = torch.bfloat16 if self.cuda else torch.float32
         self.facts: dict[str, Any] = {"case": name, "says": CASES[name][1]}
         cap = CASES[name][0]
         if self.cuda:
@@ -112,7 +118,7 @@ class Bench:
 
         from fluxnb.weights import _dtype_word
 
-        pipe = FluxPipeline.from_pretrained(self.folder, **{_dtype_word(): self.torch.bfloat16}, **options)
+        pipe = FluxPipeline.from_pretrained(self.folder, **{_dtype_word(): self.dtype}, **options)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
@@ -138,7 +144,9 @@ class Bench:
         from fluxnb import planning
 
         automatic = planning.plan(self.folder, size=self.size).preset
-        took, flux = self.clock(lambda: fnb.load(str(self.folder), preset=preset, dtype="bfloat16"))
+        took, flux = self.clock(
+            lambda: fnb.load(str(self.folder), preset=preset, dtype=str(self.dtype).removeprefix("torch."))
+        )
         flux.pipe.set_progress_bar_config(disable=True)
         plan = flux.plan
         self.say(**{
@@ -208,21 +216,21 @@ class Bench:
         return take(flux, self.recipe(flux, seed), encoded, keep=Keep()).image
 
     def grid(self, flux: Any) -> None:
-        import fluxnb as fnb
-
-        took, made = self.clock(
-            lambda: fnb.sweep(
-                flux, prompts=[PROMPT], seeds=range(4), steps=[1, 2, 3, 4],
-                recipe=fnb.Recipe(prompt=PROMPT, height=self.size, width=self.size),
-            )
-        )  # fmt: skip
+        took, made = self.clock(lambda: self.sweep(flux))
         shas = {f"{cell.recipe.seed}/{cell.recipe.steps}": digest(cell.image) for cell in made}
         self.say(**{"grid seconds": took, "grid evaluations": made.evaluations, "grid sha": digest_of(shas)})
 
+    def sweep(self, flux: Any) -> Any:
+        import fluxnb as fnb
+
+        return fnb.sweep(
+            flux, prompts=[PROMPT], seeds=range(4), steps=[1, 2, 3, 4],
+            recipe=fnb.Recipe(prompt=PROMPT, height=self.size, width=self.size),
+        )  # fmt: skip
+
 
 def resident(bench: Bench) -> None:
-    """What everybody compares with, and our sweep over the same pipeline."""
-    import fluxnb as fnb
+    """What everybody compares with."""
     from fluxnb.fast import matmul_ceiling, seconds, share_of_ceiling
     from fluxnb.planning import _anatomy
 
@@ -235,15 +243,6 @@ def resident(bench: Bench) -> None:
     given = bench.embedded(pipe)
     from_embeddings, _ = bench.clock(lambda: bench.draw(pipe, **given), 5)
     bench.say(**{"picture seconds": whole, "picture from embeddings seconds": from_embeddings})
-    took, shas = bench.clock(
-        lambda: {
-            f"{seed}/{steps}": digest(bench.draw(pipe, seed=seed, steps=steps))
-            for seed in range(4) for steps in (1, 2, 3, 4)
-        }
-    )  # fmt: skip
-    bench.say(**{"naive grid seconds": took, "naive grid sha": digest_of(shas)})
-    flux = fnb.load(pipe)
-    bench.grid(flux)
     tokens = (bench.size // 16) ** 2 + bench.text
     forward = evaluation(bench, pipe)
     ceiling = matmul_ceiling(bench.device, side=512 if bench.tiny else 8192)
@@ -254,17 +253,85 @@ def resident(bench: Bench) -> None:
     })  # fmt: skip
 
 
-def held(preset: str, grid: bool = False) -> Callable[[Bench], None]:
+def gridded(bench: Bench) -> None:
+    """4 seeds and 4 step counts: the loop that one would write, and our sweep over the same pipeline."""
+    import fluxnb as fnb
+
+    pipe = in_memory(bench)
+    bench.draw(pipe)
+    took, shas = bench.clock(
+        lambda: {
+            f"{seed}/{steps}": digest(bench.draw(pipe, seed=seed, steps=steps))
+            for seed in range(4) for steps in (1, 2, 3, 4)
+        }
+    )  # fmt: skip
+    bench.say(**{"naive grid seconds": took, "naive grid sha": digest_of(shas)})
+    flux = fnb.load(pipe)
+    bench.grid(flux)
+    bench.say(**{"grid again seconds": bench.clock(lambda: bench.sweep(flux), 2)[0]})
+
+
+def in_memory(bench: Bench, text: bool = True) -> Any:
+    """Plain diffusers with weights drawn where they stay."""
+    from tests.benchmarks.madeup import on_device
+
+    return bench.plain() if bench.tiny else on_device(bench.device, text=text)
+
+
+def held(preset: str, grid: bool = False, rounds: int = 4) -> Callable[[Bench], None]:
     """One of our presets, through the public door."""
 
     def measure(bench: Bench) -> None:
         flux = bench.load(preset)
-        bench.pictures(flux)
+        bench.pictures(flux, rounds)
         bench.say(**{"evaluation seconds": evaluation(bench, flux.pipe)})
         if grid:
             bench.grid(flux)
 
     return measure
+
+
+def colab_t4(bench: Bench) -> None:
+    """The preset that a plan takes there, in a process that may have no more main memory than there is."""
+    import fluxnb as fnb
+
+    preset = fnb.plan(bench.folder, "colab-t4").preset if not bench.tiny else "lean"
+    with limited_memory(COLAB_RAM) as group:
+        flux = bench.load(preset)
+        bench.pictures(flux, rounds=2)
+        bench.say(**{"RAM limit GB": COLAB_RAM / 1e9 if group else None, "RAM peak of the limit GiB": peak_of(group)})
+
+
+@contextlib.contextmanager
+def limited_memory(most: int) -> Iterator[Path | None]:
+    """A memory group of this many bytes with this process in it, the disk's cache counted; None without the right."""
+    root = Path("/sys/fs/cgroup")
+    first = (root / "cgroup.controllers").is_file()
+    group = (root if first else root / "memory") / f"fluxnb-{os.getpid()}"
+    try:
+        if first:
+            with contextlib.suppress(OSError):  # given to groups below already
+                (root / "cgroup.subtree_control").write_text("+memory")
+        group.mkdir()
+        (group / ("memory.max" if first else "memory.limit_in_bytes")).write_text(str(most))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    except OSError as problem:
+        print(f"no limit: {problem}", file=sys.stderr)
+        yield None
+        return
+    try:
+        yield group
+    finally:
+        (group.parent / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
+
+
+def peak_of(group: Path | None) -> float | None:
+    """The most that a memory group held, GiB, the disk's cache in it."""
+    for name in ("memory.peak", "memory.max_usage_in_bytes"):
+        if group is not None and (group / name).is_file():
+            return int((group / name).read_text()) / GIB
+    return None
 
 
 def offloaded(how: str) -> Callable[[Bench], None]:
@@ -288,21 +355,30 @@ def offloaded(how: str) -> Callable[[Bench], None]:
     return measure
 
 
-def fast(fp8: bool = False, autotune: bool = False) -> Callable[[Bench], None]:
+def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callable[[Bench], None]:
     """From embeddings to picture, before and after."""
 
     def measure(bench: Bench) -> None:
+        from fluxnb.anatomy import counted
         from fluxnb.fast import matmul_ceiling, quicken, share_of_ceiling
+        from fluxnb.modulation import Tables, expected_of, modulation_layers
         from fluxnb.planning import _anatomy
 
-        given, reference = reference_of(bench)
+        pipe = in_memory(bench, text=False)
+        given = embeddings(bench, pipe)
+        reference, image = bench.clock(lambda: bench.draw(pipe, **given), 5, warm=2)
         bench.say(**{"plain diffusers from embeddings seconds": reference})
-        gc.collect()
-        bench.reset_peak()
-        pipe = bench.load("lean").pipe
-        before, image = bench.clock(lambda: bench.draw(pipe, **given), 5, warm=1)
+        transformer = pipe.transformer
+        weights = {
+            f"{name}.{part}": getattr(transformer.get_submodule(name), part).data
+            for name in modulation_layers(transformer) for part in ("weight", "bias")
+        }  # fmt: skip
+        Tables(transformer, weights, expected_of(pipe))
+        before, _ = bench.clock(lambda: bench.draw(pipe, **given), 5, warm=1)
         bench.say(**{"picture from embeddings before seconds": before})
-        took, report = bench.clock(lambda: quicken(pipe, size=bench.size, text=bench.text, fp8=fp8, autotune=autotune))
+        took, report = bench.clock(
+            lambda: quicken(pipe, size=bench.size, text=bench.text, fp8=fp8, autotune=autotune, fuse=fuse)
+        )
         print(report, file=sys.stderr)
         bench.say(**{
             "setup seconds": took,
@@ -313,21 +389,50 @@ def fast(fp8: bool = False, autotune: bool = False) -> Callable[[Bench], None]:
         forward = evaluation(bench, pipe)
         ceiling = matmul_ceiling(bench.device, side=512 if bench.tiny else 8192)
         tokens = (bench.size // 16) ** 2 + bench.text
+        shapes = _anatomy(bench.folder) if bench.tiny else counted()
         bench.say(**{
             "picture from embeddings seconds": after, "times plain diffusers": reference / after,
             "evaluation seconds": forward, "matmul TFLOP/s": ceiling,
-            "share of ceiling": share_of_ceiling(_anatomy(bench.folder), tokens, forward, ceiling),
-            "mean difference of pixels": difference(image, quick), **bench.peaks(),
+            "share of ceiling": share_of_ceiling(shapes, tokens, forward, ceiling),
+            "mean difference of pixels": difference(image, quick), "ms of kernels": kernels(bench, pipe),
         })  # fmt: skip
 
     return measure
 
 
-def reference_of(bench: Bench) -> tuple[dict[str, Any], float]:
-    """Embeddings, and the seconds plain diffusers takes from there; its pipeline is gone when this returns."""
-    pipe = bench.plain(**({"device_map": "cuda"} if bench.cuda else {}))
-    given = bench.embedded(pipe)
-    return given, bench.clock(lambda: bench.draw(pipe, **given), 5, warm=1)[0]
+def embeddings(bench: Bench, pipe: Any) -> dict[str, Any]:
+    """Random ones, of the right shapes."""
+    config, draw = pipe.transformer.config, bench.torch.Generator().manual_seed(1)
+    shapes = {"prompt_embeds": (1, bench.text, config.joint_attention_dim)}
+    shapes["pooled_prompt_embeds"] = (1, config.pooled_projection_dim)
+    return {
+        name: bench.torch.randn(shape, generator=draw).to(bench.device, bench.dtype) for name, shape in shapes.items()
+    }
+
+
+def kernels(bench: Bench, pipe: Any) -> dict[str, float]:
+    """What one evaluation's time on the device goes into, in ms, by kind and the dearest ones by name."""
+    if not bench.cuda:
+        return {}
+    from fluxnb.fast import _question
+
+    question = _question(pipe.transformer, bench.device, bench.size, bench.text)
+    profiler = bench.torch.profiler
+    with bench.torch.no_grad(), profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as seen:
+        pipe.transformer(**question)
+        bench.wait()
+    kinds = {
+        "attention": ("flash", "fmha", "sdpa"),
+        "matmul": ("gemm", "nvjet", "cutlass", "_mm"),
+        "fused": ("triton",),
+    }
+    spent: dict[str, float] = {}
+    for row in sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total):
+        kind = next((kind for kind, words in kinds.items() if any(word in row.key.lower() for word in words)), "other")
+        spent[kind] = spent.get(kind, 0.0) + row.self_device_time_total / 1e3
+        if len(spent) < 16:
+            spent[f"{row.count} x {row.key[:60]}"] = row.self_device_time_total / 1e3
+    return {name: round(ms, 2) for name, ms in spent.items() if ms > 0}
 
 
 MEASURES: dict[str, Callable[[Bench], None]] = {
@@ -336,11 +441,14 @@ MEASURES: dict[str, Callable[[Bench], None]] = {
     "nf4-8": held("lean-nf4"),
     "nf4-12": held("lean-nf4"),
     "fp8-16": held("lean-fp8"),
-    "stream": held("stream"),
-    "mapped": held("stream-mapped"),
+    "t4": colab_t4,
+    "stream": held("stream", rounds=2),
+    "mapped": held("stream-mapped", rounds=1),
     "model-offload-24": offloaded("model"),
     "sequential-offload": offloaded("sequential"),
+    "grid": gridded,
     "fast": fast(),
+    "fast-apart": fast(fuse=False),
     "fast-fp8": fast(fp8=True),
     "fast-autotune": fast(autotune=True),
 }
@@ -443,14 +551,14 @@ def ratios(cases: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool
     same("mapped stream: bytes of plain bf16", get("mapped", "sha"), get("resident", "sha"))
     ratio("mapped stream beside resident", get("mapped", "picture seconds"), plain, 99, False)
     ratio(
-        "grid: naive loop beside sweep, resident", get("resident", "naive grid seconds"),
-        get("resident", "grid seconds"), 1.5, True,
+        "grid: naive loop beside sweep, resident", get("grid", "naive grid seconds"),
+        get("grid", "grid seconds"), 1.5, True,
     )  # fmt: skip
-    same("grid: bytes, resident", get("resident", "grid sha"), get("resident", "naive grid sha"))
+    same("grid: bytes, resident", get("grid", "grid sha"), get("grid", "naive grid sha"))
     ratio("grid: naive loop beside sweep, 24 GiB", loop, get("lean-24", "grid seconds"), 15, True)
     same("grid: bytes, lean", get("lean-24", "grid sha"), get("resident", "naive grid sha"))
     reference, after = "plain diffusers from embeddings seconds", "picture from embeddings seconds"
-    for case, times in (("fast", 1.45), ("fast-autotune", 1.45), ("fast-fp8", 1.9)):
+    for case, times in (("fast", 1.45), ("fast-apart", 1.45), ("fast-autotune", 1.45), ("fast-fp8", 1.9)):
         ratio(f"{case} beside plain diffusers", get(case, reference), get(case, after), times, True)
     for case in cases:
         ratio(f"{case}: predicted peak beside measured", get(case, "predicted GiB"), get(case, peak), 1.07, False)
@@ -467,7 +575,7 @@ def main() -> None:
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "flux-made-up", help="where the made-up model lies"
     )
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "runs/fullsize")))
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES)[:7])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES)[:9])
     parser.add_argument("--seconds", type=float, default=560, help="start no case after this")
     parser.add_argument("--tiny", action="store_true", help="pocket and no caps: proves the ways, measures nothing")
     parser.add_argument("--expandable", action="store_true", help="PyTorch's expandable segments")
@@ -496,7 +604,7 @@ def drive(asked: argparse.Namespace) -> None:
     begun = time.perf_counter()
     if asked.tiny:
         asked.folder = POCKET / "base"
-    else:
+    elif set(asked.cases) - set(IN_MEMORY):
         print(f"made-up model: {make(asked.folder):.0f} s", flush=True)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

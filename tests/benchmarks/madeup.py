@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fluxnb.anatomy import FLUX
-from fluxnb.memory import without_memory
+from fluxnb.memory import put, without_memory
 
 SHARD = 2 * 10**9  # bytes
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": False}
@@ -59,6 +59,42 @@ def models(tiny: bool, depth: tuple[int, int, int] = (19, 38, 24)) -> dict[str, 
             half,
         ),
     }
+
+
+def on_device(device: torch.device, *, text: bool = True) -> Any:
+    """The whole pipeline in bfloat16, its weights drawn where they stay: no file, and seconds on a GPU.
+
+    Arguments:
+        text: False leaves the text encoders out, for calls that are given embeddings.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+
+    from tests.conftest import toy_tokenizers
+
+    built = models(tiny=False)
+    parts: dict[str, Any] = {name: _drawn(built[name], device) for name in ("transformer", "vae")}
+    words = ("text_encoder", "text_encoder_2")
+    parts |= {name: _drawn(built[name], device) if text else None for name in words}
+    for name, tokenizer, length in zip(("tokenizer", "tokenizer_2"), toy_tokenizers(), (77, 512), strict=True):
+        tokenizer.model_max_length = length
+        parts[name] = tokenizer if text else None
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False)
+    pipe = FluxPipeline(scheduler=scheduler, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _drawn(model: nn.Module, device: torch.device) -> nn.Module:
+    generator, drawn = torch.Generator(device).manual_seed(0), {}
+    for name, like in model.named_parameters(remove_duplicate=False):
+        path, _, leaf = name.rpartition(".")
+        if id(like) not in drawn:
+            drawn[id(like)] = _random(name, like, device, generator)
+        put(model.get_submodule(path), leaf, drawn[id(like)])
+    for name, constant in list(model.named_buffers()):
+        path, _, leaf = name.rpartition(".")
+        put(model.get_submodule(path), leaf, constant.to(device))
+    return model
 
 
 def make(
@@ -126,16 +162,16 @@ def _save(model: Any, folder: Path, writers: ThreadPoolExecutor, write: Callable
 
 
 def _fill(shard: list[tuple[str, torch.Tensor]], path: Path, seed: int) -> None:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(zlib.crc32(path.parent.name.encode()) + seed)
-    tensors = {}
-    for name, like in shard:
-        norm = "norm" in name.split(".")[-2] and name.endswith("weight") and like.ndim == 1
-        drawn = torch.empty(like.shape, dtype=torch.bfloat16, device=device)
-        drawn = drawn.fill_(1.0) if norm else drawn.normal_(0.0, 0.02, generator=generator)
-        tensors[name] = drawn.cpu()
-        del drawn
+    tensors = {name: _random(name, like, device, generator).cpu() for name, like in shard}
     save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _random(name: str, like: torch.Tensor, device: torch.device, generator: torch.Generator) -> torch.Tensor:
+    norm = "norm" in name.split(".")[-2] and name.endswith("weight") and like.ndim == 1
+    drawn = torch.empty(like.shape, dtype=torch.bfloat16, device=device)
+    return drawn.fill_(1.0) if norm else drawn.normal_(0.0, 0.02, generator=generator)
 
 
 def _hollow(shard: list[tuple[str, torch.Tensor]], path: Path, _: int) -> None:
