@@ -109,9 +109,9 @@ CAST = {
     "gguf-q8": 23.0,
     "gguf-q4": 82.0,
 }  # bytes of traffic a weight that undoing the storage costs
-PAGEABLE = 3.4  # GB/s both ways of diffusers' model offload, which moves memory that is not page-locked
-READING = 2.5  # GB/s from the disk's cache to the device, tensor by tensor
-COPYING = 7.0  # GB/s from the disk's cache to page-locked memory, while the device computes
+PAGEABLE = 2.5  # GB/s both ways of diffusers' model offload, which moves memory that is not page-locked: 1.8 to 3.4
+READING = 2.5  # GB/s from the disk's cache to the device, tensor by tensor; the best host measured reached 7
+COPYING = 1.5  # GB/s a core from the disk's cache to page-locked memory, while the device computes: 25 by 16 cores
 PINNED = 1.7  # page-locked blocks are rounded up to powers of two: the transformer's, and
 KEPT = 1.35  # those of the text encoders and the modulation layers
 SPARE = 16.0  # GiB that a machine has left before anything is kept that need not be
@@ -256,7 +256,7 @@ def _seconds(
     if preset.offload == "leaf":
         step = max(step, held / (machine.pcie * 1e9))
     elif preset.offload == "mapped":
-        source = min(COPYING, 1.5 * machine.cores) if cached else machine.disk
+        source = COPYING * machine.cores if cached else machine.disk
         step = max(step, held / (min(source, machine.pcie) * 1e9))
     elif preset.offload == "sequential":
         step += held / (PAGEABLE * 1e9)

@@ -21,8 +21,8 @@ ROWS = {
     "nf4-8": "`lean-nf4`",
     "stream": "`stream`, exact",
     "mapped": "`stream-mapped`, exact",
-    "fast": "`lean`, `fast=True`",
-    "fast-fp8": '`lean`, `fast="fp8"`',
+    "fast": "`lean`, `fast=True`, embeddings given",
+    "fast-fp8": '`lean`, `fast="fp8"`, embeddings given',
 }
 
 
@@ -33,11 +33,12 @@ def table(told: dict[str, Any]) -> str:
         case = told["cases"].get(name, {})
         seconds = case.get("picture seconds", case.get("picture from embeddings seconds"))
         peak = case.get("peak allocated GiB")
-        if seconds is None or peak is None or case.get("failed"):
+        if seconds is None or case.get("failed"):
             continue
         cap = f"{case['cap GiB']:g} GB" if case.get("cap GiB") else "-"
         predicted = f"{case['predicted GiB']:.1f} GiB" if case.get("predicted GiB") else "-"
-        lines.append(f"| {says} | {cap} | {peak:.1f} GiB | {predicted} | {seconds:.2f} |")
+        held = f"{peak:.1f} GiB" if peak else "-"
+        lines.append(f"| {says} | {cap} | {held} | {predicted} | {seconds:.2f} |")
     versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
     size = f"{told['pixels']} px, {told['steps']} steps, {told['tokens']} tokens"
     return "\n".join([*lines, "", f"{told['card']}, {told['date']}, {versions}; {told['what']}; {size}."])

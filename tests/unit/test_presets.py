@@ -24,14 +24,26 @@ def test_predicted_weights_are_those_measured(preset, gib):
     assert transformer_bytes(PRESETS[preset], FLUX, 2) / GIB == pytest.approx(gib, rel=0.01)
 
 
-@pytest.mark.parametrize(("preset", "gib"), [("resident", 36.3e9 / GIB), ("model-offload", 24.1e9 / GIB)])
+@pytest.mark.parametrize(
+    ("preset", "gib"),
+    [
+        ("resident", 36.3e9 / GIB),
+        ("model-offload", 24.1e9 / GIB),
+        ("lean", 18.68),
+        ("lean-fp8", 10.68),
+        ("stream", 2.62),
+        ("stream-mapped", 2.62),
+    ],
+)
 def test_predicted_peaks_are_those_measured(preset, gib):
     assert peak(preset) == pytest.approx(gib, rel=0.02)
 
 
 def test_seconds_are_those_measured_on_the_card_they_were_calibrated_on():
     assert needs(PRESETS["resident"], FLUX, H200).seconds == pytest.approx(0.752, rel=0.02)
-    assert needs(PRESETS["model-offload"], FLUX, H200).seconds == pytest.approx(14.67, rel=0.05)
+    assert 14.67 < needs(PRESETS["model-offload"], FLUX, H200).seconds < 27.29  # two hosts, one kind of card
+    mapped = needs(PRESETS["stream-mapped"], FLUX, H200).seconds
+    assert mapped == pytest.approx(2.81, rel=0.15)
 
 
 def test_larger_pictures_need_more_and_smaller_ones_less():
