@@ -22,6 +22,18 @@ def test_cards_are_rules_at_their_sizes():
     assert "24 GB card" in [text.get_text() for text in axes.texts] and axes.get_ylim()[1] > 24
 
 
+def test_a_peak_that_is_known_better_than_the_points_is_the_one_that_is_written():
+    texts = [text.get_text() for text in memory(COURSES, peaks={"lean": 19.04}).axes[0].texts]
+    assert "lean, 19.0" in texts and "stream, 2.6" in texts
+
+
+def test_names_of_lines_that_end_alike_do_not_lie_on_each_other():
+    axes = memory({name: [(0.0, 1.0), (4.0, 2.6)] for name in ("a", "b", "c")}).axes[0]
+    axes.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text().endswith(", 2.6")]
+    assert len(boxes) == 3 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
 def test_a_name_is_text_whatever_is_in_it():
     axes = memory({"$\\frac{$": [(0.0, 1.0), (1.0, 1.0)]}).axes[0]
     axes.figure.canvas.draw()
