@@ -1,0 +1,33 @@
+"""Draws the acceptance table of the shipped student: `python docs/evaluation.py` writes docs/evaluation.png.
+
+The numbers are those of `fluxnb/pocket/card.json`, which `python -m fluxnb.train evaluate` measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from fluxnb.train.acceptance import acceptance
+from fluxnb.train.examiner import Asked
+from fluxnb.train.figure import figure_of
+from fluxnb.train.measure import Estimate
+from fluxnb.weights import POCKET
+
+
+def main() -> None:
+    """Read the card and draw."""
+    told = json.loads((POCKET / "card.json").read_text(encoding="utf-8"))["evaluation"]
+    table = {
+        label: {name: Estimate(**{key: math.nan if value is None else value for key, value in each.items()})
+                for name, each in row.items()}
+        for label, row in told["settings"].items()
+    }  # fmt: skip
+    asked = {name: told["asked"][name] for name in ("count", "seeds", "prompts", "noises", "first_seed")}
+    figure = figure_of(table, acceptance(table), note=Asked(**asked).words())
+    figure.savefig(Path(__file__).with_name("evaluation.png"), dpi=110)
+
+
+if __name__ == "__main__":
+    main()
