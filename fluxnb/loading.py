@@ -18,6 +18,7 @@ from fluxnb.anatomy import anatomy_of
 from fluxnb.assembly import assemble
 from fluxnb.errors import InputError, checks_itself, one_of
 from fluxnb.fast import quicken
+from fluxnb.integrity import sampled_fingerprint
 from fluxnb.pipeline import Flux
 from fluxnb.planning import Plan, is_large, memory_told
 from fluxnb.presets import PRESETS
@@ -138,5 +139,5 @@ def _adopt(pipe: Any) -> Flux:
     name = Path(name).name if Path(name).is_absolute() else name  # a recipe should not carry somebody's home folder
     device = pipe._execution_device.type
     held = Plan(preset="as given", device=device, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
-    revision = weights.sampled_fingerprint(pipe.transformer)
+    revision = sampled_fingerprint(pipe.transformer)
     return _remember(Flux(pipe, model=name, revision=revision, profile=profile_of(pipe), plan=held))

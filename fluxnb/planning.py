@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxnb import weights
+from fluxnb import hub, weights
 from fluxnb.anatomy import Anatomy, anatomy_of, counted
 from fluxnb.errors import RunError, checks_itself, one_of
 from fluxnb.hardware import GIB, Hardware, described, detect
@@ -237,7 +237,7 @@ def _anatomy(model: str | Path) -> Anatomy:
         return anatomy_of(folder)
     if str(model) in weights.HUB or weights.HUB.get("schnell") == str(model):
         return counted()
-    return anatomy_of(weights.configurations(str(model))) if _from_hub(model) else _tiny()
+    return anatomy_of(hub.configurations(str(model))) if _from_hub(model) else _tiny()
 
 
 def _tiny() -> Anatomy:

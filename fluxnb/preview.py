@@ -21,8 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.export.files import whole
+from fluxnb.integrity import sampled_fingerprint
 from fluxnb.latents import LinearRGB, fit_linear
-from fluxnb.weights import sampled_fingerprint
 
 __all__ = ["decoded", "fit_preview", "known_preview", "measure", "preview_of", "samples"]
 

@@ -1,4 +1,4 @@
-"""Where a model's weights are: our own package data, a folder, or the hub; whether they are whole; and reading them.
+"""Where a model's weights are, our own package data, a folder or the hub, and the pipeline that is read from there.
 
 Weights are safetensors only: other formats can run code when they are opened.
 """
@@ -6,9 +6,6 @@ Weights are safetensors only: other formats can run code when they are opened.
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,15 +14,16 @@ from typing import Any
 
 import torch
 
-from fluxnb.errors import FluxnbError, InputError, StorageError, cut, one_of
+from fluxnb.errors import InputError, StorageError, cut, one_of
+from fluxnb.hub import download, hub_error, snapshot
+from fluxnb.integrity import fingerprint, read_json, verify
 
-__all__ = ["HUB", "NAMES", "Source", "configurations", "fetch", "gguf_file", "locate", "read", "sampled_fingerprint"]
+__all__ = ["HUB", "NAMES", "Source", "fetch", "gguf_file", "locate", "read"]
 
 HUB = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
 NAMES = ("pocket", "pocket-base", *HUB)
 POCKET = Path(__file__).parent / "pocket"
 REINSTALL = "run pip install --force-reinstall fluxnb"
-WHOLE_HASH = 64 * 2**20  # files up to here are hashed to the last byte, larger ones at both ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +79,11 @@ def _packaged(name: str) -> Source:
     if not (base / "model_index.json").is_file():
         raise StorageError(f"no weights in {POCKET}", "the wheel carries them", REINSTALL)
     card = _card(POCKET)
-    _verify(POCKET, card, remedy=REINSTALL)
+    verify(POCKET, card, remedy=REINSTALL)
     parts = {"transformer": student} if name == "pocket" and student.is_dir() else {}
     folders = [base, *parts.values()]
     # Asking for pocket before there is a student gives the teacher under the name asked for.
-    return Source(place=str(base), name=name, revision=_fingerprint(folders), parts=parts, card=card)
+    return Source(place=str(base), name=name, revision=fingerprint(folders), parts=parts, card=card)
 
 
 def _folder(folder: Path) -> Source:
@@ -94,7 +92,7 @@ def _folder(folder: Path) -> Source:
         raise StorageError(
             f"model={str(folder)!r}", "it holds no model_index.json", "give the top folder of a saved FluxPipeline"
         )
-    told = _json(index)
+    told = read_json(index)
     kind = told.get("_class_name")
     if kind != "FluxPipeline":
         raise InputError(
@@ -106,23 +104,20 @@ def _folder(folder: Path) -> Source:
         if here and not (folder / part).is_dir():
             raise StorageError(f"{folder / part} is missing", "model_index.json names it", "copy the folder again")
     card = _card(folder)
-    _verify(folder, card, remedy="copy or download the folder again")
-    return Source(place=str(folder), name=folder.resolve().name, revision=_fingerprint([folder]), card=card)
+    verify(folder, card, remedy="copy or download the folder again")
+    return Source(place=str(folder), name=folder.resolve().name, revision=fingerprint([folder]), card=card)
+
+
+def _card(folder: Path) -> Mapping[str, Any]:
+    path = folder / "card.json"
+    return read_json(path) if path.is_file() else {}
 
 
 def _hub(repo: str, name: str) -> Source:
     """The commit that the hub (or its cache) has; the one small download that meets every refusal first."""
-    from huggingface_hub import hf_hub_download
-
-    refusal: FluxnbError
-    try:
-        index = Path(hf_hub_download(repo, "model_index.json"))
-    except Exception as problem:  # every kind of refusal, told apart below by what it is called
-        refusal = hub_error(repo, problem)
-    else:
-        # .../snapshots/<commit>/model_index.json
-        return Source(place=repo, name=name, revision=index.parent.name, local=False)
-    raise refusal
+    index = download(repo, "model_index.json")
+    # .../snapshots/<commit>/model_index.json
+    return Source(place=repo, name=name, revision=index.parent.name, local=False)
 
 
 def gguf_file(source: Source, kind: str) -> Path:
@@ -134,8 +129,6 @@ def gguf_file(source: Source, kind: str) -> Path:
     Raises:
         StorageError: there is none, or the hub, the network or the disk said no.
     """
-    from huggingface_hub import hf_hub_download
-
     if source.local:
         found = sorted(Path(source.place).rglob(f"*{kind}*.gguf"))
         if found:
@@ -146,19 +139,11 @@ def gguf_file(source: Source, kind: str) -> Path:
         )  # fmt: skip
     title = source.place.rpartition("/")[2]
     repo, file = f"city96/{title}-gguf", f"{title.lower().replace('flux.1', 'flux1')}-{kind}.gguf"
-    refusal: FluxnbError
-    try:
-        return Path(hf_hub_download(repo, file))
-    except Exception as problem:  # every kind of refusal, told apart by what it is called
-        refusal = hub_error(repo, problem)
-    raise refusal
+    return download(repo, file)
 
 
 def fetch(source: Source, *, without_transformer: bool = False) -> Path:
     """The folder with everything this source needs, downloaded where it is not there yet.
-
-    The repositories of FLUX.1 hold their weights twice, in diffusers' layout and as single files; only the former is
-    fetched. An interrupted download goes on where it stopped.
 
     Arguments:
         without_transformer: leave out the transformer's weights, which come from elsewhere.
@@ -168,65 +153,7 @@ def fetch(source: Source, *, without_transformer: bool = False) -> Path:
     """
     if source.local:
         return Path(source.place)
-    from huggingface_hub import snapshot_download
-
-    refusal: FluxnbError
-    try:
-        index = Path(snapshot_download(source.place, revision=source.revision, allow_patterns=["model_index.json"]))
-        parts = [name for name, kind in _json(index / "model_index.json").items() if isinstance(kind, list)]
-        wanted = ["model_index.json", "card.json"]
-        wanted += [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt", "model", "safetensors")]
-        if without_transformer:
-            wanted.remove("transformer/*.safetensors")
-        before = _blobs(index)
-        folder = Path(snapshot_download(source.place, revision=source.revision, allow_patterns=wanted))
-    except FluxnbError:
-        raise
-    except Exception as problem:  # every kind of refusal, told apart by what it is called
-        refusal = hub_error(source.place, problem)
-    else:
-        _whole(folder, _blobs(folder) - before)
-        return folder
-    raise refusal
-
-
-def configurations(repo: str) -> Path:
-    """A folder with the few kilobytes that say how large a model of the hub is.
-
-    Raises:
-        StorageError: the hub, the network or the disk said no.
-    """
-    from huggingface_hub import snapshot_download
-
-    refusal: FluxnbError
-    try:
-        return Path(snapshot_download(repo, allow_patterns=["*/config.json", "model_index.json"]))
-    except Exception as problem:  # every kind of refusal, told apart by what it is called
-        refusal = hub_error(repo, problem)
-    raise refusal
-
-
-def _blobs(snapshot: Path) -> set[Path]:
-    folder = snapshot.parent.parent / "blobs"
-    return set(folder.glob("*")) if folder.is_dir() else set()
-
-
-def _whole(folder: Path, new: set[Path]) -> None:
-    """Hold what has just come against the checksum that the hub names large files by."""
-    for path in sorted(folder.rglob("*.safetensors")):
-        blob = path.resolve()
-        if blob not in new or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
-            continue
-        with blob.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != blob.name:
-            blob.unlink()
-            path.unlink()
-            raise StorageError(
-                f"{path.name} came damaged",
-                f"its checksum is {found[:12]}…, the hub says {blob.name[:12]}…",
-                "load again: it was deleted and will be fetched anew",
-            )
+    return snapshot(source.place, source.revision, without_transformer=without_transformer)
 
 
 def read(source: Source, dtype: torch.dtype, *, loud: bool) -> Any:
@@ -260,112 +187,6 @@ def _dtype_word() -> str:
     from diffusers.utils import deprecation_utils
 
     return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
-
-
-def hub_error(repo: str, problem: BaseException) -> FluxnbError:
-    """One of our errors for whatever the hub's client raised; by class name, because its classes move about."""
-    chain: list[BaseException] = []
-    link: BaseException | None = problem
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    kinds = {base.__name__ for each in chain for base in type(each).__mro__}
-    page = f"https://huggingface.co/{repo}"
-    codes = {getattr(getattr(each, "response", None), "status_code", None) for each in chain}
-    if "GatedRepoError" in kinds or 403 in codes:
-        return StorageError(
-            f"{repo} is gated",
-            "the hub hands it only to those who accepted its terms",
-            f"accept them on {page}, make a read token in your settings, and run `hf auth login` or set HF_TOKEN",
-        )
-    if "RepositoryNotFoundError" in kinds or 401 in codes or 404 in codes:
-        return StorageError(
-            f"the hub knows no {repo}, or hides it",
-            "it may be misspelt, private, or without the file asked for",
-            f"look at {page}; for a private one run `hf auth login` or set HF_TOKEN",
-        )
-    offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutError"}
-    if kinds & (offline | {"Timeout", "TimeoutException", "TransportError"}):
-        return StorageError(
-            f"{repo} could not be reached",
-            "it is not in the cache and the hub does not answer",
-            'check the network (and HF_HUB_OFFLINE), or try fnb.load("pocket"), which needs none',
-        )
-    if any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in chain):
-        return StorageError(
-            f"{repo} could not be stored",
-            "the disk is full; what has arrived stays and is not fetched again",
-            "make room, or set HF_HOME to a larger disk",
-        )
-    first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-    return StorageError(
-        f"{repo} could not be fetched ({cut(first, 160)})", "the hub or the disk refused", f"see {page}"
-    )
-
-
-def _card(folder: Path) -> Mapping[str, Any]:
-    path = folder / "card.json"
-    return _json(path) if path.is_file() else {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as problem:
-        raise StorageError(
-            f"{path} ({type(problem).__name__})", "it is no readable JSON", "fetch the file again"
-        ) from None
-    if not isinstance(value, dict):
-        raise StorageError(f"{path} holds JSON {type(value).__name__}", "an object is needed", "fetch the file again")
-    return value
-
-
-def _verify(folder: Path, card: Mapping[str, Any], *, remedy: str) -> None:
-    """Hold every file the card names against its checksum."""
-    files = card.get("files", {})
-    if not isinstance(files, Mapping):
-        raise StorageError(f"{folder / 'card.json'}", 'its "files" map names to checksums', remedy)
-    for name, expected in files.items():
-        path = folder / name
-        if ".." in Path(name).parts or Path(name).is_absolute():
-            raise StorageError(f"{cut(name)} in {folder / 'card.json'}", "a card names files of its own folder", remedy)
-        if not path.is_file():
-            raise StorageError(f"{path} is missing", "the card names it", remedy)
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != expected:
-            raise StorageError(
-                f"{path} is damaged", f"its checksum is {found[:12]}…, the card says {str(expected)[:12]}…", remedy
-            )
-
-
-def _fingerprint(folders: list[Path]) -> str:
-    """Twelve hex digits that change with any weight or configuration."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix not in (".json", ".safetensors", ".txt", ".model") or path.name == "card.json":
-                continue
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
-            with path.open("rb") as stream:
-                if size <= WHOLE_HASH:
-                    digest.update(stream.read())
-                else:
-                    digest.update(stream.read(WHOLE_HASH // 8))
-                    stream.seek(-WHOLE_HASH // 8, 2)
-                    digest.update(stream.read())
-    return digest.hexdigest()[:12]
-
-
-def sampled_fingerprint(module: Any) -> str:
-    """Twelve hex digits from a few numbers of each weight, so that two pipelines are not taken for one."""
-    digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if parameter.device.type != "meta" and type(parameter.data) is torch.Tensor:
-            flat = parameter.detach().flatten()
-            digest.update(flat[:: max(1, flat.numel() // 8)].to("cpu", torch.float32).numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import pytest
 
 from fluxnb import weights
 from fluxnb.errors import InputError, StorageError
+from fluxnb.hub import hub_error
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def refused(name, status=None, inner=None):
     ],
 )
 def test_every_refusal_of_the_hub_says_what_to_do(problem, says):
-    error = weights.hub_error("owner/name", problem)
+    error = hub_error("owner/name", problem)
     assert isinstance(error, StorageError) and says in str(error) and error.remedy
     assert "second line" not in str(error)
 
