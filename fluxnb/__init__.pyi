@@ -13,8 +13,8 @@ from .laboratory import lab as lab
 from .loading import load as load
 from .pipeline import Flux as Flux
 from .pipeline import PromptWarning as PromptWarning
-from .planning import Plan as Plan
 from .planning import plan as plan
+from .plans import Plan as Plan
 from .plots import attention as attention
 from .plots import compare as compare
 from .plots import contact_sheet as contact_sheet

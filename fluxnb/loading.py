@@ -20,7 +20,8 @@ from fluxnb.errors import InputError, checks_itself, one_of
 from fluxnb.fast import quicken
 from fluxnb.integrity import sampled_fingerprint
 from fluxnb.pipeline import Flux
-from fluxnb.planning import Plan, is_large, memory_told
+from fluxnb.planning import is_large
+from fluxnb.plans import Plan, memory_told
 from fluxnb.presets import PRESETS
 from fluxnb.profile import profile_of
 from fluxnb.recipe import Recipe

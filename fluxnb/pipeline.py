@@ -28,7 +28,7 @@ from torch import Tensor
 from fluxnb.errors import cut
 from fluxnb.hardware import GIB, detect
 from fluxnb.latents import LinearRGB, unpack
-from fluxnb.planning import Plan, memory_told
+from fluxnb.plans import Plan, memory_told
 from fluxnb.presets import DECODING
 from fluxnb.preview import preview_of
 from fluxnb.profile import Profile

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import html
 import importlib.util
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,123 +12,13 @@ from fluxnb import hub, weights
 from fluxnb.anatomy import Anatomy, anatomy_of, counted
 from fluxnb.errors import RunError, checks_itself, one_of
 from fluxnb.hardware import GIB, Hardware, described, detect
+from fluxnb.plans import Option, Plan
 from fluxnb.presets import PRESETS, Needs, Preset, needs
 
-__all__ = ["Option", "Plan", "is_large", "memory_told", "plan"]
+__all__ = ["is_large", "plan"]
 
 ROOMY = 0.8  # beyond this share of the card, small weights make room for the decoder while it runs
 LARGE = 10**9  # weights from which a model is held in 16 bits and put together part by part
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """One preset on one machine: what it needs, and why not it ("" where it fits)."""
-
-    preset: Preset
-    needs: Needs
-    refused: str = ""
-
-
-@checks_itself
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Which preset, what it needs, why it was chosen, and why the others were not.
-
-    Arguments:
-        preset: one of `fluxnb.presets.PRESETS`, or "as given".
-        device: "cuda", "mps" or "cpu".
-        vram_gib: predicted peak on the accelerator, from the prompt to the picture.
-        ram_gib: predicted main memory, the disk's cache not counted.
-        exact: True if the numbers are those of the plain model.
-        why: one sentence.
-        refused: the presets that do not fit, and why.
-        disk_gib, download_gib: room for the files, and what of them has to be fetched.
-        seconds: predicted for a picture of a known prompt; `prompt_seconds` come on top for a new one.
-        dtype: what is computed in.
-        park: whether part of the transformer waits in main memory during decoding.
-        keep: whether what is read again for each new prompt is kept in main memory.
-        model, machine: what was planned for what.
-        options: every preset with its numbers.
-        fast: what `fast` gave, where it was asked for.
-    """
-
-    preset: str
-    device: str
-    vram_gib: float
-    ram_gib: float
-    exact: bool = True
-    why: str = ""
-    refused: tuple[tuple[str, str], ...] = ()
-    disk_gib: float = 0.0
-    download_gib: float = 0.0
-    seconds: float = 0.0
-    prompt_seconds: float = 0.0
-    dtype: str = "float32"
-    park: bool = False
-    keep: bool = False
-    model: str = ""
-    machine: Hardware | None = None
-    options: tuple[Option, ...] = ()
-    fast: Any = None
-
-    @property
-    def next_smaller(self) -> str:
-        """The preset to try when this one runs out of memory: the quickest that needs a fifth less; "" if none does."""
-        less = [each for each in self.options if not each.refused and each.needs.vram_gib < 0.8 * self.vram_gib]
-        return min(less, key=_cost).preset.name if less else ""
-
-    def out_of_memory(self, came: str) -> RunError:
-        """The error for a GPU that was too small after all; names the preset to try next."""
-        smaller = self.next_smaller
-        return RunError(
-            f"{came} ({self.preset}) ran out of GPU memory",
-            "smaller pictures need less, and so do other presets" if smaller else "smaller pictures need less",
-            f'try preset="{smaller}"' if smaller else "try height=512, width=512, and close what else uses the GPU",
-        )
-
-    def __repr__(self) -> str:
-        if not self.options:
-            lines = [f"Plan({self.preset} on {self.device}, exact={self.exact}: {self.why})"]
-            return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.refused])
-        rows = [("", "preset", "GPU", "RAM", "a picture", "numbers", ""), *map(self._row, self.options)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-        lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
-        report = [repr(self.fast)] if self.fast is not None else []
-        return "\n".join([self._headline, *(line.rstrip() for line in lines), self._footline, *report])
-
-    def _repr_html_(self) -> str:
-        head = "".join(f"<th>{each}</th>" for each in ("", "preset", "GPU", "RAM", "a picture", "numbers", ""))
-        body = "".join(
-            f"<tr{' style=font-weight:600' if row[0] else ''}>"
-            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
-            + "</tr>"
-            for row in map(self._row, self.options)
-        )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if self.options else ""
-        return f"<p>{html.escape(self._headline)}</p>{table}<p>{html.escape(self._footline)}</p>"
-
-    @property
-    def _headline(self) -> str:
-        on = self.machine.name if self.machine else self.device
-        return f"{self.model or 'model'} on {on}: {self.preset}, {self.why}"
-
-    @property
-    def _footline(self) -> str:
-        exact = "the numbers of the plain model" if self.exact else "not the numbers of the plain model"
-        fetch = f"{self.download_gib:.1f} GiB to download" if self.download_gib else "nothing to download"
-        return f"computes in {self.dtype}, {exact}; {fetch}; a new prompt adds about {_time(self.prompt_seconds)}"
-
-    def _row(self, option: Option) -> tuple[str, ...]:
-        need, mark = option.needs, "→" if option.preset.name == self.preset else ""
-        return (
-            mark,
-            option.preset.name,
-            f"{need.vram_gib:.1f} GiB" if need.vram_gib else "-",
-            f"{need.ram_gib:.0f} GiB",
-            _time(need.seconds),
-            "exact" if option.preset.exact else "lossy",
-            f"no: {option.refused}" if option.refused else option.preset.says,
-        )
 
 
 @checks_itself
@@ -179,7 +65,7 @@ def plan(
     refused = tuple((option.preset.name, option.refused) for option in options if option.refused)
     if not fits:
         raise _nothing(model, machine, preset, refused, options, room)
-    best = min(fits, key=_cost)
+    best = min(fits, key=lambda option: option.cost)
     return Plan(
         preset=best.preset.name,
         device="cpu" if best.preset.name == "cpu" else machine.device,
@@ -199,22 +85,6 @@ def plan(
         machine=machine,
         options=options,
     )
-
-
-@contextlib.contextmanager
-def memory_told(plan: Plan, came: str) -> Iterator[None]:
-    """Tell of a GPU that is too small in our words, and give its memory back."""
-    import torch
-
-    failure: RunError | None = None
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError:
-        failure = plan.out_of_memory(came)
-    if failure is not None:  # outside the except: a traceback would hold on to the tensors
-        gc.collect()
-        torch.cuda.empty_cache()
-        raise failure
 
 
 def is_large(anatomy: Anatomy) -> bool:
@@ -310,11 +180,6 @@ def _too_little(preset: Preset, need: Needs, machine: Hardware) -> str:
     return ""
 
 
-def _cost(option: Option) -> float:
-    """Seconds of a picture as a person feels them."""
-    return option.needs.seconds * option.preset.patience
-
-
 def _why(best: Option, fits: list[Option], options: tuple[Option, ...], asked: str) -> str:
     if asked != "auto":
         return "asked for"
@@ -353,11 +218,3 @@ def _nothing(
         return RunError(came, f"{preset}: {reasons[preset]}", 'leave preset out, or try fnb.load("pocket")')
     listed = "; ".join(f"{name}: {reason}" for name, reason in refused)
     return RunError(came, f"no preset fits ({listed})", 'free some memory, or try fnb.load("pocket")')
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds:.2f} s"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
