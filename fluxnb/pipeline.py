@@ -25,8 +25,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.detection import detect
 from fluxnb.errors import cut
-from fluxnb.hardware import GIB, detect
+from fluxnb.hardware import GIB
 from fluxnb.latents import LinearRGB, unpack
 from fluxnb.plans import Plan, memory_told
 from fluxnb.presets import DECODING

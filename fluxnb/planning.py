@@ -10,8 +10,9 @@ from typing import Any
 
 from fluxnb import hub, weights
 from fluxnb.anatomy import Anatomy, anatomy_of, counted
+from fluxnb.detection import detect
 from fluxnb.errors import RunError, checks_itself, one_of
-from fluxnb.hardware import GIB, Hardware, described, detect
+from fluxnb.hardware import GIB, Hardware, described
 from fluxnb.plans import Option, Plan
 from fluxnb.presets import PRESETS, Needs, Preset, needs
 

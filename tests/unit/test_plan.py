@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 import fluxnb as fnb
+from fluxnb.detection import detect
 from fluxnb.errors import InputError, RunError
-from fluxnb.hardware import Hardware, detect
+from fluxnb.hardware import Hardware
 from fluxnb.planning import plan
 
 
