@@ -12,7 +12,6 @@ from .export.png import open_recipe as open_recipe
 from .laboratory import lab as lab
 from .loading import load as load
 from .pipeline import Flux as Flux
-from .pipeline import PromptWarning as PromptWarning
 from .planning import plan as plan
 from .plans import Plan as Plan
 from .plots import attention as attention
@@ -24,6 +23,7 @@ from .plots import lock_in as lock_in
 from .plots import path as path
 from .plots import sigma_curve as sigma_curve
 from .plots import velocity as velocity
+from .prompts import PromptWarning as PromptWarning
 from .recipe import Recipe as Recipe
 from .recorder import Recorder as Recorder
 from .recorder import recording as recording

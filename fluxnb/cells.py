@@ -18,7 +18,8 @@ from typing import Any
 
 from fluxnb.finishing import Finisher, Walked
 from fluxnb.flow import share_prefixes
-from fluxnb.pipeline import Encoded, Flux
+from fluxnb.pipeline import Flux
+from fluxnb.prompts import Encoded
 from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Keep, Step, Trajectory
 from fluxnb.sampling import STOP, Watcher, take_together

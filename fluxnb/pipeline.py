@@ -10,14 +10,9 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-import logging
-import sys
 import threading
-import types
-import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -26,17 +21,17 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.detection import detect
-from fluxnb.errors import cut
 from fluxnb.hardware import GIB
 from fluxnb.latents import LinearRGB, unpack
 from fluxnb.plans import Plan, memory_told
 from fluxnb.presets import DECODING
 from fluxnb.preview import preview_of
 from fluxnb.profile import Profile
+from fluxnb.prompts import Encoded, embed, warn_of_cut
 from fluxnb.recipe import Recipe
 from fluxnb.scheduling import Draws, given_sigmas, planned, sampling_as
 
-__all__ = ["Encoded", "Flux", "PromptWarning"]
+__all__ = ["Flux"]
 
 DECODERS = 3  # at once on a GPU: half of a decoder's time goes into sums that fill a quarter of the card
 
@@ -59,35 +54,6 @@ def _in_turn(method: F) -> F:
             return method(self, *args, **kwargs)
 
     return cast(F, alone)
-
-
-class PromptWarning(UserWarning):
-    """Part of a prompt is beyond what an encoder reads; the message quotes it."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Encoded:
-    """Prompts as the transformer takes them: T5's sequences (n, L, D) and CLIP's pooled vectors (n, P)."""
-
-    embeds: Tensor
-    pooled: Tensor
-    negative_embeds: Tensor | None = None
-    negative_pooled: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.embeds)
-
-    @classmethod
-    def together(cls, several: Sequence[Encoded]) -> Encoded:
-        """Several prompts as one batch; a single one is given back as it is."""
-        if len(several) == 1:
-            return several[0]
-
-        def joined(name: str) -> Tensor | None:
-            parts = [getattr(each, name) for each in several]
-            return None if parts[0] is None else torch.cat(parts)
-
-        return cls(**{field.name: joined(field.name) for field in dataclasses.fields(cls)})
 
 
 class Flux:
@@ -168,34 +134,9 @@ class Flux:
         return Encoded(embeds=embeds, pooled=pooled, negative_embeds=negative_embeds, negative_pooled=negative_pooled)
 
     def _encode(self, prompt: str, length: int) -> tuple[Tensor, Tensor]:
-        self._warn_of_cut(prompt, length)
-        # diffusers tells of the cut too, but quotes the wrong words for T5 (it slices by CLIP's limit).
-        told = memory_told(self.plan, f"encoding a prompt with {self.model}")
-        with _silent("diffusers.pipelines.flux.pipeline_flux"), told:
-            embeds, pooled, _ = self.pipe.encode_prompt(
-                prompt=prompt, prompt_2=None, max_sequence_length=length, device=self.device
-            )
-        return embeds, pooled
-
-    def _warn_of_cut(self, prompt: str, length: int) -> None:
-        limits = {
-            "CLIP": (self.pipe.tokenizer, self.pipe.tokenizer_max_length),
-            "T5": (self.pipe.tokenizer_2, length),
-        }
-        for name, (tokenizer, limit) in limits.items():
-            # A token is at least one character, but for the two that mark beginning and end.
-            if tokenizer is None or len(prompt) + 2 <= limit:
-                continue
-            with _silent("transformers.tokenization_utils_base"):
-                ids = tokenizer(prompt).input_ids
-            if len(ids) > limit:
-                lost = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)
-                warnings.warn(
-                    f"{name} reads {limit} tokens of this prompt's {len(ids)} and never sees {cut(lost, 200)}. "
-                    "Put what matters first, or shorten it.",
-                    PromptWarning,
-                    stacklevel=_outside(sys._getframe()),
-                )
+        warn_of_cut(self.pipe, prompt, length)
+        with memory_told(self.plan, f"encoding a prompt with {self.model}"):
+            return embed(self.pipe, prompt, length, self.device)
 
     # ----------------------------------------------------------------------------------------------- denoise
     @_in_turn
@@ -325,22 +266,3 @@ class Flux:
 @functools.cache
 def _libraries() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
-
-
-@contextlib.contextmanager
-def _silent(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _outside(frame: types.FrameType) -> int:
-    """The stacklevel, seen from `frame`, of the first caller outside this package: the reader's own line."""
-    ours = ("fluxnb", "torch", "jaxtyping", "beartype")  # and what wraps us: no_grad, and the checks of the tests
-    level = 1
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in ours:
-        frame, level = frame.f_back, level + 1
-    return level

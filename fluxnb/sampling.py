@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fluxnb.attention_maps import words_of
 from fluxnb.errors import FluxnbError, InputError, RunError, checks_itself, cut
-from fluxnb.pipeline import Encoded, Flux
+from fluxnb.pipeline import Flux
+from fluxnb.prompts import Encoded
 from fluxnb.recipe import Recipe
 from fluxnb.recorder import recording
 from fluxnb.records import Keep, Step, Trajectory
