@@ -15,7 +15,8 @@ from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Keep
 from fluxnb.sampling import STOP
 from fluxnb.store import Store
-from fluxnb.widgets.lab import Job, Lab, Watch
+from fluxnb.widgets.job import Job, Watch
+from fluxnb.widgets.lab import Lab
 
 __all__ = ["lab"]
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import traitlets
@@ -17,71 +16,16 @@ from fluxnb.errors import FluxnbError, InputError, checks_itself
 from fluxnb.export.front import script, style
 from fluxnb.frames import webp
 from fluxnb.labels import value_of
-from fluxnb.latents import LinearRGB
 from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Step, Sweep
 from fluxnb.widgets.form import MOST_CELLS, as_text, read_form
+from fluxnb.widgets.job import Generate, Job, Run
 from fluxnb.widgets.view import View, still
 
-__all__ = ["Generate", "Job", "Lab"]
+__all__ = ["Lab"]
 
 PREVIEW_EVERY = 0.04  # seconds; more previews than a screen shows would only keep the browser busy
 SHAPE = ("seed", "steps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """Pictures that are about to be made.
-
-    Arguments:
-        recipes: what was asked, resolved, in the order of the axes.
-        cells: makes them; closing it stops the work.
-        steps: evaluations along the paths that will be made and watched.
-        axes: the field names and their values, in order.
-        model: who draws.
-        preview: from latents to colours, for the estimates on the way; None shows none.
-        seconds: roughly, where it is known.
-    """
-
-    recipes: Sequence[Recipe]
-    cells: Iterator[Cell]
-    steps: int
-    axes: Mapping[str, tuple[Any, ...]]
-    model: str = ""
-    preview: LinearRGB | None = None
-    seconds: float | None = None
-
-
-Watch = Callable[[Step, Recipe], Any]
-Generate = Callable[[Mapping[str, Any], Watch], Job]
-
-
-@dataclass(eq=False)
-class _Run:
-    """One press of the button."""
-
-    job: Job
-    places: dict[Recipe, int]
-    stop: Any
-    halt: threading.Event = field(default_factory=threading.Event)
-    began: float = field(default_factory=time.monotonic)
-    shown: float = 0.0
-    steps: int = 0
-    cells: list[Cell] = field(default_factory=list)
-
-    @property
-    def left(self) -> float | None:
-        """Seconds that are left, as far as can be told."""
-        spent = time.monotonic() - self.began
-        # The first steps pay for what is made ready once, so a plan knows better until a cell is there.
-        if not self.cells and self.job.seconds is not None:
-            return max(0.0, self.job.seconds - spent)
-        return spent * (1 / self.share - 1) if self.cells else None
-
-    @property
-    def share(self) -> float:
-        """How much of the work is done, 0 to 1; a picture is decoded in about the time of a step."""
-        return min(1.0, (self.steps + len(self.cells)) / (self.job.steps + len(self.job.recipes)))
 
 
 class Lab(View):
@@ -108,7 +52,7 @@ class Lab(View):
 
     def __init__(self, generate: Generate, fields: Mapping[str, str], *, model: str, stop: Any) -> None:
         self._generate, self._stop = generate, stop
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._thread: threading.Thread | None = None
         self._turn = threading.Lock()
         self._grids: list[Sweep] = []
@@ -136,7 +80,7 @@ class Lab(View):
         """
         run = self._run
         if run is not None and run.cells:
-            return _sweep(run, finished=False)
+            return run.sweep(finished=False)
         if not self._grids:
             raise InputError("a lab without pictures", "none is made yet", "press generate, or call lab.generate()")
         return self._grids[-1]
@@ -188,14 +132,14 @@ class Lab(View):
         self.cancel()
         super().close()
 
-    def _lay(self, job: Job) -> _Run:
+    def _lay(self, job: Job) -> Run:
         """An empty square for each picture that will come."""
         if len(job.recipes) > MOST_CELLS:
             raise InputError(
                 f"{len(job.recipes)} pictures", f"a lab shows at most {MOST_CELLS}", "use fnb.sweep for larger grids"
             )
         rows, columns = (tuple(job.axes.get(name, (None,))) for name in SHAPE)
-        self._run = run = _Run(job=job, places={recipe: i for i, recipe in enumerate(job.recipes)}, stop=self._stop)
+        self._run = run = Run(job=job, places={recipe: i for i, recipe in enumerate(job.recipes)}, stop=self._stop)
         first = job.recipes[0]
         self.frames = [b""] * len(job.recipes)
         self._runs += 1
@@ -213,7 +157,7 @@ class Lab(View):
         self.state = _state("running", total=len(job.recipes), left=job.seconds)
         return run
 
-    def _work(self, run: _Run) -> None:
+    def _work(self, run: Run) -> None:
         phase, said = "finished", ("", "")
         try:
             for cell in run.job.cells:
@@ -228,7 +172,7 @@ class Lab(View):
             if (shut := getattr(run.job.cells, "close", None)) is not None:
                 shut()
         if run.cells:
-            self._grids.append(_sweep(run, finished=phase == "finished"))
+            self._grids.append(run.sweep(finished=phase == "finished"))
             self._still = still([cell.image for cell in run.cells], columns=8, side=96, most=24)
         self._run = None
         self.send_state("frames")  # for a view that is opened later
@@ -237,9 +181,9 @@ class Lab(View):
             phase, done=len(run.cells), total=len(run.job.recipes), spent=spent, what=said[0], remedy=said[1]
         )
 
-    def _take(self, run: _Run, cell: Cell) -> None:
+    def _take(self, run: Run, cell: Cell) -> None:
         run.cells.append(cell)
-        place = run.places.get(_plain(cell.recipe), len(run.cells) - 1)
+        place = run.place_of(cell, len(run.cells) - 1)
         frame = webp(cell.image)
         self.frames[place] = frame
         self._say(run, place, frame, step=0)
@@ -257,7 +201,7 @@ class Lab(View):
             self._say(run, place, webp(picture), step=step.index + 1)
         return None
 
-    def _say(self, run: _Run, place: int, frame: bytes, *, step: int) -> None:
+    def _say(self, run: Run, place: int, frame: bytes, *, step: int) -> None:
         counts = {"done": len(run.cells), "left": run.left, "share": run.share}
         told = {"kind": "frame", "place": place, "step": step, **counts}
         self.send(told, buffers=[frame])
@@ -287,26 +231,9 @@ def _state(phase: str, **facts: Any) -> dict[str, Any]:
     return {"phase": phase, "done": 0, "total": 0, "left": None, "spent": None, "what": "", "remedy": "", **facts}
 
 
-def _plain(recipe: Recipe) -> Recipe:
-    # A picture made in company says so in its numerics; it was asked for as an exact one.
-    return recipe.replace(numerics="exact") if recipe.numerics == "batch" else recipe
-
-
 def _name(recipe: Recipe) -> str:
     return ", ".join([recipe.prompt, value_of("seed", recipe.seed), value_of("steps", recipe.steps)])
 
 
 def _index(values: Sequence[Any], value: Any) -> int:
     return list(values).index(value) if value in values else 0
-
-
-def _sweep(run: _Run, *, finished: bool) -> Sweep:
-    cells = sorted(run.cells, key=lambda cell: run.places.get(_plain(cell.recipe), 0))
-    return Sweep(
-        cells=tuple(cells),
-        axes=dict(run.job.axes),
-        finished=finished,
-        seconds=time.monotonic() - run.began,
-        evaluations=sum(cell.evaluations for cell in cells),
-        model=run.job.model,
-    )

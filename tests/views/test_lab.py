@@ -14,7 +14,8 @@ from fluxnb.errors import InputError, RunError
 from fluxnb.latents import LinearRGB
 from fluxnb.recipe import Recipe
 from fluxnb.widgets.form import numbers_in
-from fluxnb.widgets.lab import Job, Lab
+from fluxnb.widgets.job import Job
+from fluxnb.widgets.lab import Lab
 from tests.views.scenes import walk
 
 FIELDS = {"prompt": "a fox", "seeds": "0-1", "steps": "1, 2", "width": "64", "height": "64"}
