@@ -138,7 +138,7 @@ def _look(judge: Path, preset: Preset, out: Path, rank: Rank) -> Watch:
 
     from fluxnb.train.judge import load_judge
     from fluxnb.train.render import Renderer
-    from fluxnb.train.teacher import Tokens
+    from fluxnb.train.tokens import Tokens
     from fluxnb.train.watch import Watch
 
     reads = load_judge(judge / "judge.safetensors", rank.device)

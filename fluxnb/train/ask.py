@@ -15,7 +15,8 @@ from fluxnb.flow import schedule
 from fluxnb.train.judge import Answers, truth
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.render import Renderer, lay_out
-from fluxnb.train.teacher import Tokens, sample
+from fluxnb.train.teacher import sample
+from fluxnb.train.tokens import Tokens
 from fluxnb.train.world import Scene, draw_scene
 
 

@@ -24,7 +24,7 @@ from fluxnb.train.loop import Average, Log, Pace, Rank, optimiser
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.pairs import Pairs
 from fluxnb.train.reflow import GRID, align, align_of_pairs, on_the_line
-from fluxnb.train.teacher import load_denoiser, save_transformer, with_transformer
+from fluxnb.train.saved import load_denoiser, save_transformer, with_transformer
 
 ONWARD = 0.6  # share of walks that take another step, so that the levels are met as 46, 28, 16 and 10 %
 LEAP = 0.25  # share of first steps that go straight to 0.5, as a walk of two steps does

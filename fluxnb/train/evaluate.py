@@ -24,7 +24,7 @@ from fluxnb.train.ask import Painter, painter, reconstruct
 from fluxnb.train.examiner import PARTS, Examiner, Freedom, Marks
 from fluxnb.train.measure import Estimate, bootstrap, over_seeds, ratio, ratio_of_shares, wilson
 from fluxnb.train.objective import Denoiser
-from fluxnb.train.teacher import Tokens
+from fluxnb.train.tokens import Tokens
 
 #: label of a setting -> name of a quantity -> its estimate.
 Table = dict[str, dict[str, Estimate]]

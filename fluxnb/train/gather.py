@@ -12,7 +12,8 @@ from fluxnb.errors import StorageError
 from fluxnb.train.config import Sizes
 from fluxnb.train.judge import Judge, load_judge
 from fluxnb.train.objective import Denoiser
-from fluxnb.train.teacher import Tokens, load_denoiser, with_transformer
+from fluxnb.train.saved import load_denoiser, with_transformer
+from fluxnb.train.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)

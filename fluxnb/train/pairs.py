@@ -16,7 +16,9 @@ from fluxnb.train.config import Preset
 from fluxnb.train.data import draw_captions
 from fluxnb.train.loop import Log, Rank
 from fluxnb.train.objective import Denoiser
-from fluxnb.train.teacher import Tokens, load_denoiser, sample
+from fluxnb.train.saved import load_denoiser
+from fluxnb.train.teacher import sample
+from fluxnb.train.tokens import Tokens
 
 
 @dataclasses.dataclass(frozen=True)

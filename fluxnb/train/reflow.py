@@ -19,7 +19,7 @@ from fluxnb.train.loop import Average, Log, Pace, Rank, descend, optimiser
 from fluxnb.train.measure import alignment
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.pairs import Pairs
-from fluxnb.train.teacher import load_denoiser, save_transformer, with_transformer
+from fluxnb.train.saved import load_denoiser, save_transformer, with_transformer
 
 #: Where the student is asked: the levels of four even steps.
 GRID = (1.0, 0.75, 0.5, 0.25)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fluxnb.train.build import build_pipeline_parts, build_transformer
 from fluxnb.train.config import Sizes
 from fluxnb.train.loop import read_log
-from fluxnb.train.teacher import load_denoiser
+from fluxnb.train.saved import load_denoiser
 
 TRUE_CFG = {"guidance_kind": "true_cfg", "guidance": 2.5}
 #: what each name is used with when nothing is said; guidance is baked into the student, as with schnell.

@@ -2,56 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import random
 import time
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
-from safetensors.torch import load_file, save_file
+from diffusers import AutoencoderKL
 from torch import Tensor
-from transformers import CLIPTokenizer, T5Tokenizer
 
 from fluxnb.latents import pack, unpack
 from fluxnb.train.autoencoder import encode
-from fluxnb.train.build import build_text_encoder, build_text_encoder_2, build_transformer, count
-from fluxnb.train.config import Preset, Sizes
+from fluxnb.train.build import count
+from fluxnb.train.config import Preset
 from fluxnb.train.data import batches, draw_layouts
 from fluxnb.train.loop import Average, Log, Pace, Rank, descend, optimiser
 from fluxnb.train.objective import Denoiser, draw_sigmas, flow_loss
 from fluxnb.train.render import Renderer
-from fluxnb.train.tokens import clip_tokenizer, t5_tokenizer
+from fluxnb.train.saved import build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.tokens import Tokens
 
 UNSAID = 0.1  # share of captions left empty, so that the model can also be asked for no words: CFG (2207.12598)
-
-
-class Tokens:
-    """Captions as the two id tables that the encoders take, each (N, length)."""
-
-    def __init__(self, clip: CLIPTokenizer, t5: T5Tokenizer):
-        self.clip, self.t5, self.length = clip, t5, t5.model_max_length
-
-    @staticmethod
-    def of(sizes: Sizes) -> Tokens:
-        """The tokenizers of the world."""
-        return Tokens(clip_tokenizer(sizes.text_tokens), t5_tokenizer(sizes.text_tokens))
-
-    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """CLIP's and T5's ids, padded."""
-        options = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
-        return self.clip(captions, **options).input_ids, self.t5(captions, **options).input_ids
-
-
-def build_denoiser(sizes: Sizes) -> Denoiser:
-    """An untrained teacher."""
-    tokens = Tokens.of(sizes)
-    return Denoiser(
-        build_text_encoder(sizes, len(tokens.clip)),
-        build_text_encoder_2(sizes, len(tokens.t5)),
-        build_transformer(sizes),
-    )
 
 
 def train_teacher(
@@ -119,39 +90,6 @@ def keep(model: Denoiser, average: Average, out: Path, rank: Rank) -> None:
         average.swap()
         save_denoiser(model, out)
         average.swap()
-
-
-def save_denoiser(model: Denoiser, out: Path) -> None:
-    """`transformer.safetensors` and `text.safetensors` under `out`, float16."""
-    half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    for part, belongs in (("transformer", True), ("text", False)):
-        named = {name: tensor for name, tensor in half.items() if name.startswith("transformer.") == belongs}
-        save_file(named, out / f"{part}.part")
-        (out / f"{part}.part").rename(out / f"{part}.safetensors")
-
-
-def load_denoiser(sizes: Sizes, out: Path) -> Denoiser:
-    """What `save_denoiser` saved, in float32, ready to evaluate or to train on."""
-    model = build_denoiser(sizes)
-    state = load_file(out / "transformer.safetensors") | load_file(out / "text.safetensors")
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
-    return model.eval()
-
-
-def with_transformer(model: Denoiser, path: Path) -> Denoiser:
-    """A copy of the denoiser whose transformer is the saved one; the text encoders are shared."""
-    transformer = copy.deepcopy(model.transformer)
-    transformer.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
-    return Denoiser(model.text_encoder, model.text_encoder_2, transformer).eval()
-
-
-def save_transformer(transformer: FluxTransformer2DModel, path: Path, rank: Rank) -> None:
-    """One file in half precision, as it ships; whole or not at all."""
-    if rank.first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = {name: t.detach().half().cpu().contiguous() for name, t in transformer.state_dict().items()}
-        save_file(half, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
 
 
 @torch.no_grad()

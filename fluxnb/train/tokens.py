@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import string
 
+from torch import Tensor
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from fluxnb.train import world
+from fluxnb.train.config import Sizes
 
 CHARACTERS = string.ascii_lowercase + string.digits + "\"',.!?-:;()&+#/"
 
@@ -50,6 +52,23 @@ def clip_tokenizer(length: int) -> CLIPTokenizer:
             built += piece
             vocabulary.setdefault(built, len(vocabulary))
     return CLIPTokenizer(vocab=vocabulary, merges=list(merges), unk_token="<unk>", model_max_length=length)
+
+
+class Tokens:
+    """Captions as the two id tables that the encoders take, each (N, length)."""
+
+    def __init__(self, clip: CLIPTokenizer, t5: T5Tokenizer):
+        self.clip, self.t5, self.length = clip, t5, t5.model_max_length
+
+    @staticmethod
+    def of(sizes: Sizes) -> Tokens:
+        """The tokenizers of the world."""
+        return Tokens(clip_tokenizer(sizes.text_tokens), t5_tokenizer(sizes.text_tokens))
+
+    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """CLIP's and T5's ids, padded."""
+        options = {"padding": "max_length", "max_length": self.length, "truncation": True, "return_tensors": "pt"}
+        return self.clip(captions, **options).input_ids, self.t5(captions, **options).input_ids
 
 
 def _case_folding() -> bytes:

@@ -14,7 +14,7 @@ from fluxnb.train.judge import Judge, read
 from fluxnb.train.measure import frechet
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.render import Renderer
-from fluxnb.train.teacher import Tokens
+from fluxnb.train.tokens import Tokens
 
 
 class Watch:

@@ -19,7 +19,8 @@ from fluxnb.train.config import TINY
 from fluxnb.train.critic import Critic, critic_loss, draw_levels, features
 from fluxnb.train.loop import Rank
 from fluxnb.train.pairs import Pairs, draw_pairs
-from fluxnb.train.teacher import build_denoiser, sample, save_denoiser
+from fluxnb.train.saved import build_denoiser, save_denoiser
+from fluxnb.train.teacher import sample
 
 CPU = Rank(0, 1, torch.device("cpu"))
 
@@ -282,7 +283,8 @@ def test_pairs_come_back_as_they_were_saved(pairs, tmp_path):
 def test_a_pair_is_the_teachers_own_walk_from_its_noise(tmp_path):
     save_denoiser(awake(build_denoiser(TINY.sizes)), tmp_path)
     pairs = draw_pairs(TINY, tmp_path, CPU)
-    from fluxnb.train.teacher import Tokens, load_denoiser
+    from fluxnb.train.saved import load_denoiser
+    from fluxnb.train.tokens import Tokens
 
     model, tokens = load_denoiser(TINY.sizes, tmp_path), Tokens.of(TINY.sizes)
     words = [ids[8:].long() for ids in (pairs.clip_ids, pairs.t5_ids)]
@@ -324,7 +326,7 @@ def test_the_teacher_at_a_quarter_sees_the_picture(pocket):
     """Its clean estimate of a lightly noised picture is that picture: at least 20 dB."""
     from fluxnb.latents import pack, unpack
     from fluxnb.train.objective import Denoiser
-    from fluxnb.train.teacher import Tokens
+    from fluxnb.train.tokens import Tokens
 
     model = Denoiser(pocket.text_encoder, pocket.text_encoder_2, pocket.transformer)
     tokens = Tokens(pocket.tokenizer, pocket.tokenizer_2)

@@ -42,7 +42,7 @@ from fluxnb.train.measure import (
     wilson,
 )
 from fluxnb.train.render import Renderer, lay_out
-from fluxnb.train.teacher import build_denoiser, save_denoiser, save_transformer
+from fluxnb.train.saved import build_denoiser, save_denoiser, save_transformer
 from fluxnb.train.watch import Watch
 
 CPU = torch.device("cpu")

@@ -18,8 +18,8 @@ import fluxnb
 from fluxnb.train.build import build_transformer
 from fluxnb.train.config import TINY
 from fluxnb.train.loop import Rank
+from fluxnb.train.saved import save_transformer
 from fluxnb.train.ship import ship
-from fluxnb.train.teacher import save_transformer
 
 POCKET = Path(fluxnb.__file__).parent / "pocket"
 

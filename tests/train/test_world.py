@@ -10,7 +10,7 @@ pytest.importorskip("sentencepiece")
 
 from fluxnb.train import world
 from fluxnb.train.config import POCKET
-from fluxnb.train.teacher import Tokens
+from fluxnb.train.tokens import Tokens
 from fluxnb.train.world import Scene, draw_captioned, draw_scene, is_held_out
 
 
