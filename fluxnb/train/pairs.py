@@ -13,7 +13,7 @@ from torch import Tensor
 from fluxnb.flow import schedule
 from fluxnb.latents import pack
 from fluxnb.train.config import Preset
-from fluxnb.train.data import draw_captions
+from fluxnb.train.data import draw_chunks
 from fluxnb.train.loop import Log, Rank
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.saved import load_denoiser
@@ -80,8 +80,9 @@ def draw_pairs(preset: Preset, out: Path, rank: Rank) -> Pairs:
     tokens = Tokens.of(preset.sizes)
     words = out / "words.safetensors"  # drawing them takes longer than the pictures: a run keeps them
     if not words.exists():
-        ids = tokens(draw_captions(distillation.pairs, seed=4000 + rank.index))
-        save_file({"clip_ids": ids[0].short(), "t5_ids": ids[1].short()}, words)
+        drawn = list(draw_chunks(distillation.pairs, 4000 + rank.index, preset.sizes))
+        ids = {name: torch.cat([getattr(chunk, name) for chunk in drawn]) for name in ("clip_ids", "t5_ids")}
+        save_file(ids, words)
     clip_ids, t5_ids = (load_file(words)[name].to(device).int() for name in ("clip_ids", "t5_ids"))
     nothing = tuple(ids.to(device) for ids in tokens([""]))
     model = load_denoiser(preset.sizes, out).to(device)
