@@ -10,8 +10,9 @@ from diffusers import AutoencoderKL
 from fluxnb.train.build import build_autoencoder, whiten
 from fluxnb.train.config import Preset
 from fluxnb.train.data import batches, draw_layouts
-from fluxnb.train.loop import Average, Log, Pace, Rank, descend, optimiser
+from fluxnb.train.loop import Average, Log, Pace, Rank, descend
 from fluxnb.train.objective import picture_loss
+from fluxnb.train.optimisers import optimiser
 from fluxnb.train.render import Layout, Renderer
 
 KL = 2e-5  # of the mean KL beside a mean error: keeps the latents smooth, costs no picture quality

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -31,10 +33,15 @@ class Schedule:
     batch: int  # per device
     learning_rate: float
     warmup: int = 500
+    rewarm: int = 100  # the same for weights that were trained before: Adam's memory of sizes is 50 iterations long
     scenes: int = 1_000_000  # distinct scenes per device
     ema: float = 0.999  # of the weights; warmed up as min(ema, (1 + n) / (10 + n))
     iterations: int | None = None  # instead of `seconds`
     cooldown: float = 0.25  # the last share of the iterations, in which the rate falls to zero
+    optimizer: str = "adamw"  # or "muon": for the matrices of the transformer's blocks, the teacher's alone
+    muon_times: float = 1.0  # Muon's learning rate, in AdamW's
+    validation: int = 4096  # scenes that no training sees, on which the teacher's loss is measured
+    validate_every: int = 500  # iterations; a look takes a GPU as long as some four of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +103,9 @@ TINY = Preset(
     ),
     autoencoder=Schedule(seconds=0.0, iterations=4, batch=4, learning_rate=1e-3, scenes=32, warmup=1),
     judge=Schedule(seconds=0.0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
-    teacher=Schedule(seconds=0.0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
+    teacher=Schedule(
+        seconds=0.0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1, validation=16, validate_every=2
+    ),
     distillation=Distillation(
         warm=Schedule(seconds=0.0, iterations=3, batch=8, learning_rate=1e-3, warmup=1),
         student=Schedule(seconds=0.0, iterations=3, batch=8, learning_rate=1e-4, warmup=1),

@@ -20,8 +20,9 @@ from fluxnb.flow import interpolate
 from fluxnb.train.build import count
 from fluxnb.train.config import Preset
 from fluxnb.train.critic import Critic, critic_loss, draw_levels, features
-from fluxnb.train.loop import Average, Log, Pace, Rank, optimiser
+from fluxnb.train.loop import Average, Log, Pace, Rank, step_with
 from fluxnb.train.objective import Denoiser
+from fluxnb.train.optimisers import optimiser
 from fluxnb.train.pairs import Pairs
 from fluxnb.train.reflow import GRID, align, align_of_pairs, on_the_line
 from fluxnb.train.saved import load_denoiser, save_transformer, with_transformer
@@ -195,18 +196,6 @@ def train_student(
         shutil.copyfile(out / "students" / f"{best}.safetensors", out / "student.safetensors")
     log(chosen=best, iterations=pace.total, seconds=pace.seconds(), batch=schedule.batch, **kept[best])
     return with_transformer(teacher, out / "student.safetensors")
-
-
-def step_with(module: torch.nn.Module, adam: torch.optim.Optimizer, rate: float, rank: Rank) -> Tensor:
-    """Follow the gradients that are there; returns their norm before clipping to 1."""
-    moving = [p for p in module.parameters() if p.grad is not None]
-    rank.average([p.grad for p in moving if p.grad is not None])
-    norm = torch.nn.utils.clip_grad_norm_(moving, 1.0)
-    for group in adam.param_groups:
-        group["lr"] = rate
-    adam.step()
-    adam.zero_grad(set_to_none=True)
-    return norm
 
 
 def accuracy(logits: Tensor, level: Tensor) -> dict[str, float]:

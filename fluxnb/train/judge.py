@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from fluxnb.train import world
 from fluxnb.train.config import Preset
 from fluxnb.train.data import batches, draw_layouts
-from fluxnb.train.loop import Average, Log, Pace, Rank, descend, optimiser
+from fluxnb.train.loop import Average, Log, Pace, Rank, descend
+from fluxnb.train.optimisers import optimiser
 from fluxnb.train.render import LETTERS, Layout, Renderer
 
 ARRANGEMENTS = ("one", "side by side", "stacked", "sign")

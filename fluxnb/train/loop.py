@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fluxnb.train.config import Schedule
+from fluxnb.train.optimisers import Optimiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +129,14 @@ class Pace:
 
 
 class Average:
-    """Exponential moving average of a module's parameters, warmed up so that the start is forgotten."""
+    """Exponential moving average of a module's parameters, warmed up so that the start is forgotten.
 
-    def __init__(self, module: nn.Module, decay: float):
-        self.decay, self.updates = decay, 0
+    `known` keeps the start instead, for weights that were averaged before: they are better than the live ones will be
+    for a while.
+    """
+
+    def __init__(self, module: nn.Module, decay: float, *, known: bool = False):
+        self.decay, self.updates, self.known = decay, 0, known
         self.live = [p for p in module.parameters() if p.requires_grad]
         self.mean = [p.detach().clone() for p in self.live]
 
@@ -139,7 +144,7 @@ class Average:
     def update(self) -> None:
         """Take in the live weights; once an iteration."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = self.decay if self.known else min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.mean, self.live, 1 - decay)
 
     @torch.no_grad()
@@ -151,28 +156,21 @@ class Average:
             mean.copy_(live_now)
 
 
-def optimiser(module: nn.Module, schedule: Schedule, betas: tuple[float, float] = (0.9, 0.98)) -> torch.optim.AdamW:
-    """AdamW; matrices decay, vectors do not."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": 0.01},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=betas, fused=parameters[0].is_cuda)
-
-
-def descend(
-    loss: Tensor, module: nn.Module, adam: torch.optim.Optimizer, rate: float, rank: Rank, clip: float = 1.0
-) -> Tensor:
+def descend(loss: Tensor, module: nn.Module, optimiser: Optimiser, rate: float, rank: Rank) -> Tensor:
     """One step of gradient descent; returns the norm of the gradient before clipping."""
     loss.backward()
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    rank.average(gradients)
-    norm = nn.utils.clip_grad_norm_([p for p in module.parameters() if p.grad is not None], clip)
-    for group in adam.param_groups:
-        group["lr"] = rate
-    adam.step()
-    adam.zero_grad(set_to_none=True)
+    return step_with(module, optimiser, rate, rank)
+
+
+def step_with(module: nn.Module, optimiser: Optimiser, rate: float, rank: Rank, clip: float = 1.0) -> Tensor:
+    """Follow the gradients that are there, averaged over the ranks; returns their norm before clipping."""
+    moving = [p for p in module.parameters() if p.grad is not None]
+    rank.average([p.grad for p in moving if p.grad is not None])
+    norm = nn.utils.clip_grad_norm_(moving, clip)
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group.get("times", 1.0)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
     return norm
 
 

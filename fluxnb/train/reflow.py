@@ -15,9 +15,10 @@ from torch import Tensor
 from fluxnb.flow import interpolate
 from fluxnb.train.config import Preset, Schedule
 from fluxnb.train.data import batches
-from fluxnb.train.loop import Average, Log, Pace, Rank, descend, optimiser
+from fluxnb.train.loop import Average, Log, Pace, Rank, descend
 from fluxnb.train.measure import alignment
 from fluxnb.train.objective import Denoiser
+from fluxnb.train.optimisers import optimiser
 from fluxnb.train.pairs import Pairs
 from fluxnb.train.saved import load_denoiser, save_transformer, with_transformer
 

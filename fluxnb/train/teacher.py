@@ -16,8 +16,9 @@ from fluxnb.train.autoencoder import encode
 from fluxnb.train.build import count
 from fluxnb.train.config import Preset
 from fluxnb.train.data import batches, draw_layouts
-from fluxnb.train.loop import Average, Log, Pace, Rank, descend, optimiser
+from fluxnb.train.loop import Average, Log, Pace, Rank, descend
 from fluxnb.train.objective import Denoiser, draw_sigmas, flow_loss
+from fluxnb.train.optimisers import optimiser
 from fluxnb.train.render import Renderer
 from fluxnb.train.saved import build_denoiser, load_denoiser, save_denoiser
 from fluxnb.train.tokens import Tokens
