@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fluxnb.train.config import OPTIMIZERS
+
 if TYPE_CHECKING:  # a stage imports what it needs when it runs
     from fluxnb.train.config import Preset
     from fluxnb.train.loop import Rank
@@ -33,7 +35,11 @@ def main(arguments: list[str] | None = None) -> None:
         stage.add_argument("--scenes", type=int, help="distinct scenes per device")
         stage.add_argument("--rate", type=float, help="the learning rate")
         if name == "teacher":
-            stage.add_argument("--start", type=Path, help="continue from the denoiser in that folder")
+            stage.add_argument("--start", type=Path, help="go on from that run, or from fluxnb/pocket")
+            stage.add_argument("--optimizer", choices=OPTIMIZERS, help="muon: for the matrices of the blocks")
+            stage.add_argument("--muon-times", type=float, help="Muon's learning rate, in those of AdamW")
+            stage.add_argument("--validation", type=int, help="scenes that the loss is measured on")
+            stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
             stage.add_argument("--compile", default="reduce-overhead", help="torch.compile's mode")
     distil = ("the teacher's guided pictures", "the baseline of straight lines", "the adversarial student")
     for name, what in zip(("pairs", "reflow", "student"), distil, strict=True):
@@ -87,6 +93,9 @@ def _train(options: argparse.Namespace) -> None:
     preset = PRESETS[options.preset]
     said = {"seconds": options.seconds, "iterations": options.iterations, "batch": options.batch}
     said |= {"scenes": options.scenes, "learning_rate": options.rate}
+    if options.stage == "teacher":
+        said |= {"optimizer": options.optimizer, "muon_times": options.muon_times, "validation": options.validation}
+        said |= {"warmup": options.warmup, "rewarm": options.warmup}
     changed = dataclasses.replace(getattr(preset, options.stage), **{k: v for k, v in said.items() if v is not None})
     preset = dataclasses.replace(preset, **{options.stage: changed})
     rank = Rank.join()

@@ -29,7 +29,7 @@ class Sizes:
 class Schedule:
     """How one training goes; the number of iterations follows from `seconds` and the measured speed."""
 
-    seconds: float
+    seconds: float  # of the teacher without its data and its compiling, which come first
     batch: int  # per device
     learning_rate: float
     warmup: int = 500

@@ -79,6 +79,9 @@ def write_card(run: Path, to: Path) -> None:
     card = json.loads((to / "card.json").read_text()) if (to / "card.json").exists() else {}
     notes, evaluation = run / "notes.json", run / "evaluation.json"
     stages = {stage: _story(read_log(path)) for stage in STAGES if (path := run / f"{stage}.jsonl").exists()}
+    earlier = card.get("training", {})
+    if "start" in stages.get("teacher", {}) and "teacher" in earlier:  # it goes on where the card's teacher ended
+        stages["teacher"]["before"] = earlier["teacher"].get("before", earlier["teacher"])
     card |= {
         "name": "pocket",
         "license": "Apache-2.0; the pictures it learned from are Fluent 3D emoji, MIT",
@@ -86,7 +89,7 @@ def write_card(run: Path, to: Path) -> None:
         "parameters": {name: _parameters(to / "base" / name) for name in PARTS},
         "profile": PROFILES,
         **(json.loads(notes.read_text()) if notes.exists() else {}),
-        "training": card.get("training", {}) | stages,
+        "training": earlier | stages,
     }
     if evaluation.exists():
         card["evaluation"] = json.loads(evaluation.read_text())
@@ -102,8 +105,12 @@ def _story(log: list[dict[str, object]]) -> dict[str, object]:
     """The loss curve of a stage in at most sixty points, its looks at pictures, and what its last line says."""
     curve = [(line["iteration"], line["loss"]) for line in log if "loss" in line]
     looks = [line for line in log if "fd_4" in line and "chosen" not in line]
+    checks = [(line["iteration"], line["validation"]) for line in log if "validation" in line]
     told = {"loss": curve[:: max(1, len(curve) // 60)]} | ({"looks": looks} if looks else {})
-    return {"seconds": log[-1]["seconds"], **told, **_facts(log[-1])}
+    told |= {"validation": checks[:: max(1, len(checks) // 60)]} if checks else {}
+    starts = [line["start"] for line in log if "start" in line]  # the first line has it: a run may be cut short
+    begun = {"start": starts[0]} if starts else {}
+    return {"seconds": log[-1]["seconds"], **told, **begun, **_facts(log[-1])}
 
 
 def _parameters(folder: Path) -> int:
@@ -113,4 +120,4 @@ def _parameters(folder: Path) -> int:
 
 
 def _facts(line: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in line.items() if name not in ("loss", "norm", "seconds")}
+    return {name: value for name, value in line.items() if name not in ("loss", "norm", "seconds", "validation")}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,13 +17,15 @@ from fluxnb.latents import pack, unpack
 from fluxnb.train.autoencoder import encode
 from fluxnb.train.build import count
 from fluxnb.train.config import Preset
-from fluxnb.train.data import batches, draw_layouts
+from fluxnb.train.data import batches, draw_chunks
 from fluxnb.train.loop import Average, Log, Pace, Rank, descend
 from fluxnb.train.objective import Denoiser, draw_sigmas, flow_loss
 from fluxnb.train.optimisers import optimiser
 from fluxnb.train.render import Renderer
-from fluxnb.train.saved import build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.saved import build_denoiser, save_denoiser
+from fluxnb.train.start import bring, open_start
 from fluxnb.train.tokens import Tokens
+from fluxnb.train.validation import Validation
 
 UNSAID = 0.1  # share of captions left empty, so that the model can also be asked for no words: CFG (2207.12598)
 
@@ -31,26 +35,35 @@ def train_teacher(
 ) -> Denoiser:
     """Train on latents cached on the device; saves the averaged weights under `out` as it goes.
 
-    `mode` is torch.compile's. `start` continues from the denoiser saved in that folder instead of from nothing.
+    `mode` is torch.compile's. `start` goes on from the denoiser of that folder, a run's or a shipped one's, instead of
+    from nothing: with a short warm-up, since no optimiser keeps its state on disk.
     """
     schedule, cuda = preset.teacher, rank.device.type == "cuda"
     torch.manual_seed(200 + rank.index)
     random.seed(rank.index)
     log, began = Log(out / "teacher.jsonl", rank), time.perf_counter()
-    tokens = Tokens.of(preset.sizes)
-    layouts, captions = draw_layouts(schedule.scenes, seed=3000 + rank.index)
-    clip_ids, t5_ids = (ids.to(rank.device, torch.int16) for ids in tokens(captions))
-    nothing_clip, nothing_t5 = (ids.to(rank.device, torch.int16) for ids in tokens([""]))
-    vae = AutoencoderKL.from_pretrained(out / "vae").to(rank.device, memory_format=torch.channels_last).eval()
-    latents = encode(vae, Renderer(rank.device), layouts.to(rank.device))
-    del layouts, captions
-    model = build_denoiser(preset.sizes).to(rank.device)
+    model = build_denoiser(preset.sizes) if start is None else open_start(preset.sizes, start)
     if start is not None:
-        model = load_denoiser(preset.sizes, start).train().to(rank.device)
+        schedule = dataclasses.replace(schedule, warmup=min(schedule.warmup, schedule.rewarm))
+    model.to(rank.device)
+    adam = optimiser(model, schedule)  # before the minutes that the data takes: what cannot be says so at once
+    bring(start, out, rank)
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(rank.device, memory_format=torch.channels_last).eval()
+    renderer = Renderer(rank.device)
+    latents, clip_ids, t5_ids = cache(vae, renderer, preset, seed=3000 + rank.index)
+    nothing_clip, nothing_t5 = (ids.to(rank.device, torch.int16) for ids in Tokens.of(preset.sizes)([""]))
+    validation = Validation(vae, renderer, preset.sizes, schedule.validation, schedule.batch)
     rank.same_weights(model)
-    adam, average, pace = optimiser(model, schedule), Average(model, schedule.ema), Pace(schedule, rank)
+    average = Average(model, schedule.ema, known=start is not None)
     spread = latents[:4096].float().std().item()
-    log(parameters=count(model), cached=len(latents), latent_std=spread, cache_seconds=time.perf_counter() - began)
+    facts = {"optimizer": schedule.optimizer} | ({"start": start.name} if start is not None else {})
+    log(
+        parameters=count(model),
+        cached=len(latents),
+        latent_std=spread,
+        **facts,
+        cache_seconds=time.perf_counter() - began,
+    )
 
     def loss_of(*batch: Tensor) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
@@ -60,8 +73,8 @@ def train_teacher(
     step = torch.compile(loss_of, mode=mode) if cuda else loss_of
     generator = torch.Generator(rank.device).manual_seed(rank.index)
     rows = batches(len(latents), schedule.batch, generator, rank.device)
-    running = torch.zeros((), device=rank.device)
-    for iteration in pace:
+
+    def loss_of_next() -> Tensor:
         row = next(rows)
         unsaid = torch.rand(len(row), 1, device=rank.device) < UNSAID
         clip = torch.where(unsaid, nothing_clip, clip_ids[row]).long()
@@ -69,7 +82,14 @@ def train_teacher(
         x0 = latents[row].float()
         if cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        loss = step(x0, clip, t5, draw_sigmas(len(row), rank.device), torch.randn_like(x0)).mean()
+        return step(x0, clip, t5, draw_sigmas(len(row), rank.device), torch.randn_like(x0)).mean()
+
+    if cuda:
+        log(compile_seconds=compiled(loss_of_next, model))
+    pace = Pace(schedule, rank)
+    running = torch.zeros((), device=rank.device)
+    for iteration in pace:
+        loss = loss_of_next()
         norm = descend(loss, model, adam, pace.rate(iteration), rank)
         average.update()
         running = running + loss.detach()
@@ -77,12 +97,46 @@ def train_teacher(
             mean = float(running) / 250
             log(iteration=iteration, total=pace.total, loss=mean, norm=float(norm), seconds=pace.seconds())
             running.zero_()
+        if rank.first and ((iteration + 1) % schedule.validate_every == 0 or iteration + 1 == pace.total):
+            seconds, found = pace.seconds(), look(validation, loss_of, average)
+            log(iteration=iteration, **found, optimizer=schedule.optimizer, seconds=seconds)
         if (iteration + 1) % 2000 == 0:
             keep(model, average, out, rank)
     keep(model, average, out, rank)
-    log(iterations=pace.total, seconds=pace.seconds(), batch=schedule.batch * rank.world, devices=rank.world)
+    log(iterations=pace.total, seconds=pace.seconds(), batch=schedule.batch * rank.world, devices=rank.world, **facts)
     average.swap()
     return model.eval()
+
+
+def cache(vae: AutoencoderKL, renderer: Renderer, preset: Preset, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents (N, 16, 16, 16) and captions' ids, (N, length) each, on the device: it renders what workers draw."""
+    parts = [
+        (encode(vae, renderer, chunk.layout.to(renderer.device)), chunk.clip_ids, chunk.t5_ids)
+        for chunk in draw_chunks(preset.teacher.scenes, seed, preset.sizes)
+    ]
+    latents, clip_ids, t5_ids = (torch.cat(part).to(renderer.device) for part in zip(*parts, strict=True))
+    return latents, clip_ids, t5_ids
+
+
+def compiled(loss_of_next: Callable[[], Tensor], model: Denoiser) -> float:
+    """Make the graphs before the clock of the training starts, so that runs of equal seconds are; returns how long."""
+    began = time.perf_counter()
+    for _ in range(3):  # compiled, recorded, replayed
+        loss_of_next().backward()
+        model.zero_grad(set_to_none=True)
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def look(
+    validation: Callable[[Callable[..., Tensor]], float], loss_of: Callable[..., Tensor], average: Average
+) -> dict[str, float]:
+    """The validation loss of the averaged weights, which ship, and of the live ones."""
+    live = validation(loss_of)
+    average.swap()
+    mean = validation(loss_of)
+    average.swap()
+    return {"validation": mean, "validation_live": live}
 
 
 def keep(model: Denoiser, average: Average, out: Path, rank: Rank) -> None:
