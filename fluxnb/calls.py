@@ -205,7 +205,7 @@ def pictures(result: Any) -> list[Image.Image] | None:
     if isinstance(result, np.ndarray):
         result = torch.from_numpy(result).movedim(-1, 1)
     if isinstance(result, Tensor) and result.ndim == 4:
-        # To bytes where the picture is: on a CPU, at 1024 px, this is two per cent of a run on a fast card.
+        # To bytes where the picture is: as floats it is four times as much to bring to a CPU, and slow to turn there.
         small = (result.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
         return [Image.fromarray(each) for each in small.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
     return None
