@@ -34,12 +34,15 @@ def main(arguments: list[str] | None = None) -> None:
         stage.add_argument("--batch", type=int, help="pictures per device and iteration")
         stage.add_argument("--scenes", type=int, help="distinct scenes per device")
         stage.add_argument("--rate", type=float, help="the learning rate")
+        if name == "autoencoder":
+            stage.add_argument("--like", type=Path, help="learn the latents of that run's, or of fluxnb/pocket's")
         if name == "teacher":
             stage.add_argument("--start", type=Path, help="go on from that run, or from fluxnb/pocket")
             stage.add_argument("--optimizer", choices=OPTIMIZERS, help="muon: for the matrices of the blocks")
             stage.add_argument("--muon-times", type=float, help="Muon's learning rate, in those of AdamW")
             stage.add_argument("--validation", type=int, help="scenes that the loss is measured on")
             stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
+            stage.add_argument("--sizes", type=_size, nargs="+", metavar="NAME=N", help="other widths, as heads=8")
             stage.add_argument("--compile", default="reduce-overhead", help="torch.compile's mode")
     distil = ("the teacher's guided pictures", "the baseline of straight lines", "the adversarial student")
     for name, what in zip(("pairs", "reflow", "student"), distil, strict=True):
@@ -86,6 +89,16 @@ def _atlas(options: argparse.Namespace) -> None:
     print(sprites.make_atlas(options.assets, Path(__file__).parent / sprites.ATLAS))
 
 
+def _size(said: str) -> tuple[str, int]:
+    from fluxnb.train.config import Sizes
+
+    name, _, number = said.partition("=")
+    numbers = [field.name for field in dataclasses.fields(Sizes) if field.type == "int"]
+    if name not in numbers or not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{said!r}; NAME=N, with NAME one of {', '.join(numbers)}")
+    return name, int(number)
+
+
 def _train(options: argparse.Namespace) -> None:
     from fluxnb.train.config import PRESETS
     from fluxnb.train.loop import Rank
@@ -96,13 +109,14 @@ def _train(options: argparse.Namespace) -> None:
     if options.stage == "teacher":
         said |= {"optimizer": options.optimizer, "muon_times": options.muon_times, "validation": options.validation}
         said |= {"warmup": options.warmup, "rewarm": options.warmup}
+        preset = dataclasses.replace(preset, sizes=dataclasses.replace(preset.sizes, **dict(options.sizes or ())))
     changed = dataclasses.replace(getattr(preset, options.stage), **{k: v for k, v in said.items() if v is not None})
     preset = dataclasses.replace(preset, **{options.stage: changed})
     rank = Rank.join()
     if options.stage == "autoencoder":
         from fluxnb.train.autoencoder import train_autoencoder
 
-        train_autoencoder(preset, options.out, rank)
+        train_autoencoder(preset, options.out, rank, options.like)
     elif options.stage == "judge":
         from fluxnb.train.judge import train_judge
 

@@ -12,6 +12,9 @@ from fluxnb.latents import pack
 SHIFT = 1.6  # FLUX's own at 64 tokens: e^mu with mu = 0.4675
 # A fifth of the times is drawn uniformly: the logit-normal alone puts 0.7 % above 0.95, where one-step pictures live.
 UNIFORM = 0.2
+# Of contrast beside colour. Sixty steps of a trained decoder: sharpness 0.904 to 0.930 with 1, to 0.950 with 4, for
+# 0.16 and 0.36 dB of PSNR.
+STEEP = 3.0
 
 
 def draw_sigmas(count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
@@ -65,11 +68,18 @@ def flow_loss(
 
 
 def picture_loss(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """Absolute and squared error and the error of the edges, the mean over a batch of pictures in [-1, 1].
+    """Error of colours, of edges and of contrast, the mean over a batch of pictures (B, 3, H, W) in [-1, 1].
 
-    The squares are what PSNR counts; the edges keep lettering crisp without a perceptual network.
+    The squares are what PSNR counts; the edges keep lettering crisp without a perceptual network. Where an edge may
+    lie here or there, both are least wrong about a blurred one: the contrast asks for an edge as steep as it is.
     """
     loss = F.l1_loss(drawn, wanted) + 4 * F.mse_loss(drawn, wanted)
     for axis in (2, 3):
-        loss = loss + 0.5 * F.l1_loss(drawn.diff(dim=axis), wanted.diff(dim=axis))
+        edges, wanted_edges = drawn.diff(dim=axis), wanted.diff(dim=axis)
+        loss = loss + 0.5 * F.l1_loss(edges, wanted_edges) + STEEP * F.l1_loss(contrast(edges), contrast(wanted_edges))
     return loss
+
+
+def contrast(edges: Tensor, window: int = 8) -> Tensor:
+    """Root mean square of differences between neighbours (B, C, H, W), in windows side by side."""
+    return (F.avg_pool2d(edges.square(), window) + 1e-4).sqrt()  # below 0.01 there is nothing to see

@@ -25,6 +25,11 @@ def build_denoiser(sizes: Sizes) -> Denoiser:
     )
 
 
+def find_autoencoder(place: Path) -> Path | None:
+    """Where the autoencoder of a run's folder, or of a shipped one's, lies."""
+    return next((each for each in (place / "base" / "vae", place / "vae") if each.is_dir()), None)
+
+
 def save_denoiser(model: Denoiser, out: Path) -> None:
     """`transformer.safetensors` and `text.safetensors` under `out`, float16."""
     half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}

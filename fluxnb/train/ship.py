@@ -80,8 +80,9 @@ def write_card(run: Path, to: Path) -> None:
     notes, evaluation = run / "notes.json", run / "evaluation.json"
     stages = {stage: _story(read_log(path)) for stage in STAGES if (path := run / f"{stage}.jsonl").exists()}
     earlier = card.get("training", {})
-    if "start" in stages.get("teacher", {}) and "teacher" in earlier:  # it goes on where the card's teacher ended
-        stages["teacher"]["before"] = earlier["teacher"].get("before", earlier["teacher"])
+    for stage, said in (("teacher", "start"), ("autoencoder", "like")):  # it goes on where the card's ended
+        if said in stages.get(stage, {}) and stage in earlier:
+            stages[stage]["before"] = earlier[stage].get("before", earlier[stage])
     card |= {
         "name": "pocket",
         "license": "Apache-2.0; the pictures it learned from are Fluent 3D emoji, MIT",

@@ -14,7 +14,7 @@ from fluxnb.errors import InputError, StorageError
 from fluxnb.train.config import Sizes
 from fluxnb.train.loop import Rank
 from fluxnb.train.objective import Denoiser
-from fluxnb.train.saved import build_denoiser, load_denoiser
+from fluxnb.train.saved import build_denoiser, find_autoencoder, load_denoiser
 
 VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -38,7 +38,7 @@ def bring(start: Path | None, out: Path, rank: Rank) -> None:
     The start's are copied to a run without; its autoencoder has to be the run's, to half precision.
     """
     if rank.first and start is not None:
-        vae = next((place for place in (start / "base" / "vae", start / "vae") if place.is_dir()), None)
+        vae = find_autoencoder(start)
         if vae is not None and (out / "vae").is_dir():
             _same_autoencoder(vae, out / "vae")
         elif vae is not None:

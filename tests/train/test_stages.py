@@ -5,23 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("sentencepiece")
 
-from diffusers import FluxPipeline
+from diffusers import AutoencoderKL, FluxPipeline
 
+from fluxnb.errors import StorageError
 from fluxnb.train.__main__ import main
 from fluxnb.train.ask import hits, scenes_to_ask
+from fluxnb.train.autoencoder import train_autoencoder
 from fluxnb.train.build import build_autoencoder, build_transformer, whiten
 from fluxnb.train.config import TINY, Schedule
 from fluxnb.train.data import draw_layouts
 from fluxnb.train.judge import Answers, truth
-from fluxnb.train.loop import Average, Pace, Rank
-from fluxnb.train.objective import draw_sigmas
+from fluxnb.train.loop import Average, Pace, Rank, read_log
+from fluxnb.train.objective import contrast, draw_sigmas
 from fluxnb.train.render import Renderer, lay_out
+from fluxnb.train.ship import write_card
 from fluxnb.train.world import Scene
 
 CPU = Rank(0, 1, torch.device("cpu"))
@@ -59,6 +64,51 @@ def test_whitening_changes_no_picture():
         whiten(vae, torch.randn(16), torch.rand(16) + 0.5)
         after = vae.decode(vae.encode(pictures).latent_dist.mean).sample
     assert torch.allclose(before, after, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def lighter(run, tmp_path_factory):
+    """A run with an autoencoder of half the widths that has learned a little of the shipped one's latents."""
+    sizes = dataclasses.replace(TINY.sizes, vae_channels=(8, 8, 8, 8))
+    schedule = dataclasses.replace(TINY.autoencoder, iterations=40, batch=8, learning_rate=5e-3)
+    out = tmp_path_factory.mktemp("lighter")
+    preset = dataclasses.replace(TINY, sizes=sizes, autoencoder=schedule)
+    train_autoencoder(preset, out, CPU, like=run / "pocket")
+    return out
+
+
+def test_an_autoencoder_like_another_learns_its_latents(lighter):
+    assert read_log(lighter / "autoencoder.jsonl")[-1]["missed"] < 0.9  # of the latents' variance; 1 is a blank page
+
+
+def test_an_autoencoder_like_another_has_widths_of_its_own(lighter):
+    assert AutoencoderKL.from_pretrained(lighter / "vae").config.block_out_channels == [8, 8, 8, 8]
+
+
+def test_the_card_keeps_the_story_of_the_autoencoder_before(run, lighter, tmp_path):
+    to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
+    before = json.loads((to / "card.json").read_text())["training"]["autoencoder"]
+    write_card(lighter, to)
+    told = json.loads((to / "card.json").read_text())["training"]["autoencoder"]
+    assert told["like"] == "pocket" and told["before"] == before
+
+
+def test_latents_of_nothing_are_refused(tmp_path):
+    with pytest.raises(StorageError, match="--like fluxnb/pocket"):
+        train_autoencoder(TINY, tmp_path / "run", CPU, like=tmp_path)
+
+
+def test_blur_costs_contrast():
+    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred = torch.nn.functional.avg_pool2d(pictures, 3, stride=1, padding=1)
+    assert contrast(blurred.diff(dim=2)).mean() < 0.5 * contrast(pictures.diff(dim=2)).mean()
+
+
+@pytest.mark.parametrize("said", ["heads", "heads=many", "hats=3"])
+def test_a_size_that_is_none_is_told_which_there_are(said, capsys):
+    with pytest.raises(SystemExit):
+        main(["teacher", "--preset", "tiny", "--out", "run", "--sizes", said])
+    assert "double_blocks" in capsys.readouterr().err
 
 
 def test_an_untrained_teacher_answers_zero():
