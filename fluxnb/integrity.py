@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -86,10 +87,10 @@ def fingerprint(folders: list[Path]) -> str:
     return digest.hexdigest()[:12]
 
 
-def sampled_fingerprint(module: Any) -> str:
+def sampled_fingerprint(*modules: Any) -> str:
     """Twelve hex digits from a few numbers of each weight, so that two pipelines are not taken for one."""
     digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
+    for name, parameter in itertools.chain.from_iterable(module.named_parameters() for module in modules):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         if parameter.device.type != "meta" and type(parameter.data) is torch.Tensor:
             flat = parameter.detach().flatten()

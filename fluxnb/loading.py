@@ -140,5 +140,9 @@ def _adopt(pipe: Any) -> Flux:
     name = Path(name).name if Path(name).is_absolute() else name  # a recipe should not carry somebody's home folder
     device = pipe._execution_device.type
     held = Plan(preset="as given", device=device, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
-    revision = sampled_fingerprint(pipe.transformer)
-    return _remember(Flux(pipe, model=name, revision=revision, profile=profile_of(pipe), plan=held))
+    # Each of them has a hand in the picture: with another decoder, a kept one would be stale.
+    parts = (pipe.components.get(name) for name in ("transformer", "vae", "text_encoder", "text_encoder_2"))
+    revision = sampled_fingerprint(*(part for part in parts if part is not None))
+    flux = _remember(Flux(pipe, model=name, revision=revision, profile=profile_of(pipe), plan=held))
+    _ = flux.preview  # here too, and not in the first run
+    return flux

@@ -11,6 +11,7 @@ from diffusers import FluxPipeline
 import fluxnb as fnb
 from fluxnb import weights
 from fluxnb.errors import InputError, StorageError
+from fluxnb.preview import known_preview
 from tests.conftest import toy_pipeline
 from tests.pipeline.plain import plain_call
 
@@ -49,6 +50,18 @@ def test_a_pipeline_is_taken_as_it_is(toy_pipe):
     flux = fnb.load(toy_pipe)
     assert flux.pipe is toy_pipe and flux.plan.preset == "as given"
     assert fnb.load(toy_pipe).revision == flux.revision != fnb.load(toy_pipeline(seed=9)).revision
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "text_encoder_2"])
+def test_a_pipeline_with_another_part_has_another_revision(toy_pipe, part):
+    parts = toy_pipe.components | {part: toy_pipeline(seed=9).components[part]}
+    assert fnb.load(FluxPipeline(**parts)).revision != fnb.load(toy_pipe).revision
+
+
+def test_a_pipeline_is_given_its_preview_before_its_first_run():
+    pipe = toy_pipeline(seed=3)
+    fnb.load(pipe)
+    assert known_preview(pipe.vae) is not None
 
 
 def test_another_kind_of_object_is_told(toy_pipe):
