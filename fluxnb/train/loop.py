@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from fluxnb.train.config import Schedule
 from fluxnb.train.optimisers import Optimiser
 
+COMPILED = 3  # iterations: compiled, recorded as a CUDA graph, replayed
+
 
 @dataclasses.dataclass(frozen=True)
 class Rank:
@@ -85,9 +87,12 @@ class Rank:
 class Pace:
     """Counts iterations and knows how many there will be.
 
-    A schedule by seconds is planned again every `trial` iterations from the speed of the last ones, until the
-    learning rate begins to fall; the first ones, in which the code compiles, count only as time gone by.
+    The clock starts after the first few, in which the code compiles: that takes from ten seconds to two minutes, and
+    runs of equal seconds should be. A schedule by seconds is planned again every `trial` iterations from the speed of
+    the last ones, until the learning rate begins to fall.
     """
+
+    compiling = 0.0  # seconds that came before the clock
 
     def __init__(self, schedule: Schedule, rank: Rank, trial: int = 100):
         self.schedule, self.rank, self.trial = schedule, rank, trial
@@ -98,6 +103,10 @@ class Pace:
     def __iter__(self) -> Iterator[int]:
         iteration, mark = 0, self.started
         while self.total is None or iteration < self.total:
+            if iteration == COMPILED:
+                self._settle()
+                self.compiling = self.seconds()
+                self.started = mark = time.perf_counter()
             if self.planning and iteration and iteration % self.trial == 0:
                 self._settle()
                 now = time.perf_counter()

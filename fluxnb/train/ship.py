@@ -42,9 +42,14 @@ def assemble(run: Path, sizes: Sizes) -> FluxPipeline:
 def ship(run: Path, to: Path, sizes: Sizes) -> Path:
     """Write what the run holds: the teacher as `to/base`, the judge, the student as `to/transformer`, and the card.
 
-    A run that continued from shipped weights may hold the student alone; then the rest of `to` stays as it is.
+    A run that continued from shipped weights may hold the student alone, or an autoencoder of the same latents; then
+    the rest of `to` stays as it is.
     """
-    if (run / "vae").is_dir():
+    if (run / "vae").is_dir() and not (run / "transformer.safetensors").exists():
+        vae = AutoencoderKL.from_pretrained(run / "vae").to(torch.float16)
+        vae.save_pretrained(to / "base" / "vae", safe_serialization=True)
+        _forget_where(to / "base" / "vae" / "config.json")
+    elif (run / "vae").is_dir():
         ship_teacher(run, to, sizes)
         shutil.copyfile(run / "judge.safetensors", to / "judge.safetensors")
     if (run / "student.safetensors").exists():
@@ -63,6 +68,7 @@ def ship_teacher(run: Path, to: Path, sizes: Sizes) -> None:
     if (to / "base").exists():
         shutil.rmtree(to / "base")
     pipe.save_pretrained(to / "base", safe_serialization=True)
+    _forget_where(to / "base" / "vae" / "config.json")
     for name in ("text_encoder", "text_encoder_2"):
         _compute_in_float32(to / "base" / name / "config.json")
 
@@ -71,6 +77,13 @@ def _compute_in_float32(config: Path) -> None:
     """Stored in half, loaded in float32: transformers follows the config, and diffusers' parts are float32."""
     stated = json.loads(config.read_text())
     stated["dtype"] = "float32"
+    config.write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n")
+
+
+def _forget_where(config: Path) -> None:
+    """The folder that the weights came from is of the machine that trained them."""
+    stated = json.loads(config.read_text())
+    stated.pop("_name_or_path", None)
     config.write_text(json.dumps(stated, indent=2, sort_keys=True) + "\n")
 
 

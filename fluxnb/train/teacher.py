@@ -84,8 +84,6 @@ def train_teacher(
             torch.compiler.cudagraph_mark_step_begin()
         return step(x0, clip, t5, draw_sigmas(len(row), rank.device), torch.randn_like(x0)).mean()
 
-    if cuda:
-        log(compile_seconds=compiled(loss_of_next, model))
     pace = Pace(schedule, rank)
     running = torch.zeros((), device=rank.device)
     for iteration in pace:
@@ -103,7 +101,14 @@ def train_teacher(
         if (iteration + 1) % 2000 == 0:
             keep(model, average, out, rank)
     keep(model, average, out, rank)
-    log(iterations=pace.total, seconds=pace.seconds(), batch=schedule.batch * rank.world, devices=rank.world, **facts)
+    log(
+        iterations=pace.total,
+        seconds=pace.seconds(),
+        compile_seconds=pace.compiling,
+        batch=schedule.batch * rank.world,
+        devices=rank.world,
+        **facts,
+    )
     average.swap()
     return model.eval()
 
@@ -116,16 +121,6 @@ def cache(vae: AutoencoderKL, renderer: Renderer, preset: Preset, seed: int) -> 
     ]
     latents, clip_ids, t5_ids = (torch.cat(part).to(renderer.device) for part in zip(*parts, strict=True))
     return latents, clip_ids, t5_ids
-
-
-def compiled(loss_of_next: Callable[[], Tensor], model: Denoiser) -> float:
-    """Make the graphs before the clock of the training starts, so that runs of equal seconds are; returns how long."""
-    began = time.perf_counter()
-    for _ in range(3):  # compiled, recorded, replayed
-        loss_of_next().backward()
-        model.zero_grad(set_to_none=True)
-    torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def look(

@@ -26,7 +26,7 @@ from fluxnb.train.judge import Answers, truth
 from fluxnb.train.loop import Average, Pace, Rank, read_log
 from fluxnb.train.objective import contrast, draw_sigmas
 from fluxnb.train.render import Renderer, lay_out
-from fluxnb.train.ship import write_card
+from fluxnb.train.ship import ship, write_card
 from fluxnb.train.world import Scene
 
 CPU = Rank(0, 1, torch.device("cpu"))
@@ -91,6 +91,18 @@ def test_the_card_keeps_the_story_of_the_autoencoder_before(run, lighter, tmp_pa
     write_card(lighter, to)
     told = json.loads((to / "card.json").read_text())["training"]["autoencoder"]
     assert told["like"] == "pocket" and told["before"] == before
+
+
+def test_an_autoencoder_alone_takes_the_place_of_the_one_before(run, lighter, tmp_path):
+    to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
+    teacher = (to / "base" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
+    ship(lighter, to, TINY.sizes)
+    assert FluxPipeline.from_pretrained(to / "base").vae.config.block_out_channels == [8, 8, 8, 8]
+    assert (to / "base" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == teacher
+
+
+def test_what_ships_says_nothing_of_the_machine_it_came_from(run):
+    assert not any(str(run) in path.read_text() for path in (run / "pocket").rglob("*.json"))
 
 
 def test_latents_of_nothing_are_refused(tmp_path):

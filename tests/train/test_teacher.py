@@ -29,7 +29,6 @@ from fluxnb.train.validation import Validation
 
 CPU = Rank(0, 1, torch.device("cpu"))
 SHIPPED = Path(fluxnb.__file__).parent / "pocket"
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon is part of torch from 2.9 on")
 
 
 def folder(path, seed=0):
@@ -64,14 +63,12 @@ def shipped(run, tmp_path_factory):
     return ship(run, tmp_path_factory.mktemp("shipped"), TINY.sizes)
 
 
-@needs_muon
 def test_muon_trains_a_teacher(tmp_path):
     log = train(folder(tmp_path), "--optimizer", "muon", "--rate", "0.01")
     assert log[-1]["optimizer"] == "muon" and log[-1]["iterations"] == 2
     assert (tmp_path / "transformer.safetensors").exists()
 
 
-@needs_muon
 def test_both_optimizers_are_asked_the_same(run, tmp_path):
     (still,) = checks(train(tmp_path / "adamw", "--rate", "0", "--start", str(run)))
     (same,) = checks(train(tmp_path / "muon", "--rate", "0", "--start", str(run), "--optimizer", "muon"))
