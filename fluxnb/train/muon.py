@@ -41,7 +41,8 @@ class Muon(torch.optim.Optimizer):
             if not moving:
                 continue
             for weight in moving:
-                self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                if weight not in self.state:
+                    self.state[weight]["momentum"] = torch.zeros_like(weight)
             gradients, momenta = [p.grad for p in moving], [self.state[p]["momentum"] for p in moving]
             torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
             ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
