@@ -73,8 +73,9 @@ def train_teacher(
     step = torch.compile(loss_of, mode=mode) if cuda else loss_of
     generator = torch.Generator(rank.device).manual_seed(rank.index)
     rows = batches(len(latents), schedule.batch, generator, rank.device)
-
-    def loss_of_next() -> Tensor:
+    pace = Pace(schedule, rank)
+    running = torch.zeros((), device=rank.device)
+    for iteration in pace:
         row = next(rows)
         unsaid = torch.rand(len(row), 1, device=rank.device) < UNSAID
         clip = torch.where(unsaid, nothing_clip, clip_ids[row]).long()
@@ -82,12 +83,7 @@ def train_teacher(
         x0 = latents[row].float()
         if cuda:
             torch.compiler.cudagraph_mark_step_begin()
-        return step(x0, clip, t5, draw_sigmas(len(row), rank.device), torch.randn_like(x0)).mean()
-
-    pace = Pace(schedule, rank)
-    running = torch.zeros((), device=rank.device)
-    for iteration in pace:
-        loss = loss_of_next()
+        loss = step(x0, clip, t5, draw_sigmas(len(row), rank.device), torch.randn_like(x0)).mean()
         norm = descend(loss, model, adam, pace.rate(iteration), rank)
         average.update()
         running = running + loss.detach()
