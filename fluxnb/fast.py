@@ -197,6 +197,7 @@ def _question(transformer: Any, device: torch.device, size: int, text: int) -> d
         "guidance": torch.full((1,), 3.5, device=device) if config.guidance_embeds else None,
         "img_ids": places.reshape(-1, 3),
         "txt_ids": torch.zeros(text, 3, device=device, dtype=dtype),
+        "joint_attention_kwargs": {},  # what the pipeline hands over; for None everything would compile once more
         "return_dict": False,
     }
 

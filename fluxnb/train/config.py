@@ -14,6 +14,7 @@ class Sizes:
     # f8: three halvings. (32, 64, 128, 128) takes twice the arithmetic to decode, which was half of a grid's time.
     vae_channels: tuple[int, ...] = (16, 32, 96, 128)
     latent_channels: int = 16  # FLUX's own
+    # Deeper (5 heads, 4 and 9 blocks) was worse after as many iterations and took 1.3 times as long for each.
     double_blocks: int = 3
     single_blocks: int = 6  # a single block costs 15 h^2 parameters, a double one 36 h^2
     heads: int = 6
@@ -82,7 +83,10 @@ POCKET = Preset(
     sizes=Sizes(),
     autoencoder=Schedule(seconds=400.0, batch=128, learning_rate=1e-3, scenes=1_000_000, ema=0.998),
     judge=Schedule(seconds=150.0, batch=384, learning_rate=1e-3, scenes=1_500_000, ema=0.998),
-    teacher=Schedule(seconds=900.0, batch=1024, learning_rate=1.2e-3, scenes=1_500_000, ema=0.9995),
+    # From one start, on the same scenes: AdamW came to a validation loss of 0.0693 in 585 s, Muon to 0.0652 in 515 s.
+    teacher=Schedule(
+        seconds=900.0, batch=1024, learning_rate=1.2e-3, scenes=1_500_000, ema=0.9995, optimizer="muon", muon_times=3.0
+    ),
     distillation=Distillation(
         warm=Schedule(seconds=150.0, batch=512, learning_rate=5e-4, warmup=100, ema=0.998),
         student=Schedule(seconds=90.0, batch=512, learning_rate=2e-4, warmup=100, cooldown=0.5, ema=0.998),

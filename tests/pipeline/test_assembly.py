@@ -269,6 +269,16 @@ def test_fast_reports_what_it_gave_and_stays_close(toy_folder):
     assert mine.recipe.numerics == flux.plan.preset != "exact"
 
 
+@pytest.mark.slow
+def test_the_first_picture_after_fast_compiles_nothing_more(toy_folder):
+    from torch._dynamo.utils import counters
+
+    flux = fnb.load(toy_folder, fast=True)
+    graphs = counters["stats"]["unique_graphs"]
+    fnb.run(flux, "a fox", **QUESTION)
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
 def test_one_product_for_q_k_and_v_is_close_and_holds_no_weight_twice(toy_folder):
     from fluxnb.fast import _fuse
 
