@@ -69,6 +69,7 @@ class Bench:
         cap = CASES[name][0]
         if self.cuda:
             torch.cuda.init()
+            self.facts["card"] = torch.cuda.get_device_name()  # results of several cards may come to lie in one file
             total = torch.cuda.get_device_properties(0).total_memory
             if cap and not tiny:
                 torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / total))

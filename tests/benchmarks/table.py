@@ -31,14 +31,16 @@ def table(told: dict[str, Any]) -> str:
     lines = ["| | card made smaller to | peak | predicted | s a picture |", "| --- | --- | --- | --- | --- |"]
     for name, says in ROWS.items():
         case = told["cases"].get(name, {})
-        seconds = case.get("picture seconds", case.get("picture from embeddings seconds"))
+        further = ("picture seconds", "our picture from embeddings seconds", "picture from embeddings seconds")
+        seconds = next((case[fact] for fact in further if fact in case), None)
         peak = case.get("peak allocated GiB")
         if seconds is None or case.get("failed"):
             continue
         cap = f"{case['cap GiB']:g} GB" if case.get("cap GiB") else "-"
         predicted = f"{case['predicted GiB']:.1f} GiB" if case.get("predicted GiB") else "-"
         held = f"{peak:.1f} GiB" if peak else "-"
-        lines.append(f"| {says} | {cap} | {held} | {predicted} | {seconds:.2f} |")
+        elsewhere = f" ({case['card']})" if case.get("card", told["card"]) != told["card"] else ""
+        lines.append(f"| {says}{elsewhere} | {cap} | {held} | {predicted} | {seconds:.2f} |")
     versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
     size = f"{told['pixels']} px, {told['steps']} steps, {told['tokens']} tokens"
     return "\n".join([*lines, "", f"{told['card']}, {told['date']}, {versions}; {told['what']}; {size}."])
