@@ -8,10 +8,12 @@ order they went in.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,7 +29,9 @@ from fluxnb.store import Store
 __all__ = ["Finisher", "Walked"]
 
 AT_ONCE = 8  # walks that wait for the decoder where it takes turns with the transformer
-AHEAD = 2  # walks a lane may have waiting: enough to keep it busy, few enough to arrive soon
+FEW = 4  # small pictures that a CPU core decodes in one call, where sums may be in another order: 15 % quicker
+SMALL = 256 * 256  # pixels; what a decoder holds of larger ones leaves the cache anyway
+AHEAD = 2  # calls a lane may have waiting: enough to keep it busy, few enough to arrive soon
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,8 +62,8 @@ class Finisher:
         keep: what stays of the walks, None for nothing.
         size: height and width of the pictures, or of the largest.
         beside: True works in threads; False at once, in the caller's.
-        spread: True gives each CPU thread a picture of its own instead of a share of every picture. Faster by a
-            third, and the sums are taken in another order.
+        spread: True gives each CPU thread pictures of its own, a few at a time if they are small, instead of a share
+            of every picture. Faster by a third and more, and the sums are taken in another order.
     """
 
     def __init__(
@@ -67,12 +71,13 @@ class Finisher:
     ) -> None:
         self._flux, self._store, self._keep = flux, store, keep
         on_cpu, threads = flux.device.type == "cpu", torch.get_num_threads()
-        self._at_once = AT_ONCE if flux.takes_turns else 1
         self._waiting: list[Walked] = []
         self._running: deque[Future[Cell]] = deque()
         # On a CPU with one thread there is nothing to be had.
         decoders = (threads if spread else 1) * (threads > 1) if on_cpu else flux.decoders_beside(*size)
         self._decodes = beside and decoders > 0
+        self._together = on_cpu and spread and self._decodes and math.prod(size) <= SMALL
+        self._at_once = AT_ONCE if flux.takes_turns else FEW if self._together else 1
         # Where the decoder needs the transformer's place, a thread writes all the same.
         self._lanes = decoders if self._decodes else int(beside and not on_cpu)
         self._pool: ThreadPoolExecutor | None = None
@@ -97,7 +102,8 @@ class Finisher:
         """
         if all:
             self._start()
-        while self._running and (all or self._running[0].done() or len(self._running) > AHEAD * self._lanes):
+        ahead = AHEAD * self._lanes * self._at_once
+        while self._running and (all or self._running[0].done() or len(self._running) > ahead):
             yield self._running.popleft().result()
 
     def close(self) -> None:
@@ -109,25 +115,47 @@ class Finisher:
 
     def _start(self) -> None:
         waiting, self._waiting = self._waiting, []
-        images: list[Image.Image | None] = [None] * len(waiting)
-        spent = 0.0
-        if waiting and not self._decodes:
-            started = time.perf_counter()
-            images = [*self._flux.decode(torch.cat([_latents(each.walk) for each in waiting]))]
-            spent = (time.perf_counter() - started) / len(waiting)
-        for walked, image in zip(waiting, images, strict=True):
-            if self._pool is not None:
-                self._running.append(self._pool.submit(self._finish, walked, image, spent))
-            else:
-                done: Future[Cell] = Future()
-                done.set_result(self._finish(walked, image, spent))
-                self._running.append(done)
+        if not waiting:
+            return
+        cells: list[Future[Cell]] = [Future() for _ in waiting]
+        self._running += cells
+        if self._pool is None:
+            self._finish(waiting, self._decode(waiting), cells)
+        elif self._decodes:
+            self._pool.submit(self._finish, waiting, None, cells)
+        else:
+            self._pool.submit(self._finish, waiting, self._decode(waiting), cells)
 
-    def _finish(self, walked: Walked, image: Image.Image | None, spent: float) -> Cell:
-        if image is None:
-            started = time.perf_counter()
-            image = self._flux.decode(_latents(walked.walk), in_turn=False)[0]
-            spent = time.perf_counter() - started
+    def _decode(self, several: Sequence[Walked]) -> list[tuple[Image.Image, float]]:
+        """Pictures and the seconds that each took; those of one size in one call."""
+        pictures: list[tuple[Image.Image, float]] = []
+        for _, alike in itertools.groupby(several, key=lambda each: (each.walk.height, each.walk.width)):
+            latents, started = torch.cat([_latents(each.walk) for each in alike]), time.perf_counter()
+            images = self._flux.decode(latents, in_turn=not self._decodes, together=self._together)
+            spent = (time.perf_counter() - started) / len(images)
+            pictures += [(image, spent) for image in images]
+        return pictures
+
+    def _finish(
+        self,
+        several: Sequence[Walked],
+        pictures: list[tuple[Image.Image, float]] | None,
+        cells: Sequence[Future[Cell]],
+    ) -> None:
+        """Each for itself: one that cannot be written keeps no other from being a cell."""
+        try:
+            pictures = self._decode(several) if pictures is None else pictures
+        except BaseException as problem:
+            for cell in cells:
+                cell.set_exception(problem)
+            return
+        for walked, (image, spent), cell in zip(several, pictures, cells, strict=True):
+            try:
+                cell.set_result(self._cell(walked, image, spent))
+            except BaseException as problem:
+                cell.set_exception(problem)
+
+    def _cell(self, walked: Walked, image: Image.Image, spent: float) -> Cell:
         recipe, seconds = walked.recipe, {**walked.walk.seconds, "decode": spent}
         kept, path = None, None
         if self._keep is not None:

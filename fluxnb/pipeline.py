@@ -212,14 +212,13 @@ class Flux:
         return path
 
     # ------------------------------------------------------------------------------------------------ decode
-    def decode(self, latents: Latents, *, in_turn: bool = True) -> tuple[Image.Image, ...]:
+    def decode(self, latents: Latents, *, in_turn: bool = True, together: bool = False) -> tuple[Image.Image, ...]:
         """Decode latents (n, 16, h/8, w/8), one by one, into pictures, exactly as FluxPipeline does.
-
-        One by one is also the fastest here: a batch of decoded pictures does not fit into a CPU's cache, and on a
-        GPU it is memory that the transformer needs.
 
         Arguments:
             in_turn: False decodes while the pipeline is at work in another thread, where `decoders_beside` allows it.
+            together: True takes all of them in one call, which sums in another order. Small ones are quicker for it
+                on a CPU; a GPU needs the memory for its transformer.
         """
         vae, device, processor = self.pipe.vae, self.device, self.pipe.image_processor
         pictures: list[Image.Image] = []
@@ -227,8 +226,8 @@ class Flux:
         quietly = torch.inference_mode() if device.type == "cpu" else torch.no_grad()
         turn = self.turn if in_turn and device.type != "cpu" else contextlib.nullcontext()
         with quietly, turn, memory_told(self.plan, f"decoding with {self.model}"):
-            for latent in latents:
-                z = latent[None].to(device=device, dtype=vae.dtype)
+            for part in latents.split(len(latents) if together else 1):
+                z = part.to(device=device, dtype=vae.dtype)
                 z = (z / vae.config.scaling_factor) + vae.config.shift_factor
                 decoded = vae.decode(z, return_dict=False)[0]
                 # By way of the class: a recorder in front of this object may be watching a walk in another thread.

@@ -198,11 +198,38 @@ def test_what_was_walked_when_a_sweep_is_stopped_is_finished(toy, tmp_path):
 def test_where_decoder_and_transformer_take_turns_several_pictures_are_decoded_at_once(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Flux, "takes_turns", property(lambda self: True))
     at_once, decode = [], Flux.decode
-    monkeypatch.setattr(Flux, "decode", lambda self, z: at_once.append(len(z)) or decode(self, z))
+    monkeypatch.setattr(Flux, "decode", lambda self, z, **how: at_once.append(len(z)) or decode(self, z, **how))
     cells = list(fnb.stream(toy, **GRID, store=tmp_path))
     assert at_once == [finishing.AT_ONCE] * 6 and len(cells) == 48
     for cell in cells[::7]:
         assert cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
+
+
+@pytest.mark.parametrize("turns", [True, False])
+def test_pictures_of_several_sizes_may_wait_for_one_decoder(toy, turns, monkeypatch):
+    monkeypatch.setattr(Flux, "takes_turns", property(lambda self: turns))
+    asked = {"prompts": "a fox", "seeds": [0, 1, 2], "steps": 1, "width": 32, "height": [32, 48]}
+    with threads(2):
+        cells = list(fnb.stream(toy, **asked) if turns else fnb.sweep(toy, **asked, batch=2))
+    assert [cell.image.size for cell in cells] == [(32, cell.recipe.height) for cell in cells]
+    assert {cell.recipe.height for cell in cells} == {32, 48}
+
+
+def test_small_pictures_in_company_share_a_call_of_the_decoder(toy, monkeypatch):
+    at_once, decode = [], Flux.decode
+    monkeypatch.setattr(Flux, "decode", lambda self, z, **how: at_once.append(len(z)) or decode(self, z, **how))
+    with threads(2):
+        grid = fnb.sweep(toy, **GRID, batch=16)
+    assert at_once == [finishing.FEW] * 12 and len(grid) == 48
+
+
+def test_large_pictures_are_decoded_one_by_one(toy, monkeypatch):
+    monkeypatch.setattr(finishing, "SMALL", 0)
+    at_once, decode = [], Flux.decode
+    monkeypatch.setattr(Flux, "decode", lambda self, z, **how: at_once.append(len(z)) or decode(self, z, **how))
+    with threads(2):
+        fnb.sweep(toy, **SMALL, batch=16)
+    assert set(at_once) == {1}
 
 
 def test_walks_that_wait_for_the_decoder_are_not_lost_when_the_loop_is_left(toy, tmp_path, monkeypatch):
