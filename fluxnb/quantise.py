@@ -120,7 +120,7 @@ def _by_gguf(transformer: nn.Module, chosen: dict[str, nn.Module], compute: torc
 
 def _by_torchao(chosen: dict[str, nn.Module], storage: str) -> Arrival:
     ao = _library("torchao").quantization
-    # Unless told not to, torchao has PyTorch's compiler try every kernel in many shapes from then on, whatever it is of:
+    # Unless told not to, torchao has PyTorch's compiler try each kernel in many shapes from then on, whatever it is of:
     # on an H100 `fast="fp8"` took 686 seconds to set up, the decoder's compiling alone 404 instead of 26.
     alone = {"set_inductor_config": False}
     config = (
