@@ -117,14 +117,13 @@ class Finisher:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
+        pictures = None if self._decodes else self._decode(waiting)
         cells: list[Future[Cell]] = [Future() for _ in waiting]
-        self._running += cells
-        if self._pool is None:
-            self._finish(waiting, self._decode(waiting), cells)
-        elif self._decodes:
-            self._pool.submit(self._finish, waiting, None, cells)
+        if self._pool is not None:
+            self._pool.submit(self._finish, waiting, pictures, cells)
         else:
-            self._pool.submit(self._finish, waiting, self._decode(waiting), cells)
+            self._finish(waiting, pictures, cells)
+        self._running += cells  # not before: whoever waits for these must not wait for ever
 
     def _decode(self, several: Sequence[Walked]) -> list[tuple[Image.Image, float]]:
         """Pictures and the seconds that each took; those of one size in one call."""

@@ -232,7 +232,7 @@ class Flux:
                 decoded = vae.decode(z, return_dict=False)[0]
                 # By way of the class: a recorder in front of this object may be watching a walk in another thread.
                 colours = type(processor).postprocess(processor, decoded, output_type="pt")
-                # The sum that diffusers does on the CPU, here where the picture is: a quarter of the bytes to fetch.
+                # The sum that diffusers does on the CPU, to the same bytes, where the picture is: fewer to fetch.
                 levels = (colours.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
                 pictures += [Image.fromarray(level.numpy()) for level in levels]
             if getattr(self.pipe, "_all_hooks", None):

@@ -232,6 +232,22 @@ def test_large_pictures_are_decoded_one_by_one(toy, monkeypatch):
     assert set(at_once) == {1}
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_ctrl_c_while_a_picture_is_decoded_ends_the_sweep(toy, count, monkeypatch):
+    decode, calls = Flux.decode, []
+
+    def interrupted(self, z, **how):
+        calls.append(len(z))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decode(self, z, **how)
+
+    monkeypatch.setattr(Flux, "decode", interrupted)
+    with threads(count):
+        grid = fnb.sweep(toy, **SMALL)
+    assert not grid.finished and 1 <= len(grid) < 8
+
+
 def test_walks_that_wait_for_the_decoder_are_not_lost_when_the_loop_is_left(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Flux, "takes_turns", property(lambda self: True))
     steps = []
