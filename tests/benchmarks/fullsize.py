@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -50,6 +51,9 @@ CASES: dict[str, tuple[float, str]] = {
     "t4": (14.7, "what a plan takes on a Colab T4, its main memory limited too"),
     "fast-autotune": (0, "adaLN tables, compiled with every kernel tried"),
     "sequential-offload": (24, "diffusers' enable_sequential_cpu_offload"),
+    "gguf-16": (16, "gguf-q8, a file of Q8_0"),
+    "int8-16": (16, "lean-int8, compiled"),
+    "fp8-rows-16": (16, "lean-fp8-rows, compiled"),
 }
 
 
@@ -453,6 +457,9 @@ MEASURES: dict[str, Callable[[Bench], None]] = {
     "mapped": held("stream-mapped", rounds=1),
     "model-offload-24": offloaded("model"),
     "sequential-offload": offloaded("sequential"),
+    "gguf-16": held("gguf-q8"),
+    "int8-16": held("lean-int8"),
+    "fp8-rows-16": held("lean-fp8-rows"),
     "grid": gridded,
     "fast": fast(),
     "fast-apart": fast(fuse=False),
@@ -611,14 +618,8 @@ def drive(asked: argparse.Namespace) -> None:
     """Make the model, run each case in its process, keep the results as they come."""
     import torch
 
-    from fluxnb.weights import POCKET
-    from tests.benchmarks.madeup import make
-
     begun = time.perf_counter()
-    if asked.tiny:
-        asked.folder = POCKET / "base"
-    elif set(asked.cases) - set(IN_MEMORY):
-        print(f"made-up model: {make(asked.folder):.0f} s", flush=True)
+    make_files(asked)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -634,6 +635,27 @@ def drive(asked: argparse.Namespace) -> None:
     for says, value, promised, holds in ratios(cases):
         print(f"{'ok  ' if holds else 'MISS'} {says}: {value:.3f} ({promised})")
     print(f"{time.perf_counter() - begun:.0f} s in all; {file}", flush=True)
+
+
+def make_files(asked: argparse.Namespace) -> None:
+    """What the cases load: the made-up model, or a copy of pocket, and a GGUF file beside it for the case of one."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    from fluxnb.memory import without_memory
+    from fluxnb.weights import POCKET
+    from tests.benchmarks.madeup import make
+    from tests.benchmarks.madeup_gguf import make_gguf
+
+    if asked.tiny:
+        asked.folder = asked.folder.with_name(f"{asked.folder.name}-tiny")
+        shutil.copytree(POCKET / "base", asked.folder, dirs_exist_ok=True)
+    elif set(asked.cases) - set(IN_MEMORY):
+        print(f"made-up model: {make(asked.folder):.0f} s", flush=True)
+    if "gguf-16" in asked.cases:
+        config = FluxTransformer2DModel.load_config(asked.folder, subfolder="transformer")
+        hollow = without_memory(lambda: FluxTransformer2DModel.from_config(config), torch.bfloat16)
+        print(f"made-up GGUF: {make_gguf(asked.folder / 'made-up-Q8_0.gguf', hollow):.0f} s", flush=True)
 
 
 def run(name: str, asked: argparse.Namespace) -> dict[str, Any]:

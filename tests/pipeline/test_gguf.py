@@ -10,6 +10,7 @@ from fluxnb.assembly import assemble
 from fluxnb.errors import InputError, StorageError
 from fluxnb.gguf import GgufShelf, place
 from fluxnb.presets import PRESETS
+from tests.benchmarks.madeup_gguf import make_gguf
 from tests.conftest import toy_pipeline
 
 gguf = pytest.importorskip("gguf")
@@ -90,6 +91,14 @@ def test_the_public_door_finds_the_file_beside_the_model(toy_folder, file, tmp_p
     shutil.copy(file, folder)
     flux = fnb.load(folder, preset="gguf-q8")
     assert fnb.run(flux, "a fox", steps=1).recipe.numerics == "gguf-q8"
+
+
+def test_a_made_up_file_holds_every_weight_in_its_shape(tmp_path):
+    transformer, path = toy_pipeline().transformer, tmp_path / "made-up-Q8_0.gguf"
+    assert make_gguf(path, transformer) > 0 == make_gguf(path, transformer)
+    shelf = GgufShelf(path, WIDTH, whole=True)
+    for name, weight in transformer.named_parameters():
+        assert shelf[name].shape == weight.shape and shelf[name].isfinite().all(), name
 
 
 def test_a_file_that_is_none_is_told(tmp_path):
