@@ -29,7 +29,7 @@ from fluxnb.store import Store
 __all__ = ["Finisher", "Walked"]
 
 AT_ONCE = 8  # walks that wait for the decoder where it takes turns with the transformer
-FEW = 4  # small pictures that a CPU core decodes in one call, where sums may be in another order: 15 % quicker
+FEW = 4  # small pictures that a CPU core decodes in one call, where sums may be in another order
 SMALL = 256 * 256  # pixels; what a decoder holds of larger ones leaves the cache anyway
 AHEAD = 2  # calls a lane may have waiting: enough to keep it busy, few enough to arrive soon
 
