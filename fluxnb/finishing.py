@@ -63,7 +63,7 @@ class Finisher:
         size: height and width of the pictures, or of the largest.
         beside: True works in threads; False at once, in the caller's.
         spread: True gives each CPU thread pictures of its own, a few at a time if they are small, instead of a share
-            of every picture. Faster by a third and more, and the sums are taken in another order.
+            of every picture. Faster, and the sums are taken in another order.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """A GGUF file of a transformer's shapes with random weights, laid out as such files are: layers fused, blocks in Q8_0.
 
-No weight is rounded to eight bits: the bytes themselves are drawn, which takes seconds for twelve billion of them.
+No weight is rounded to eight bits: the bytes themselves are drawn, on the GPU where there is one.
 """
 
 from __future__ import annotations
