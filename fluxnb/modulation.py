@@ -26,6 +26,7 @@ __all__ = ["Lookup", "Tables", "modulation_layers"]
 
 Temb = Float[Tensor, "batch width"]
 STANDARD_STEPS = (1, 2, 3, 4)
+NEAR = 8  # rows that stay on the device: the levels of all of these step counts
 
 
 class Lookup(nn.Module):  # type: ignore[misc]
@@ -106,8 +107,10 @@ class Tables:
 
     def __post_init__(self) -> None:
         self._rows: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
-        self._shown: Tensor | None = None
+        self._near: OrderedDict[tuple[Any, ...], Tensor] = OrderedDict()
+        self._shown: dict[tuple[Any, ...], Tensor] = {}  # by the shape, type and device of temb; kept for good
         self._key: tuple[Any, ...] | None = None
+        self._place: tuple[Any, ...] | None = None
         self._lookups: dict[str, Lookup] = {}
         for name in modulation_layers(self.transformer):
             parent, _, leaf = name.rpartition(".")
@@ -127,6 +130,8 @@ class Tables:
 
     def _serve(self, module: nn.Module, given: tuple[Tensor, ...], temb: Temb) -> None:
         """Show the rows for this temb: called after the network has made it and before any block runs."""
+        if temb.is_cuda and torch.cuda.is_current_stream_capturing():
+            return  # a recording reads the rows where they were shown before it
         with torch.no_grad():
             self._show(given, temb)
 
@@ -134,21 +139,28 @@ class Tables:
         key = _key(temb)
         if key not in self._rows:
             self._fill([temb, *self._ahead(given, temb)])
-        if key == self._key and self._shown is not None and self._shown.device == temb.device:
+        place = (key[:2], temb.device)
+        if key == self._key and place == self._place:
             return
-        self._rows.move_to_end(key)
-        row = self._rows[key]
-        shown = self._shown
-        if shown is None or (shown.shape, shown.dtype, shown.device) != (row.shape, row.dtype, temb.device):
-            shown = self._shown = torch.empty(row.shape, dtype=row.dtype, device=temb.device)
-            for lookup, part in zip(
-                self._lookups.values(),
-                shown.split([each.out_features for each in self._lookups.values()], dim=1),
-                strict=True,
-            ):
+        row = self._row(key, temb.device)
+        if place not in self._shown:
+            self._shown[place] = torch.empty_like(row)
+        shown = self._shown[place]
+        if place != self._place:
+            widths = [each.out_features for each in self._lookups.values()]
+            for lookup, part in zip(self._lookups.values(), shown.split(widths, dim=1), strict=True):
                 lookup.row = part
-        shown.copy_(row)  # one copy for all layers, and an address that compiled blocks may rely on
-        self._key = key
+        shown.copy_(row)  # one copy for all layers, and an address that compiled blocks and recordings may rely on
+        self._key, self._place = key, place
+
+    def _row(self, key: tuple[Any, ...], device: torch.device) -> Tensor:
+        """A row on its device; the latest stay there, since the device stands still while one is fetched."""
+        self._rows.move_to_end(key)
+        near = self._near.pop((key, device), None)
+        self._near[key, device] = near = self._rows[key].to(device) if near is None else near
+        if len(self._near) > NEAR:
+            self._near.popitem(last=False)
+        return near
 
     def _ahead(self, given: tuple[Tensor, ...], temb: Temb) -> list[Temb]:
         """The tembs that the expected timesteps would lead to, by the arithmetic of FluxPipeline and the network.

@@ -10,6 +10,7 @@ import torch
 
 import fluxnb as fnb
 from fluxnb.assembly import assemble
+from fluxnb.graphs import Replay
 from fluxnb.presets import PRESETS
 from fluxnb.weights import POCKET
 
@@ -113,3 +114,13 @@ def test_fast_is_close_and_says_what_it_gave(plain):
     mine, theirs = (fnb.run(each, "a fox", **QUESTION) for each in (flux, plain))
     assert (mine.steps[0].v.float() - theirs.steps[0].v.float()).abs().max() < 0.1
     assert any("attention" in gain.what for gain in flux.plan.fast.gains) and not mine.recipe.exact
+
+
+def test_replayed_evaluations_give_the_bytes_of_those_started_one_by_one():
+    replayed, still = built("lean"), built("lean")
+    replay = Replay(replayed.pipe.transformer)
+    for steps in (4, 3):
+        question = {**QUESTION, "steps": steps}
+        mine, theirs = (fnb.run(each, "a fox", **question).image.tobytes() for each in (replayed, still))
+        assert mine == theirs
+    assert all(recording is not None for recording in replay._recordings.values())

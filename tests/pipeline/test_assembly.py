@@ -260,9 +260,9 @@ def test_fast_reports_what_it_gave_and_stays_close(toy_folder):
     plain = fnb.load(toy_folder)
     flux = fnb.load(toy_folder, fast=True)
     assert not flux.plan.exact and flux.plan.preset.endswith(", fast")
-    assert {gain.what for gain in flux.plan.fast.gains} == {
+    assert [gain.what.removesuffix(", not kept") for gain in flux.plan.fast.gains] == [
         "compiled blocks, one product for q, k and v", "decoder compiled in channels-last",
-    }  # fmt: skip
+    ]  # fmt: skip
     assert all(gain.before > 0 and gain.after > 0 for gain in flux.plan.fast.gains)
     mine, theirs = (fnb.run(each, "a fox", **QUESTION) for each in (flux, plain))
     assert torch.allclose(mine.steps[0].v, theirs.steps[0].v, atol=1e-4)
@@ -277,6 +277,32 @@ def test_the_first_picture_after_fast_compiles_nothing_more(toy_folder):
     graphs = counters["stats"]["unique_graphs"]
     fnb.run(flux, "a fox", **QUESTION)
     assert counters["stats"]["unique_graphs"] == graphs > 0
+
+
+def test_a_decoder_that_compiling_makes_slower_stays_as_it_was(toy_folder, monkeypatch):
+    from fluxnb import fast
+
+    pipe, times = built(toy_folder, "lean"), iter((1.0, 2.0))
+    decoder = pipe.vae.decoder
+    monkeypatch.setattr(type(decoder), "compile", lambda self: setattr(self, "_compiled_call_impl", self._call_impl))
+    monkeypatch.setattr(fast, "seconds", lambda *_: next(times))
+    gain = fast._decoder(pipe, lambda: None, torch.device("cpu"), 1)
+    assert gain.what.endswith(", not kept") and decoder._compiled_call_impl is None
+    assert all(weight.is_contiguous() for weight in pipe.vae.parameters())
+
+
+@pytest.mark.parametrize(("after", "kept"), [(0.9, True), (0.99, False), (1.1, False)])
+def test_evaluations_are_replayed_where_that_is_quicker(toy_folder, monkeypatch, after, kept):
+    from fluxnb import fast
+    from fluxnb.graphs import Replay
+    from tests.pipeline.test_graphs import Recorder, ask
+
+    transformer, recorder = built(toy_folder, "lean").transformer, Recorder()
+    monkeypatch.setattr(fast, "Replay", lambda given: Replay(given, recorder))
+    monkeypatch.setattr(fast, "seconds", lambda *_: after)
+    gain = fast._replayed(transformer, lambda: ask(transformer), 1.0, 1)
+    assert isinstance(transformer.forward, Replay) is kept is not gain.what.endswith(", not kept")
+    assert recorder.recorded == 1
 
 
 def test_one_product_for_q_k_and_v_is_close_and_holds_no_weight_twice(toy_folder):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fluxnb as fnb
-from fluxnb.modulation import Lookup, Tables, expected_of, modulation_layers
+from fluxnb.modulation import NEAR, Lookup, Tables, expected_of, modulation_layers
 from tests.conftest import toy_pipeline
 
 
@@ -161,3 +161,16 @@ def test_pocket_with_tables_gives_its_own_bytes():
 
 def test_the_text_names_layers_and_rows(toy_pipe):
     assert repr(lean(toy_pipe.transformer)[1]).startswith("Tables(4 layers, 0 rows of ")
+
+
+def test_rows_that_were_just_shown_stay_on_the_device():
+    plain = toy_pipeline(seed=3).transformer
+    mine, tables = lean(plain)
+    with torch.no_grad():
+        for sigma in torch.linspace(0.05, 1.0, 2 * NEAR).tolist():
+            mine(**asked(plain, [sigma]))
+    assert len(tables._near) == NEAR
+    for sigma in (0.05, 1.0, 0.05):
+        question = asked(plain, [sigma])
+        with torch.no_grad():
+            assert torch.equal(mine(**question)[0], plain(**question)[0])
