@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fluxnb.attention_maps import words_of
 from fluxnb.errors import FluxnbError, InputError, RunError, checks_itself, cut
+from fluxnb.finite import Finite
 from fluxnb.pipeline import Flux
 from fluxnb.prompts import Encoded
 from fluxnb.recipe import Recipe
@@ -168,13 +169,10 @@ def take_together(
     failure: FluxnbError | None = None
     after: list[Trajectory] = []
     if count < first.steps:
+        numbers = Finite(recipes)
 
         def watch(v: Tensor, step: Callable[[int], Step]) -> None:
-            # A wait for the GPU, some 20 microseconds a step, for the picture that would have been grey.
-            finite = torch.isfinite(v)
-            if not bool(finite.all()):
-                item = int((~finite).flatten(1).any(1).nonzero()[0])
-                raise _not_a_number(step(item), recipes[item])
+            numbers.check(v, step, late=v.is_cuda and watcher is None)
             for item, recipe in enumerate(recipes if watcher is not None else ()):
                 now = step(item)
                 now = dataclasses.replace(now, index=now.index + count)
@@ -196,6 +194,7 @@ def take_together(
             _settle(pipe)
         if failure is not None:
             raise failure  # outside the except: a traceback would hold on to the tensors
+        numbers.settle()
         after = list(recorder.trajectories[-len(recipes) :])
         if not after:
             raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to show
@@ -278,19 +277,6 @@ def _settle(pipe: Any) -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _not_a_number(step: Step, recipe: Recipe) -> RunError:
-    advice = "load a float32 model and compare"
-    if recipe.dtype == "float16":
-        advice = 'load with dtype="bfloat16" or dtype="float32": float16 overflows above 65504'
-    elif recipe.dtype == "bfloat16":
-        advice = 'load with dtype="float32"; if it stays, the weights themselves may be damaged'
-    return RunError(
-        f"the velocity of step {step.index} (sigma {step.sigma:.3g}, {recipe.dtype}) is not finite",
-        "a walk needs finite numbers, so it was stopped there",
-        advice,
-    )
 
 
 def _out_of_memory(flux: Flux, recipe: Recipe) -> RunError:
