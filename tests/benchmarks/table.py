@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.fullsize import most
+
 RESULTS = Path(__file__).with_name("results") / "fullsize.json"
 BEGIN, END = "<!-- gpu table: python -m tests.benchmarks.table --write README.md -->", "<!-- end of gpu table -->"
 ROWS = {
@@ -36,7 +38,7 @@ def table(told: dict[str, Any]) -> str:
         case = told["cases"].get(name, {})
         further = ("picture seconds", "our picture from embeddings seconds", "picture from embeddings seconds")
         seconds = next((case[fact] for fact in further if fact in case), None)
-        peak = case.get("peak allocated GiB")
+        peak = most(case)
         if seconds is None or case.get("failed"):
             continue
         cap = f"{case['cap GiB']:g} GB" if case.get("cap GiB") else "-"

@@ -28,3 +28,19 @@ def test_the_measurement_of_recording_runs_at_toy_size_and_finds_the_same_bytes_
     assert "failed" not in out.read_text()
     assert len(truths(found)) >= 11 and all(truths(found))
     assert found["resident"]["recording on/off, median of pairs"] > 0
+
+
+def test_a_device_that_waits_is_told_from_one_that_works():
+    from tests.benchmarks.fullsize import account
+
+    beside = [(0.0, 4.0, "gemm"), (1.0, 2.0, "triton_a"), (5.0, 6.0, "memcpy"), (6.5, 7.0, "gemm")]
+    found = account(beside, dearest=1)
+    assert (found["from first to last"], found["idle"]) == (7.0, 1.5)
+    assert (found["matmul"], found["fused"], found["copies"]) == (4.5, 1.0, 1.0)
+    assert found["2 x gemm"] == 4.5 and found["longest waits"][0] == (1.0, "gemm", "memcpy")
+
+
+def test_no_kernels_are_no_time():
+    from tests.benchmarks.fullsize import account
+
+    assert account([], dearest=3) == {"longest waits": []}
