@@ -1,4 +1,4 @@
-"""`python -m fluxnb.train STAGE`: atlas, autoencoder, judge, teacher, pairs, reflow, student, evaluate, ship.
+"""`python -m fluxnb.train STAGE`: atlas, autoencoder, judge, teacher, guidance, pairs, reflow, student, evaluate, ship.
 
 On several GPUs by `torchrun`.
 """
@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
         stage.add_argument("--out", type=Path, required=True, help="folder of the run, with its teacher")
         if name == "pairs":
             stage.add_argument("--count", type=int, help="how many")
+            stage.add_argument("--guidance", type=float, help="how strongly the teacher is guided")
             continue
         stage.add_argument("--seconds", type=float, help="train for so long instead of what the preset says")
         stage.add_argument("--iterations", type=int, help="train for so many iterations instead")
@@ -73,14 +74,22 @@ def main(arguments: list[str] | None = None) -> None:
     check.add_argument("--seeds", type=int, default=3)
     check.add_argument("--prompts", type=int, default=64, help="prompts asked again and again, for diversity")
     check.add_argument("--noises", type=int, default=64, help="pictures of each of those")
-    check.add_argument("--guidance", type=float, default=2.5, help="of the teacher; the student has its own baked in")
+    check.add_argument("--guidance", type=float, help="of the teacher instead of its own; the student's is baked in")
+    strengths = stages.add_parser("guidance", help="how near to renders and how right a teacher is, by its guidance")
+    strengths.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "pocket", help="as for evaluate")
+    strengths.add_argument("--preset", default="pocket", help="the sizes of a run")
+    strengths.add_argument("--strengths", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0, 2.5])
+    strengths.add_argument("--steps", type=int, nargs="+", default=[28, 4])
+    strengths.add_argument("--count", type=int, default=2048, help="scenes, the same for each")
     ship = stages.add_parser("ship", help="write a run as a diffusers folder with its card")
     ship.add_argument("--out", type=Path, required=True)
     ship.add_argument("--to", type=Path, required=True)
     ship.add_argument("--preset", default="pocket")
     options = parser.parse_args(arguments)
     distils = dict.fromkeys(("pairs", "reflow", "student"), _distil)
-    ({"atlas": _atlas, "evaluate": _evaluate, "ship": _ship} | distils).get(options.stage, _train)(options)
+    ({"atlas": _atlas, "guidance": _guidance, "evaluate": _evaluate, "ship": _ship} | distils).get(
+        options.stage, _train
+    )(options)
 
 
 def _atlas(options: argparse.Namespace) -> None:
@@ -136,17 +145,18 @@ def _distil(options: argparse.Namespace) -> None:
     if options.stage == "pairs":
         from fluxnb.train.pairs import draw_pairs
 
-        count = options.count or preset.distillation.pairs
-        draw_pairs(preset.distilled(pairs=count), options.out, rank)
+        said = {"pairs": options.count, "guidance": options.guidance}
+        changed = {name: value for name, value in said.items() if value is not None}
+        draw_pairs(preset.distilled(**changed), options.out, rank)
     else:
         from fluxnb.train.distil import train_student
         from fluxnb.train.reflow import train_reflow
 
         warm = options.stage == "reflow" and options.warm
         which = "warm" if warm else options.stage
-        said = {"seconds": options.seconds, "iterations": options.iterations, "batch": options.batch}
-        said |= {"learning_rate": options.rate}
-        changed = {k: v for k, v in said.items() if v is not None}
+        times = {"seconds": options.seconds, "iterations": options.iterations, "batch": options.batch}
+        times |= {"learning_rate": options.rate}
+        changed = {name: value for name, value in times.items() if value is not None}
         schedule = dataclasses.replace(getattr(preset.distillation, which), **changed)
         if which == "student":
             look = _look(options.judge, preset, options.out, rank) if options.judge else None
@@ -154,6 +164,22 @@ def _distil(options: argparse.Namespace) -> None:
         else:
             train_reflow(preset, options.out, rank, which, schedule, start="" if warm else "warm")
     rank.leave()
+
+
+def _guidance(options: argparse.Namespace) -> None:
+    from fluxnb.train.config import PRESETS
+    from fluxnb.train.gather import gather
+    from fluxnb.train.loop import Rank
+    from fluxnb.train.render import Renderer
+    from fluxnb.train.watch import Watch
+
+    device = Rank.join().device
+    networks = gather(options.model, PRESETS[options.preset].sizes, device)
+    batch = 1024 if device.type == "cuda" else 64
+    watch = Watch(networks.judge, Renderer(device), networks.vae, networks.tokens, count=options.count, batch=batch)
+    for strength in options.strengths:
+        found = watch(networks.denoiser, options.steps, strength)
+        print(json.dumps({"guidance": strength, **found}), flush=True)
 
 
 def _look(judge: Path, preset: Preset, out: Path, rank: Rank) -> Watch:
@@ -175,23 +201,24 @@ def _evaluate(options: argparse.Namespace) -> None:
     from fluxnb.train.config import PRESETS
     from fluxnb.train.evaluate import evaluate, settings_of
     from fluxnb.train.examiner import Asked, Examiner
-    from fluxnb.train.gather import another, gather, student_beside
+    from fluxnb.train.gather import another, gather, guidance_of, student_beside
     from fluxnb.train.loop import Rank
     from fluxnb.train.render import Renderer
 
-    device = Rank.join().device
-    networks, renderer = gather(options.model, PRESETS[options.preset].sizes, device), Renderer(device)
+    device, preset = Rank.join().device, PRESETS[options.preset]
+    networks, renderer = gather(options.model, preset.sizes, device), Renderer(device)
+    guidance = options.guidance or guidance_of(options.model, preset.distillation.guidance)
     models = {"teacher": networks.denoiser}
     for name in ("student", "reflow"):
         place = getattr(options, name) or student_beside(options.model, name)
         if place is not None:
             models[name] = another(place, networks.denoiser)
     asked = Asked(options.count, options.seeds, options.prompts, options.noises)
-    settings, main_ones = settings_of(models, networks.vae, networks.tokens, device, options.guidance)
+    settings, main_ones = settings_of(models, networks.vae, networks.tokens, device, guidance)
     table = evaluate(Examiner(networks.judge, renderer, networks.vae, asked), settings, main_ones)
     rows = acceptance(table)
     found = {
-        "asked": {**dataclasses.asdict(asked), "guidance": options.guidance, "device": device.type},
+        "asked": {**dataclasses.asdict(asked), "guidance": guidance, "device": device.type},
         **as_json(table, rows),
         "autoencoder": check_autoencoder(networks.vae, renderer, min(2048, options.count)),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from fluxnb.errors import StorageError
 from fluxnb.train.config import Sizes
 from fluxnb.train.judge import Judge, load_judge
+from fluxnb.train.loop import read_log
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.saved import load_denoiser, with_transformer
 from fluxnb.train.tokens import Tokens
@@ -65,3 +67,12 @@ def student_beside(folder: Path, name: str = "student") -> Path | None:
     """Where the student of that name lies in a run or, the only one, in a shipped folder; None without one."""
     places = [folder / f"{name}.safetensors", *([folder / "transformer"] if name == "student" else [])]
     return next((place for place in places if place.exists()), None)
+
+
+def guidance_of(folder: Path, otherwise: float) -> float:
+    """How strongly a teacher is guided: as its card says, or as the run's pairs were drawn, or else `otherwise`."""
+    card, pairs = folder / "card.json", folder / "pairs.jsonl"
+    if card.exists():
+        return float(json.loads(card.read_text()).get("profile", {}).get("pocket-base", {}).get("guidance", otherwise))
+    drawn = [float(str(line["guidance"])) for line in read_log(pairs) if "guidance" in line] if pairs.exists() else []
+    return drawn[-1] if drawn else otherwise

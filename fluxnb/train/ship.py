@@ -12,18 +12,22 @@ from diffusers import AutoencoderKL, FluxPipeline
 from safetensors.torch import load_file
 
 from fluxnb.train.build import build_pipeline_parts, build_transformer
-from fluxnb.train.config import Sizes
+from fluxnb.train.config import POCKET, Sizes
+from fluxnb.train.gather import guidance_of
 from fluxnb.train.loop import read_log
 from fluxnb.train.saved import load_denoiser
 
-TRUE_CFG = {"guidance_kind": "true_cfg", "guidance": 2.5}
-#: what each name is used with when nothing is said; guidance is baked into the student, as with schnell.
-PROFILES = {
-    "pocket": {"size": 128, "steps": 4, "guidance_kind": "none", "max_sequence_length": 48},
-    "pocket-base": {"size": 128, "steps": 28, **TRUE_CFG, "max_sequence_length": 48},
-}
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 STAGES = ("autoencoder", "judge", "teacher", "pairs", "warm", "student", "reflow")
+
+
+def profiles(guidance: float) -> dict[str, dict[str, object]]:
+    """What each name is used with when nothing is said; guidance is baked into the student, as with schnell."""
+    guided = {"guidance_kind": "true_cfg", "guidance": guidance}
+    return {
+        "pocket": {"size": 128, "steps": 4, "guidance_kind": "none", "max_sequence_length": 48},
+        "pocket-base": {"size": 128, "steps": 28, **guided, "max_sequence_length": 48},
+    }
 
 
 def assemble(run: Path, sizes: Sizes) -> FluxPipeline:
@@ -101,7 +105,7 @@ def write_card(run: Path, to: Path) -> None:
         "license": "Apache-2.0; the pictures it learned from are Fluent 3D emoji, MIT",
         "data": "scenes of fluxnb.train.world, drawn by fluxnb.train.render; a tenth of the combinations held out",
         "parameters": {name: _parameters(to / "base" / name) for name in PARTS},
-        "profile": PROFILES,
+        "profile": profiles(guidance_of(run, guidance_of(to, POCKET.distillation.guidance))),
         **(json.loads(notes.read_text()) if notes.exists() else {}),
         "training": earlier | stages,
     }

@@ -298,7 +298,8 @@ def test_a_pair_is_the_teachers_own_walk_from_its_noise(tmp_path):
 def test_every_stage_of_distillation_runs_at_its_smallest(tmp_path):
     save_denoiser(awake(build_denoiser(TINY.sizes)), tmp_path)
     common = ["--preset", "tiny", "--out", str(tmp_path)]
-    main(["pairs", *common])
+    main(["pairs", *common, "--guidance", "1.5"])
+    assert '"guidance": 1.5' in (tmp_path / "pairs.jsonl").read_text()
     main(["reflow", "--warm", *common])
     main(["student", *common])
     main(["reflow", *common])

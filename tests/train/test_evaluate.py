@@ -25,7 +25,7 @@ from fluxnb.train.config import TINY
 from fluxnb.train.examiner import Asked, Examiner, free_questions
 from fluxnb.train.features import Untrained
 from fluxnb.train.figure import MET, MISSED, figure_of
-from fluxnb.train.gather import another, gather, student_beside
+from fluxnb.train.gather import another, gather, guidance_of, student_beside
 from fluxnb.train.judge import Judge, save_judge
 from fluxnb.train.loop import Rank
 from fluxnb.train.measure import (
@@ -133,6 +133,32 @@ def test_the_watch_gives_what_the_student_is_chosen_by(networks):
     networks.denoiser.eval()
     assert {"fd_1", "fd_2", "object_1", "everything_2", "sign_2", "fd_floor"} <= set(facts)
     assert all(math.isfinite(value) for value in facts.values())
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ({}, 2.0),
+        ({"pairs.jsonl": '{"captions": 8}\n{"pairs": 8, "guidance": 1.5}'}, 1.5),
+        ({"card.json": '{"profile": {"pocket-base": {"guidance": 3.0}}}'}, 3.0),
+        ({"card.json": '{"name": "pocket"}'}, 2.0),
+    ],
+)
+def test_a_teachers_guidance_is_read_from_what_it_comes_with(tmp_path, said, known):
+    for name, text in said.items():
+        (tmp_path / name).write_text(text)
+    assert guidance_of(tmp_path, 2.0) == known
+
+
+def test_an_evaluation_guides_the_teacher_as_its_preset_does_where_nothing_else_is_known(found):
+    assert found["asked"]["guidance"] == TINY.distillation.guidance
+
+
+def test_the_strengths_of_guidance_are_told_a_line_each(run, capsys, monkeypatch):
+    monkeypatch.setattr(Watch, "__call__", lambda self, model, steps, guidance: {f"fd_{steps[0]}": guidance})
+    main(["guidance", "--model", str(run), "--preset", "tiny", "--count", "4", "--strengths", "1", "2", "--steps", "3"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"guidance": 1.0, "fd_3": 1.0}, {"guidance": 2.0, "fd_3": 2.0}]
 
 
 # ------------------------------------------------------------------------------------------------------- the asking

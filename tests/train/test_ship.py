@@ -50,6 +50,16 @@ def test_a_student_leaves_the_teachers_part_of_the_card(joined):
     assert card["training"]["student"]["looks"] == [{"iteration": 1, "fd_4": 0.5}]
 
 
+def test_a_teacher_is_used_with_the_guidance_its_student_learned_from(tmp_path, joined):
+    to = joined[1]
+    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == 2.5
+    (tmp_path / "run" / "pairs.jsonl").write_text('{"pairs": 8, "guidance": 1.5, "seconds": 1.0}\n')
+    ship(tmp_path / "run", to, TINY.sizes)
+    (tmp_path / "run" / "pairs.jsonl").unlink()
+    ship(tmp_path / "run", to, TINY.sizes)
+    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == 1.5
+
+
 def test_the_card_that_ships_knows_every_file_beside_it():
     card = json.loads((POCKET / "card.json").read_text())
     beside = {p.relative_to(POCKET).as_posix(): p for p in POCKET.rglob("*") if p.is_file() and p.name != "card.json"}
