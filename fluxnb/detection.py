@@ -9,14 +9,15 @@ from pathlib import Path
 
 from fluxnb.hardware import CARDS, CORE, GIB, Card, Hardware
 
-__all__ = ["available_ram", "detect", "room_for_downloads"]
+__all__ = ["available_ram", "cores", "detect", "room_for_downloads"]
+
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # where a container says how much of the machine is its own
 
 
 def detect() -> Hardware:
     """The machine this runs on. Nothing is cached: free memory changes."""
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     ram, disk = available_ram(), room_for_downloads()
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
@@ -32,7 +33,7 @@ def detect() -> Hardware:
             name=name,
             vram_gib=free / GIB,
             ram_gib=ram,
-            cores=cores,
+            cores=cores(),
             # is_bf16_supported() alone counts emulation, which is slow enough to be no support.
             bf16=capability >= (8, 0),
             disk_gib=disk,
@@ -43,12 +44,25 @@ def detect() -> Hardware:
         )
     if torch.backends.mps.is_available():  # one memory for both
         return Hardware(
-            device="mps", name="Apple GPU", vram_gib=ram, ram_gib=ram, cores=cores, disk_gib=disk, tflops=5.0,
+            device="mps", name="Apple GPU", vram_gib=ram, ram_gib=ram, cores=cores(), disk_gib=disk, tflops=5.0,
             bandwidth=150.0,
         )  # fmt: skip
     return Hardware(
-        device="cpu", name="CPU", vram_gib=0.0, ram_gib=ram, cores=cores, disk_gib=disk, tflops=CORE * cores
+        device="cpu", name="CPU", vram_gib=0.0, ram_gib=ram, cores=cores(), disk_gib=disk, tflops=CORE * cores()
     )
+
+
+def cores(quota: Path = QUOTA) -> int:
+    """How many CPU cores this process may use: fewer than the machine has, where it is bound to some or in a container.
+
+    A quota of a core and a half counts as two.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        microseconds, period = quota.read_text().split()
+        return max(1, min(allowed, -(-int(microseconds) // int(period))))  # "max" is no number, and no limit
+    except (OSError, ValueError, ZeroDivisionError):
+        return max(1, allowed)
 
 
 def _card_called(name: str) -> Card | None:

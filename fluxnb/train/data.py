@@ -14,12 +14,12 @@ import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fluxnb.detection import cores
 from fluxnb.train.config import Sizes
 from fluxnb.train.render import Layout, lay_out
 from fluxnb.train.tokens import Tokens
@@ -27,7 +27,6 @@ from fluxnb.train.world import draw_captioned
 
 CHUNK = 4096
 _tokens = functools.cache(Tokens.of)  # once in each process
-QUOTA = Path("/sys/fs/cgroup/cpu.max")  # where a container says how much of the machine is its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +65,9 @@ def batches(count: int, size: int, generator: torch.Generator, device: torch.dev
             yield order[start : start + size]
 
 
-def cores(quota: Path = QUOTA) -> int:
-    """How many cores this process may use: fewer than the machine has, in a container or as one of several ranks."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if quota.exists():
-        microseconds, _, period = quota.read_text().partition(" ")
-        if microseconds.isdigit():  # "max" is no limit
-            allowed = min(allowed, -(-int(microseconds) // int(period)))
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+def workers_here() -> int:
+    """As many as this process may use cores; several ranks of one machine share them."""
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _split(count: int, seed: int) -> list[tuple[int, int, int]]:
@@ -83,7 +77,7 @@ def _split(count: int, seed: int) -> list[tuple[int, int, int]]:
 
 def _spread(work: Callable[..., Any], jobs: list[tuple[Any, ...]], workers: int | None) -> Iterator[Any]:
     """`work(*job)` of every job, in order: here for one job or one worker, else in processes."""
-    many = min(len(jobs), workers or cores())
+    many = min(len(jobs), workers or workers_here())
     if many == 1:  # starting a process takes longer than a chunk
         yield from itertools.starmap(work, jobs)
         return

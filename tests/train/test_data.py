@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ pytest.importorskip("sentencepiece")
 
 from fluxnb.train import data
 from fluxnb.train.config import TINY
-from fluxnb.train.data import cores, draw_chunks, draw_layouts
+from fluxnb.train.data import draw_chunks, draw_layouts, workers_here
 from fluxnb.train.tokens import Tokens
 
 
@@ -44,17 +42,6 @@ def test_no_token_is_too_large_for_a_short_integer():
     assert max(len(tokens.clip), len(tokens.t5)) < 2**15
 
 
-def test_a_containers_share_of_the_machine_is_kept_to(tmp_path):
-    (tmp_path / "cpu.max").write_text("50000 100000\n")
-    assert cores(tmp_path / "cpu.max") == 1
-
-
-def test_a_container_without_a_limit_has_every_core_it_is_allowed(tmp_path):
-    (tmp_path / "cpu.max").write_text("max 100000\n")
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert cores(tmp_path / "cpu.max") == allowed
-
-
-def test_ranks_of_one_machine_share_its_cores(tmp_path, monkeypatch):
+def test_ranks_of_one_machine_share_its_cores(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
-    assert cores(tmp_path / "none") == 1
+    assert workers_here() == 1

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 import types
 
 import pytest
 
-from fluxnb.detection import _card_called, available_ram, detect
+from fluxnb.detection import _card_called, available_ram, cores, detect
 from fluxnb.hardware import CARDS
 
 GIB = 2**30
@@ -118,3 +119,19 @@ def test_a_cap_on_the_process_is_a_smaller_card(monkeypatch):
     test_a_card_is_read_from_the_driver(monkeypatch)
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.4, raising=False)
     assert detect().vram_gib == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    ("quota", "counted"), [("50000 100000\n", 1), ("150000 100000\n", 2), ("900000000 100000\n", None)]
+)
+def test_a_containers_share_of_the_cores_is_kept_to(tmp_path, monkeypatch, quota, counted):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert cores(tmp_path / "cpu.max") == (counted or 6)
+
+
+@pytest.mark.parametrize("quota", ["max 100000\n", "", "1 0\n", "much"])
+def test_what_is_no_quota_is_no_limit(tmp_path, monkeypatch, quota):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    (tmp_path / "cpu.max").write_text(quota)
+    assert cores(tmp_path / "cpu.max") == cores(tmp_path / "none") == 6
