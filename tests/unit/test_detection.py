@@ -122,7 +122,7 @@ def test_a_cap_on_the_process_is_a_smaller_card(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("quota", "counted"), [("50000 100000\n", 1), ("150000 100000\n", 2), ("900000000 100000\n", None)]
+    ("quota", "counted"), [("50000 100000\n", 1), ("150000 100000\n", 2), ("900000000 100000\n", 6)]
 )
 def test_a_containers_share_of_the_cores_is_kept_to(tmp_path, monkeypatch, quota, counted):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
