@@ -21,6 +21,8 @@ __all__ = ["Replay"]
 _log = logging.getLogger(__name__)
 LIMIT = 8  # recordings that are kept, one for each shape of the question; further shapes are evaluated as before
 
+CHANGED = ("_hf_peft_config_loaded", "is_cache_enabled")  # where diffusers says so: adapters, cached blocks
+
 #: a call without arguments that gives a tensor, to one that computes it again, into the tensor given beside it.
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], Any], Tensor]]
 
@@ -37,8 +39,8 @@ class Replay:
 
     The first question of a shape is answered as ever, the second is recorded, and from then on it is replayed. Whoever
     listens inside sees nothing of a replay; while a hook hangs on any part of the transformer that had none when this
-    was made, while gradients are on or an adapter is loaded, questions are answered as before. Weights may change in
-    place; where they move, make another.
+    was made, while gradients are on, an adapter is loaded or diffusers caches blocks, questions are answered as before.
+    Weights may change in place; where they move, or attention is computed by another backend, make another.
 
     Arguments:
         transformer: a FluxTransformer2DModel on a CUDA device; its blocks may be compiled.
@@ -86,8 +88,10 @@ class Replay:
     def _may(self, others: dict[str, Any]) -> bool:
         """Whether this question can be replayed at all: nothing in it or around it that a recording would miss."""
         plain = all(value is None or isinstance(value, bool) or value == {} for value in others.values())
-        adapted = getattr(self._transformer, "_hf_peft_config_loaded", False)
-        return plain and not adapted and not torch.is_grad_enabled() and self._hooks() == self._usual
+        changed = any(
+            getattr(self._transformer, name, False) for name in ("_hf_peft_config_loaded", "is_cache_enabled")
+        )
+        return plain and not changed and not torch.is_grad_enabled() and self._hooks() == self._usual
 
     def _hooks(self) -> int:
         return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in self._parts)

@@ -52,9 +52,9 @@ def load(
         preset: how to hold it in memory, see `fnb.plan`; "auto" takes the fastest that fits.
         dtype: "float32", "bfloat16", "float16"; "auto" is float32 for small models and on a CPU, else bfloat16
             where the GPU has it natively and float16 where not.
-        fast: True compiles what repeats and takes the quickest attention, which costs half a minute and changes
-            roundings; "fp8" computes in 8-bit floats too, which costs minutes and is lossy. What each of them gave
-            stands in the plan.
+        fast: True compiles what repeats, takes the quickest attention and replays evaluations whole where that is
+            quicker, which costs half a minute or a whole one and changes roundings; "fp8" computes in 8-bit floats
+            too, which is lossy. What each of them gave stands in the plan.
 
     Raises:
         InputError: an unknown name, preset, dtype or fast, or a pipeline of another kind.

@@ -124,6 +124,19 @@ def test_an_adapter_is_not_missed(replayed):
     assert recorder.replayed == 1
 
 
+def test_blocks_that_diffusers_caches_are_not_missed(replayed):
+    from diffusers import FirstBlockCacheConfig
+
+    transformer, _, recorder = replayed
+    ask(transformer), ask(transformer)
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with transformer.cache_context("cond"):
+        ask(transformer)
+    transformer.disable_cache()
+    ask(transformer)
+    assert recorder.replayed == 2
+
+
 @pytest.mark.parametrize(
     "change",
     [{"return_dict": True}, {"controlnet_block_samples": [torch.zeros(1)]}, {"joint_attention_kwargs": {"scale": 0.5}}],
