@@ -101,7 +101,11 @@ def _quicken(
     question = _question(transformer, device, size, text)
     forward = lambda: transformer(**question)  # noqa: E731
     latents = torch.zeros(1, pipe.vae.config.latent_channels, size // 8, size // 8, device=device, dtype=pipe.vae.dtype)
-    decode = lambda: pipe.vae.decode(latents, return_dict=False)  # noqa: E731
+
+    def decode() -> Any:
+        # As a picture is decoded on a CPU: what is compiled for other tensors would be compiled once more.
+        with torch.inference_mode() if device.type == "cpu" else torch.no_grad():
+            return pipe.vae.decode(latents.clone(), return_dict=False)
 
     gains: list[Gain] = []
     plain = seconds(forward, rounds)

@@ -20,7 +20,6 @@ __all__ = ["Replay"]
 
 _log = logging.getLogger(__name__)
 LIMIT = 8  # recordings that are kept, one for each shape of the question; further shapes are evaluated as before
-
 CHANGED = ("_hf_peft_config_loaded", "is_cache_enabled")  # where diffusers says so: adapters, cached blocks
 
 #: a call without arguments that gives a tensor, to one that computes it again, into the tensor given beside it.
@@ -52,6 +51,7 @@ class Replay:
 
     def __init__(self, transformer: Any, record: Record | None = None) -> None:
         self._transformer, self._plain, self._how = transformer, transformer.forward, record or cuda_graph()
+        self._before = vars(transformer).get("forward")  # somebody else's, in the class's place
         self._parts = [part for part in transformer.modules() if part is not transformer]
         self._usual = self._hooks()
         self._met: set[object] = set()
@@ -61,7 +61,10 @@ class Replay:
 
     def remove(self) -> None:
         """Give `forward` back, and the recordings' memory."""
-        self._transformer.forward = self._plain
+        if self._before is None:
+            del self._transformer.forward
+        else:
+            self._transformer.forward = self._before
         self._recordings.clear()
 
     def __call__(self, *args: Any, **asked: Any) -> Any:
@@ -88,9 +91,7 @@ class Replay:
     def _may(self, others: dict[str, Any]) -> bool:
         """Whether this question can be replayed at all: nothing in it or around it that a recording would miss."""
         plain = all(value is None or isinstance(value, bool) or value == {} for value in others.values())
-        changed = any(
-            getattr(self._transformer, name, False) for name in ("_hf_peft_config_loaded", "is_cache_enabled")
-        )
+        changed = any(getattr(self._transformer, name, False) for name in CHANGED)
         return plain and not changed and not torch.is_grad_enabled() and self._hooks() == self._usual
 
     def _hooks(self) -> int:
@@ -106,9 +107,7 @@ class Replay:
         given = {name: value.clone() for name, value in tensors.items()}
         try:
             again, answer = self._how(lambda: self._plain(**given, **others)[0])
-        except torch.cuda.OutOfMemoryError:
-            raise
-        except RuntimeError as problem:  # something in there waits for the device, which a recording cannot
+        except RuntimeError as problem:  # something waits for the device, which a recording cannot, or memory is short
             _log.warning("not recorded as a CUDA graph, so evaluated as before: %s", str(problem).splitlines()[0])
             return None
         return _Recording(given, again, answer)

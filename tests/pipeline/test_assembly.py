@@ -270,13 +270,26 @@ def test_fast_reports_what_it_gave_and_stays_close(toy_folder):
 
 
 @pytest.mark.slow
-def test_the_first_picture_after_fast_compiles_nothing_more(toy_folder):
+@pytest.mark.parametrize("kept", [True, False], ids=["quicker", "slower"])
+def test_the_first_picture_after_fast_compiles_nothing_more(toy_folder, monkeypatch, kept):
     from torch._dynamo.utils import counters
 
+    from fluxnb import fast
+
+    measured = fast._decoder
+
+    def decided(*given):
+        times = iter((2.0, 1.0) if kept else (1.0, 2.0))
+        with monkeypatch.context() as patch:
+            patch.setattr(fast, "seconds", lambda call, rounds: (call(), next(times))[1])
+            return measured(*given)
+
+    monkeypatch.setattr(fast, "_decoder", decided)
     flux = fnb.load(toy_folder, fast=True)
     graphs = counters["stats"]["unique_graphs"]
     fnb.run(flux, "a fox", **QUESTION)
     assert counters["stats"]["unique_graphs"] == graphs > 0
+    assert flux.plan.fast.gains[-1].what.endswith(", not kept") is not kept
 
 
 def test_a_decoder_that_compiling_makes_slower_stays_as_it_was(toy_folder, monkeypatch):
