@@ -13,27 +13,25 @@ picture, loading counted apart.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import json
-import math
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-GIB = 2**30
+from tests.benchmarks.bench import Bench, digest, digest_of
+from tests.benchmarks.claims import ratios
+from tests.benchmarks.hostmemory import limited_memory, peak_of, ram
+from tests.benchmarks.kernels import spent
+
 COLAB_RAM = 12_700_000_000  # bytes of main memory beside a free T4
-PROMPT, OTHER = "a red fox in the snow holding a sign that says hello", "a cat on a blue dog"
 # In order of importance: what matters most is measured if the time runs out. Name: cap in GiB, what is measured.
 IN_MEMORY = ("grid", "fast", "fast-apart", "fast-fp8", "fast-autotune")  # these need no file
 CASES: dict[str, tuple[float, str]] = {
@@ -56,183 +54,6 @@ CASES: dict[str, tuple[float, str]] = {
     "int8-16": (16, "lean-int8, compiled"),
     "fp8-rows-16": (16, "lean-fp8-rows, compiled"),
 }
-
-
-class Bench:
-    """One case: the sizes, the clock, the memory."""
-
-    def __init__(self, name: str, folder: Path, tiny: bool) -> None:
-        import torch
-
-        self.torch, self.name, self.folder, self.tiny = torch, name, folder, tiny
-        self.cuda = torch.cuda.is_available()
-        self.device = torch.device("cuda" if self.cuda else "cpu")
-        self.size, self.text = (128, 48) if tiny else (1024, 256)
-        # A CPU without instructions for 16 bits takes minutes for one convolution.
-        self.dtype = torch.bfloat16 if self.cuda else torch.float32
-        self.facts: dict[str, Any] = {"case": name, "says": CASES[name][1]}
-        cap = CASES[name][0]
-        if self.cuda:
-            torch.cuda.init()
-            self.facts["card"] = torch.cuda.get_device_name()  # results of several cards may come to lie in one file
-            total = torch.cuda.get_device_properties(0).total_memory
-            if cap and not tiny:
-                torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / total))
-                self.facts["cap GiB"] = cap
-
-    def wait(self) -> None:
-        if self.cuda:
-            self.torch.cuda.synchronize()
-
-    def clock(self, call: Callable[[], Any], rounds: int = 1, warm: int = 0) -> tuple[float, Any]:
-        """Median seconds, and what the last call gave."""
-        for _ in range(warm):
-            call()
-        taken, value = [], None
-        for _ in range(rounds):
-            self.wait()
-            begun = time.perf_counter()
-            value = call()
-            self.wait()
-            taken.append(time.perf_counter() - begun)
-        return statistics.median(taken), value
-
-    def reset_peak(self) -> None:
-        if self.cuda:
-            self.torch.cuda.empty_cache()
-            self.torch.cuda.reset_peak_memory_stats()
-
-    def peaks(self) -> dict[str, float]:
-        if not self.cuda:
-            return {"peak allocated GiB": 0.0, "peak reserved GiB": 0.0}
-        cuda = self.torch.cuda
-        return {
-            "peak allocated GiB": cuda.max_memory_allocated() / GIB,
-            "peak reserved GiB": cuda.max_memory_reserved() / GIB,
-        }
-
-    def say(self, **facts: Any) -> None:
-        """Note facts and print them at once: a run that is cut off has still said them."""
-        self.facts.update(facts)
-        shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()}
-        print(f"  {self.name}: {json.dumps(shown)}", file=sys.stderr, flush=True)
-
-    # ------------------------------------------------------------------------------------------- plain diffusers
-    def plain(self, **options: Any) -> Any:
-        """The pipeline as its documentation loads it."""
-        from diffusers import FluxPipeline
-
-        from fluxnb.weights import _dtype_word
-
-        pipe = FluxPipeline.from_pretrained(self.folder, **{_dtype_word(): self.dtype}, **options)
-        pipe.set_progress_bar_config(disable=True)
-        return pipe
-
-    def draw(self, pipe: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4, **given: Any) -> Any:
-        """The plain call."""
-        generator = self.torch.Generator("cpu").manual_seed(seed)
-        asked = {} if given else {"prompt": prompt}
-        return pipe(
-            **asked, **given, height=self.size, width=self.size, num_inference_steps=steps, generator=generator,
-            max_sequence_length=self.text,
-        ).images[0]  # fmt: skip
-
-    def embedded(self, pipe: Any) -> dict[str, Any]:
-        embeds, pooled, _ = pipe.encode_prompt(
-            prompt=PROMPT, prompt_2=None, max_sequence_length=self.text, device=pipe._execution_device
-        )
-        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
-
-    # --------------------------------------------------------------------------------------------------- ours
-    def load(self, preset: str) -> Any:
-        """Our own door, plan and all."""
-        import fluxnb as fnb
-        from fluxnb import planning
-
-        automatic = planning.plan(self.folder, size=self.size).preset
-        took, flux = self.clock(
-            lambda: fnb.load(str(self.folder), preset=preset, dtype=str(self.dtype).removeprefix("torch."))
-        )
-        flux.pipe.set_progress_bar_config(disable=True)
-        plan = flux.plan
-        self.say(**{
-            "load seconds": took, "plan would take": automatic, "preset": plan.preset, "parked": plan.park,
-            "predicted GiB": plan.vram_gib, "predicted RAM GiB": plan.ram_gib, "predicted seconds": plan.seconds,
-            "predicted new prompt seconds": plan.prompt_seconds, "loading peak GiB": self.peaks()["peak allocated GiB"],
-        })  # fmt: skip
-        return flux
-
-    def predicted(self, preset: str) -> dict[str, float]:
-        """What a plan says of a recipe that is not loaded through our door."""
-        from fluxnb.hardware import described
-        from fluxnb.planning import _anatomy
-        from fluxnb.presets import PRESETS, needs
-
-        need = needs(PRESETS[preset], _anatomy(self.folder), described("h200"), size=self.size, text=self.text)
-        return {"predicted GiB": need.vram_gib, "predicted RAM GiB": need.ram_gib, "predicted seconds": need.seconds}
-
-    def picture(self, flux: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4) -> Any:
-        import fluxnb as fnb
-
-        return fnb.run(flux, prompt, seed=seed, steps=steps, height=self.size, width=self.size).image
-
-    def pictures(self, flux: Any, rounds: int = 4) -> None:
-        """From a prompt to its picture: the first, later ones of that prompt, and one of a new prompt."""
-        self.reset_peak()
-        with self.watched() as timeline:
-            first, image = self.clock(lambda: self.picture(flux))
-        self.say(**{"first picture seconds": first, "sha": digest(image), **self.peaks()})
-        self.facts["timeline"] = thinned(timeline)
-        encoded = flux.encode(self.recipe(flux))
-        seeds = iter(range(1, 99))
-        later, _ = self.clock(lambda: self.known(flux, encoded, next(seeds)), rounds, warm=1)
-        new, _ = self.clock(lambda: self.picture(flux, OTHER))
-        self.say(**{"picture seconds": later, "new prompt picture seconds": new, **self.peaks(), **ram()})
-
-    @contextlib.contextmanager
-    def watched(self) -> Iterator[list[tuple[float, float]]]:
-        """(seconds, GiB allocated) a hundred times a second, while the block runs."""
-        seen: list[tuple[float, float]] = []
-        over, begun = threading.Event(), time.perf_counter()
-
-        def look() -> None:
-            while not over.wait(0.01):
-                seen.append((time.perf_counter() - begun, self.torch.cuda.memory_allocated() / GIB))
-
-        watcher = threading.Thread(target=look, daemon=True)
-        if self.cuda:
-            watcher.start()
-        try:
-            yield seen
-        finally:
-            over.set()
-            if self.cuda:
-                watcher.join()
-
-    def recipe(self, flux: Any, seed: int = 0) -> Any:
-        from fluxnb.sampling import resolve
-
-        return resolve(flux, PROMPT, seed=seed, steps=4, height=self.size, width=self.size)
-
-    def known(self, flux: Any, encoded: Any, seed: int) -> Any:
-        """A picture of a prompt that is encoded: what each further seed costs."""
-        from fluxnb.records import Keep
-        from fluxnb.sampling import take
-
-        return take(flux, self.recipe(flux, seed), encoded, keep=Keep()).image
-
-    def grid(self, flux: Any) -> None:
-        took, made = self.clock(lambda: self.sweep(flux))
-        shas = {f"{cell.recipe.seed}/{cell.recipe.steps}": digest(cell.image) for cell in made}
-        self.say(**{"grid seconds": took, "grid evaluations": made.evaluations, "grid sha": digest_of(shas)})
-
-    def sweep(self, flux: Any) -> Any:
-        import fluxnb as fnb
-
-        return fnb.sweep(
-            flux, prompts=[PROMPT], seeds=range(4), steps=[1, 2, 3, 4],
-            recipe=fnb.Recipe(prompt=PROMPT, height=self.size, width=self.size),
-        )  # fmt: skip
 
 
 def resident(bench: Bench) -> None:
@@ -275,7 +96,7 @@ def gridded(bench: Bench) -> None:
     flux = fnb.load(pipe)
     bench.grid(flux)
     bench.say(**{"grid again seconds": bench.clock(lambda: bench.sweep(flux), 2)[0]})
-    bench.say(**{"ms of a grid": spent(bench, lambda: bench.sweep(flux))})
+    bench.say(**{"ms of a grid": spent(lambda: bench.sweep(flux))})
 
 
 def in_memory(bench: Bench, text: bool = True) -> Any:
@@ -307,38 +128,6 @@ def colab_t4(bench: Bench) -> None:
         flux = bench.load(preset)
         bench.pictures(flux, rounds=2)
         bench.say(**{"RAM limit GB": COLAB_RAM / 1e9 if group else None, "RAM peak of the limit GiB": peak_of(group)})
-
-
-@contextlib.contextmanager
-def limited_memory(most: int) -> Iterator[Path | None]:
-    """A memory group of this many bytes with this process in it, the disk's cache counted; None without the right."""
-    root = Path("/sys/fs/cgroup")
-    first = (root / "cgroup.controllers").is_file()
-    group = (root if first else root / "memory") / f"fluxnb-{os.getpid()}"
-    try:
-        if first:
-            with contextlib.suppress(OSError):  # given to groups below already
-                (root / "cgroup.subtree_control").write_text("+memory")
-        group.mkdir()
-        (group / ("memory.max" if first else "memory.limit_in_bytes")).write_text(str(most))
-        (group / "cgroup.procs").write_text(str(os.getpid()))
-    except OSError as problem:
-        print(f"no limit: {problem}", file=sys.stderr)
-        yield None
-        return
-    try:
-        yield group
-    finally:
-        (group.parent / "cgroup.procs").write_text(str(os.getpid()))
-        group.rmdir()
-
-
-def peak_of(group: Path | None) -> float | None:
-    """The most that a memory group held, GiB, the disk's cache in it."""
-    for name in ("memory.peak", "memory.max_usage_in_bytes"):
-        if group is not None and (group / name).is_file():
-            return int((group / name).read_text()) / GIB
-    return None
 
 
 def offloaded(how: str) -> Callable[[Bench], None]:
@@ -411,8 +200,8 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
         })  # fmt: skip
         question = _question(transformer, bench.device, bench.size, bench.text)
         bench.say(**{
-            "ms of an evaluation": spent(bench, lambda: transformer(**question)),
-            "ms of a picture": spent(bench, lambda: bench.known(flux, encoded, next(seeds))),
+            "ms of an evaluation": spent(lambda: transformer(**question)),
+            "ms of a picture": spent(lambda: bench.known(flux, encoded, next(seeds))),
         })  # fmt: skip
 
     return measure
@@ -426,59 +215,6 @@ def embeddings(bench: Bench, pipe: Any) -> dict[str, Any]:
     return {
         name: bench.torch.randn(shape, generator=draw).to(bench.device, bench.dtype) for name, shape in shapes.items()
     }
-
-
-def spent(bench: Bench, call: Callable[[], Any], dearest: int = 12) -> dict[str, Any]:
-    """What the time of a call goes into on the device, ms: by kind, the dearest kernels by name, and standing idle.
-
-    "idle" is what lies between the first kernel and the last with none at work: the device waits for the host. The
-    longest waits are told with the kernels before and after them.
-    """
-    if not bench.cuda:
-        return {}
-    profiler = bench.torch.profiler
-    with bench.torch.no_grad():
-        call()  # as warm, and as short of power, as the card is among calls of this kind
-        with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as seen:
-            call()
-            bench.wait()
-    events = [
-        (event.time_range.start / 1e3, event.time_range.end / 1e3, event.name)
-        for event in seen.events()
-        if event.device_type == bench.torch.autograd.DeviceType.CUDA and not event.is_user_annotation
-    ]
-    return account(events, dearest)
-
-
-KINDS = {
-    "attention": ("flash", "fmha", "sdpa"),
-    "matmul": ("gemm", "nvjet", "cutlass", "_mm"),
-    "convolution": ("conv", "fprop", "implicit"),
-    "copies": ("memcpy", "memset"),
-    "fused": ("triton",),
-}  # fmt: skip
-
-
-def account(events: list[tuple[float, float, str]], dearest: int) -> dict[str, Any]:
-    """What kernels' (start, end, name) in ms add up to; two queues may be at work at once."""
-    by_kind: dict[str, float] = {}
-    by_name: dict[str, list[float]] = {}
-    waits: list[tuple[float, str, str]] = []
-    free, last = math.inf, ""
-    for start, end, name in sorted(events):
-        kind = next((kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), "other")
-        by_kind[kind] = by_kind.get(kind, 0.0) + end - start
-        by_name.setdefault(name, []).append(end - start)
-        if start > free:
-            waits.append((round(start - free, 2), last[:40], name[:40]))
-        if end > free or not last:
-            free, last = end, name
-    whole = free - min((start for start, _, _ in events), default=free)
-    names = sorted(by_name, key=lambda kernel: -sum(by_name[kernel]))[:dearest]
-    dear = {f"{len(by_name[name])} x {name[:60]}": sum(by_name[name]) for name in names}
-    spent = {"from first to last": whole, "idle": sum(wait for wait, _, _ in waits), **by_kind, **dear}
-    longest = sorted(waits, reverse=True)[:8]
-    return {**{name: round(ms, 2) for name, ms in spent.items() if ms > 0}, "longest waits": longest}
 
 
 MEASURES: dict[str, Callable[[Bench], None]] = {
@@ -523,110 +259,11 @@ def decoding(bench: Bench, pipe: Any) -> Callable[[], Any]:
     return decode
 
 
-def thinned(timeline: list[tuple[float, float]], most: int = 160) -> list[list[float]]:
-    """At most so many points, each the highest of those it stands for."""
-    width = max(1, -(-len(timeline) // most))
-    parts = [timeline[i : i + width] for i in range(0, len(timeline), width)]
-    return [[round(part[0][0], 3), round(max(level for _, level in part), 3)] for part in parts]
-
-
-def digest(image: Any) -> str:
-    """Of a picture's pixels."""
-    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
-
-
-def digest_of(shas: dict[str, str]) -> str:
-    """Of a whole grid."""
-    return hashlib.sha256(json.dumps(sorted(shas.items())).encode()).hexdigest()[:16]
-
-
 def difference(one: Any, other: Any) -> float:
     """Mean absolute difference of two pictures, 0 to 255."""
     import numpy as np
 
     return float(np.abs(np.asarray(one, float) - np.asarray(other, float)).mean())
-
-
-def ram() -> dict[str, float]:
-    """Main memory of this process that cannot be given back, GiB; files in the disk's cache are not in it."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
-        return {"RAM GiB": sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024 / GIB}
-    except (OSError, KeyError, ValueError):
-        return {}
-
-
-# ------------------------------------------------------------------------------------------------------- the ratios
-def most(case: dict[str, Any]) -> float | None:
-    """The highest peak of a case, GiB: what is compiled is also tried before it is, and that takes more memory."""
-    peaks = [case[fact] for fact in ("peak allocated GiB", "loading peak GiB") if case.get(fact)]
-    return max(peaks, default=None)
-
-
-def ratios(cases: dict[str, dict[str, Any]]) -> list[tuple[str, float, str, bool | None]]:
-    """What the cases show together: the claim, the number, what was promised, whether it holds."""
-
-    def get(case: str, fact: str) -> float | None:
-        return cases.get(case, {}).get(fact)
-
-    rows: list[tuple[str, float, str, bool | None]] = []
-
-    def ratio(says: str, above: float | None, below: float | None, limit: float, at_least: bool) -> None:
-        if above and below:
-            value = above / below
-            holds = value >= limit if at_least else value <= limit
-            rows.append((says, value, f"{'at least' if at_least else 'at most'} {limit:g}", holds))
-
-    def bound(says: str, value: float | None, limit: float) -> None:
-        if value:
-            rows.append((says, value, f"at most {limit:g} GiB", value <= limit))
-
-    def same(says: str, one: Any, other: Any) -> None:
-        if one and other:
-            rows.append((says, float(one == other), "equal", one == other))
-
-    peak = "peak allocated GiB"
-    # Ours are seconds of a prompt that is known already; plain diffusers reads it anew unless it is given embeddings.
-    plain = get("resident", "picture from embeddings seconds") or get("resident", "picture seconds")
-    loop = get("model-offload-24", "naive grid seconds, reckoned")
-    bound("lean under 24 GiB: peak", get("lean-24", peak), 19)
-    same("lean: bytes of plain bf16", get("lean-24", "sha"), get("resident", "sha"))
-    ratio("lean: a further picture beside resident", get("lean-24", "picture seconds"), plain, 1.05, False)
-    ratio(
-        "model offload beside lean, a new prompt each", get("model-offload-24", "picture seconds"),
-        get("lean-24", "new prompt picture seconds"), 15, True,
-    )  # fmt: skip
-    bound("8-bit storage under 16 GiB: peak", get("fp8-16", peak), 11)
-    ratio("8-bit storage beside resident", get("fp8-16", "picture seconds"), plain, 1.3, False)
-    bound("NF4 under 8 GiB: peak", get("nf4-8", peak), 6.5)
-    ratio("NF4 beside resident", get("nf4-8", "picture seconds"), plain, 1.2, False)
-    bound("stream: peak", get("stream", peak), 4)
-    same("stream: bytes of plain bf16", get("stream", "sha"), get("resident", "sha"))
-    ratio("stream beside resident", get("stream", "picture seconds"), plain, 99, False)
-    bound("mapped stream: peak", get("mapped", peak), 4)
-    same("mapped stream: bytes of plain bf16", get("mapped", "sha"), get("resident", "sha"))
-    ratio("mapped stream beside resident", get("mapped", "picture seconds"), plain, 99, False)
-    ratio(
-        "grid: naive loop beside sweep, resident", get("grid", "naive grid seconds"),
-        get("grid", "grid seconds"), 1.5, True,
-    )  # fmt: skip
-    ratio(
-        "grid: the same, our second sweep", get("grid", "naive grid seconds"), get("grid", "grid again seconds"),
-        1.5, True,
-    )  # fmt: skip
-    same("grid: bytes, resident", get("grid", "grid sha"), get("grid", "naive grid sha"))
-    ratio("grid: naive loop beside sweep, 24 GiB", loop, get("lean-24", "grid seconds"), 15, True)
-    same("grid: bytes, lean", get("lean-24", "grid sha"), get("resident", "naive grid sha"))
-    reference, after = "plain diffusers from embeddings seconds", "picture from embeddings seconds"
-    for case, times in (("fast", 1.45), ("fast-apart", 1.45), ("fast-autotune", 1.45), ("fast-fp8", 1.9)):
-        ratio(f"{case} beside plain diffusers, by its call", get(case, reference), get(case, after), times, True)
-        ratio(f"{case} beside plain diffusers, by run", get(case, reference), get(case, f"our {after}"), times, True)
-    for case in cases:
-        ratio(f"{case}: predicted peak beside measured", get(case, "predicted GiB"), most(cases[case]), 1.07, False)
-        if rows and rows[-1][0].startswith(f"{case}: predicted"):
-            says, value, _, _ = rows[-1]
-            rows[-1] = (says, value, "0.93 to 1.07", 0.93 <= value <= 1.07)
-    return rows
 
 
 def main() -> None:
@@ -643,7 +280,8 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.case:
-        bench = Bench(asked.case, asked.folder, asked.tiny)
+        cap, says = CASES[asked.case]
+        bench = Bench(asked.case, says, cap, asked.folder, asked.tiny)
         try:
             MEASURES[asked.case](bench)
         except Exception as problem:

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.fullsize import most
+from tests.benchmarks.claims import most
 
 RESULTS = Path(__file__).with_name("results") / "fullsize.json"
 BEGIN, END = "<!-- gpu table: python -m tests.benchmarks.table --write README.md -->", "<!-- end of gpu table -->"

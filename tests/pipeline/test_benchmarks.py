@@ -31,7 +31,7 @@ def test_the_measurement_of_recording_runs_at_toy_size_and_finds_the_same_bytes_
 
 
 def test_a_device_that_waits_is_told_from_one_that_works():
-    from tests.benchmarks.fullsize import account
+    from tests.benchmarks.kernels import account
 
     beside = [(0.0, 4.0, "gemm"), (1.0, 2.0, "triton_a"), (5.0, 6.0, "memcpy"), (6.5, 7.0, "gemm")]
     found = account(beside, dearest=1)
@@ -41,6 +41,6 @@ def test_a_device_that_waits_is_told_from_one_that_works():
 
 
 def test_no_kernels_are_no_time():
-    from tests.benchmarks.fullsize import account
+    from tests.benchmarks.kernels import account
 
     assert account([], dearest=3) == {"longest waits": []}

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from tests.benchmarks import table
-from tests.benchmarks.fullsize import ratios, thinned
+from tests.benchmarks.bench import thinned
+from tests.benchmarks.claims import ratios
 
 TOLD = {
     "card": "H200", "date": "2026-11-23", "versions": {"torch": "2.11.0"}, "what": "random weights", "pixels": 1024,
