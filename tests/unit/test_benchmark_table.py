@@ -55,3 +55,16 @@ def test_a_timeline_is_thinned_and_keeps_its_peak():
     long = [(i / 100, float(i == 777)) for i in range(1000)]
     short = thinned(long)
     assert len(short) <= 160 and max(level for _, level in short) == 1.0 and thinned([]) == []
+
+
+def test_a_prediction_is_held_against_the_picture_and_where_compiling_takes_more_against_that_too():
+    told = ratios({"compiled": {"predicted GiB": 10.0, "peak allocated GiB": 9.0, "loading peak GiB": 10.1}})
+    assert [(says.split(": ")[1], holds) for says, _, _, holds in told] == [
+        ("predicted peak beside measured", False),
+        ("predicted peak beside the highest, compiling included", True),
+    ]
+
+
+def test_where_loading_takes_less_than_a_picture_one_peak_is_told():
+    told = ratios({"plain": {"predicted GiB": 9.1, "peak allocated GiB": 9.0, "loading peak GiB": 8.0}})
+    assert [holds for *_, holds in told] == [True]
