@@ -69,7 +69,7 @@ class Report:
 
 def quicken(
     pipe: Any, *, size: int = 1024, text: int = 256, fp8: bool = False, autotune: bool = False, fuse: bool = True,
-    graphs: bool = True, rounds: int = 5,
+    rounds: int = 5,
 ) -> Report:  # fmt: skip
     """Make a resident pipeline quicker, in place, and measure every ingredient.
 
@@ -78,7 +78,6 @@ def quicken(
         fp8: also compute the blocks' linear layers in 8-bit floats, a scale to each row (lossy).
         autotune: let the compiler try many kernels, which takes minutes.
         fuse: compute queries, keys and values in one matrix product; their own layers are gone afterwards.
-        graphs: replay an evaluation as one CUDA graph, if that is quicker.
 
     Raises:
         InputError: the pipeline moves its weights about while it runs, which compiled code cannot follow.
@@ -90,13 +89,12 @@ def quicken(
             'load with preset="resident" or preset="lean"',
         )  # fmt: skip
     with torch.no_grad():
-        return _quicken(pipe, device, size, text, fp8, autotune, fuse, graphs, rounds)
+        return _quicken(pipe, device, size, text, fp8, autotune, fuse, rounds)
 
 
 def _quicken(
-    pipe: Any, device: torch.device, size: int, text: int, fp8: bool, autotune: bool, fuse: bool, graphs: bool,
-    rounds: int,
-) -> Report:  # fmt: skip
+    pipe: Any, device: torch.device, size: int, text: int, fp8: bool, autotune: bool, fuse: bool, rounds: int
+) -> Report:
     transformer = pipe.transformer
     question = _question(transformer, device, size, text)
     forward = lambda: transformer(**question)  # noqa: E731
@@ -126,7 +124,7 @@ def _quicken(
         setup = time.perf_counter() - begun
         what = "compiled blocks" + (", one product for q, k and v" if fuse else "") + (", 8-bit rows" if fp8 else "")
         gains.append(Gain(what, before, seconds(forward, rounds), setup))
-        if graphs and device.type == "cuda":
+        if device.type == "cuda":
             gains.append(_replayed(transformer, forward, gains[-1].after, rounds))
         gains.append(_decoder(pipe, decode, device, rounds))
     return Report(tuple(gains), attention)

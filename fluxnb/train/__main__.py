@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fluxnb.train.config import OPTIMIZERS
 
@@ -108,18 +108,28 @@ def _size(said: str) -> tuple[str, int]:
     return name, int(number)
 
 
+def _length(options: argparse.Namespace) -> dict[str, object]:
+    """How long a stage trains, and in which steps."""
+    fields = {"seconds": "seconds", "iterations": "iterations", "batch": "batch", "learning_rate": "rate"}
+    return {field: getattr(options, option) for field, option in fields.items()}
+
+
+def _said(**options: object) -> dict[str, Any]:
+    """Those that were given; a preset says the others."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _train(options: argparse.Namespace) -> None:
     from fluxnb.train.config import PRESETS
     from fluxnb.train.loop import Rank
 
     preset = PRESETS[options.preset]
-    said = {"seconds": options.seconds, "iterations": options.iterations, "batch": options.batch}
-    said |= {"scenes": options.scenes, "learning_rate": options.rate}
+    said = _length(options) | {"scenes": options.scenes}
     if options.stage == "teacher":
         said |= {"optimizer": options.optimizer, "muon_times": options.muon_times, "validation": options.validation}
         said |= {"warmup": options.warmup, "rewarm": options.warmup}
         preset = dataclasses.replace(preset, sizes=dataclasses.replace(preset.sizes, **dict(options.sizes or ())))
-    changed = dataclasses.replace(getattr(preset, options.stage), **{k: v for k, v in said.items() if v is not None})
+    changed = dataclasses.replace(getattr(preset, options.stage), **_said(**said))
     preset = dataclasses.replace(preset, **{options.stage: changed})
     rank = Rank.join()
     if options.stage == "autoencoder":
@@ -145,19 +155,14 @@ def _distil(options: argparse.Namespace) -> None:
     if options.stage == "pairs":
         from fluxnb.train.pairs import draw_pairs
 
-        said = {"pairs": options.count, "guidance": options.guidance}
-        changed = {name: value for name, value in said.items() if value is not None}
-        draw_pairs(preset.distilled(**changed), options.out, rank)
+        draw_pairs(preset.distilled(**_said(pairs=options.count, guidance=options.guidance)), options.out, rank)
     else:
         from fluxnb.train.distil import train_student
         from fluxnb.train.reflow import train_reflow
 
         warm = options.stage == "reflow" and options.warm
         which = "warm" if warm else options.stage
-        times = {"seconds": options.seconds, "iterations": options.iterations, "batch": options.batch}
-        times |= {"learning_rate": options.rate}
-        changed = {name: value for name, value in times.items() if value is not None}
-        schedule = dataclasses.replace(getattr(preset.distillation, which), **changed)
+        schedule = dataclasses.replace(getattr(preset.distillation, which), **_said(**_length(options)))
         if which == "student":
             look = _look(options.judge, preset, options.out, rank) if options.judge else None
             train_student(preset.distilled(student=schedule), options.out, rank, look=look)
@@ -207,7 +212,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     device, preset = Rank.join().device, PRESETS[options.preset]
     networks, renderer = gather(options.model, preset.sizes, device), Renderer(device)
-    guidance = options.guidance or guidance_of(options.model, preset.distillation.guidance)
+    known = guidance_of(options.model, preset.distillation.guidance)
+    guidance = known if options.guidance is None else options.guidance
     models = {"teacher": networks.denoiser}
     for name in ("student", "reflow"):
         place = getattr(options, name) or student_beside(options.model, name)
