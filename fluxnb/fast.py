@@ -34,14 +34,20 @@ class Gain:
     """One ingredient: seconds before it and with it, and what it cost once; None where it was not measured."""
 
     what: str
-    before: float
+    before: float | None
     after: float
     setup: float = 0.0
 
     @property
-    def factor(self) -> float:
+    def factor(self) -> float | None:
         """How many times quicker."""
-        return self.before / self.after
+        return None if self.before is None else self.before / self.after
+
+    def __repr__(self) -> str:
+        went = f"{self.after * 1e3:.1f} ms"
+        if self.before is not None:
+            went = f"{self.before * 1e3:.1f} -> {went}, {self.before / self.after:.2f} times"
+        return f"{self.what}: {went}" + (f" (once {self.setup:.0f} s)" if self.setup >= 1 else "")
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,7 @@ class Report:
     attention: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        lines = [
-            f"{gain.what}: {gain.before * 1e3:.1f} -> {gain.after * 1e3:.1f} ms, {gain.factor:.2f} times"
-            + (f" (once {gain.setup:.0f} s)" if gain.setup >= 1 else "")
-            for gain in self.gains
-        ]
+        lines = [repr(gain) for gain in self.gains]
         if self.attention:
             lines.append("attention: " + ", ".join(f"{name} {s * 1e3:.2f} ms" for name, s in self.attention.items()))
         return "\n".join(lines)
@@ -69,7 +71,7 @@ class Report:
 
 def quicken(
     pipe: Any, *, size: int = 1024, text: int = 256, fp8: bool = False, autotune: bool = False, fuse: bool = True,
-    rounds: int = 5,
+    graphs: bool = True, tight: bool = False, rounds: int = 5,
 ) -> Report:  # fmt: skip
     """Make a resident pipeline quicker, in place, and measure every ingredient.
 
@@ -78,6 +80,9 @@ def quicken(
         fp8: also compute the blocks' linear layers in 8-bit floats, a scale to each row (lossy).
         autotune: let the compiler try many kernels, which takes minutes.
         fuse: compute queries, keys and values in one matrix product; their own layers are gone afterwards.
+        graphs: replay evaluations as CUDA graphs where that is quicker; not for weights that move, as parked ones do.
+        tight: never decode with the plain decoder, which takes more memory than all else; what compiling it gave is
+            then not known.
 
     Raises:
         InputError: the pipeline moves its weights about while it runs, which compiled code cannot follow.
@@ -89,12 +94,13 @@ def quicken(
             'load with preset="resident" or preset="lean"',
         )  # fmt: skip
     with torch.no_grad():
-        return _quicken(pipe, device, size, text, fp8, autotune, fuse, rounds)
+        return _quicken(pipe, device, size, text, fp8, autotune, fuse, graphs, tight, rounds)
 
 
 def _quicken(
-    pipe: Any, device: torch.device, size: int, text: int, fp8: bool, autotune: bool, fuse: bool, rounds: int
-) -> Report:
+    pipe: Any, device: torch.device, size: int, text: int, fp8: bool, autotune: bool, fuse: bool, graphs: bool,
+    tight: bool, rounds: int,
+) -> Report:  # fmt: skip
     transformer = pipe.transformer
     question = _question(transformer, device, size, text)
     forward = lambda: transformer(**question)  # noqa: E731
@@ -124,9 +130,9 @@ def _quicken(
         setup = time.perf_counter() - begun
         what = "compiled blocks" + (", one product for q, k and v" if fuse else "") + (", 8-bit rows" if fp8 else "")
         gains.append(Gain(what, before, seconds(forward, rounds), setup))
-        if device.type == "cuda":
+        if graphs and device.type == "cuda":
             gains.append(_replayed(transformer, forward, gains[-1].after, rounds))
-        gains.append(_decoder(pipe, decode, device, rounds))
+        gains.append(_decoder(pipe, decode, device, rounds, tight))
     return Report(tuple(gains), attention)
 
 
@@ -162,19 +168,19 @@ def _replayed(transformer: Any, forward: Callable[[], Any], before: float, round
     return Gain("one CUDA graph an evaluation" + ("" if kept else ", not kept"), before, after, setup)
 
 
-def _decoder(pipe: Any, decode: Callable[[], Any], device: torch.device, rounds: int) -> Gain:
-    plain = seconds(decode, rounds)
+def _decoder(pipe: Any, decode: Callable[[], Any], device: torch.device, rounds: int, tight: bool = False) -> Gain:
+    plain = None if tight else seconds(decode, rounds)
     begun = time.perf_counter()
     pipe.vae.to(memory_format=torch.channels_last)
     pipe.vae.decoder.compile()
     decode()
     _wait(device)
     setup, after = time.perf_counter() - begun, seconds(decode, rounds)
-    if after >= plain:  # as on a CPU without instructions for 16 bits
+    kept = plain is None or after < plain
+    if not kept:  # as on a CPU without instructions for 16 bits
         pipe.vae.to(memory_format=torch.contiguous_format)
         pipe.vae.decoder._compiled_call_impl = None
-    what = "decoder compiled in channels-last" + ("" if after < plain else ", not kept")
-    return Gain(what, plain, after, setup)
+    return Gain("decoder compiled in channels-last" + ("" if kept else ", not kept"), plain, after, setup)
 
 
 @contextlib.contextmanager

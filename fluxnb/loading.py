@@ -83,7 +83,9 @@ def load(
     name = "pocket-base" if teacher_alone else source.name
     profile = profile_of(pipe, name, source.card)
     if fast or PRESETS[chosen.preset].compiled:
-        report = quicken(pipe, size=profile.size, text=profile.max_sequence_length, fp8=fast == "fp8")
+        size, text = profile.size, profile.max_sequence_length
+        tight = PRESETS[chosen.preset].compiled  # its plan counts with the compiled decoder
+        report = quicken(pipe, size=size, text=text, fp8=fast == "fp8", graphs=not chosen.park, tight=tight)
         named = f"{chosen.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else chosen.preset
         chosen = dataclasses.replace(chosen, preset=named, exact=False, fast=report)
     flux = _remember(Flux(pipe, model=source.name, revision=source.revision, profile=profile, plan=chosen))

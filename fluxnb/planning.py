@@ -139,7 +139,8 @@ def _option(
     if preset.name == "cpu":
         machine = machine.without_accelerator
     need = needs(preset, model, machine, size=size, text=text, bytes_each=each)
-    if preset.storage != "plain" and machine.device == "cuda" and need.vram_gib > ROOMY * machine.vram_gib:
+    parks = preset.storage != "plain" and not preset.compiled  # what is compiled must find its weights where they were
+    if parks and machine.device == "cuda" and need.vram_gib > ROOMY * machine.vram_gib:
         need = needs(preset, model, machine, size=size, text=text, bytes_each=each, park=True)
     return Option(
         preset=preset, needs=need, refused=_refusal(preset, need, machine, is_large(model), here, asked, room)

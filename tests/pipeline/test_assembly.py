@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import shutil
 
 import pytest
@@ -302,6 +303,27 @@ def test_a_decoder_that_compiling_makes_slower_stays_as_it_was(toy_folder, monke
     gain = fast._decoder(pipe, lambda: None, torch.device("cpu"), 1)
     assert gain.what.endswith(", not kept") and decoder._compiled_call_impl is None
     assert all(weight.is_contiguous() for weight in pipe.vae.parameters())
+
+
+def test_where_memory_is_tight_only_the_compiled_decoder_ever_runs(toy_folder, monkeypatch):
+    from fluxnb import fast
+
+    pipe, ran = built(toy_folder, "lean"), []
+    decoder = pipe.vae.decoder
+    monkeypatch.setattr(type(decoder), "compile", lambda self: setattr(self, "_compiled_call_impl", self._call_impl))
+    gain = fast._decoder(pipe, lambda: ran.append(decoder._compiled_call_impl), torch.device("cpu"), 1, tight=True)
+    assert ran and all(ran)
+    assert gain.before is gain.factor is None and "->" not in repr(gain)
+
+
+def test_weights_that_are_parked_are_not_replayed(toy_folder, monkeypatch):
+    from fluxnb import loading
+
+    asked, chosen = {}, fnb.plan(toy_folder)
+    monkeypatch.setattr(loading.planning, "plan", lambda *_, **__: dataclasses.replace(chosen, park=True))
+    monkeypatch.setattr(loading, "quicken", lambda _, **given: asked.update(given))
+    fnb.load(toy_folder, fast=True)
+    assert asked["graphs"] is False
 
 
 @pytest.mark.parametrize(("after", "kept"), [(0.9, True), (0.99, False), (1.1, False)])

@@ -49,6 +49,12 @@ def test_a_preset_asked_for_is_taken_or_refused_with_its_reason():
         plan("schnell", machine(vram=24), preset="resident")
 
 
+@pytest.mark.parametrize("preset", ["lean-int8", "lean-fp8-rows"])
+def test_what_is_compiled_is_never_parked_and_counts_with_the_compiled_decoder(preset):
+    chosen = plan("schnell", machine(vram=10.0), preset=preset)
+    assert not chosen.park and chosen.vram_gib < 9.7
+
+
 def test_an_unknown_preset_is_told():
     with pytest.raises(InputError, match="Try preset='resident'"):
         plan("schnell", machine(), preset="residant")
