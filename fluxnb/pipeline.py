@@ -220,8 +220,14 @@ class Flux:
             together: True takes all of them in one call, which sums in another order. Small ones are quicker for it
                 on a CPU; a GPU needs the memory for its transformer.
         """
+        return self.begin_decoding(latents, in_turn=in_turn, together=together)()
+
+    def begin_decoding(
+        self, latents: Latents, *, in_turn: bool = True, together: bool = False
+    ) -> Callable[[], tuple[Image.Image, ...]]:
+        """Queue what `decode` does, and return what fetches the pictures: until then the host has its hands free."""
         vae, device, processor = self.pipe.vae, self.device, self.pipe.image_processor
-        pictures: list[Image.Image] = []
+        shown: list[Tensor] = []
         # The same numbers with less bookkeeping. Hooks that move weights would leave them marked by it, so only here.
         quietly = torch.inference_mode() if device.type == "cpu" else torch.no_grad()
         turn = self.turn if in_turn and device.type != "cpu" else contextlib.nullcontext()
@@ -233,11 +239,10 @@ class Flux:
                 # By way of the class: a recorder in front of this object may be watching a walk in another thread.
                 colours = type(processor).postprocess(processor, decoded, output_type="pt")
                 # The sum that diffusers does on the CPU, to the same bytes, where the picture is: fewer to fetch.
-                levels = (colours.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
-                pictures += [Image.fromarray(level.numpy()) for level in levels]
+                shown.append((colours.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous())
             if getattr(self.pipe, "_all_hooks", None):
                 self.pipe.maybe_free_model_hooks()
-        return tuple(pictures)
+        return lambda: tuple(Image.fromarray(level.numpy()) for levels in shown for level in levels.cpu())
 
     @property
     def takes_turns(self) -> bool:

@@ -162,7 +162,8 @@ class _Eyes:
     def maybe_free_model_hooks(self, original: Around, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         call = self.recorder._call
-        if call is not None and call.raws:
+        # Writing a walk down waits for the device. Whoever watches gives it something more to do before the block ends.
+        if call is not None and call.raws and self.recorder._watch is None:
             self._end(call)
         return result
 

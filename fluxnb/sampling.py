@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fluxnb.attention_maps import words_of
 from fluxnb.errors import FluxnbError, InputError, RunError, checks_itself, cut
 from fluxnb.finite import Finite
+from fluxnb.latents import unpack
 from fluxnb.pipeline import Flux
 from fluxnb.prompts import Encoded
 from fluxnb.recipe import Recipe
@@ -36,6 +38,7 @@ class _Stop(enum.Enum):
 STOP: Final = _Stop.STOP
 OnStep = Callable[[Step], Any]
 Watcher = Callable[[Step, Recipe], Any]
+Drawn = tuple[Image.Image | None, float]  # a picture and the seconds it took
 
 
 @checks_itself
@@ -168,6 +171,7 @@ def take_together(
     halted: list[object] = []
     failure: FluxnbError | None = None
     after: list[Trajectory] = []
+    drawn: list[Drawn] = [] if decode else [(None, 0.0)] * len(recipes)
     if count < first.steps:
         numbers = Finite(recipes)
 
@@ -182,26 +186,45 @@ def take_together(
 
         prompts = [recipe.prompt for recipe in recipes]
         with flux.turn, _bar(pipe, first), recording(flux, keep=keep, _watch=watch, _prompts=prompts) as recorder:
+            tokens, fetch = None, None
             try:
-                flux.denoise(first, together, draws=draws, latents=latents, done=count)
+                tokens = flux.denoise(first, together, draws=draws, latents=latents, done=count)
             except KeyboardInterrupt:
                 halted.append(KeyboardInterrupt)
             except torch.cuda.OutOfMemoryError:
                 failure = _out_of_memory(flux, first)
             finally:
                 pipe._interrupt = False
+            if decode and tokens is not None and not halted:
+                numbers.settle()
+                started = time.perf_counter()
+                fetch = flux.begin_decoding(unpack(tokens, first.height or 0, first.width or 0))
+        # When that block ended the walks were written down, while a GPU decoded.
         if failure is not None or halted:
             _settle(pipe)
         if failure is not None:
             raise failure  # outside the except: a traceback would hold on to the tensors
         numbers.settle()
+        if fetch is not None:
+            images = fetch()
+            drawn = [(image, (time.perf_counter() - started) / len(images)) for image in images]
         after = list(recorder.trajectories[-len(recipes) :])
         if not after:
             raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to show
+    if not drawn:
+        ends = [(each.steps[-1], each.finished) for each in after] or [(steps[-1], True) for steps in before]
+        drawn = [_decoded(flux, recipe, *end) for recipe, end in zip(recipes, ends, strict=True)]
     return [
-        _finished(flux, recipe, before[item], after[item] if after else None, levels, keep, decode)
+        _finished(flux, recipe, before[item], after[item] if after else None, levels, keep, drawn[item])
         for item, recipe in enumerate(recipes)
     ]
+
+
+def _decoded(flux: Flux, recipe: Recipe, last: Step, done: bool) -> Drawn:
+    """The picture of a walk that ends with this step; of one that was broken off, of the clean estimate there."""
+    started, tokens = time.perf_counter(), last.x_next if done else last.clean.to(last.x.dtype)
+    image = flux.decode_tokens(tokens, recipe.height or 0, recipe.width or 0)
+    return image, time.perf_counter() - started
 
 
 def _finished(
@@ -211,23 +234,18 @@ def _finished(
     after: Trajectory | None,
     levels: tuple[float, ...],
     keep: Keep,
-    decode: bool,
+    drawn: Drawn,
 ) -> Trajectory:
     """The record: the steps known and the steps taken as one, the picture, and only what is to be kept."""
     height, width = recipe.height or 0, recipe.width or 0
     steps = before + tuple(
         dataclasses.replace(step, index=step.index + len(before)) for step in (after.steps if after else ())
     )
-    done = after is None or after.finished
-    last, image, started = steps[-1], None, time.perf_counter()
-    if decode:
-        tokens = last.x_next if done else last.clean.to(last.x.dtype)
-        image = flux.decode_tokens(tokens, height, width)
-    decoding = time.perf_counter() - started
+    image, decoding = drawn
     return Trajectory(
         image=image,
         recipe=recipe,
-        finished=done,
+        finished=after is None or after.finished,
         sigmas=levels or (after.sigmas if after else ()),
         steps=tuple(step.thinned(keep, recipe.steps) for step in steps),
         height=height,

@@ -326,7 +326,7 @@ def test_weights_that_are_parked_are_not_replayed(toy_folder, monkeypatch):
     assert asked["graphs"] is False
 
 
-@pytest.mark.parametrize(("after", "kept"), [(0.9, True), (0.99, False), (1.1, False)])
+@pytest.mark.parametrize(("after", "kept"), [(0.9, True), (0.98, True), (0.995, False), (1.1, False)])
 def test_evaluations_are_replayed_where_that_is_quicker(toy_folder, monkeypatch, after, kept):
     from fluxnb import fast
     from fluxnb.graphs import Replay

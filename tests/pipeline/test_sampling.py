@@ -353,3 +353,25 @@ def test_a_film_takes_any_decoder_and_refuses_unknown_ones(toy, toy_walk):
 def test_steps_that_kept_nothing_are_not_in_the_film(toy, toy_walk):
     bare = dataclasses.replace(toy_walk[0], tensors={})
     assert fnb.film(toy, dataclasses.replace(toy_walk, steps=(bare, *toy_walk.steps[1:]))).steps == (1, 2, 3)
+
+
+def test_a_picture_is_on_its_way_before_its_walk_is_written_down(toy, monkeypatch):
+    from fluxnb import recorder
+    from fluxnb.pipeline import Flux
+
+    order, begin, write = [], Flux.begin_decoding, recorder.walks_of
+    monkeypatch.setattr(
+        Flux, "begin_decoding", lambda *given, **more: (order.append("queued"), begin(*given, **more))[1]
+    )
+    monkeypatch.setattr(recorder, "walks_of", lambda *given: (order.append("written"), write(*given))[1])
+    fnb.run(toy, "a fox", steps=2)
+    assert order == ["queued", "written"]
+
+
+def test_what_is_no_picture_is_never_decoded(toy, monkeypatch):
+    from fluxnb.pipeline import Flux
+
+    monkeypatch.setattr(Flux, "begin_decoding", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(toy.pipe.transformer, "forward", lambda hidden_states, **_: (hidden_states * float("nan"),))
+    with pytest.raises(RunError, match="not finite"):
+        fnb.run(toy, "a fox", steps=2)
