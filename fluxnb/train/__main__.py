@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     check.add_argument("--preset", default="pocket", help="the sizes of a run")
     check.add_argument("--save", type=Path, help="write the table here as JSON")
     check.add_argument("--figure", type=Path, help="draw it here, as PNG")
+    check.add_argument("--keep", type=Path, help="keep what is read here; one that was cut off goes on from there")
     check.add_argument("--count", type=int, default=1700, help="scenes per sampling seed, seen and held out each")
     check.add_argument("--seeds", type=int, default=3)
     check.add_argument("--prompts", type=int, default=64, help="prompts asked again and again, for diversity")
@@ -206,7 +207,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from fluxnb.train.config import PRESETS
     from fluxnb.train.evaluate import evaluate, settings_of
     from fluxnb.train.examiner import Asked, Examiner
-    from fluxnb.train.gather import another, gather, guidance_of, student_beside
+    from fluxnb.train.gather import another, gather, guidance_of, kept_of, student_beside
     from fluxnb.train.loop import Rank
     from fluxnb.train.render import Renderer
 
@@ -221,7 +222,8 @@ def _evaluate(options: argparse.Namespace) -> None:
             models[name] = another(place, networks.denoiser)
     asked = Asked(options.count, options.seeds, options.prompts, options.noises)
     settings, main_ones = settings_of(models, networks.vae, networks.tokens, device, guidance)
-    table = evaluate(Examiner(networks.judge, renderer, networks.vae, asked), settings, main_ones)
+    kept = kept_of(options.keep, networks, models, asked, guidance)
+    table = evaluate(Examiner(networks.judge, renderer, networks.vae, asked), settings, main_ones, kept=kept)
     rows = acceptance(table)
     found = {
         "asked": {**dataclasses.asdict(asked), "guidance": guidance, "device": device.type},

@@ -10,6 +10,7 @@ the seeds.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import sys
@@ -22,13 +23,14 @@ from diffusers import AutoencoderKL
 
 from fluxnb.train.ask import Painter, painter, reconstruct
 from fluxnb.train.examiner import PARTS, Examiner, Freedom, Marks
+from fluxnb.train.kept import Kept, Reading
 from fluxnb.train.measure import Estimate, bootstrap, over_seeds, ratio, ratio_of_shares, wilson
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.tokens import Tokens
 
 #: label of a setting -> name of a quantity -> its estimate.
 Table = dict[str, dict[str, Estimate]]
-RENDERS, RECONSTRUCTIONS = "renders", "reconstructions"
+RENDERS, RECONSTRUCTIONS = TRUE = "renders", "reconstructions"
 
 
 def settings_of(
@@ -57,7 +59,12 @@ def settings_of(
 
 
 def evaluate(
-    examiner: Examiner, settings: dict[str, Painter], main: frozenset[str], *, teacher: str = "teacher@28"
+    examiner: Examiner,
+    settings: dict[str, Painter],
+    main: frozenset[str],
+    *,
+    teacher: str = "teacher@28",
+    kept: Kept | None = None,
 ) -> Table:
     """Everything that is measured of every setting, beside renders and reconstructions.
 
@@ -65,34 +72,45 @@ def evaluate(
         settings: label to painter. `main` names those that are also asked for held-out scenes and for diversity;
             the others only lie on a curve.
         teacher: the setting that the others are held against, where it is among them.
+        kept: readings of an evaluation that was cut off; what is read now is added to them.
 
     Returns:
         A table of estimates. `name/seen` and `name/held_out` are shares; `... : teacher` is the ratio to the teacher
         setting on the same scenes, `... : reconstructions` the ratio to the ceiling.
     """
-    marks: dict[str, dict[str, list[Marks]]] = {RENDERS: {}, RECONSTRUCTIONS: {}}
+    kept = kept or Kept(None)
+    readings = {label: kept.reading(label, functools.partial(_true, examiner, label)) for label in TRUE}
+    for label, paint in settings.items():
+        began = time.perf_counter()
+        readings[label] = kept.reading(label, functools.partial(_drawn, examiner, paint, label in main))
+        print(f"{label}: {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
+    marks = {label: reading.marks for label, reading in readings.items()}
+    freedom = {label: reading.freedom for label, reading in readings.items() if reading.freedom is not None}
+    table = {label: dict(_estimates(label, marks, freedom, teacher)) for label in marks}
+    for label, reading in readings.items():
+        if reading.hello is not None:
+            table[label]["hello_world"] = reading.hello
+            table[label]["fd_order"] = _same_order(table, list(settings))
+    return table
+
+
+def _true(examiner: Examiner, label: str) -> Reading:
+    """What there is to be reached: renders, and what the autoencoder makes of them."""
+    marks: dict[str, list[Marks]] = {part: [] for part in PARTS}
     for part in PARTS:
         for seed in examiner.asked.every_seed:
             real = examiner.render(seed, part)
-            again = reconstruct(examiner.vae, real)
-            marks[RENDERS].setdefault(part, []).append(examiner.marks(seed, part, real))
-            marks[RECONSTRUCTIONS].setdefault(part, []).append(examiner.marks(seed, part, again))
-    freedom = {RENDERS: examiner.freedom(None)}
-    hello = {}
-    for label, paint in settings.items():
-        began = time.perf_counter()
-        marks[label] = {
-            part: [examiner.marks(seed, part, examiner.draw(paint, seed, part)) for seed in examiner.asked.every_seed]
-            for part in (PARTS if label in main else PARTS[:1])
-        }
-        if label in main:
-            freedom[label], hello[label] = examiner.freedom(paint), examiner.hello(paint)
-        print(f"{label}: {time.perf_counter() - began:.1f} s", file=sys.stderr, flush=True)
-    table = {label: dict(_estimates(label, marks, freedom, teacher)) for label in marks}
-    for label, read_right in hello.items():
-        table[label]["hello_world"] = read_right
-        table[label]["fd_order"] = _same_order(table, list(settings))
-    return table
+            shown = real if label == RENDERS else reconstruct(examiner.vae, real)
+            marks[part].append(examiner.marks(seed, part, shown))
+    return Reading(marks, examiner.freedom(None) if label == RENDERS else None)
+
+
+def _drawn(examiner: Examiner, paint: Painter, everything: bool) -> Reading:
+    marks = {
+        part: [examiner.marks(seed, part, examiner.draw(paint, seed, part)) for seed in examiner.asked.every_seed]
+        for part in (PARTS if everything else PARTS[:1])
+    }
+    return Reading(marks, examiner.freedom(paint), examiner.hello(paint)) if everything else Reading(marks)
 
 
 def _same_order(table: Table, labels: list[str]) -> Estimate:

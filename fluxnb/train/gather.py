@@ -10,8 +10,11 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
 from fluxnb.errors import StorageError
+from fluxnb.integrity import sampled_fingerprint
 from fluxnb.train.config import Sizes
+from fluxnb.train.examiner import Asked
 from fluxnb.train.judge import Judge, load_judge
+from fluxnb.train.kept import Kept
 from fluxnb.train.loop import read_log
 from fluxnb.train.objective import Denoiser
 from fluxnb.train.saved import load_denoiser, with_transformer
@@ -76,3 +79,17 @@ def guidance_of(folder: Path, otherwise: float) -> float:
         return float(json.loads(card.read_text()).get("profile", {}).get("pocket-base", {}).get("guidance", otherwise))
     drawn = [float(str(line["guidance"])) for line in read_log(pairs) if "guidance" in line] if pairs.exists() else []
     return drawn[-1] if drawn else otherwise
+
+
+def kept_of(
+    folder: Path | None, networks: Networks, models: dict[str, Denoiser], asked: Asked, guidance: float
+) -> Kept:
+    """The readings kept in a folder, held against what they depend on: weights, guidance and how much is asked."""
+    who = {name: sampled_fingerprint(model) for name, model in models.items()} if folder else {}
+    judged = sampled_fingerprint(networks.judge, networks.vae) if folder else ""
+
+    def of(label: str) -> str:
+        name = label.partition("@")[0].partition(",")[0]
+        return f"{who.get(name, '')}/{guidance if name == 'teacher' else ''}"
+
+    return Kept(folder, f"{judged}/{asked}", of)

@@ -72,12 +72,48 @@ def networks(run):
     return gather(run, TINY.sizes, CPU)
 
 
+FEW = ["--preset", "tiny", "--count", "4", "--seeds", "2", "--prompts", "4", "--noises", "3"]
+
+
 @pytest.fixture(scope="module")
 def found(run):
     """What the command writes."""
-    main(["evaluate", "--model", str(run), "--preset", "tiny", "--count", "4", "--seeds", "2", "--prompts", "4",
-          "--noises", "3", "--save", str(run / "found.json"), "--figure", str(run / "found.png")])  # fmt: skip
+    main(["evaluate", "--model", str(run), *FEW, "--save", str(run / "found.json"), "--figure", str(run / "found.png"),
+          "--keep", str(run / "kept")])  # fmt: skip
     return json.loads((run / "found.json").read_text())
+
+
+def drawn_again(run, monkeypatch):
+    """The labels that an evaluation of the same folder reads anew, and what it writes."""
+    from fluxnb.train import evaluate
+
+    drawn, read, true = [], evaluate._drawn, evaluate._true
+    monkeypatch.setattr(evaluate, "_drawn", lambda *given: (drawn.append(given[1]), read(*given))[1])
+    monkeypatch.setattr(evaluate, "_true", lambda *given: (drawn.append(given[1]), true(*given))[1])
+    main(["evaluate", "--model", str(run), *FEW, "--save", str(run / "again.json"), "--keep", str(run / "kept")])
+    return len(drawn), json.loads((run / "again.json").read_text())
+
+
+def test_an_evaluation_goes_on_with_the_readings_that_are_kept(run, found, monkeypatch):
+    (run / "kept" / "student@4.json").unlink()
+    assert drawn_again(run, monkeypatch) == (1, found)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"key": 1}', "[]"])
+def test_a_kept_reading_that_is_damaged_is_read_anew(run, found, monkeypatch, damage):
+    file = run / "kept" / "teacher, unguided@4.json".replace(", ", "-")
+    file.write_text(damage)
+    assert drawn_again(run, monkeypatch) == (1, found)
+
+
+def test_readings_of_other_weights_are_not_taken(run, found, monkeypatch):
+    student = run / "student.safetensors"
+    before = student.read_bytes()
+    other = build_denoiser(TINY.sizes)
+    save_transformer(other.transformer, student, Rank(0, 1, CPU))
+    again, _ = drawn_again(run, monkeypatch)
+    student.write_bytes(before)
+    assert again == sum(label.startswith("student@") for label in found["settings"])
 
 
 # ------------------------------------------------------------------------------------------------ the whole command
