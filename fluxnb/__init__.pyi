@@ -33,7 +33,6 @@ from .records import Keep as Keep
 from .records import Step as Step
 from .records import Sweep as Sweep
 from .records import Trajectory as Trajectory
-from .sampling import STOP as STOP
 from .sampling import run as run
 from .saving import open_trajectory as open_trajectory
 from .saving import save as save
@@ -42,6 +41,7 @@ from .sweep import Stream as Stream
 from .sweep import plan_sweep as plan_sweep
 from .sweep import stream as stream
 from .sweep import sweep as sweep
+from .walking import STOP as STOP
 from .widgets import Explorer as Explorer
 from .widgets import Lab as Lab
 from .widgets import Scrubber as Scrubber

@@ -22,8 +22,8 @@ from fluxnb.pipeline import Flux
 from fluxnb.prompts import Encoded
 from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Keep, Step, Trajectory
-from fluxnb.sampling import STOP, Watcher, take_together
 from fluxnb.store import Store
+from fluxnb.walking import STOP, Watcher, take_together
 
 __all__ = ["Making", "starts", "text_of"]
 

@@ -22,8 +22,8 @@ from fluxnb.flow import share_prefixes
 from fluxnb.pipeline import Flux
 from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Keep
-from fluxnb.sampling import take
 from fluxnb.store import Store
+from fluxnb.walking import take
 
 __all__ = ["Pace", "Work", "measure", "pace_of", "remember", "work_of"]
 

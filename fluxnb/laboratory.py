@@ -13,8 +13,8 @@ from fluxnb.errors import InputError, checks_itself, cut
 from fluxnb.pipeline import Flux
 from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Keep
-from fluxnb.sampling import STOP
 from fluxnb.store import Store
+from fluxnb.walking import STOP
 from fluxnb.widgets.job import Job, Watch
 from fluxnb.widgets.lab import Lab
 

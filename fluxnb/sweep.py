@@ -23,8 +23,9 @@ from fluxnb.errors import InputError, checks_itself, cut
 from fluxnb.pipeline import Flux
 from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Keep, Step, Sweep
-from fluxnb.sampling import OnStep, Watcher
+from fluxnb.sampling import OnStep
 from fluxnb.store import Store
+from fluxnb.walking import Watcher
 
 __all__ = ["Stream", "Work", "plan_sweep", "stream", "sweep"]
 

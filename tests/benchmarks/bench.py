@@ -183,7 +183,7 @@ class Bench:
     def known(self, flux: Any, encoded: Any, seed: int) -> Any:
         """A picture of a prompt that is encoded: what each further seed costs."""
         from fluxnb.records import Keep
-        from fluxnb.sampling import take
+        from fluxnb.walking import take
 
         return take(flux, self.recipe(flux, seed), encoded, keep=Keep()).image
 
