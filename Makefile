@@ -62,7 +62,7 @@ colab: $(COLAB_STAMP)
 
 $(COLAB_STAMP): pyproject.toml constraints-colab.txt
 	@test -x $(COLAB)/bin/python || { echo "making $(COLAB), the versions of Colab"; $(PYTHON) -m venv $(COLAB); }
-	$(COLAB)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints-colab.txt --editable . beartype hypothesis pytest
+	$(COLAB)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints-colab.txt --editable '.[small]' beartype hypothesis pytest
 	@touch $@
 
 format: $(STAMP)
