@@ -39,7 +39,8 @@ class Replay:
     The first question of a shape is answered as ever, the second is recorded, and from then on it is replayed. Whoever
     listens inside sees nothing of a replay; while a hook hangs on any part of the transformer that had none when this
     was made, while gradients are on, an adapter is loaded or diffusers caches blocks, questions are answered as before.
-    Weights may change in place; where they move, or attention is computed by another backend, make another.
+    Weights may change in place; where they have moved, a question is recorded anew. Where attention is computed by
+    another backend, make another.
 
     Arguments:
         transformer: a FluxTransformer2DModel on a CUDA device; its blocks may be compiled.
@@ -54,6 +55,9 @@ class Replay:
         self._before = vars(transformer).get("forward")  # somebody else's, in the class's place
         self._parts = [part for part in transformer.modules() if part is not transformer]
         self._usual = self._hooks()
+        # Those that are held in a subclass, in 8 bits for instance, move with the others and tell no address.
+        self._weights = [weight for weight in transformer.parameters() if type(weight.data) is Tensor]
+        self._places = self._where()
         self._met: set[object] = set()
         self._recordings: dict[object, _Recording | None] = {}  # None: this one cannot be recorded
         functools.update_wrapper(self, self._plain)  # so that whoever asks for the signature finds the network's
@@ -73,6 +77,10 @@ class Replay:
         others = {name: value for name, value in asked.items() if name not in tensors}
         if args or others.get("return_dict") is not False or not self._may(others):
             return self._plain(*args, **asked)
+        if (places := self._where()) != self._places:  # a recording would read where they no longer lie
+            self._met.clear()
+            self._recordings.clear()
+            self._places = places
         key = (tuple((name, value.shape, value.dtype, value.device) for name, value in tensors.items()), str(others))
         if key not in self._met or (key not in self._recordings and len(self._recordings) >= LIMIT):
             self._met.add(key)  # compiling, and filling what is kept, must be over before a recording
@@ -96,6 +104,9 @@ class Replay:
 
     def _hooks(self) -> int:
         return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in self._parts)
+
+    def _where(self) -> tuple[int, ...]:
+        return tuple(weight.data_ptr() for weight in self._weights)
 
     def _embed(self, tensors: dict[str, Tensor]) -> None:
         """What the network does first, for those who listen there: tables of modulation ask the host for their rows."""

@@ -165,6 +165,26 @@ def test_parking_changes_no_bytes(toy_folder, toy_walk, monkeypatch):
     assert seen == [1]
 
 
+def test_a_compiled_decoder_parks_too(toy_folder, monkeypatch):
+    from fluxnb import assembly
+
+    seen = []
+
+    @contextlib.contextmanager
+    def noted(layers, waiting):
+        seen.append("away")
+        yield
+        seen.append("back")
+
+    monkeypatch.setattr(assembly, "parked", noted)
+    pipe = built(toy_folder, "lean", park=True)
+    pipe.vae.decoder.compile(backend="eager")
+    with torch.no_grad():
+        for _ in range(2):
+            pipe.vae.decode(torch.zeros(1, 16, 8, 8))
+    assert seen == ["away", "back"] * 2
+
+
 def test_float16_that_leaves_its_range_is_told_and_names_the_part(toy_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -109,6 +109,26 @@ def test_whoever_listens_outside_hears_replays_too(replayed):
     assert heard == [1, 1, 1]
 
 
+def test_weights_that_moved_are_recorded_anew(replayed):
+    transformer, _, recorder = replayed
+    ask(transformer), ask(transformer), ask(transformer)
+    for weight in transformer.single_transformer_blocks[-1].parameters():
+        weight.data = weight.data.clone()
+    ask(transformer)
+    assert (recorder.recorded, recorder.replayed) == (1, 2)
+    ask(transformer)
+    assert recorder.recorded == 2
+
+
+def test_weights_that_change_in_place_are_replayed(replayed):
+    transformer, _, recorder = replayed
+    ask(transformer), ask(transformer)
+    with torch.no_grad():
+        transformer.proj_out.weight.mul_(2.0)
+    ask(transformer)
+    assert (recorder.recorded, recorder.replayed) == (1, 2)
+
+
 def test_gradients_pass_as_before(replayed):
     transformer, _, recorder = replayed
     for _ in range(3):
