@@ -70,8 +70,9 @@ class Hardware:
 class Card:
     """A kind of accelerator: total GiB, capability, TFLOP/s reached by plain PyTorch, memory GB/s, PCIe GB/s reached.
 
-    TFLOP/s: measured for T4 to B200 where a measurement was published (an evaluation of FLUX at 1024 px), else the
-    data sheet's dense 16-bit rate with 32-bit sums times 0.7 (GeForce) or 0.4 (the rest).
+    TFLOP/s: of an evaluation of FLUX at 1024 px, measured here for H100 and H200 (`tests/benchmarks/results`) and
+    published for others from T4 to B200; else the data sheet's dense 16-bit rate with 32-bit sums times 0.7 (GeForce)
+    or 0.4 (the rest).
     """
 
     vram: float
