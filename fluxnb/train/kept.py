@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ class Reading:
 class Kept:
     """Readings by label, in one JSON file each; one of other weights or another question is read anew.
 
+    The code is not asked after: where the world, the judge's questions or the arithmetic change, take another folder.
+    A reading that cannot be written is told on stderr and not kept; the evaluation goes on.
+
     Arguments:
         folder: where they are kept; None for nowhere.
         common: what all readings depend on: the judge, how much was asked.
@@ -57,10 +61,13 @@ class Kept:
             told = json.loads(file.read_text(encoding="utf-8"))
             if told["key"] == key:
                 return _from_json(told)
-        reading = read()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".part").write_text(json.dumps({"key": key, **_as_json(reading)}), encoding="utf-8")
-        file.with_suffix(".part").replace(file)
+        reading, part = read(), file.with_suffix(".part")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            part.write_text(json.dumps({"key": key, **_as_json(reading)}), encoding="utf-8")
+            part.replace(file)
+        except OSError as problem:
+            print(f"{label} is not kept: {problem}", file=sys.stderr, flush=True)
         return reading
 
 

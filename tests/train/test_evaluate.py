@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from fluxnb.train.features import Untrained
 from fluxnb.train.figure import MET, MISSED, figure_of
 from fluxnb.train.gather import another, gather, guidance_of, student_beside
 from fluxnb.train.judge import Judge, save_judge
+from fluxnb.train.kept import Kept, Reading
 from fluxnb.train.loop import Rank
 from fluxnb.train.measure import (
     Estimate,
@@ -104,6 +107,14 @@ def test_a_kept_reading_that_is_damaged_is_read_anew(run, found, monkeypatch, da
     file = run / "kept" / "teacher, unguided@4.json".replace(", ", "-")
     file.write_text(damage)
     assert drawn_again(run, monkeypatch) == (1, found)
+
+
+def test_a_reading_that_cannot_be_kept_is_told_and_not_lost(tmp_path, monkeypatch, capsys):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(full))
+    reading = Reading({})
+    assert Kept(tmp_path).reading("teacher@28", lambda: reading) is reading
+    assert "teacher@28 is not kept" in capsys.readouterr().err and not (tmp_path / "teacher@28.json").exists()
 
 
 def test_readings_of_other_weights_are_not_taken(run, found, monkeypatch):
