@@ -88,8 +88,8 @@ class Pace:
     """Counts iterations and knows how many there will be.
 
     The clock starts after the first few, in which the code compiles: that takes from ten seconds to two minutes, and
-    runs of equal seconds should be. A schedule by seconds is planned again every `trial` iterations from the speed of
-    the last ones, until the learning rate begins to fall.
+    runs of equal seconds should be. A schedule by seconds is planned again every `trial` iterations from the speed so
+    far, looks at pictures among it, until the learning rate begins to fall.
     """
 
     compiling = 0.0  # seconds that came before the clock
@@ -101,21 +101,18 @@ class Pace:
         self.started = time.perf_counter()
 
     def __iter__(self) -> Iterator[int]:
-        iteration, mark = 0, self.started
+        iteration, first = 0, 0
         while self.total is None or iteration < self.total:
             if iteration == COMPILED:
                 self._settle()
                 self.compiling = self.seconds()
-                self.started = mark = time.perf_counter()
-            if self.planning and iteration and iteration % self.trial == 0:
+                self.started, first = time.perf_counter(), iteration
+            if self.planning and iteration > self.trial and iteration % self.trial == 0:
                 self._settle()
-                now = time.perf_counter()
-                if iteration > self.trial:
-                    left = self.schedule.seconds - (now - self.started)
-                    total = iteration + max(1.0, left / ((now - mark) / self.trial))
-                    self.total = int(self.rank.share(total))
-                    self.planning = iteration < self.total * (1 - self.schedule.cooldown) * 0.9
-                mark = now
+                gone = self.seconds()
+                left = (self.schedule.seconds - gone) / (gone / (iteration - first))
+                self.total = int(self.rank.share(iteration + max(1.0, left)))
+                self.planning = iteration < self.total * (1 - self.schedule.cooldown) * 0.9
             yield iteration
             iteration += 1
 

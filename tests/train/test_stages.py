@@ -16,6 +16,7 @@ pytest.importorskip("sentencepiece")
 from diffusers import AutoencoderKL, FluxPipeline
 
 from fluxnb.errors import StorageError
+from fluxnb.train import loop
 from fluxnb.train.__main__ import main
 from fluxnb.train.ask import hits, scenes_to_ask
 from fluxnb.train.autoencoder import train_autoencoder
@@ -186,6 +187,14 @@ def test_the_average_forgets_its_start():
 def test_the_learning_rate_rises_holds_and_falls_to_zero():
     pace = Pace(Schedule(seconds=0.0, iterations=1000, batch=1, learning_rate=1.0, warmup=10), CPU)
     assert pace.rate(0) == pytest.approx(0.1) and pace.rate(500) == 1.0 and pace.rate(999) < 0.01
+
+
+def test_a_look_at_pictures_does_not_shorten_a_schedule_by_seconds(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    for iteration in (pace := Pace(Schedule(seconds=10.0, batch=1, learning_rate=1.0, cooldown=0.5), CPU, trial=100)):
+        clock[0] += 0.01 if iteration != 450 else 1.0  # in the last hundred that are planned by
+    assert pace.seconds() == pytest.approx(10.0, rel=0.15)
 
 
 def test_a_schedule_by_seconds_ends_near_them():
