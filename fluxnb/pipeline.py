@@ -193,15 +193,20 @@ class Flux:
 
     @_in_turn
     @_no_grad
-    def replay(self, recipe: Recipe, encoded: Encoded, velocities: Sequence[Tokens], draws: Draws) -> list[Tokens]:
+    def replay(self, recipe: Recipe, x: Tokens, velocities: Sequence[Tokens], draws: Draws) -> list[Tokens]:
         """Take steps whose velocities are known: the tokens before each, and after the last.
 
         Exact: the same scheduler makes the same steps from the same numbers. The generators are left where runs of
-        their own would have left them.
+        their own would have left them, if anything is still drawn from them.
+
+        Arguments:
+            x: the noise that the walks began from, as it was recorded: to draw it again takes longer than to copy it.
         """
         pipe, device = self.pipe, self.device
-        channels, batch, dtype = pipe.transformer.config.in_channels // 4, len(encoded), encoded.embeds.dtype
-        x, _ = pipe.prepare_latents(batch, channels, recipe.height, recipe.width, dtype, device, draws)
+        x = x.to(device)
+        if recipe.sampler == "renoise":
+            channels = pipe.transformer.config.in_channels // 4
+            pipe.prepare_latents(len(x), channels, recipe.height, recipe.width, x.dtype, device, draws)
         scheduler = planned(pipe.scheduler, recipe, device)
         scheduler.set_begin_index(0)
         path = [x]

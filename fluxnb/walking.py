@@ -88,7 +88,7 @@ def take_together(
     first, together = recipes[0], Encoded.together(encoded)
     generators = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
     draws: Draws = generators if len(generators) > 1 else generators[0]
-    begun = _begin(flux, first, together, known, draws)
+    begun = _begin(flux, first, known, draws)
     after: Sequence[Trajectory] = ()
     drawn: list[Drawn] = []
     if begun.count < first.steps:
@@ -105,14 +105,14 @@ def take_together(
     ]  # fmt: skip
 
 
-def _begin(flux: Flux, recipe: Recipe, encoded: Encoded, known: Sequence[Sequence[Step]], draws: Draws) -> _Begun:
+def _begin(flux: Flux, recipe: Recipe, known: Sequence[Sequence[Step]], draws: Draws) -> _Begun:
     """Take the steps that are known."""
     count = len(known[0])
     if not count:
         return _Begun([() for _ in known])
     levels = flux.schedule(recipe)
     velocities = [torch.stack([steps[index].v for steps in known]) for index in range(count)]
-    path = flux.replay(recipe, encoded, velocities, draws)
+    path = flux.replay(recipe, torch.stack([steps[0].x for steps in known]), velocities, draws)
     steps = [_replayed(each, [x[item] for x in path], levels) for item, each in enumerate(known)]
     return _Begun(steps, count, path[-1], levels)
 
