@@ -99,7 +99,7 @@ def write_card(run: Path, to: Path) -> None:
     earlier = card.get("training", {})
     for stage, said in (("teacher", "start"), ("autoencoder", "like")):  # it goes on where the card's ended
         if said in stages.get(stage, {}) and stage in earlier:
-            stages[stage]["before"] = earlier[stage].get("before", earlier[stage])
+            stages[stage] |= _before(stages[stage], earlier[stage])
     card |= {
         "name": "pocket",
         "license": "Apache-2.0; the pictures it learned from are Fluent 3D emoji, MIT",
@@ -117,6 +117,12 @@ def write_card(run: Path, to: Path) -> None:
         if path.is_file() and path.name != "card.json"
     }
     (to / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+
+
+def _before(story: dict[str, object], known: dict[str, object]) -> dict[str, object]:
+    """What a training went on from; a run that is shipped again did not go on from itself."""
+    again = {name: value for name, value in known.items() if name != "before"} == json.loads(json.dumps(story))
+    return {"before": known["before"]} if again and "before" in known else {} if again else {"before": known}
 
 
 def _story(log: list[dict[str, object]]) -> dict[str, object]:

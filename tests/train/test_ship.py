@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import fluxnb
 from fluxnb.train.build import build_transformer
-from fluxnb.train.config import TINY
+from fluxnb.train.config import PRESETS, TINY
 from fluxnb.train.loop import Rank
 from fluxnb.train.saved import save_transformer
 from fluxnb.train.ship import ship
@@ -52,12 +52,12 @@ def test_a_student_leaves_the_teachers_part_of_the_card(joined):
 
 def test_a_teacher_is_used_with_the_guidance_its_student_learned_from(tmp_path, joined):
     to = joined[1]
-    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == 2.5
-    (tmp_path / "run" / "pairs.jsonl").write_text('{"pairs": 8, "guidance": 1.5, "seconds": 1.0}\n')
+    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == PRESETS["pocket"].distillation.guidance
+    (tmp_path / "run" / "pairs.jsonl").write_text('{"pairs": 8, "guidance": 3.0, "seconds": 1.0}\n')
     ship(tmp_path / "run", to, TINY.sizes)
     (tmp_path / "run" / "pairs.jsonl").unlink()
     ship(tmp_path / "run", to, TINY.sizes)
-    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == 1.5
+    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == 3.0
 
 
 def test_the_card_that_ships_knows_every_file_beside_it():

@@ -94,6 +94,14 @@ def test_the_card_keeps_the_story_of_the_autoencoder_before(run, lighter, tmp_pa
     assert told["like"] == "pocket" and told["before"] == before
 
 
+def test_a_run_that_is_shipped_twice_did_not_go_on_from_itself(run, lighter, tmp_path):
+    to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
+    write_card(lighter, to)
+    once = json.loads((to / "card.json").read_text())["training"]
+    write_card(lighter, to)
+    assert json.loads((to / "card.json").read_text())["training"] == once
+
+
 def test_an_autoencoder_alone_takes_the_place_of_the_one_before(run, lighter, tmp_path):
     to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
     teacher = (to / "base" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
