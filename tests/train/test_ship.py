@@ -51,8 +51,8 @@ def test_a_student_leaves_the_teachers_part_of_the_card(joined):
 
 
 def test_a_teacher_is_used_with_the_guidance_its_student_learned_from(tmp_path, joined):
-    to = joined[1]
-    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == PRESETS["pocket"].distillation.guidance
+    to, usual = joined[1], PRESETS["pocket"].distillation.guidance
+    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == usual
     (tmp_path / "run" / "pairs.jsonl").write_text('{"pairs": 8, "guidance": 3.0, "seconds": 1.0}\n')
     ship(tmp_path / "run", to, TINY.sizes)
     (tmp_path / "run" / "pairs.jsonl").unlink()
