@@ -90,7 +90,7 @@ PROFILES: Mapping[str, Mapping[str, Any]] = {
         "size": 128,
         "steps": 28,
         "guidance_kind": "true_cfg",
-        "guidance": 2.5,
+        "guidance": 1.5,
         "max_sequence_length": 48,
     },
     "schnell": {},

@@ -47,7 +47,7 @@ def main() -> None:
         pipe(
             PROMPT,
             negative_prompt="",
-            true_cfg_scale=2.5,
+            true_cfg_scale=1.5,
             height=128,
             width=128,
             num_inference_steps=4,

@@ -12,6 +12,7 @@ import fluxnb as fnb
 from fluxnb import weights
 from fluxnb.errors import InputError, StorageError
 from fluxnb.preview import known_preview
+from fluxnb.profile import PROFILES, Profile
 from tests.conftest import toy_pipeline
 from tests.pipeline.plain import plain_call
 
@@ -111,6 +112,12 @@ def test_a_card_can_state_the_profile(copied):
     )
     flux = fnb.load(copied)
     assert (flux.profile.size, flux.profile.guidance_kind, flux.profile.guidance) == (32, "true_cfg", 2.5)
+
+
+@pytest.mark.parametrize("name", ["pocket", "pocket-base"])
+def test_what_is_known_by_name_is_what_the_shipped_card_says(name):
+    stated = json.loads((weights.POCKET / "card.json").read_text())["profile"][name]
+    assert Profile(**PROFILES[name]) == Profile(**stated)
 
 
 def test_a_card_with_nonsense_is_told(copied):
