@@ -291,7 +291,7 @@ def test_a_pair_is_the_teachers_own_walk_from_its_noise(tmp_path):
     from fluxnb.latents import pack, unpack
 
     noise = unpack(pairs.noise[8:].float(), 128, 128)
-    again = sample(model, *words, noise, schedule(2), guidance=2.5, nothing=tokens([""]))
+    again = sample(model, *words, noise, schedule(2), guidance=TINY.distillation.guidance, nothing=tokens([""]))
     assert torch.allclose(pack(again), pairs.clean[8:].float(), atol=2e-3)
 
 
