@@ -25,7 +25,7 @@ from fluxnb.quantise import block_layers, quantise_now
 __all__ = ["Gain", "Report", "quicken"]
 
 # Of the time before: a recording holds as much memory as an evaluation does beside the weights. With 8-bit rows on an
-# H100 it saves 2.6 of 95.5 ms here, and more in a picture, where the host has other things to do as well.
+# H100 it saves 2.6 of 95.5 ms.
 WORTH = 0.99
 # As diffusers calls them; those that quantise (sage) are not among them, and those not installed drop out.
 BACKENDS = ("native", "_native_cudnn", "_native_flash", "flash", "_flash_3")

@@ -121,8 +121,10 @@ def write_card(run: Path, to: Path) -> None:
 
 def _before(story: dict[str, object], known: dict[str, object]) -> dict[str, object]:
     """What a training went on from; a run that is shipped again did not go on from itself."""
-    again = {name: value for name, value in known.items() if name != "before"} == json.loads(json.dumps(story))
-    return {"before": known["before"]} if again and "before" in known else {} if again else {"before": known}
+    alone = {name: value for name, value in known.items() if name != "before"}
+    if alone != json.loads(json.dumps(story)):
+        return {"before": known}
+    return {"before": known["before"]} if "before" in known else {}
 
 
 def _story(log: list[dict[str, object]]) -> dict[str, object]:
