@@ -58,7 +58,7 @@ lint: $(STAMP)
 # The lower bounds: what is promised of them, the tests say on them. Without a browser and without the slow tests, which
 # ask about processes and disks and not about versions.
 colab: $(COLAB_STAMP)
-	$(COLAB)/bin/python -m pytest tests/unit tests/views tests/pipeline -m "not slow and not browser and not gpu" -p no:cacheprovider
+	$(COLAB)/bin/python -m pytest tests --ignore tests/train --ignore tests/browser -m "not slow and not browser and not gpu" -p no:cacheprovider
 
 $(COLAB_STAMP): pyproject.toml constraints-colab.txt
 	@test -x $(COLAB)/bin/python || { echo "making $(COLAB), the versions of Colab"; $(PYTHON) -m venv $(COLAB); }

@@ -9,11 +9,11 @@ import json
 import math
 from pathlib import Path
 
-from fluxnb.train.acceptance import acceptance
-from fluxnb.train.examiner import Asked
-from fluxnb.train.figure import figure_of
-from fluxnb.train.measure import Estimate
-from fluxnb.weights import POCKET
+from fluxnb.checkpoints.sources import POCKET
+from fluxnb.train.evaluation.acceptance import acceptance
+from fluxnb.train.evaluation.examiner import Asked
+from fluxnb.train.evaluation.figure import figure_of
+from fluxnb.train.evaluation.measure import Estimate
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ import fluxnb as fnb
 def main(prompt: str = "a cat holding a sign that says hello world", seed: int = 0, steps: int = 4) -> None:
     """Walk once and draw every step of it."""
     flux = fnb.load("pocket-base")  # the teacher: its first guess is blurred, so there is something to see
-    walk = fnb.run(flux, prompt, seed=seed, steps=steps)
-    figure = fnb.filmstrip(walk, decode=flux.decode)
+    trajectory = fnb.run(flux, prompt, seed=seed, steps=steps)
+    figure = fnb.filmstrip(trajectory, decode=flux.decode)
     figure.savefig(Path(__file__).with_name("hero.png"), bbox_inches="tight", pad_inches=0.15, dpi=144)
 
 

@@ -27,23 +27,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def demo(asked: argparse.Namespace) -> int:
     """From a prompt to a film strip, a grid of seeds and step counts, and one page; prints the paths it wrote."""
     import fluxnb as fnb
-    from fluxnb.export import html
+    from fluxnb.html import page as html
     from fluxnb.plots import contact_sheet, filmstrip
 
     out = Path(asked.out).resolve()
     print(f"loading {asked.model} …", flush=True)
     flux = fnb.load(asked.model)
     print(f"walking from noise to {asked.prompt!r}, seed {asked.seeds[0]}, {max(asked.steps)} steps …", flush=True)
-    walk = fnb.run(flux, asked.prompt, seed=asked.seeds[0], steps=max(asked.steps))
+    trajectory = fnb.run(flux, asked.prompt, seed=asked.seeds[0], steps=max(asked.steps))
     print(f"{len(asked.seeds)} seeds × {len(asked.steps)} step counts …", flush=True)
     grid = fnb.sweep(flux, prompts=[asked.prompt], seeds=asked.seeds, steps=asked.steps)
 
     out.mkdir(parents=True, exist_ok=True)
     wrote = [out / "filmstrip.png", out / "grid.png", out / "walk.html"]
-    filmstrip(walk, decode=flux.decode).savefig(wrote[0], bbox_inches="tight", dpi=144)
+    filmstrip(trajectory, decode=flux.decode).savefig(wrote[0], bbox_inches="tight", dpi=144)
     contact_sheet(grid).savefig(wrote[1], bbox_inches="tight", dpi=144)
     others = [fnb.run(flux, asked.prompt, seed=asked.seeds[0], steps=count) for count in sorted(set(asked.steps))[:-1]]
-    html.write([*others, walk], wrote[2], decode=flux.decode)
+    html.write([*others, trajectory], wrote[2], decode=flux.decode)
     print("done; every picture was made on this machine just now:")
     for path in wrote:
         print(path)

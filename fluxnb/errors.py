@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable
 from typing import TypeVar
 
-__all__ = ["FluxnbError", "InputError", "RunError", "StorageError", "checks_itself", "cut", "one_of"]
+__all__ = ["FluxnbError", "InputError", "RunError", "StorageError", "shorten", "unknown_choice", "validates_own_input"]
 
 T = TypeVar("T")
 
@@ -24,9 +24,9 @@ class FluxnbError(Exception):
         'steps=0: at least 1 is needed. Try steps=4.'
     """
 
-    def __init__(self, came: str, possible: str = "", remedy: str = "") -> None:
-        self.came, self.possible, self.remedy = came, possible, remedy
-        text = f"{came}: {_sentence(possible)}" if possible else came
+    def __init__(self, given: str, possible: str = "", remedy: str = "") -> None:
+        self.given, self.possible, self.remedy = given, possible, remedy
+        text = f"{given}: {_sentence(possible)}" if possible else given
         super().__init__(f"{text} {_capital(_sentence(remedy))}" if remedy else text)
 
 
@@ -42,7 +42,7 @@ class StorageError(FluxnbError, OSError):
     """A file, a folder, a disk or the hub said no."""
 
 
-def checks_itself(door: T) -> T:
+def validates_own_input(door: T) -> T:
     """Mark a function or class that meets users and tells them of wrong types in our words.
 
     The tests check every annotation; at these doors that would come before the door's own answer.
@@ -51,7 +51,7 @@ def checks_itself(door: T) -> T:
     return door
 
 
-def one_of(name: str, came: object, options: Iterable[str]) -> InputError:
+def unknown_choice(name: str, given: object, options: Iterable[str]) -> InputError:
     """The error for a value that is none of the known ones, with the nearest known one as the thing to type.
 
     Example:
@@ -59,14 +59,14 @@ def one_of(name: str, came: object, options: Iterable[str]) -> InputError:
         "sampler='eular': known are 'euler' and 'renoise'. Try sampler='euler'."
     """
     known = list(options)
-    near = difflib.get_close_matches(str(came), known, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(str(given), known, n=1, cutoff=0.0)
     listed = [repr(option) for option in known]
     text = " and ".join([", ".join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)
-    return InputError(f"{name}={cut(came)}", f"known are {text}", f"try {name}={near[0]!r}" if near else "")
+    return InputError(f"{name}={shorten(given)}", f"known are {text}", f"try {name}={near[0]!r}" if near else "")
 
 
-def cut(value: object, limit: int = 60) -> str:
-    """The repr of a value, shortened so that a hostile or huge one cannot flood a message.
+def shorten(value: object, limit: int = 60) -> str:
+    """The repr of a value, shorten so that a hostile or huge one cannot flood a message.
 
     Example:
         >>> cut("a" * 100, limit=12)

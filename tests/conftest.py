@@ -152,11 +152,11 @@ def toy_guided() -> Any:
     import fluxnb
 
     flux = fluxnb.load(toy_pipeline(seed=1))
-    return flux.with_profile(guidance_kind="true_cfg", guidance=2.5)
+    return flux.with_defaults(guidance_kind="true_cfg", guidance=2.5)
 
 
 @pytest.fixture(scope="session")
-def toy_walk(toy: Any) -> Any:
+def toy_trajectory(toy: Any) -> Any:
     """A finished four-step walk."""
     import fluxnb
 

@@ -6,9 +6,9 @@ to be drawn into a figure of your own.
 Every figure says which model, seed and steps it shows.
 """
 
+from fluxnb.plots.attention import attention
 from fluxnb.plots.curves import lock_in, path, sigma_curve, velocity
 from fluxnb.plots.memory import memory
-from fluxnb.plots.spotlights import attention
 from fluxnb.plots.strips import compare, contact_sheet, filmstrip, latent_channels
 
 __all__ = [

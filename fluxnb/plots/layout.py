@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from fluxnb.frames import Reel
 from fluxnb.plots.style import FAINT, INK, SOFT, plain
 from fluxnb.records import Cell, Trajectory
+from fluxnb.visuals.frames import FrameSet
 
 __all__ = ["FRAME", "GAP", "HEAD", "blocks_of", "box", "evenly", "frame", "rule", "spaced", "spot", "square", "write"]
 
@@ -60,7 +60,7 @@ def rule(left: float, right: float, y: float, drop: float = 0.0) -> Any:
     return Line2D([left, right], [y, y - drop], color=FAINT if not drop else SOFT, linewidth=0.8, zorder=-1)
 
 
-def box(roll: Reel | Trajectory) -> tuple[float, float]:
+def box(roll: FrameSet | Trajectory) -> tuple[float, float]:
     """The size of a frame in inches: the longer side is FRAME."""
     longest = max(roll.width, roll.height)
     return FRAME * roll.width / longest, FRAME * roll.height / longest

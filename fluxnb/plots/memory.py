@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fluxnb.errors import InputError, checks_itself
+from fluxnb.errors import InputError, validates_own_input
 from fluxnb.plots.style import COLOURS, FAINT, INK, SMALL, SOFT, above, canvas, styled
 
 __all__ = ["memory"]
@@ -15,7 +15,7 @@ __all__ = ["memory"]
 Course = Sequence[tuple[float, float]]
 
 
-@checks_itself
+@validates_own_input
 def memory(
     courses: Mapping[str, Course],
     *,

@@ -12,12 +12,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fluxnb.errors import InputError, cut, one_of
-from fluxnb.frames import NAMES, Decode, reel, reels
+from fluxnb.errors import InputError, shorten, unknown_choice
+from fluxnb.plots.captions import common, facts_of, subtitle_of, title_of, values_of, wrap
 from fluxnb.plots.layout import FRAME, GAP, HEAD, blocks_of, box, evenly, frame, rule, spaced, spot, square, write
 from fluxnb.plots.style import INK, SMALL, SOFT, TEXT, breadth, clip, heading, new, placed, styled
-from fluxnb.plots.words import common, facts_of, subtitle_of, title_of, values_of, wrap
 from fluxnb.records import Film, Sweep, Trajectory
+from fluxnb.visuals.frames import NAMES, Decode, frame_sets, frames_of
 
 __all__ = ["compare", "contact_sheet", "filmstrip", "latent_channels"]
 
@@ -31,7 +31,7 @@ MEANING = {
 
 
 def filmstrip(
-    walk: Trajectory | Film,
+    trajectory: Trajectory | Film,
     *,
     shows: Sequence[str] = ("x", "v", "clean", "noise"),
     decode: Decode | None = None,
@@ -60,8 +60,10 @@ def filmstrip(
         >>> filmstrip(walk, shows=["x", "clean"]).savefig("strip.png")              # doctest: +SKIP
     """
     if columns < 2:
-        raise InputError(f"columns={cut(columns)}", "at least 2 are needed, the first and the last", "try columns=8")
-    roll = reel(walk, shows=shows, decode=decode)
+        raise InputError(
+            f"columns={shorten(columns)}", "at least 2 are needed, the first and the last", "try columns=8"
+        )
+    roll = frames_of(trajectory, shows=shows, decode=decode)
     rows = [show for show in roll.frames if roll.frames[show]]
     chosen = evenly(len(roll.sigmas), columns)
     ends = roll.final is not None
@@ -70,7 +72,7 @@ def filmstrip(
     count = max(len(chosen) + ends, 1)
     with styled():
         figure = new(side + count * (wide + GAP), HEAD + 0.2 + max(len(rows), 1) * (high + GAP) + 0.24)
-        heading(figure, clip(title_of(walk), 28 + 9 * count), subtitle_of(walk))
+        heading(figure, clip(title_of(trajectory), 28 + 9 * count), subtitle_of(trajectory))
         for place, index in enumerate(chosen):
             left = side + place * (wide + GAP)
             write(figure, left, HEAD, f"σ {roll.sigmas[index]:.2f}", SMALL + 0.5, INK)
@@ -95,7 +97,7 @@ def filmstrip(
 
 
 def compare(
-    walks: Sequence[Trajectory | Film],
+    trajectories: Sequence[Trajectory | Film],
     *,
     show: str = "clean",
     decode: Decode | None = None,
@@ -117,8 +119,8 @@ def compare(
         The Figure.
     """
     if show not in NAMES:
-        raise one_of("show", show, tuple(NAMES))
-    rolls = reels(walks, shows=(show,), decode=decode, labels=labels)
+        raise unknown_choice("show", show, tuple(NAMES))
+    rolls = frame_sets(trajectories, shows=(show,), decode=decode, labels=labels)
     rolls = tuple(roll for roll in rolls if show in roll.frames)
     if not rolls:
         raise InputError(f"films without {show!r}", "each film shows one thing", f"decode them with what={show!r}")
@@ -127,7 +129,7 @@ def compare(
     row_height = high + 0.14
     with styled():
         figure = new(side + span + 2 * (wide + GAP), HEAD + len(rolls) * row_height + 0.5)
-        heading(figure, f"The {NAMES[show]} at equal noise", common(walks))
+        heading(figure, f"The {NAMES[show]} at equal noise", common(trajectories))
         width, height = figure.get_size_inches()
 
         def place(sigma: float) -> float:
@@ -178,7 +180,7 @@ def contact_sheet(
     axes = {name: tuple(values) for name, values in sweep.axes.items()} or {"seed": (sweep[0].recipe.seed,)}
     for role, name in (("rows", rows), ("columns", columns)):
         if name is not None and name not in axes:
-            raise one_of(role, name, tuple(axes))
+            raise unknown_choice(role, name, tuple(axes))
     several = [name for name in axes if len(axes[name]) > 1 and name not in (rows, columns)]
     spare = [name for name in axes if name not in (rows, columns) and name not in several]
     across = columns or (several.pop() if several else spare.pop() if spare else next(iter(axes)))
@@ -220,7 +222,7 @@ def contact_sheet(
     return placed(figure, ax)
 
 
-def latent_channels(walk: Trajectory, step: int = -1, *, show: str = "clean", ax: Axes | None = None) -> Figure:
+def latent_channels(trajectory: Trajectory, step: int = -1, *, show: str = "clean", ax: Axes | None = None) -> Figure:
     """The sixteen channels of one step's latents, each a small map; purple below zero, orange above.
 
     All channels share one scale, so a pale channel carries little. One cell is 8 x 8 pixels of the picture.
@@ -234,9 +236,11 @@ def latent_channels(walk: Trajectory, step: int = -1, *, show: str = "clean", ax
     Returns:
         The Figure.
     """
-    if not -len(walk) <= step < len(walk):
-        raise InputError(f"step={cut(step)}", f"this walk has steps 0 to {len(walk) - 1}", "try step=-1, the last")
-    chosen = walk[step]
+    if not -len(trajectory) <= step < len(trajectory):
+        raise InputError(
+            f"step={shorten(step)}", f"this walk has steps 0 to {len(trajectory) - 1}", "try step=-1, the last"
+        )
+    chosen = trajectory[step]
     maps = chosen.latents(show).float().numpy()
     limit = float(np.quantile(np.abs(maps), 0.995)) or 1.0
     across = 8
@@ -245,7 +249,7 @@ def latent_channels(walk: Trajectory, step: int = -1, *, show: str = "clean", ax
     with styled():
         figure = new(across * (0.85 + GAP) + 0.62, HEAD + 0.05 + rows * (high + 0.22))
         heading(figure, f"The {len(maps)} latent channels of the {NAMES[show]} at σ {chosen.sigma:.2f}",
-                clip(walk.caption, 110))  # fmt: skip
+                clip(trajectory.caption, 110))  # fmt: skip
         image = None
         for channel, values in enumerate(maps):
             left, top = channel % across * (0.85 + GAP), HEAD + 0.18 + channel // across * (high + 0.22)

@@ -5,8 +5,8 @@ outlive the model and open anywhere. Frozen does not freeze a tensor's numbers: 
 """
 
 from fluxnb.records.film import Film
-from fluxnb.records.grid import Cell, Sweep
 from fluxnb.records.keep import GROUPS, KINDS, Keep
+from fluxnb.records.sweep import Cell, Sweep
 from fluxnb.records.trajectory import SHOWN, Step, Trajectory
 
 __all__ = ["GROUPS", "KINDS", "SHOWN", "Cell", "Film", "Keep", "Step", "Sweep", "Trajectory"]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from fluxnb.records import shown
+from fluxnb.display import figure
+from fluxnb.records.trajectory import png_bytes
 
 __all__ = ["Film"]
 
@@ -46,4 +47,4 @@ class Film:
         return self.frames[index]
 
     def _repr_png_(self) -> bytes | None:
-        return shown.figure("filmstrip", self) or (shown.png(self.frames[-1]) if self.frames else None)
+        return figure(self) or (png_bytes(self.frames[-1]) if self.frames else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fluxnb.errors import InputError, checks_itself, cut, one_of
+from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
 
 __all__ = ["GROUPS", "KINDS", "Keep"]
 
@@ -13,7 +13,7 @@ KINDS = ("x", "v", "x_next", "attention")  # what a step can keep
 GROUPS = ("all", "double", "single")  # of a transformer's blocks
 
 
-@checks_itself
+@validates_own_input
 @dataclass(frozen=True, kw_only=True)
 class Keep:
     """Which steps and which tensors of a run to keep; sigmas, norms and seconds are kept for every step.
@@ -48,18 +48,18 @@ class Keep:
         object.__setattr__(self, "tensors", tuple(self.tensors))
         for name in self.tensors:
             if name not in KINDS:
-                raise one_of("tensors", name, KINDS)
+                raise unknown_choice("tensors", name, KINDS)
         if self.attention is not None and "attention" not in self.tensors:
             object.__setattr__(self, "tensors", (*self.tensors, "attention"))
         if self.attention is None and "attention" in self.tensors:
             object.__setattr__(self, "attention", "all")
         if isinstance(self.attention, str) and self.attention not in GROUPS:
-            raise one_of("attention", self.attention, GROUPS)
+            raise unknown_choice("attention", self.attention, GROUPS)
         for name, indices in (("attention", self.attention), ("heads", self.heads)):
             if indices is not None and not isinstance(indices, str):
                 object.__setattr__(self, name, _indices(name, indices))
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
-            raise InputError(f"every={cut(self.every)}", "at least 1 is needed", "try every=1 to keep each step")
+            raise InputError(f"every={shorten(self.every)}", "at least 1 is needed", "try every=1 to keep each step")
         if self.steps is not None:
             object.__setattr__(self, "steps", _indices("steps", self.steps))
 
@@ -106,5 +106,5 @@ class Keep:
 def _indices(name: str, given: object) -> tuple[int, ...]:
     found = tuple(given) if isinstance(given, Iterable) else (given,)
     if any(isinstance(index, bool) or not isinstance(index, int) for index in found):
-        raise InputError(f"{name}={cut(given)}", "they are indices", f"try {name}=(0, -1)")
+        raise InputError(f"{name}={shorten(given)}", "they are indices", f"try {name}=(0, -1)")
     return found

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from fluxnb import flow
-from fluxnb.errors import InputError, one_of
-from fluxnb.latents import LinearRGB, token_grid, unpack
-from fluxnb.recipe import Recipe
-from fluxnb.records import shown
+from fluxnb.display import figure, write_page, write_trajectory
+from fluxnb.errors import InputError, unknown_choice
+from fluxnb.flow import clean_estimate, noise_estimate
 from fluxnb.records.keep import Keep
+from fluxnb.records.latents import LinearRGB, token_grid, unpack
+from fluxnb.records.recipe import Recipe
 
 __all__ = ["SHOWN", "Step", "Trajectory"]
 
@@ -82,17 +83,17 @@ class Step:
     @property
     def clean(self) -> Tokens:
         """The clean estimate, x - sigma v, in float32."""
-        return flow.clean_estimate(self.x, self.v, self.sigma)
+        return clean_estimate(self.x, self.v, self.sigma)
 
     @property
     def noise(self) -> Tokens:
         """The noise estimate, x + (1 - sigma) v, in float32."""
-        return flow.noise_estimate(self.x, self.v, self.sigma)
+        return noise_estimate(self.x, self.v, self.sigma)
 
     def latents(self, what: str = "clean") -> Latents:
         """One of "x", "v", "clean", "noise", "x_next" as spatial latents (16, h/8, w/8)."""
         if what not in SHOWN:
-            raise one_of("what", what, SHOWN)
+            raise unknown_choice("what", what, SHOWN)
         return unpack(getattr(self, what), self.height, self.width)
 
     @property
@@ -218,21 +219,28 @@ class Trajectory:
         else:
             columns = [word] if -len(self.words) <= word < len(self.words) else []
         if not columns:
-            raise one_of("word", word, dict.fromkeys(self.words))
+            raise unknown_choice("word", word, dict.fromkeys(self.words))
         rows, across = token_grid(self.height, self.width)
         kept = [step.attention[:, columns].sum(1) for step in self.steps if "attention" in step.tensors]
         return torch.stack(kept).reshape(len(kept), rows, across) if kept else torch.zeros(0, rows, across)
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, safetensors with a JSON header; see `fnb.open_trajectory`."""
-        return Path(importlib.import_module("fluxnb.saving").save(self, path))
+        return write_trajectory(self, path)
 
-    def to_html(self, path: str | Path) -> Path:
+    def to_html(self, path: str | Path, **options: Any) -> Path:
         """Write a self-contained page that scrubs through the steps, no kernel and no network needed."""
-        return Path(importlib.import_module("fluxnb.export.html").write(self, path))
+        return write_page(self, path, **options)
 
     def __repr__(self) -> str:
         return f"Trajectory({self.caption!r}, {self.height} x {self.width} px)"
 
     def _repr_png_(self) -> bytes | None:
-        return shown.figure("filmstrip", self) or (None if self.image is None else shown.png(self.image))
+        return figure(self) or (None if self.image is None else png_bytes(self.image))
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """A picture as PNG bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

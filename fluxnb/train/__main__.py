@@ -15,8 +15,8 @@ from fluxnb.train.config import OPTIMIZERS
 
 if TYPE_CHECKING:  # a stage imports what it needs when it runs
     from fluxnb.train.config import Preset
-    from fluxnb.train.loop import Rank
-    from fluxnb.train.watch import Watch
+    from fluxnb.train.stages.loop import Rank
+    from fluxnb.train.stages.watch import Watch
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -94,9 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _atlas(options: argparse.Namespace) -> None:
-    from fluxnb.train import sprites
+    from fluxnb.train.data import sprites
 
-    print(sprites.make_atlas(options.assets, Path(__file__).parent / sprites.ATLAS))
+    print(sprites.make_atlas(options.assets, Path(__file__).parent / "data" / sprites.ATLAS))
 
 
 def _size(said: str) -> tuple[str, int]:
@@ -122,7 +122,7 @@ def _said(**options: object) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     from fluxnb.train.config import PRESETS
-    from fluxnb.train.loop import Rank
+    from fluxnb.train.stages.loop import Rank
 
     preset = PRESETS[options.preset]
     said = _length(options) | {"scenes": options.scenes}
@@ -134,15 +134,15 @@ def _train(options: argparse.Namespace) -> None:
     preset = dataclasses.replace(preset, **{options.stage: changed})
     rank = Rank.join()
     if options.stage == "autoencoder":
-        from fluxnb.train.autoencoder import train_autoencoder
+        from fluxnb.train.stages.autoencoder import train_autoencoder
 
         train_autoencoder(preset, options.out, rank, options.like)
     elif options.stage == "judge":
-        from fluxnb.train.judge import train_judge
+        from fluxnb.train.evaluation.judge import train_judge
 
         train_judge(preset, options.out, rank)
     else:
-        from fluxnb.train.teacher import train_teacher
+        from fluxnb.train.stages.teacher import train_teacher
 
         train_teacher(preset, options.out, rank, options.start, options.compile)
     rank.leave()
@@ -150,16 +150,16 @@ def _train(options: argparse.Namespace) -> None:
 
 def _distil(options: argparse.Namespace) -> None:
     from fluxnb.train.config import PRESETS
-    from fluxnb.train.loop import Rank
+    from fluxnb.train.stages.loop import Rank
 
     preset, rank = PRESETS[options.preset], Rank.join()
     if options.stage == "pairs":
-        from fluxnb.train.pairs import draw_pairs
+        from fluxnb.train.stages.pairs import draw_pairs
 
         draw_pairs(preset.distilled(**_said(pairs=options.count, guidance=options.guidance)), options.out, rank)
     else:
-        from fluxnb.train.distil import train_student
-        from fluxnb.train.reflow import train_reflow
+        from fluxnb.train.stages.reflow import train_reflow
+        from fluxnb.train.stages.student import train_student
 
         warm = options.stage == "reflow" and options.warm
         which = "warm" if warm else options.stage
@@ -174,10 +174,10 @@ def _distil(options: argparse.Namespace) -> None:
 
 def _guidance(options: argparse.Namespace) -> None:
     from fluxnb.train.config import PRESETS
-    from fluxnb.train.gather import gather
-    from fluxnb.train.loop import Rank
-    from fluxnb.train.render import Renderer
-    from fluxnb.train.watch import Watch
+    from fluxnb.train.data.render import Renderer
+    from fluxnb.train.evaluation.gather import gather
+    from fluxnb.train.stages.loop import Rank
+    from fluxnb.train.stages.watch import Watch
 
     device = Rank.join().device
     networks = gather(options.model, PRESETS[options.preset].sizes, device)
@@ -191,10 +191,10 @@ def _guidance(options: argparse.Namespace) -> None:
 def _look(judge: Path, preset: Preset, out: Path, rank: Rank) -> Watch:
     from diffusers import AutoencoderKL
 
-    from fluxnb.train.judge import load_judge
-    from fluxnb.train.render import Renderer
-    from fluxnb.train.tokens import Tokens
-    from fluxnb.train.watch import Watch
+    from fluxnb.train.data.render import Renderer
+    from fluxnb.train.data.tokens import Tokens
+    from fluxnb.train.evaluation.judge import load_judge
+    from fluxnb.train.stages.watch import Watch
 
     reads = load_judge(judge / "judge.safetensors", rank.device)
     vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(rank.device)
@@ -202,14 +202,14 @@ def _look(judge: Path, preset: Preset, out: Path, rank: Rank) -> Watch:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from fluxnb.train.acceptance import acceptance, as_json
-    from fluxnb.train.autoencoder import check_autoencoder
     from fluxnb.train.config import PRESETS
-    from fluxnb.train.evaluate import evaluate, settings_of
-    from fluxnb.train.examiner import Asked, Examiner
-    from fluxnb.train.gather import another, gather, guidance_of, kept_of, student_beside
-    from fluxnb.train.loop import Rank
-    from fluxnb.train.render import Renderer
+    from fluxnb.train.data.render import Renderer
+    from fluxnb.train.evaluation.acceptance import acceptance, as_json
+    from fluxnb.train.evaluation.evaluate import evaluate, settings_of
+    from fluxnb.train.evaluation.examiner import Asked, Examiner
+    from fluxnb.train.evaluation.gather import another, gather, guidance_of, kept_of, student_beside
+    from fluxnb.train.stages.autoencoder import check_autoencoder
+    from fluxnb.train.stages.loop import Rank
 
     device, preset = Rank.join().device, PRESETS[options.preset]
     networks, renderer = gather(options.model, preset.sizes, device), Renderer(device)
@@ -234,7 +234,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.save is not None:
         options.save.write_text(text + "\n")
     if options.figure is not None:
-        from fluxnb.train.figure import figure_of  # it alone needs matplotlib
+        from fluxnb.train.evaluation.figure import figure_of  # it alone needs matplotlib
 
         figure_of(table, rows, note=asked.words()).savefig(options.figure, dpi=144)
     print(text)
@@ -242,7 +242,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _ship(options: argparse.Namespace) -> None:
     from fluxnb.train.config import PRESETS
-    from fluxnb.train.ship import ship
+    from fluxnb.train.stages.ship import ship
 
     print(ship(options.out, options.to, PRESETS[options.preset].sizes))
 

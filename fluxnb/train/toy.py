@@ -80,7 +80,7 @@ class Net(nn.Module):
 
 
 @torch.no_grad()
-def walk(velocity: Velocity, noise: Points, steps: int) -> Float[Tensor, "t n 2"]:
+def trajectory(velocity: Velocity, noise: Points, steps: int) -> Float[Tensor, "t n 2"]:
     """Every state of an Euler walk from noise to data, `steps` + 1 of them."""
     path = [noise]
     for sigma, following in itertools.pairwise(schedule(steps)):

@@ -2,6 +2,6 @@
 
 from fluxnb.widgets.explore import Explorer, explore
 from fluxnb.widgets.lab import Lab
-from fluxnb.widgets.scrubber import Scrubber, scrub
+from fluxnb.widgets.scrub import Scrubber, scrub
 
 __all__ = ["Explorer", "Lab", "Scrubber", "explore", "scrub"]

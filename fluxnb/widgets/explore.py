@@ -1,6 +1,6 @@
 """explore(): a grid to walk about in, while it is made and after.
 
-The front end stands as files in `static/`; the self-contained page of `fluxnb.export.grid` is made of the same files.
+The front end stands as files in `static/`; `fluxnb.html.grid_page` builds its page from the same files.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 import traitlets
 
-from fluxnb.errors import FluxnbError, InputError, checks_itself
-from fluxnb.export import grid as pages
-from fluxnb.export import html
-from fluxnb.export.front import script, style
-from fluxnb.export.grid import SHOWS, Board
-from fluxnb.frames import Decode
+from fluxnb.errors import FluxnbError, InputError, validates_own_input
+from fluxnb.html import grid_page as pages
+from fluxnb.html import page as html
+from fluxnb.html.front_end import script, style
+from fluxnb.html.grid_page import SHOWS, Board
 from fluxnb.records import Cell, Sweep
+from fluxnb.visuals.frames import Decode
 from fluxnb.widgets.view import View, still
 
 __all__ = ["Explorer", "explore"]
@@ -79,7 +79,7 @@ class Explorer(View):
         return tuple(self._made[number] for number in sorted(set(self.stars)) if 0 <= number < len(self._made))
 
     # ------------------------------------------------------------------------------------------------------- saving
-    @checks_itself
+    @validates_own_input
     def export(self, folder: str | Path | None = None) -> list[Path]:
         """Write the starred cells as PNG files that carry their recipes; returns their paths.
 
@@ -95,7 +95,7 @@ class Explorer(View):
             raise InputError("no starred cell", "a star is set with s or a click", "star one, or set widget.stars=[0]")
         return pages.save_cells(self.starred, self._folder if folder is None else folder)
 
-    @checks_itself
+    @validates_own_input
     def to_html(self, path: str | Path) -> Path:
         """Write what is there so far as one page that needs no kernel and no network; returns its path."""
         if not self._made:
@@ -103,7 +103,7 @@ class Explorer(View):
         return html.save(pages.document(self._told(self.data["state"], page=True), self.cells, self.frames), path)
 
     # ---------------------------------------------------------------------------------------------- while it is made
-    @checks_itself
+    @validates_own_input
     def wait(self, timeout: float | None = None) -> Explorer:
         """Wait until no more cells come, at most so many seconds; raises what stopped the making, if anything did."""
         if self._thread is not None:
@@ -185,7 +185,7 @@ class Explorer(View):
             self.send({"kind": "said", "text": text})
 
 
-@checks_itself
+@validates_own_input
 def explore(
     grid: Sweep | Sequence[Cell] | Iterator[Cell],
     *,

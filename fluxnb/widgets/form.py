@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fluxnb.errors import InputError, cut
+from fluxnb.errors import InputError, shorten
 
 __all__ = ["MOST_CELLS", "as_text", "numbers_in", "read_form"]
 
@@ -28,11 +28,11 @@ def numbers_in(name: str, text: str) -> list[int]:
     for part in re.split(r"[,;\s]+", re.sub(r"\s*(-|–|\.\.)\s*", "-", text.strip())):
         match = re.fullmatch(r"(\d{1,20})(?:-(\d{1,20}))?", part, re.ASCII)
         if match is None:
-            raise InputError(f"{name}={cut(text)}", "whole numbers and ranges are possible", remedy)
+            raise InputError(f"{name}={shorten(text)}", "whole numbers and ranges are possible", remedy)
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first + len(found) >= MOST_CELLS:
             what = "a range runs upwards" if last < first else f"a lab shows at most {MOST_CELLS} pictures"
-            raise InputError(f"{name}={cut(text)}", what, remedy)
+            raise InputError(f"{name}={shorten(text)}", what, remedy)
         found += range(first, last + 1)
     return found
 
@@ -57,7 +57,7 @@ def read_form(texts: Mapping[str, str]) -> dict[str, Any]:
         try:
             asked["guidance"] = float(texts["guidance"].strip().replace(",", "."))
         except ValueError:
-            given = f"guidance={cut(texts['guidance'])}"
+            given = f"guidance={shorten(texts['guidance'])}"
             raise InputError(given, "it is a number from 0 to 100", "try guidance 2.5") from None
     if texts.get("negative"):
         asked["negative"] = texts["negative"]
@@ -66,7 +66,7 @@ def read_form(texts: Mapping[str, str]) -> dict[str, Any]:
 
 def _one(name: str, text: str) -> int:
     if not re.fullmatch(r"\s*\d{1,9}\s*", text, re.ASCII):
-        raise InputError(f"{name}={cut(text)}", "it is a length in pixels", f"try {name} 128")
+        raise InputError(f"{name}={shorten(text)}", "it is a length in pixels", f"try {name} 128")
     return int(text)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fluxnb.latents import LinearRGB
-from fluxnb.recipe import Recipe
 from fluxnb.records import Cell, Step, Sweep
+from fluxnb.records.latents import LinearRGB
+from fluxnb.records.recipe import Recipe
 
 __all__ = ["Generate", "Job", "Run", "Watch"]
 

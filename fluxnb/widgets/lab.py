@@ -12,12 +12,12 @@ from typing import Any
 
 import traitlets
 
-from fluxnb.errors import FluxnbError, InputError, checks_itself
-from fluxnb.export.front import script, style
-from fluxnb.frames import webp
-from fluxnb.labels import value_of
-from fluxnb.recipe import Recipe
+from fluxnb.errors import FluxnbError, InputError, validates_own_input
+from fluxnb.html.front_end import script, style
 from fluxnb.records import Cell, Step, Sweep
+from fluxnb.records.recipe import Recipe
+from fluxnb.visuals.frames import webp
+from fluxnb.visuals.labels import value_of
 from fluxnb.widgets.form import MOST_CELLS, as_text, read_form
 from fluxnb.widgets.job import Generate, Job, Run
 from fluxnb.widgets.view import View, still
@@ -86,7 +86,7 @@ class Lab(View):
         return self._grids[-1]
 
     # ------------------------------------------------------------------------------------------------------- making
-    @checks_itself
+    @validates_own_input
     def generate(self, **fields: Any) -> Lab:
         """Begin to make pictures, as the button does; returns at once.
 
@@ -118,7 +118,7 @@ class Lab(View):
         if self._run is not None:
             self._run.halt.set()
 
-    @checks_itself
+    @validates_own_input
     def wait(self, timeout: float | None = None) -> Lab:
         """Wait until nothing is being made, at most so many seconds; raises what went wrong, if anything did."""
         if self._thread is not None:
@@ -223,7 +223,7 @@ class Lab(View):
 def _told(problem: BaseException) -> tuple[str, str]:
     """What happened, and what to do about it."""
     if isinstance(problem, FluxnbError) and problem.remedy:
-        return str(FluxnbError(problem.came, problem.possible)), str(FluxnbError("", "", problem.remedy)).strip()
+        return str(FluxnbError(problem.given, problem.possible)), str(FluxnbError("", "", problem.remedy)).strip()
     return f"{type(problem).__name__}: {problem}", "Look at lab.problem for where it came from."
 
 

@@ -88,7 +88,7 @@ class Bench:
         """The pipeline as its documentation loads it."""
         from diffusers import FluxPipeline
 
-        from fluxnb.weights import _dtype_word
+        from fluxnb.checkpoints.sources import _dtype_word
 
         pipe = FluxPipeline.from_pretrained(self.folder, **{_dtype_word(): self.dtype}, **options)
         pipe.set_progress_bar_config(disable=True)
@@ -113,7 +113,7 @@ class Bench:
     def load(self, preset: str) -> Any:
         """Our own door, plan and all."""
         import fluxnb as fnb
-        from fluxnb import planning
+        from fluxnb.planning import choose as planning
 
         automatic = planning.plan(self.folder, size=self.size).preset
         took, flux = self.clock(
@@ -130,9 +130,9 @@ class Bench:
 
     def predicted(self, preset: str) -> dict[str, float]:
         """What a plan says of a recipe that is not loaded through our door."""
-        from fluxnb.hardware import described
-        from fluxnb.planning import _anatomy
-        from fluxnb.presets import PRESETS, needs
+        from fluxnb.planning.choose import _anatomy
+        from fluxnb.planning.hardware import described
+        from fluxnb.planning.presets import PRESETS, needs
 
         need = needs(PRESETS[preset], _anatomy(self.folder), described("h200"), size=self.size, text=self.text)
         return {"predicted GiB": need.vram_gib, "predicted RAM GiB": need.ram_gib, "predicted seconds": need.seconds}
@@ -176,14 +176,14 @@ class Bench:
                 watcher.join()
 
     def recipe(self, flux: Any, seed: int = 0) -> Any:
-        from fluxnb.sampling import resolve
+        from fluxnb.sampling.run import resolve
 
         return resolve(flux, PROMPT, seed=seed, steps=4, height=self.size, width=self.size)
 
     def known(self, flux: Any, encoded: Any, seed: int) -> Any:
         """A picture of a prompt that is encoded: what each further seed costs."""
         from fluxnb.records import Keep
-        from fluxnb.walking import take
+        from fluxnb.sampling.sampler import take
 
         return take(flux, self.recipe(flux, seed), encoded, keep=Keep()).image
 

@@ -37,8 +37,8 @@ CASES: dict[str, tuple[float, str]] = {
 
 def resident(bench: Bench) -> None:
     """What everybody compares with."""
-    from fluxnb.fast import matmul_ceiling, seconds, share_of_ceiling
-    from fluxnb.planning import _anatomy
+    from fluxnb.planning.choose import _anatomy
+    from fluxnb.runtime.compilation import matmul_ceiling, seconds, share_of_ceiling
 
     took, pipe = bench.clock(lambda: bench.plain(**({"device_map": "cuda"} if bench.cuda else {})))
     bench.say(**{"load seconds": took, **bench.predicted("resident")})
@@ -135,11 +135,11 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
 
     def measure(bench: Bench) -> None:
         import fluxnb as fnb
-        from fluxnb.anatomy import counted
-        from fluxnb.fast import _question, matmul_ceiling, quicken, share_of_ceiling
-        from fluxnb.modulation import Tables, expected_of, modulation_layers
-        from fluxnb.planning import _anatomy
-        from fluxnb.prompts import Encoded
+        from fluxnb.pipeline.prompts import Encoded
+        from fluxnb.planning.choose import _anatomy
+        from fluxnb.planning.model_size import counted
+        from fluxnb.runtime.adaln_cache import Tables, expected_of, modulation_layers
+        from fluxnb.runtime.compilation import _question, matmul_ceiling, quicken, share_of_ceiling
 
         pipe = in_memory(bench, text=False)
         given = embeddings(bench, pipe)
@@ -220,7 +220,7 @@ MEASURES: dict[str, Callable[[Bench], None]] = {
 
 def evaluation(bench: Bench, pipe: Any) -> float:
     """Seconds of one call of the transformer."""
-    from fluxnb.fast import _question, seconds
+    from fluxnb.runtime.compilation import _question, seconds
 
     question = _question(pipe.transformer, bench.device, bench.size, bench.text)
     with bench.torch.no_grad():

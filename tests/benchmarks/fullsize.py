@@ -85,8 +85,8 @@ def make_files(asked: argparse.Namespace) -> None:
     import torch
     from diffusers import FluxTransformer2DModel
 
-    from fluxnb.memory import without_memory
-    from fluxnb.weights import POCKET
+    from fluxnb.checkpoints.sources import POCKET
+    from fluxnb.runtime.streaming import without_memory
     from tests.benchmarks.madeup import make
     from tests.benchmarks.madeup_gguf import make_gguf
 

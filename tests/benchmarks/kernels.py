@@ -28,7 +28,7 @@ def spent(call: Callable[[], Any], dearest: int = 12) -> dict[str, Any]:
     profiler = torch.profiler
     with torch.no_grad():
         call()  # as warm, and as short of power, as the card is among calls of this kind
-        with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as seen:
+        with profiler.defaults(activities=[profiler.ProfilerActivity.CUDA]) as seen:
             call()
             torch.cuda.synchronize()
     events = [

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fluxnb.anatomy import FLUX
-from fluxnb.memory import put, without_memory
+from fluxnb.planning.model_size import FLUX
+from fluxnb.runtime.streaming import put, without_memory
 
 SHARD = 2 * 10**9  # bytes
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": False}

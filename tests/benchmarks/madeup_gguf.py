@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fluxnb.gguf import place
+from fluxnb.runtime.gguf import place
 
 BLOCK, BYTES = 32, 34  # numbers that share a scale, and what they take: the scale in two bytes, one for each number
 SCALE = 0.02 / 73.9  # of weights that spread by 0.02, as evenly spread bytes spread by 73.9

@@ -22,9 +22,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from transformers import AutoTokenizer
 
 import fluxnb as fnb
-from fluxnb.latents import unpack
-from fluxnb.preview import fit_preview
-from fluxnb.weights import POCKET
+from fluxnb.checkpoints.sources import POCKET
+from fluxnb.pipeline.preview import fit_preview
+from fluxnb.records.latents import unpack
 
 FULL = {
     "transformer": {"num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
@@ -120,10 +120,10 @@ class Bench:
         """The same call, recorded, and its first walk."""
         with fnb.recording(self.pipe, keep=keep, _prompts=[PROMPT]) as recorder:
             images = self.call(**options)
-        walk = recorder.trajectories[0]
-        if not walk.finished or (keep is LOOK and len(walk.words) != 9):
-            raise RuntimeError(f"the record is not whole: {walk!r}, {walk.words}")
-        return images, walk
+        trajectory = recorder.trajectories[0]
+        if not trajectory.finished or (keep is LOOK and len(trajectory.words) != 9):
+            raise RuntimeError(f"the record is not whole: {trajectory!r}, {trajectory.words}")
+        return images, trajectory
 
     def same(self, **options: Any) -> dict[str, bool]:
         """Whether a recorded call, and one whose attention is looked at, give the bytes of the plain one."""

@@ -17,7 +17,7 @@ import torch
 from diffusers import FluxPipeline
 
 import fluxnb as fnb
-from fluxnb.weights import POCKET
+from fluxnb.checkpoints.sources import POCKET
 
 PROMPT, ROUNDS = "a cat holding a sign that says hello world", 12
 

@@ -23,7 +23,7 @@ import torch
 from diffusers import FluxPipeline
 
 import fluxnb as fnb
-from fluxnb.weights import POCKET
+from fluxnb.checkpoints.sources import POCKET
 
 PROMPTS = ["a red fox in the snow", "a cat holding a sign that says hello", "two blue birds on a branch"]
 SEEDS, STEPS = range(4), [1, 2, 3, 4]
@@ -86,7 +86,7 @@ def main() -> None:
     pipe = FluxPipeline.from_pretrained(POCKET / "base")
     pipe.set_progress_bar_config(disable=True)
     # Whatever pocket's own guidance is, here a step is one evaluation, in both.
-    flux = fnb.load(pipe).with_profile(guidance_kind="none", guidance=None, max_sequence_length=48)
+    flux = fnb.load(pipe).with_defaults(guidance_kind="none", guidance=None, max_sequence_length=48)
     _ = flux.preview
     counter = Counter(evaluations=pipe.transformer, encodes=pipe.text_encoder_2, decodes=pipe.vae.decoder)
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import fluxnb as fnb
-from tests.views.scenes import grid
+from tests.scenes import grid
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
 SHOTS = os.environ.get("FLUXNB_SCREENSHOTS")
@@ -22,7 +22,7 @@ SHOTS = os.environ.get("FLUXNB_SCREENSHOTS")
 @pytest.fixture
 def opened(page, tmp_path):
     def show(record=None, **options):
-        record = record or grid(prompts=["a house", "a barn"], seeds=[0, 1, 2], steps=[1, 2, 4], walks=True)
+        record = record or grid(prompts=["a house", "a barn"], seeds=[0, 1, 2], steps=[1, 2, 4], trajectories=True)
         page.goto(record.to_html(tmp_path / "grid.html", **options).as_uri())
         page.locator(".fluxnb-explore[data-cells]").wait_for()
         return page
@@ -346,7 +346,7 @@ def test_a_hostile_prompt_is_text_wherever_it_stands(opened):
 
 
 def test_it_fits_a_narrow_page(opened):
-    page = opened(grid(prompts=["a very long prompt " * 12], seeds=[0, 1], steps=[1, 2, 4], walks=True))
+    page = opened(grid(prompts=["a very long prompt " * 12], seeds=[0, 1], steps=[1, 2, 4], trajectories=True))
     page.set_viewport_size({"width": 380, "height": 780})
     page.locator(".fluxnb-narrow").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth <= 380")
@@ -357,7 +357,7 @@ def test_it_fits_a_narrow_page(opened):
 
 
 def test_inside_a_frame_the_viewer_stands_in_the_place_of_the_grid(page, tmp_path):
-    grid(walks=True).to_html(tmp_path / "grid.html")
+    grid(trajectories=True).to_html(tmp_path / "grid.html")
     outer = tmp_path / "outer.html"
     outer.write_text('<iframe src="grid.html" width="700" height="2400"></iframe>')
     page.goto(outer.as_uri())
@@ -439,8 +439,8 @@ def test_a_grid_fills_in_jupyterlab_while_another_cell_runs(run_notebook, page, 
 
 def test_a_view_opened_later_shows_what_came_before_and_shares_its_stars(run_notebook, page):
     cells = [
-        "import threading\nimport fluxnb as fnb\nfrom tests.views.test_explore import Coming\n"
-        "from tests.views.scenes import grid\ngate = threading.Semaphore(7)\n"
+        "import threading\nimport fluxnb as fnb\nfrom tests.widgets.test_explore import Coming\n"
+        "from tests.scenes import grid\ngate = threading.Semaphore(7)\n"
         "widget = fnb.explore(Coming(grid(), gate=gate))\nwidget",
         "import time; time.sleep(1)\nwidget",
         "for _ in range(6): gate.release()\nwidget.stars = [3]\nwidget.wait(20.0)\nprint('DONE')",
@@ -455,7 +455,7 @@ def test_a_view_opened_later_shows_what_came_before_and_shares_its_stars(run_not
 
 def test_a_making_that_breaks_says_what_to_do(run_notebook, page):
     run_notebook(
-        "import fluxnb as fnb\nfrom tests.views.test_explore import Coming\nfrom tests.views.scenes import grid\n"
+        "import fluxnb as fnb\nfrom tests.widgets.test_explore import Coming\nfrom tests.scenes import grid\n"
         "fnb.explore(Coming(grid(), breaks_at=2))",
         name="broken.ipynb",
     )

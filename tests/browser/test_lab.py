@@ -5,7 +5,7 @@ from pathlib import Path
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' <img src=x onerror=window.owned=2>"
 
-CELL = f"""from tests.views.scenes import walk
+CELL = f"""from tests.scenes import walk
 from fluxnb.widgets import scrub
 widget = scrub([walk(steps=1, prompt={NASTY!r}), walk(steps=4, prompt={NASTY!r}), walk(steps=28, prompt={NASTY!r})])
 widget"""

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-CELL = """from tests.views.scenes import walk
+CELL = """from tests.scenes import walk
 from fluxnb.widgets import scrub
 scrub(walk(steps=4, looks=True))"""
 

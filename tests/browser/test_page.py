@@ -2,8 +2,8 @@
 
 import pytest
 
-from fluxnb.export import html
-from tests.views.scenes import grid, walk
+from fluxnb.html import page as html
+from tests.scenes import grid, trajectory
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
 
@@ -40,14 +40,14 @@ def frame(page, number: int = 0) -> str:
 
 
 def test_a_hundred_scrubs_take_less_than_a_frame_each(opened):
-    page = opened([walk(steps=n) for n in (1, 2, 4, 28)])
+    page = opened([trajectory(steps=n) for n in (1, 2, 4, 28)])
     times = page.locator("input[type=range]").evaluate(SCRUB)
     assert len(times) == 100 and sorted(times)[95] <= 16, sorted(times)[-5:]
     assert not page.errors and not page.outside
 
 
 def test_every_frame_shown_is_a_picture_of_the_right_kind(opened):
-    page = opened(walk(steps=4))
+    page = opened(trajectory(steps=4))
     seen = set()
     for _ in range(5):
         assert page.locator(".fluxnb-box img").evaluate("async (i) => { await i.decode(); return i.naturalWidth }") > 0
@@ -57,7 +57,7 @@ def test_every_frame_shown_is_a_picture_of_the_right_kind(opened):
 
 
 def test_walks_of_different_lengths_stay_at_one_sigma(opened):
-    page = opened([walk(steps=1), walk(steps=2), walk(steps=4)])
+    page = opened([trajectory(steps=1), trajectory(steps=2), trajectory(steps=4)])
     page.locator("input[type=range]").focus()
     for expected in ("step 1 of 1|step 1 of 2|step 2 of 4", "step 1 of 1|step 2 of 2|step 3 of 4"):
         page.keyboard.press("ArrowRight")
@@ -67,7 +67,7 @@ def test_walks_of_different_lengths_stay_at_one_sigma(opened):
 
 
 def test_the_keyboard_reaches_everything(opened):
-    page = opened(walk(steps=4))
+    page = opened(trajectory(steps=4))
     root = page.locator(".fluxnb-scrubber")
     page.locator("input[type=range]").focus()
     page.keyboard.press("ArrowRight")
@@ -88,7 +88,7 @@ def test_the_keyboard_reaches_everything(opened):
 
 
 def test_play_runs_to_the_picture_and_stops(opened):
-    page = opened(walk(steps=4))
+    page = opened(trajectory(steps=4))
     page.locator(".fluxnb-play").press(" ")
     page.locator(".fluxnb-play[aria-label=pause]").wait_for()
     page.locator('.fluxnb-scrubber[data-sigma="0"]').wait_for(timeout=10_000)
@@ -96,7 +96,7 @@ def test_play_runs_to_the_picture_and_stops(opened):
 
 
 def test_all_walks_zoom_and_move_together(opened):
-    page = opened([walk(steps=1), walk(steps=2)])
+    page = opened([trajectory(steps=1), trajectory(steps=2)])
     box = page.locator(".fluxnb-box").first
     box.dblclick()
     place = box.bounding_box()
@@ -109,7 +109,7 @@ def test_all_walks_zoom_and_move_together(opened):
 
 
 def test_a_hostile_prompt_is_text(opened):
-    page = opened([walk(prompt=NASTY, steps=1), walk(prompt=NASTY + "2", steps=2)])
+    page = opened([trajectory(prompt=NASTY, steps=1), trajectory(prompt=NASTY + "2", steps=2)])
     assert NASTY in page.locator(".fluxnb-title").text_content()
     assert NASTY in page.locator(".fluxnb-label").first.text_content()
     assert page.evaluate("window.owned") is None
@@ -118,22 +118,22 @@ def test_a_hostile_prompt_is_text(opened):
 
 
 def test_a_grid_scrubs_all_its_cells(opened):
-    page = opened(grid(seeds=[0, 1], steps=[1, 2, 4], walks=True))
-    assert page.locator(".fluxnb-walk").count() == 6
+    page = opened(grid(seeds=[0, 1], steps=[1, 2, 4], trajectories=True))
+    assert page.locator(".fluxnb-trajectory").count() == 6
     page.locator("input[type=range]").press("End")
     assert page.locator(".fluxnb-where").all_text_contents() == ["the picture"] * 6
 
 
 def test_a_grid_without_walks_has_no_slider(opened):
     page = opened(grid(seeds=[0, 1], steps=[1, 2]))
-    assert page.locator(".fluxnb-walk").count() == 4 and page.locator("input[type=range]").count() == 0
+    assert page.locator(".fluxnb-trajectory").count() == 4 and page.locator("input[type=range]").count() == 0
     assert page.locator(".fluxnb-box img").first.evaluate("(i) => i.naturalWidth") == 128
 
 
 def test_without_script_the_picture_and_its_name_are_there(chromium, tmp_path):
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(html.write(walk(), tmp_path / "walk.html").as_uri())
+    page.goto(html.write(trajectory(), tmp_path / "walk.html").as_uri())
     assert page.locator("img").get_attribute("alt").startswith("a house on a hill")
     context.close()
 
@@ -144,7 +144,7 @@ def veil(page) -> str | None:
 
 
 def test_a_word_lights_the_picture_and_goes_along_with_the_steps(opened):
-    page = opened(walk(steps=4, looks=True))
+    page = opened(trajectory(steps=4, looks=True))
     root, words = page.locator(".fluxnb-scrubber"), page.locator(".fluxnb-word")
     assert words.all_text_contents() == ["a", "house", "on", "hill"] and veil(page) is None
     words.nth(1).click()
@@ -165,7 +165,7 @@ def test_a_word_lights_the_picture_and_goes_along_with_the_steps(opened):
 
 
 def test_the_light_zooms_and_moves_with_the_picture(opened):
-    page = opened(walk(steps=2, looks=True))
+    page = opened(trajectory(steps=2, looks=True))
     page.keyboard.press("Tab")
     page.locator("input[type=range]").press("w")
     page.keyboard.press("+")
@@ -174,10 +174,10 @@ def test_the_light_zooms_and_moves_with_the_picture(opened):
 
 
 def test_a_hostile_word_is_text(opened):
-    page = opened(walk(prompt="<img/src=x/onerror=window.owned=3> </script><b>x", looks=True, steps=1))
+    page = opened(trajectory(prompt="<img/src=x/onerror=window.owned=3> </script><b>x", looks=True, steps=1))
     assert page.locator(".fluxnb-word").first.text_content() == "<img/src=x/onerror=window.owned=3>"
     assert page.evaluate("window.owned") is None and page.locator(".fluxnb-scrubber b").count() == 0
 
 
 def test_a_walk_without_attention_offers_no_words(opened):
-    assert opened(walk()).locator(".fluxnb-words").count() == 0
+    assert opened(trajectory()).locator(".fluxnb-words").count() == 0

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import fluxnb as fnb
-from fluxnb.assembly import assemble
-from fluxnb.graphs import Replay
-from fluxnb.presets import PRESETS
-from fluxnb.weights import POCKET
+from fluxnb.checkpoints.sources import POCKET
+from fluxnb.planning.presets import PRESETS
+from fluxnb.runtime.assembly import assemble
+from fluxnb.runtime.cuda_graphs import Replay
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 EXACT = ("resident", "lean", "stream", "stream-mapped")
@@ -30,7 +30,7 @@ def plain():
     """The pipeline as diffusers loads it."""
     from diffusers import FluxPipeline
 
-    from fluxnb.weights import _dtype_word
+    from fluxnb.checkpoints.sources import _dtype_word
 
     pipe = FluxPipeline.from_pretrained(POCKET / "base", **{_dtype_word(): torch.bfloat16}).to("cuda")
     pipe.set_progress_bar_config(disable=True)
@@ -110,7 +110,7 @@ def test_running_out_of_memory_is_our_error_and_the_next_call_works():
 
 
 def test_fast_is_close_and_says_what_it_gave(plain):
-    flux = fnb.load("pocket-base", dtype="bfloat16", fast=True).with_profile(guidance_kind="none", guidance=None)
+    flux = fnb.load("pocket-base", dtype="bfloat16", fast=True).with_defaults(guidance_kind="none", guidance=None)
     mine, theirs = (fnb.run(each, "a fox", **QUESTION) for each in (flux, plain))
     assert (mine.steps[0].v.float() - theirs.steps[0].v.float()).abs().max() < 0.1
     assert any("attention" in gain.what for gain in flux.plan.fast.gains) and not mine.recipe.exact

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import fluxnb as fnb
-from fluxnb import preview
 from fluxnb.errors import InputError, StorageError
+from fluxnb.pipeline import preview
 from tests.conftest import toy_pipeline
-from tests.pipeline.plain import counted
+from tests.plain_calls import counted
 
 
 @pytest.fixture
@@ -110,27 +110,29 @@ def test_a_recorded_call_of_a_loaded_model_brings_its_preview(toy):
     assert recorder.trajectories[0].preview == fitted
 
 
-def test_a_tiny_decoder_stands_in_for_the_vae_and_is_measured(toy, toy_walk, small):
+def test_a_tiny_decoder_stands_in_for_the_vae_and_is_measured(toy, toy_trajectory, small):
     decode = fnb.tiny(toy, small)
     with counted(toy.pipe) as counts:
-        film = fnb.film(toy, toy_walk, by=decode)
+        film = fnb.film(toy, toy_trajectory, by=decode)
     assert counts["decoder"] == 0 and film[0].size == (64, 64) and len(film) == 4
     assert film.error == decode.error == pytest.approx(preview.measure(toy.pipe, decode)) and decode.error > 0.01
     assert "AutoencoderTiny" in film.by
 
 
-def test_a_tiny_decoder_may_be_handed_in_or_be_a_folder(toy, toy_walk, small, tmp_path):
+def test_a_tiny_decoder_may_be_handed_in_or_be_a_folder(toy, toy_trajectory, small, tmp_path):
     small.save_pretrained(tmp_path / "taef1")
-    handed, *read = (fnb.film(toy, toy_walk, by=by) for by in (small, tmp_path / "taef1", str(tmp_path / "taef1")))
+    handed, *read = (
+        fnb.film(toy, toy_trajectory, by=by) for by in (small, tmp_path / "taef1", str(tmp_path / "taef1"))
+    )
     assert all(film[3].tobytes() == handed[3].tobytes() and film.error == handed.error for film in read)
 
 
-def test_frames_say_how_far_they_are_from_the_vae(toy, toy_walk, small):
-    from fluxnb.frames import reel
+def test_frames_say_how_far_they_are_from_the_vae(toy, toy_trajectory, small):
+    from fluxnb.visuals.frames import frames_of
 
-    film = fnb.film(toy, toy_walk, by=small)
-    assert reel(film).by.endswith(f"(rms {film.error:.2g} from the VAE)")
-    assert reel(fnb.film(toy, toy_walk)).by == "the VAE"
+    film = fnb.film(toy, toy_trajectory, by=small)
+    assert frames_of(film).by.endswith(f"(rms {film.error:.2g} from the VAE)")
+    assert frames_of(fnb.film(toy, toy_trajectory)).by == "the VAE"
 
 
 def test_what_is_no_tiny_decoder_for_this_model_is_told(toy, tmp_path):

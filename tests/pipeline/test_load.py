@@ -9,12 +9,12 @@ import torch
 from diffusers import FluxPipeline
 
 import fluxnb as fnb
-from fluxnb import weights
+from fluxnb.checkpoints import sources as weights
 from fluxnb.errors import InputError, StorageError
-from fluxnb.preview import known_preview
-from fluxnb.profile import PROFILES, Profile
+from fluxnb.families.defaults import DEFAULTS, ModelDefaults
+from fluxnb.pipeline.preview import known_preview
 from tests.conftest import toy_pipeline
-from tests.pipeline.plain import plain_call
+from tests.plain_calls import plain_call
 
 
 @pytest.fixture
@@ -22,18 +22,18 @@ def copied(toy_folder, tmp_path):
     return shutil.copytree(toy_folder, tmp_path / "copy")
 
 
-def test_a_folder_loads_quietly_and_runs(toy_folder, toy_walk, capfd):
+def test_a_folder_loads_quietly_and_runs(toy_folder, toy_trajectory, capfd):
     flux = fnb.load(toy_folder)
     assert capfd.readouterr() == ("", "")
-    assert (flux.model, flux.profile.size, flux.profile.max_sequence_length) == ("toy", 64, 48)
+    assert (flux.model, flux.defaults.size, flux.defaults.max_sequence_length) == ("toy", 64, 48)
     assert flux.plan.preset in ("cpu", "resident") and flux.plan.exact
-    walk = fnb.run(flux, toy_walk.recipe)
+    trajectory = fnb.run(flux, toy_trajectory.recipe)
     # Not beside the walk of the pipeline that was saved: weights that lie elsewhere in memory are, on some CPUs,
     # summed in another order.
     plain = FluxPipeline.from_pretrained(toy_folder)
     plain.set_progress_bar_config(disable=True)
-    assert walk.image.tobytes() == plain_call(plain, walk.recipe).tobytes()
-    assert walk.recipe.revision == flux.revision != toy_walk.recipe.revision
+    assert trajectory.image.tobytes() == plain_call(plain, trajectory.recipe).tobytes()
+    assert trajectory.recipe.revision == flux.revision != toy_trajectory.recipe.revision
 
 
 def test_the_same_folder_has_the_same_revision(toy_folder, copied):
@@ -108,20 +108,20 @@ def test_a_weight_that_does_not_match_its_checksum_is_told_before_loading(copied
 
 def test_a_card_can_state_the_profile(copied):
     (copied / "card.json").write_text(
-        json.dumps({"profile": {"size": 32, "steps": 28, "guidance_kind": "true_cfg", "guidance": 2.5}})
+        json.dumps({"defaults": {"size": 32, "steps": 28, "guidance_kind": "true_cfg", "guidance": 2.5}})
     )
     flux = fnb.load(copied)
-    assert (flux.profile.size, flux.profile.guidance_kind, flux.profile.guidance) == (32, "true_cfg", 2.5)
+    assert (flux.defaults.size, flux.defaults.guidance_kind, flux.defaults.guidance) == (32, "true_cfg", 2.5)
 
 
 @pytest.mark.parametrize("name", ["pocket", "pocket-base"])
 def test_what_is_known_by_name_is_what_the_shipped_card_says(name):
-    stated = json.loads((weights.POCKET / "card.json").read_text())["profile"][name]
-    assert Profile(**PROFILES[name]) == Profile(**stated)
+    stated = json.loads((weights.POCKET / "card.json").read_text())["defaults"][name]
+    assert ModelDefaults(**DEFAULTS[name]) == ModelDefaults(**stated)
 
 
 def test_a_card_with_nonsense_is_told(copied):
-    (copied / "card.json").write_text(json.dumps({"profile": {"size": 33}}))
+    (copied / "card.json").write_text(json.dumps({"defaults": {"size": 33}}))
     with pytest.raises(InputError, match="multiples of 16"):
         fnb.load(copied)
 
@@ -136,17 +136,17 @@ def packaged(monkeypatch, toy_folder, tmp_path):
 
 def test_pocket_without_a_student_is_the_teacher_with_its_guidance(packaged):
     flux = fnb.load("pocket")
-    assert flux.model == "pocket" and flux.profile.guidance_kind == "true_cfg"
+    assert flux.model == "pocket" and flux.defaults.guidance_kind == "true_cfg"
 
 
 def test_pocket_is_the_student_and_pocket_base_the_teacher(packaged):
     toy_pipeline(seed=5).transformer.save_pretrained(packaged / "transformer")
     pocket, base = fnb.load("pocket"), fnb.load("pocket-base")
-    assert pocket.profile.guidance_kind == "none" and base.profile.guidance_kind == "true_cfg"
-    walk = fnb.run(pocket, "a fox", height=64, width=64, steps=2)
+    assert pocket.defaults.guidance_kind == "none" and base.defaults.guidance_kind == "true_cfg"
+    trajectory = fnb.run(pocket, "a fox", height=64, width=64, steps=2)
     student = toy_pipeline(seed=5).transformer.state_dict()
     assert all(torch.equal(student[name], value) for name, value in pocket.pipe.transformer.state_dict().items())
-    assert walk.image.tobytes() == plain_call(pocket.pipe, walk.recipe).tobytes()
+    assert trajectory.image.tobytes() == plain_call(pocket.pipe, trajectory.recipe).tobytes()
 
 
 def test_an_unknown_name_is_told():
@@ -155,9 +155,9 @@ def test_an_unknown_name_is_told():
 
 
 def test_a_large_model_is_refused_before_the_hub_is_asked(monkeypatch):
-    from fluxnb import planning
     from fluxnb.errors import RunError
-    from fluxnb.hardware import Hardware
+    from fluxnb.planning import choose as planning
+    from fluxnb.planning.hardware import Hardware
 
     small = Hardware(device="cpu", name="CPU", vram_gib=0.0, ram_gib=8.0, cores=2, bf16=True)
     monkeypatch.setattr(planning, "detect", lambda: small)
@@ -172,11 +172,11 @@ def test_a_hub_that_cannot_be_reached_is_told(monkeypatch, tmp_path):
 
 
 def test_the_preview_is_fitted_once_and_always_the_same(toy):
-    from fluxnb.preview import fit_preview
+    from fluxnb.pipeline.preview import fit_preview
 
     assert toy.preview is fnb.load(toy.pipe).preview
     assert fit_preview(toy.pipe) == toy.preview
 
 
 def test_texts_have_no_memory_addresses(toy):
-    assert "0x" not in repr(toy) + repr(toy.plan) + repr(toy.profile)
+    assert "0x" not in repr(toy) + repr(toy.plan) + repr(toy.defaults)

@@ -7,10 +7,10 @@ import torch
 
 pytest.importorskip("sentencepiece")
 
-from fluxnb.train import data
 from fluxnb.train.config import TINY
-from fluxnb.train.data import draw_chunks, draw_layouts, workers_here
-from fluxnb.train.tokens import Tokens
+from fluxnb.train.data import batches as data
+from fluxnb.train.data.batches import draw_chunks, draw_layouts, workers_here
+from fluxnb.train.data.tokens import Tokens
 
 
 @pytest.fixture

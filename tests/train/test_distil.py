@@ -13,14 +13,15 @@ pytest.importorskip("sentencepiece")
 from safetensors.torch import load_file
 
 from fluxnb.flow import interpolate, schedule
-from fluxnb.train import distil, reflow
 from fluxnb.train.__main__ import main
 from fluxnb.train.config import TINY
-from fluxnb.train.critic import Critic, critic_loss, draw_levels, features
-from fluxnb.train.loop import Rank
-from fluxnb.train.pairs import Pairs, draw_pairs
-from fluxnb.train.saved import build_denoiser, save_denoiser
-from fluxnb.train.teacher import sample
+from fluxnb.train.networks.critic import Critic, critic_loss, draw_levels, features
+from fluxnb.train.networks.files import build_denoiser, save_denoiser
+from fluxnb.train.stages import reflow
+from fluxnb.train.stages import student as distil
+from fluxnb.train.stages.loop import Rank
+from fluxnb.train.stages.pairs import Pairs, draw_pairs
+from fluxnb.train.stages.teacher import sample
 
 CPU = Rank(0, 1, torch.device("cpu"))
 
@@ -82,8 +83,8 @@ def test_the_line_at_one_is_the_noise_of_the_pair(pairs):
 
 
 def test_odd_rows_lie_on_the_lines_of_their_captions(pairs):
-    walks = distil.Walks(pairs, 8, torch.device("cpu"))
-    x, sigma, rows = walks.next()
+    trajectories = distil.Walks(pairs, 8, torch.device("cpu"))
+    x, sigma, rows = trajectories.next()
     assert torch.equal(x[1::2], reflow.on_the_line(pairs, rows[1::2], sigma[1::2]))
 
 
@@ -191,12 +192,12 @@ def test_levels_are_a_mixture_of_high_and_low():
 
 def test_walks_visit_the_levels_as_often_as_they_say(pairs):
     torch.manual_seed(0)
-    walks = distil.Walks(pairs, 256, torch.device("cpu"))
+    trajectories = distil.Walks(pairs, 256, torch.device("cpu"))
     seen = []
     for _ in range(60):
-        x, sigma, _ = walks.next()
+        x, sigma, _ = trajectories.next()
         seen.append(sigma)
-        walks.take(x, sigma, torch.zeros_like(x))
+        trajectories.take(x, sigma, torch.zeros_like(x))
     shares = [float((torch.cat(seen[20:]) == level).float().mean()) for level in reflow.GRID]
     assert shares[0] == max(shares)
     assert min(shares) > 0.05 and sum(shares) == pytest.approx(1)
@@ -204,16 +205,16 @@ def test_walks_visit_the_levels_as_often_as_they_say(pairs):
 
 def test_a_walk_is_the_students_own_euler_walk(pairs):
     torch.manual_seed(0)
-    walks = distil.Walks(pairs, 64, torch.device("cpu"))
-    before, captions = walks.state.clone(), walks.at.clone()
-    x, sigma, rows = walks.next()
+    trajectories = distil.Walks(pairs, 64, torch.device("cpu"))
+    before, captions = trajectories.state.clone(), trajectories.at.clone()
+    x, sigma, rows = trajectories.next()
     velocity = torch.randn_like(x)
-    walks.take(x, sigma, velocity)
-    onward = walks.index > 0
-    level = walks.grid[walks.index]
+    trajectories.take(x, sigma, velocity)
+    onward = trajectories.index > 0
+    level = trajectories.grid[trajectories.index]
     expected = x + (level - 1)[:, None, None] * velocity
-    assert onward.any() and torch.equal(walks.state[onward], expected[onward])
-    assert torch.equal(walks.at[onward], captions[onward])
+    assert onward.any() and torch.equal(trajectories.state[onward], expected[onward])
+    assert torch.equal(trajectories.at[onward], captions[onward])
     assert torch.equal(x[::2], before[::2]) and torch.equal(rows, captions)
 
 
@@ -223,7 +224,7 @@ def test_few_step_schedules_end_at_zero_and_step_there_from_one_over_the_steps()
 
 
 def test_the_average_is_not_the_live_student(game):
-    from fluxnb.train.loop import Average
+    from fluxnb.train.stages.loop import Average
 
     student, teacher, critic, batch = game
     average = Average(student, 0.999)
@@ -283,12 +284,12 @@ def test_pairs_come_back_as_they_were_saved(pairs, tmp_path):
 def test_a_pair_is_the_teachers_own_walk_from_its_noise(tmp_path):
     save_denoiser(awake(build_denoiser(TINY.sizes)), tmp_path)
     pairs = draw_pairs(TINY, tmp_path, CPU)
-    from fluxnb.train.saved import load_denoiser
-    from fluxnb.train.tokens import Tokens
+    from fluxnb.train.data.tokens import Tokens
+    from fluxnb.train.networks.files import load_denoiser
 
     model, tokens = load_denoiser(TINY.sizes, tmp_path), Tokens.of(TINY.sizes)
     words = [ids[8:].long() for ids in (pairs.clip_ids, pairs.t5_ids)]
-    from fluxnb.latents import pack, unpack
+    from fluxnb.records.latents import pack, unpack
 
     noise = unpack(pairs.noise[8:].float(), 128, 128)
     again = sample(model, *words, noise, schedule(2), guidance=TINY.distillation.guidance, nothing=tokens([""]))
@@ -325,9 +326,9 @@ def pocket():
 @torch.no_grad()
 def test_the_teacher_at_a_quarter_sees_the_picture(pocket):
     """Its clean estimate of a lightly noised picture is that picture: at least 20 dB."""
-    from fluxnb.latents import pack, unpack
-    from fluxnb.train.objective import Denoiser
-    from fluxnb.train.tokens import Tokens
+    from fluxnb.records.latents import pack, unpack
+    from fluxnb.train.data.tokens import Tokens
+    from fluxnb.train.stages.objective import Denoiser
 
     model = Denoiser(pocket.text_encoder, pocket.text_encoder_2, pocket.transformer)
     tokens = Tokens(pocket.tokenizer, pocket.tokenizer_2)

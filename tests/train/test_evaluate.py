@@ -19,19 +19,17 @@ pytest.importorskip("sentencepiece")
 
 from fluxnb.errors import StorageError
 from fluxnb.train.__main__ import main
-from fluxnb.train.acceptance import OPEN, TARGETS, acceptance, as_json, judge_target, summary
-from fluxnb.train.ask import hits, noise_for, painter, render_scenes, scenes_to_ask
-from fluxnb.train.autoencoder import encode
-from fluxnb.train.build import build_autoencoder
 from fluxnb.train.config import TINY
-from fluxnb.train.examiner import Asked, Examiner, free_questions
-from fluxnb.train.features import Untrained
-from fluxnb.train.figure import MET, MISSED, figure_of
-from fluxnb.train.gather import another, gather, guidance_of, student_beside
-from fluxnb.train.judge import Judge, save_judge
-from fluxnb.train.kept import Kept, Reading
-from fluxnb.train.loop import Rank
-from fluxnb.train.measure import (
+from fluxnb.train.data.render import Renderer, lay_out
+from fluxnb.train.evaluation.acceptance import OPEN, TARGETS, acceptance, as_json, judge_target, summary
+from fluxnb.train.evaluation.ask import hits, noise_for, painter, render_scenes, scenes_to_ask
+from fluxnb.train.evaluation.examiner import Asked, Examiner, free_questions
+from fluxnb.train.evaluation.features import Untrained
+from fluxnb.train.evaluation.figure import MET, MISSED, figure_of
+from fluxnb.train.evaluation.gather import another, gather, guidance_of, student_beside
+from fluxnb.train.evaluation.judge import Judge, save_judge
+from fluxnb.train.evaluation.kept import Kept, Reading
+from fluxnb.train.evaluation.measure import (
     Estimate,
     alignment,
     bootstrap,
@@ -44,9 +42,11 @@ from fluxnb.train.measure import (
     vendi,
     wilson,
 )
-from fluxnb.train.render import Renderer, lay_out
-from fluxnb.train.saved import build_denoiser, save_denoiser, save_transformer
-from fluxnb.train.watch import Watch
+from fluxnb.train.networks.build import build_autoencoder
+from fluxnb.train.networks.files import build_denoiser, save_denoiser, save_transformer
+from fluxnb.train.stages.autoencoder import encode
+from fluxnb.train.stages.loop import Rank
+from fluxnb.train.stages.watch import Watch
 
 CPU = torch.device("cpu")
 
@@ -88,7 +88,7 @@ def found(run):
 
 def drawn_again(run, monkeypatch):
     """The labels that an evaluation of the same folder reads anew, and what it writes."""
-    from fluxnb.train import evaluate
+    from fluxnb.train.evaluation import evaluate
 
     drawn, read, true = [], evaluate._drawn, evaluate._true
     monkeypatch.setattr(evaluate, "_drawn", lambda *given: (drawn.append(given[1]), read(*given))[1])
@@ -187,7 +187,7 @@ def test_the_watch_gives_what_the_student_is_chosen_by(networks):
     [
         ({}, 2.0),
         ({"pairs.jsonl": '{"captions": 8}\n{"pairs": 8, "guidance": 1.5}'}, 1.5),
-        ({"card.json": '{"profile": {"pocket-base": {"guidance": 3.0}}}'}, 3.0),
+        ({"card.json": '{"defaults": {"pocket-base": {"guidance": 3.0}}}'}, 3.0),
         ({"card.json": '{"name": "pocket"}'}, 2.0),
     ],
 )
@@ -224,7 +224,7 @@ def test_one_step_believes_exactly_the_noise_it_was_given(networks):
 
 def test_four_steps_taken_apart_are_four_steps(networks):
     from fluxnb.flow import schedule
-    from fluxnb.train.teacher import sample
+    from fluxnb.train.stages.teacher import sample
 
     noise, words = noise_for(2, 0), networks.tokens(["a fox", "a cat"])
     drawn = painter(networks.denoiser, networks.vae, networks.tokens, CPU, steps=4)(["a fox", "a cat"], noise)
@@ -238,8 +238,8 @@ def test_seeds_ask_different_scenes_and_parts_do_not_mix():
 
 
 def test_letters_are_counted_only_where_there_are_letters():
-    from fluxnb.train.judge import truth
-    from fluxnb.train.world import Scene
+    from fluxnb.train.data.world import Scene
+    from fluxnb.train.evaluation.judge import truth
 
     scenes = [Scene(("fox",), "red"), Scene(("cat",), "snow", sign="hi")]
     found = hits(truth(lay_out(scenes, random.Random(0))), scenes)

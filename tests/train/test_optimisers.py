@@ -11,10 +11,10 @@ pytest.importorskip("sentencepiece")
 
 from fluxnb.errors import InputError
 from fluxnb.train.config import TINY
-from fluxnb.train.loop import Average, Rank, step_with
-from fluxnb.train.muon import Muon
-from fluxnb.train.optimisers import optimiser
-from fluxnb.train.saved import build_denoiser
+from fluxnb.train.networks.files import build_denoiser
+from fluxnb.train.stages.loop import Average, Rank, step_with
+from fluxnb.train.stages.muon import Muon
+from fluxnb.train.stages.optimisers import optimiser
 
 CPU = Rank(0, 1, torch.device("cpu"))
 MUON = dataclasses.replace(TINY.teacher, optimizer="muon")

@@ -15,11 +15,11 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 
 import fluxnb
-from fluxnb.train.build import build_transformer
 from fluxnb.train.config import PRESETS, TINY
-from fluxnb.train.loop import Rank
-from fluxnb.train.saved import save_transformer
-from fluxnb.train.ship import ship
+from fluxnb.train.networks.build import build_transformer
+from fluxnb.train.networks.files import save_transformer
+from fluxnb.train.stages.loop import Rank
+from fluxnb.train.stages.ship import ship
 
 POCKET = Path(fluxnb.__file__).parent / "pocket"
 
@@ -52,12 +52,12 @@ def test_a_student_leaves_the_teachers_part_of_the_card(joined):
 
 def test_a_teacher_is_used_with_the_guidance_its_student_learned_from(tmp_path, joined):
     to, usual = joined[1], PRESETS["pocket"].distillation.guidance
-    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == usual
+    assert json.loads((to / "card.json").read_text())["defaults"]["pocket-base"]["guidance"] == usual
     (tmp_path / "run" / "pairs.jsonl").write_text('{"pairs": 8, "guidance": 3.0, "seconds": 1.0}\n')
     ship(tmp_path / "run", to, TINY.sizes)
     (tmp_path / "run" / "pairs.jsonl").unlink()
     ship(tmp_path / "run", to, TINY.sizes)
-    assert json.loads((to / "card.json").read_text())["profile"]["pocket-base"]["guidance"] == 3.0
+    assert json.loads((to / "card.json").read_text())["defaults"]["pocket-base"]["guidance"] == 3.0
 
 
 def test_the_card_that_ships_knows_every_file_beside_it():

@@ -16,19 +16,19 @@ pytest.importorskip("sentencepiece")
 from diffusers import AutoencoderKL, FluxPipeline
 
 from fluxnb.errors import StorageError
-from fluxnb.train import loop
 from fluxnb.train.__main__ import main
-from fluxnb.train.ask import hits, scenes_to_ask
-from fluxnb.train.autoencoder import train_autoencoder
-from fluxnb.train.build import build_autoencoder, build_transformer, whiten
 from fluxnb.train.config import TINY, Schedule
-from fluxnb.train.data import draw_layouts
-from fluxnb.train.judge import Answers, truth
-from fluxnb.train.loop import Average, Pace, Rank, read_log
-from fluxnb.train.objective import contrast, draw_sigmas
-from fluxnb.train.render import Renderer, lay_out
-from fluxnb.train.ship import ship, write_card
-from fluxnb.train.world import Scene
+from fluxnb.train.data.batches import draw_layouts
+from fluxnb.train.data.render import Renderer, lay_out
+from fluxnb.train.data.world import Scene
+from fluxnb.train.evaluation.ask import hits, scenes_to_ask
+from fluxnb.train.evaluation.judge import Answers, truth
+from fluxnb.train.networks.build import build_autoencoder, build_transformer, whiten
+from fluxnb.train.stages import loop
+from fluxnb.train.stages.autoencoder import train_autoencoder
+from fluxnb.train.stages.loop import Average, Pace, Rank, read_log
+from fluxnb.train.stages.objective import contrast, draw_sigmas
+from fluxnb.train.stages.ship import ship, write_card
 
 CPU = Rank(0, 1, torch.device("cpu"))
 

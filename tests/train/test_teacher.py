@@ -16,16 +16,16 @@ from transformers import AutoTokenizer
 
 import fluxnb
 from fluxnb.errors import InputError, StorageError
-from fluxnb.train import teacher
 from fluxnb.train.__main__ import main
-from fluxnb.train.build import build_autoencoder
 from fluxnb.train.config import POCKET, PRESETS, TINY
-from fluxnb.train.loop import Average, Rank, read_log
-from fluxnb.train.render import Renderer
-from fluxnb.train.saved import build_denoiser
-from fluxnb.train.ship import ship
-from fluxnb.train.tokens import Tokens
-from fluxnb.train.validation import Validation
+from fluxnb.train.data.render import Renderer
+from fluxnb.train.data.tokens import Tokens
+from fluxnb.train.networks.build import build_autoencoder
+from fluxnb.train.networks.files import build_denoiser
+from fluxnb.train.stages import teacher
+from fluxnb.train.stages.loop import Average, Rank, read_log
+from fluxnb.train.stages.ship import ship
+from fluxnb.train.stages.validation import Validation
 
 CPU = Rank(0, 1, torch.device("cpu"))
 SHIPPED = Path(fluxnb.__file__).parent / "pocket"

@@ -20,7 +20,7 @@ from fluxnb.train.toy import (
     exact_velocity,
     log_density,
     straightness,
-    walk,
+    trajectory,
 )
 
 
@@ -47,7 +47,7 @@ def test_at_pure_noise_every_point_is_sent_to_the_mean_of_the_data():
 
 
 def test_the_exact_flow_ends_on_the_data():
-    ends = walk(exact_velocity, torch.randn(4096, 2, generator=seeded()), 100)[-1]
+    ends = trajectory(exact_velocity, torch.randn(4096, 2, generator=seeded()), 100)[-1]
     count, spread, lost = blobs(ends)
     assert count > 7.9 and lost < 0.01 and spread == pytest.approx(SPREAD, rel=0.05)
 
@@ -61,7 +61,7 @@ def test_the_density_holds_all_the_probability(sigma):
 
 def test_every_step_count_begins_at_the_noise():
     noise = torch.randn(4, 2, generator=seeded())
-    path = walk(Net(), noise, 3)
+    path = trajectory(Net(), noise, 3)
     assert path.shape == (4, 4, 2) and torch.equal(path[0], noise)
 
 

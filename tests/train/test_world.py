@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("sentencepiece")
 
-from fluxnb.train import world
 from fluxnb.train.config import POCKET
-from fluxnb.train.tokens import Tokens
-from fluxnb.train.world import Scene, draw_captioned, draw_scene, is_held_out
+from fluxnb.train.data import world
+from fluxnb.train.data.tokens import Tokens
+from fluxnb.train.data.world import Scene, draw_captioned, draw_scene, is_held_out
 
 
 def test_the_world_has_the_objects_and_places_it_promises():

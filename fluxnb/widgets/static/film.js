@@ -1,6 +1,6 @@
 // What every view of frames shares; it stands in front of the view's own script, in one module with it.
 //
-// A walk is { sigmas, frames: { show: [number, ...] }, final: number or null }; numbers count the frames of the view.
+// A trajectory is { sigmas, frames: { show: [number, ...] }, final: number or null }; numbers count the frames of the view.
 
 const ENDS_IN_PICTURE = new Set(["x", "clean"]); // what sigma 0 shows; velocity and noise have no value there
 const CLOSE = 1e-6;
@@ -27,21 +27,21 @@ function makeButton(className, text, title, act) {
   return node;
 }
 
-// Every noise level that any of the walks visits, from 1 down, and 0 where a walk ended in a picture.
-export function levels(walks) {
-  const all = walks.flatMap((walk) => walk.sigmas.concat(walk.final === null ? [] : [0]));
+// Every noise level that any of the trajectories visits, from 1 down, and 0 where a trajectory ended in a picture.
+export function levels(trajectories) {
+  const all = trajectories.flatMap((trajectory) => trajectory.sigmas.concat(trajectory.final === null ? [] : [0]));
   all.sort((a, b) => b - a);
   return all.filter((sigma, i) => i === 0 || all[i - 1] - sigma > CLOSE);
 }
 
-// Which frame of a walk is in view at sigma: that of the last step begun by then. -1: no step, the picture alone.
-export function frameAt(walk, show, sigma) {
-  const frames = walk.frames[show] ?? [];
-  if (frames.length === 0 || (sigma <= CLOSE && walk.final !== null && ENDS_IN_PICTURE.has(show))) {
-    return { step: -1, frame: walk.final ?? frames[frames.length - 1] ?? null };
+// Which frame of a trajectory is in view at sigma: that of the last step begun by then. -1: no step, the picture alone.
+export function frameAt(trajectory, show, sigma) {
+  const frames = trajectory.frames[show] ?? [];
+  if (frames.length === 0 || (sigma <= CLOSE && trajectory.final !== null && ENDS_IN_PICTURE.has(show))) {
+    return { step: -1, frame: trajectory.final ?? frames[frames.length - 1] ?? null };
   }
   let step = 0;
-  while (step + 1 < walk.sigmas.length && walk.sigmas[step + 1] >= sigma - CLOSE) step += 1;
+  while (step + 1 < trajectory.sigmas.length && trajectory.sigmas[step + 1] >= sigma - CLOSE) step += 1;
   return { step, frame: frames[step] };
 }
 
@@ -111,7 +111,7 @@ function transport({ shows, playKey, alive, changed }) {
     if (state.at >= state.stops.length - 1) go(0);
     play.textContent = "❚❚";
     play.setAttribute("aria-label", "pause");
-    // A walk of two steps and one of fifty both take a few seconds.
+    // A trajectory of two steps and one of fifty both take a few seconds.
     const pause = Math.max(90, Math.min(700, 4000 / Math.max(state.stops.length, 1)));
     state.timer = setInterval(() => {
       if (!alive() || state.at >= state.stops.length - 1) return stop();

@@ -1,4 +1,4 @@
-// The scrubber: every step of one walk or of many, moved together by sigma. No kernel, no network, no dependency.
+// The scrubber: every step of one trajectory or of many, moved together by sigma. No kernel, no network, no dependency.
 //
 // One source for two places. In a notebook anywidget calls `render` below and the frames arrive as bytes; in a page
 // that stands alone `mount` is called with data: addresses. Text (a prompt, a label) only ever becomes textContent or
@@ -22,31 +22,31 @@ export function mount(root, data, urls) {
   root.replaceChildren();
   const title = make("div", "fluxnb-title", data.title);
   const stage = make("div", "fluxnb-stage");
-  const several = data.walks.length > 1;
-  stage.style.setProperty("--fluxnb-columns", data.columns || Math.min(data.walks.length, 4));
+  const several = data.trajectories.length > 1;
+  stage.style.setProperty("--fluxnb-columns", data.columns || Math.min(data.trajectories.length, 4));
   stage.style.setProperty("--fluxnb-widest", data.columns ? "190px" : several ? "256px" : "384px");
 
-  const panels = data.walks.map((walk) => {
-    const figure = make("figure", "fluxnb-walk");
+  const panels = data.trajectories.map((trajectory) => {
+    const figure = make("figure", "fluxnb-trajectory");
     const box = make("div", "fluxnb-box");
-    box.style.aspectRatio = `${walk.width} / ${walk.height}`;
+    box.style.aspectRatio = `${trajectory.width} / ${trajectory.height}`;
     const [image, veil] = [make("img"), make("img", "fluxnb-veil")];
     image.draggable = veil.draggable = false;
     veil.alt = "";
-    const label = make("figcaption", "fluxnb-label", several ? walk.label : "");
-    label.title = walk.caption;
+    const label = make("figcaption", "fluxnb-label", several ? trajectory.label : "");
+    label.title = trajectory.caption;
     const where = make("div", "fluxnb-where");
     box.append(image);
     if (data.words?.length > 0) box.append(veil);
     figure.append(box, label, where);
     stage.append(figure);
-    return { walk, image, veil, box, where };
+    return { trajectory, image, veil, box, where };
   });
 
   const alive = () => root.isConnected;
   const film = transport({ shows: data.shows, playKey: "space", alive, changed: draw });
   const foot = make("div", "fluxnb-foot");
-  const stops = levels(data.walks);
+  const stops = levels(data.trajectories);
   foot.append(make("span", "fluxnb-note", data.note));
   if (stops.length > 1) {
     foot.append(make("span", "fluxnb-help", "← → step · space play · x v c n show · + − 0 zoom, drag to move"));
@@ -71,14 +71,14 @@ export function mount(root, data, urls) {
 
   function draw() {
     const sigma = film.sigma;
-    for (const { walk, image, veil, where } of panels) {
-      const { step, frame } = frameAt(walk, film.show, sigma);
+    for (const { trajectory, image, veil, where } of panels) {
+      const { step, frame } = frameAt(trajectory, film.show, sigma);
       put(image, frame);
       // At sigma 0 the model has looked for the last time.
-      put(veil, walk.veils?.[state.word]?.at(step) ?? null);
-      const of = walk.sigmas.length;
+      put(veil, trajectory.veils?.[state.word]?.at(step) ?? null);
+      const of = trajectory.sigmas.length;
       where.textContent = of === 0 ? "" : step < 0 ? "the picture" : `step ${step + 1} of ${of}`;
-      image.alt = `${where.textContent || "picture"}: ${walk.label}`;
+      image.alt = `${where.textContent || "picture"}: ${trajectory.label}`;
     }
     root.dataset.sigma = String(sigma);
     root.dataset.show = film.show ?? "";

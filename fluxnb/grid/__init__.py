@@ -1,0 +1,1 @@
+"""Grids of pictures: axes, runner, store, cost estimate, sweep."""

@@ -1,0 +1,262 @@
+"""A grid as one page that needs nothing: rows, columns and pages to choose, comparing, stars, a scrub by sigma.
+
+`Board` says in JSON and WebP what the explorer shows, cell by cell, for the widget while a grid is made and for the
+page when it is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from fluxnb.errors import InputError, unknown_choice, validates_own_input
+from fluxnb.html import page as html
+from fluxnb.io.files import whole
+from fluxnb.io.png import encode_png
+from fluxnb.records import Cell, Sweep
+from fluxnb.records.recipe import Recipe
+from fluxnb.visuals.frames import Decode, frames_of, webp
+from fluxnb.visuals.labels import NAMES, value_of, values_of
+
+__all__ = ["SHOWS", "Board", "page", "save_cells", "write"]
+
+SHOWS = ("clean", "x")
+NO_SCRUB = "no scrub by noise level: these cells kept no steps; make the grid with keep=fnb.Keep()"
+MANY = {"prompt": "prompts", "seed": "seeds", "steps": "step counts"}
+MOST_REMEMBERED = 32  # decoded pictures, of one seed and its step counts
+# What a cell says of itself, in this order; the rest of a recipe is how it is stored.
+FACTS = ("prompt", "negative", "seed", "steps", "size", "guidance", "sampler", "sigmas", "shift", "model", "dtype")
+
+
+class Board:
+    """A grid as the explorer takes it.
+
+    Arguments:
+        axes: field names and their values, in order; values met later are added.
+        model: for the title.
+        shows: what a scrub can show, of "clean", "x", "v", "noise".
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for each walk's own linear preview.
+        size: the longest side of a picture in pixels; larger ones are made smaller.
+
+    Example:
+        >>> board = Board({"seed": (1, 2)})
+        >>> board.data["total"], board.data["axes"][0]["values"]
+        (2, ['seed 1', 'seed 2'])
+    """
+
+    @validates_own_input
+    def __init__(
+        self,
+        axes: Mapping[str, Sequence[Any]],
+        *,
+        model: str = "",
+        shows: Sequence[str] = SHOWS,
+        decode: Decode | None = None,
+        size: int = 1024,
+    ) -> None:
+        for show in shows:
+            if show not in NAMES:
+                raise unknown_choice("shows", show, tuple(NAMES))
+        if isinstance(size, bool) or not isinstance(size, int) or size < 16:
+            raise InputError(f"size={size!r}", "it is a length in pixels, at least 16", "try size=512")
+        self._values = {name: list(values) for name, values in axes.items()}
+        self._model, self._shows, self._size = model, tuple(shows), size
+        self._decode = None if decode is None else _remembering(decode)
+        self._numbers: dict[bytes, int] = {}
+        self._by: set[str] = set()
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The grid itself: axes in words, what can be shown, how many cells there will be."""
+        total = 1
+        for values in self._values.values():
+            total *= max(len(values), 1)
+        sizes = " × ".join(
+            f"{len(values)} {MANY.get(name, 'values of ' + name)}"
+            for name, values in self._values.items()
+            if len(values) > 1
+        )
+        return {
+            "title": ", ".join(part for part in (sizes, self._model) if part) or "a grid",
+            "axes": [
+                {
+                    "name": name,
+                    "values": values_of(name, values),
+                    "whole": [value_of(name, value) for value in values],
+                }
+                for name, values in self._values.items()
+            ],
+            "shows": [{"key": show, "name": NAMES[show]} for show in self._shows],
+            "total": total,
+            "note": f"frames by {' and '.join(sorted(self._by))}" if self._by else "",
+            "why": NO_SCRUB,
+            "state": "finished",
+            "said": "",
+            "folder": "",
+        }
+
+    def add(self, cell: Cell) -> tuple[dict[str, Any], list[bytes]]:
+        """One cell in JSON, and those of its frames that no cell before it had; frames are numbered as they come."""
+        fresh: list[bytes] = []
+
+        def number(image: Image.Image, *, exact: bool) -> int:
+            data = _encoded(image, self._size, exact=exact)
+            if data not in self._numbers:
+                self._numbers[data] = len(self._numbers)
+                fresh.append(data)
+            return self._numbers[data]
+
+        picture, trajectory = cell.image, cell.trajectory
+        frames: dict[str, list[int]] = {show: [] for show in self._shows}
+        sigmas: tuple[float, ...] = ()
+        if trajectory is not None and any(step.kept for step in trajectory.steps):
+            roll = frames_of(trajectory, shows=self._shows, decode=self._decode)
+            sigmas = roll.sigmas
+            frames = {show: [number(image, exact=False) for image in roll.frames[show]] for show in self._shows}
+            self._by.add(roll.by)
+        return {
+            "at": [self._place(name, getattr(cell.recipe, name)) for name in self._values],
+            "name": _stem(cell),
+            "caption": _caption(cell),
+            "facts": _facts(cell),
+            "recipe": cell.recipe.to_json(),
+            "sigmas": list(sigmas),
+            "frames": frames,
+            "final": number(picture, exact=True),
+            "width": picture.width,
+            "height": picture.height,
+        }, fresh
+
+    def _place(self, name: str, value: Any) -> int:
+        values = self._values[name]
+        if value not in values and None in values:
+            return values.index(None)  # "as the model does it", which the run has filled in
+        if value not in values:
+            values.append(value)
+        return values.index(value)
+
+
+def page(
+    sweep: Sweep, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None, size: int = 512
+) -> str:  # fmt: skip
+    """The whole page as text; see `write`."""
+    if not len(sweep):
+        raise InputError("a sweep without cells", "there is nothing to show", "run it again, or show what it stored")
+    board = Board(sweep.axes, model=sweep.model, shows=shows, decode=decode, size=size)
+    cells, frames = [], []
+    for cell in sweep:
+        told, fresh = board.add(cell)
+        cells.append(told)
+        frames.extend(fresh)
+    return document(board.data, cells, frames)
+
+
+@validates_own_input
+def write(
+    sweep: Sweep,
+    path: str | Path,
+    *,
+    shows: Sequence[str] = SHOWS,
+    decode: Decode | None = None,
+    size: int = 512,
+) -> Path:
+    """Write the page; folders are made, and a page is there whole or not at all.
+
+    Arguments:
+        sweep: what `fnb.sweep` returned; with `keep=fnb.Keep()` the page can scrub by sigma.
+        path: where to.
+        shows: what a scrub can show, of "clean", "x", "v", "noise".
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for each walk's own linear preview.
+        size: the longest side of a picture in pixels. Sixty-four photographs of 512 are about 4 MB.
+
+    Returns:
+        The path written.
+
+    Raises:
+        InputError: a sweep without cells, or an unknown word in `shows`.
+        StorageError: the file cannot be written.
+
+    Example:
+        >>> write(grid, "grid.html")                                                # doctest: +SKIP
+        PosixPath('grid.html')
+    """
+    return html.save(page(sweep, shows=shows, decode=decode, size=size), path)
+
+
+def document(data: dict[str, Any], cells: Sequence[dict[str, Any]], frames: Sequence[bytes]) -> str:
+    """The page of a grid that a Board has told."""
+    prompts = {dict(cell["facts"])["prompt"] for cell in cells}
+    title = prompts.pop() if len(prompts) == 1 else str(data["title"])
+    return html.document("explore", title, {**data, "cells": list(cells)}, frames, cells[0]["final"])
+
+
+def save_cells(cells: Iterable[Cell], folder: str | Path) -> list[Path]:
+    """Write pictures into a folder as PNG files that carry their recipes, and return their paths.
+
+    A name says prompt, seed and steps and ends in the beginning of the cell's key, so that saving twice writes the
+    same files.
+
+    Raises:
+        StorageError: the folder cannot be written; files written before stay.
+    """
+    paths = []
+    for cell in cells:
+        path = Path(folder) / f"{_stem(cell)}.png"
+        with whole(path) as part:
+            part.write_bytes(encode_png(cell.image, cell.recipe))
+        paths.append(path)
+    return paths
+
+
+def _remembering(decode: Decode) -> Decode:
+    """A decoder that sees a latent once: the walks of one seed start with the same estimate."""
+    known: dict[bytes, Image.Image] = {}
+
+    def draw(latents: Tensor) -> list[Image.Image]:
+        keys = [hashlib.sha256(each.contiguous().numpy().tobytes()).digest() for each in latents]
+        fresh = {key: place for place, key in enumerate(keys) if key not in known}
+        if fresh:
+            known.update(zip(fresh, decode(latents[list(fresh.values())]), strict=True))
+        pictures = [known[key] for key in keys]
+        for key in list(known)[:-MOST_REMEMBERED]:
+            del known[key]
+        return pictures
+
+    return draw
+
+
+def _encoded(image: Image.Image, size: int, *, exact: bool) -> bytes:
+    if max(image.size) > size:
+        image = image.convert("RGB")
+        image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    # A picture is kept as it is where that costs little. A frame of a walk is looked at in passing, and its noise
+    # would cost ten times the picture's bytes; a linear preview has so few pixels that each of them counts.
+    return webp(image) if exact or max(image.size) <= 64 else webp(image, quality=82, lossless=False)
+
+
+def _facts(cell: Cell) -> list[tuple[str, str]]:
+    """Field and value in words; numbers as text, since JavaScript would round a large seed."""
+    recipe = cell.recipe
+    said = {name: getattr(recipe, name, None) for name in FACTS}
+    said["size"] = f"{recipe.width} × {recipe.height}" if recipe.width and recipe.height else None
+    said["guidance"] = None if recipe.guidance is None else f"{recipe.guidance:g}"
+    said["sigmas"] = None if recipe.sigmas is None else ", ".join(f"{sigma:g}" for sigma in recipe.sigmas)
+    facts = [(name, str(value)) for name, value in said.items() if value not in (None, "")]
+    return [*facts, ("numbers", "exact" if cell.exact else f"lossy: {recipe.numerics}")]
+
+
+def _caption(cell: Cell) -> str:
+    return ", ".join((cell.recipe.prompt, *(value_of(name, getattr(cell.recipe, name)) for name in ("seed", "steps"))))
+
+
+def _stem(cell: Cell) -> str:
+    """A file name that every system takes: letters, digits and hyphens."""
+    recipe: Recipe = cell.recipe
+    words = re.sub(r"[^a-z0-9]+", "-", recipe.prompt[:200].lower()).strip("-")[:48].strip("-") or "picture"
+    return f"{words}-seed-{recipe.seed}-steps-{recipe.steps}-{cell.key[:8]}"

@@ -1,0 +1,182 @@
+"""A trajectory in one file: tensors as safetensors, all else as JSON in its header; nothing is ever unpickled.
+
+Reading trusts nothing: every number, name and shape in the file is checked before a record is made of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fluxnb.errors import FluxnbError, StorageError, shorten
+from fluxnb.io.files import whole
+from fluxnb.io.png import encode_png
+from fluxnb.records import KINDS, Step, Trajectory
+from fluxnb.records.latents import LinearRGB, tokens_in
+from fluxnb.records.recipe import Recipe
+
+__all__ = ["open_trajectory", "save"]
+
+FORMAT = 1
+LARGEST_IMAGE = 2**26  # bytes of PNG; an 8192 px picture has less
+
+
+def save(trajectory: Trajectory, path: str | Path) -> Path:
+    """Write a trajectory to one safetensors file; its recipe and numbers stand in the header as JSON.
+
+    Returns:
+        The path, with `.safetensors` added if it had no suffix.
+
+    Raises:
+        StorageError: the disk or the folder said no; nothing half-written remains.
+    """
+    from safetensors.torch import save as encode
+
+    target = Path(path)
+    target = target if target.suffix else target.with_suffix(".safetensors")
+    tensors: dict[str, Tensor] = {}
+    previous: Tensor | None = None
+    for step in trajectory.steps:
+        for name, value in step.tensors.items():
+            if name == "x" and previous is not None and (value is previous or value.data_ptr() == previous.data_ptr()):
+                continue  # it is the x_next of the step before
+            tensors[f"{step.index:04d}.{name}"] = value.clone().contiguous()
+        previous = step.tensors.get("x_next")
+    if trajectory.image is not None:
+        tensors["image"] = torch.from_numpy(
+            np.frombuffer(encode_png(trajectory.image, trajectory.recipe), np.uint8).copy()
+        )
+    steps = [
+        {
+            "index": s.index,
+            "sigma": s.sigma,
+            "dt": s.dt,
+            "seconds": s.seconds,
+            "norms": dict(s.norms),
+            "kept": sorted(s.tensors),
+        }
+        for s in trajectory.steps
+    ]
+    header = {
+        "format": FORMAT,
+        "recipe": None if trajectory.recipe is None else trajectory.recipe.to_json(),
+        "finished": trajectory.finished,
+        "sigmas": trajectory.sigmas,
+        "height": trajectory.height,
+        "width": trajectory.width,
+        "seconds": dict(trajectory.seconds),
+        "versions": dict(trajectory.versions),
+        "model": trajectory.model,
+        "preset": trajectory.preset,
+        "preview": None if trajectory.preview is None else trajectory.preview.to_json(),
+        "words": trajectory.words,
+        "steps": steps,
+    }
+    # An empty file would be no safetensors file; a walk kept without tensors and without a picture still has a header.
+    tensors = tensors or {"empty": torch.zeros(1)}
+    data = encode(tensors, metadata={"fluxnb": json.dumps(header, sort_keys=True, allow_nan=False)})
+    with whole(target) as part:
+        part.write_bytes(data)
+    return target
+
+
+def open_trajectory(path: str | Path) -> Trajectory:
+    """Read a trajectory that `save` wrote. Needs no model and no GPU; everything in the file is checked.
+
+    Raises:
+        StorageError: no such file, damaged, from a newer format, or not a trajectory.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    source = Path(path)
+    if not source.is_file():
+        raise StorageError(f"{source}", "there is no such file", "check the path; fnb.save returns it")
+    try:
+        with safe_open(source, framework="pt", device="cpu") as opened:
+            header = json.loads((opened.metadata() or {})["fluxnb"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+        return _walk(header, tensors)
+    except FluxnbError as problem:
+        raise StorageError(f"{source} ({problem.given})", "it is no whole trajectory", "save it again") from problem
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as problem:
+        reason = shorten(f"{type(problem).__name__}: {problem}", 120)
+        raise StorageError(f"{source} ({reason})", "it is no whole trajectory", "save it again") from problem
+
+
+def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajectory:
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {shorten(header['format'])}; this fluxnb reads {FORMAT}")
+    height, width = _number(header["height"], int), _number(header["width"], int)
+    steps: list[Step] = []
+    previous: Tensor | None = None
+    for position, told in enumerate(header["steps"]):
+        if told["index"] != position:
+            raise ValueError(f"step {shorten(told['index'])} in place {position}")
+        kept: dict[str, Tensor] = {}
+        for name in told["kept"]:
+            if name not in KINDS:
+                raise ValueError(f"unknown tensor {shorten(name)}")
+            stored = tensors.get(f"{position:04d}.{name}")
+            value = previous if stored is None and name == "x" else stored
+            if value is None:
+                raise ValueError(f"step {position} lacks {name}")
+            if value.ndim != 2 or value.shape[0] != tokens_in(height, width) or not value.is_floating_point():
+                raise ValueError(f"{name} of step {position} is {value.dtype} {tuple(value.shape)}")
+            kept[name] = value
+        previous = kept.get("x_next")
+        steps.append(
+            Step(
+                index=position,
+                sigma=_number(told["sigma"], float),
+                dt=_number(told["dt"], float),
+                height=height,
+                width=width,
+                tensors=kept,
+                norms={str(name): _number(value, float) for name, value in told["norms"].items()},
+                seconds=_number(told["seconds"], float),
+            )
+        )
+    sigmas = tuple(_number(sigma, float) for sigma in header["sigmas"])
+    if len(sigmas) < len(steps) + 1:
+        raise ValueError(f"{len(sigmas)} sigmas for {len(steps)} steps")
+    preview, words = header["preview"], tuple(str(word) for word in header.get("words", ()))
+    if any(step.attention.shape[1] != len(words) for step in steps if "attention" in step.tensors):
+        raise ValueError(f"{len(words)} words do not fit the maps of attention")
+    return Trajectory(
+        image=_picture(tensors["image"]) if "image" in tensors else None,
+        recipe=None if header["recipe"] is None else Recipe.from_json(header["recipe"]),
+        finished=header["finished"] is True,
+        sigmas=sigmas,
+        steps=tuple(steps),
+        height=height,
+        width=width,
+        seconds={str(name): _number(value, float) for name, value in header["seconds"].items()},
+        versions={str(name): str(value) for name, value in header["versions"].items()},
+        model=str(header["model"]),
+        preset=str(header["preset"]),
+        preview=None if preview is None else LinearRGB.from_json(preview),
+        words=words,
+    )
+
+
+def _number(value: object, kind: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{shorten(value)} is no number")
+    return kind(value)
+
+
+def _picture(stored: Tensor) -> Image.Image:
+    if stored.dtype != torch.uint8 or stored.ndim != 1 or stored.numel() > LARGEST_IMAGE:
+        raise ValueError("the picture is no PNG")
+    # Only the PNG decoder is let near the bytes, and it refuses to fill more memory than a picture needs.
+    with Image.open(io.BytesIO(stored.numpy().tobytes()), formats=("PNG",)) as opened:
+        return opened.convert("RGB")

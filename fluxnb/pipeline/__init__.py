@@ -1,0 +1,1 @@
+"""The Flux handle: load, encode, denoise, decode, previews."""

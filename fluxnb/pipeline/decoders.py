@@ -1,0 +1,153 @@
+"""Decoders: film(), which turns a whole walk into pictures, by the VAE or what stands in for it, and tiny().
+
+A tiny autoencoder decodes at a fraction of the VAE's cost; how far it is from the VAE is measured when it is made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from fluxnb.errors import InputError, StorageError, shorten, unknown_choice, validates_own_input
+from fluxnb.pipeline.preview import decoded, measure
+from fluxnb.records import SHOWN, Film, Trajectory
+
+__all__ = ["Tiny", "film", "tiny"]
+
+Latents = Float[Tensor, "frames channels height width"]
+Decoder = Callable[[Latents], Sequence[Image.Image]]
+
+
+class Tiny:
+    """A tiny autoencoder in the VAE's place: called with latents (n, 16, h/8, w/8), it gives n pictures.
+
+    Made by `tiny`. `.error` is the root mean square difference of its pictures from the VAE's (0 to 1 scale).
+    """
+
+    def __init__(self, vae: Any, processor: Any) -> None:
+        self._vae, self._processor, self.error = vae, processor, 0.0
+        self.__name__ = f"tiny decoder {type(vae).__name__}"
+
+    def __call__(self, latents: Latents) -> list[Image.Image]:
+        """Decode, one by one."""
+        device = next(self._vae.parameters()).device
+        pictures: list[Image.Image] = []
+        for latent in latents:
+            pictures += decoded(self._vae, self._processor, latent[None], device, "pil")
+        return pictures
+
+
+@validates_own_input
+def tiny(flux: Any, source: Any) -> Tiny:
+    """A tiny decoder for this model, measured against its VAE.
+
+    Arguments:
+        flux: from `fnb.load`.
+        source: a diffusers AutoencoderTiny that was trained for this model's latents (taef1 for FLUX.1), or the
+            folder of one.
+
+    Raises:
+        InputError: neither of these, or one for other latents.
+        StorageError: a folder that holds none.
+
+    Example:
+        >>> decode = tiny(flux, "models/taef1")                                     # doctest: +SKIP
+        >>> scrub(walk, decode=decode), decode.error                                # doctest: +SKIP
+        (Scrubber(1 walk, 17 frames), 0.02)
+    """
+    vae = _opened(Path(source)) if isinstance(source, str | Path) else source
+    if not hasattr(vae, "decode") or not hasattr(vae, "config"):
+        raise InputError(
+            f"a tiny decoder of type {type(vae).__name__}",
+            "a diffusers AutoencoderTiny, or the folder of one, is possible",
+            'try by="linear", which every model has',
+        )
+    given, wanted = vae.config.get("latent_channels"), flux.pipe.vae.config.latent_channels
+    if given != wanted:
+        raise InputError(
+            f"a tiny decoder for {given} latent channels",
+            f"this model's latents have {wanted}",
+            "use the one that was made for this model",
+        )
+    made = Tiny(vae, flux.pipe.image_processor)
+    made.error = measure(flux.pipe, made)
+    return made
+
+
+def _opened(folder: Path) -> Any:
+    from diffusers import AutoencoderTiny
+
+    try:
+        return AutoencoderTiny.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as problem:
+        raise StorageError(
+            f"{folder} as a tiny decoder",
+            "a folder with config.json and diffusion_pytorch_model.safetensors is needed",
+            "save one there with AutoencoderTiny.save_pretrained",
+        ) from problem
+
+
+@validates_own_input
+def film(flux: Any, trajectory: Trajectory, *, what: str = "clean", by: Any = "vae") -> Film:
+    """Decode what each step of a walk holds into a picture.
+
+    Arguments:
+        flux: the model the walk was made with, from `fnb.load`.
+        walk: its steps must have kept x and v (x_next for `what="x_next"`); steps that did not are left out.
+        what: "clean", "x", "v", "noise" or "x_next".
+        by: "vae", the model's own decoder; "linear", a map fitted to it that costs next to nothing; a diffusers
+            AutoencoderTiny or the folder of one; or a function from latents (n, 16, h/8, w/8) to pictures.
+
+    Returns:
+        The Film; its `.error` says how far its decoder is from the VAE, where that is known.
+
+    Raises:
+        InputError: another `what` or `by`.
+        StorageError: a folder without a tiny decoder.
+
+    Example:
+        >>> film(flux, walk, what="clean").frames[0]                                # doctest: +SKIP
+        <PIL.Image.Image image mode=RGB size=128x128>
+    """
+    if what not in SHOWN:
+        raise unknown_choice("what", what, SHOWN)
+    decode, name, error = _decoder(flux, trajectory, by)
+    needed = {"x_next"} if what == "x_next" else {what} if what in ("x", "v") else {"x", "v"}
+    steps = [step for step in trajectory.steps if needed <= set(step.tensors)]
+    started = time.perf_counter()
+    frames: list[Image.Image] = []
+    for step in steps:  # one by one: a batch of 1024 px pictures would take 2 GB each
+        frames += decode(step.latents(what)[None])
+    return Film(
+        frames=tuple(frames),
+        what=what,
+        by=name,
+        sigmas=tuple(step.sigma for step in steps),
+        steps=tuple(step.index for step in steps),
+        caption=trajectory.caption,
+        error=error,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _decoder(flux: Any, trajectory: Trajectory, by: Any) -> tuple[Decoder, str, float | None]:
+    """What decodes, what it is called, and how far it is from the VAE."""
+    if isinstance(by, str) and by == "vae":
+        return flux.decode, by, 0.0
+    if isinstance(by, str) and by == "linear":
+        return (
+            lambda latents: flux.preview.pictures(latents, (trajectory.width, trajectory.height)),
+            by,
+            flux.preview.error,
+        )
+    if isinstance(by, Path) or (isinstance(by, str) and Path(by).is_dir()) or hasattr(by, "decode"):
+        by = tiny(flux, by)
+    if not callable(by):
+        raise unknown_choice("by", shorten(by), ("vae", "linear"))
+    return by, getattr(by, "__name__", type(by).__name__), getattr(by, "error", None)

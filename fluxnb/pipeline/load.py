@@ -1,0 +1,151 @@
+"""load(): from a name, a folder, a hub id or somebody's own pipeline to a Flux handle under a plan.
+
+What is known of each pipeline is remembered here, so that a recorder around a plain diffusers call can say whose
+call it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fluxnb.checkpoints import sources as weights
+from fluxnb.checkpoints.checksums import sampled_fingerprint
+from fluxnb.errors import InputError, unknown_choice, validates_own_input
+from fluxnb.families.defaults import defaults_of
+from fluxnb.pipeline.flux import Flux
+from fluxnb.planning import choose as planning
+from fluxnb.planning.choose import is_large
+from fluxnb.planning.model_size import anatomy_of
+from fluxnb.planning.plan import Plan, memory_told
+from fluxnb.planning.presets import PRESETS
+from fluxnb.records.recipe import Recipe
+from fluxnb.runtime.assembly import assemble
+from fluxnb.runtime.compilation import quicken
+
+__all__ = ["handle_of", "load"]
+
+# What is known of a pipeline, so that a recorder around somebody's own call can say whose call it was. Only names
+# and numbers, no handle: a handle holds the pipeline and would keep it alive for ever.
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def handle_of(pipe: Any) -> Flux | None:
+    """A handle for a FluxPipeline, loaded by us or not; None for other pipelines."""
+    if pipe not in _KNOWN and "FluxPipeline" in {base.__name__ for base in type(pipe).__mro__}:
+        return _adopt(pipe)
+    return Flux(pipe, **_KNOWN[pipe]) if pipe in _KNOWN else None
+
+
+@validates_own_input
+def load(
+    model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str = "auto", fast: bool | str = False
+) -> Flux:
+    """A model ready to run.
+
+    Arguments:
+        model: "pocket", "pocket-base", "schnell", "dev", a folder in diffusers layout, a hub id, or a FluxPipeline,
+            which is taken as it is.
+        preset: how to hold it in memory, see `fnb.plan`; "auto" takes the fastest that fits.
+        dtype: "float32", "bfloat16", "float16"; "auto" is float32 for small models and on a CPU, else bfloat16
+            where the GPU has it natively and float16 where not.
+        fast: True compiles what repeats, takes the quickest attention and replays evaluations whole where that is
+            quicker, which costs half a minute or a whole one and changes roundings; "fp8" computes in 8-bit floats
+            too, which is lossy. What each of them gave stands in the plan.
+
+    Raises:
+        InputError: an unknown name, preset, dtype or fast, or a pipeline of another kind.
+        StorageError: a missing folder, a damaged file, a gated or unreachable hub.
+        RunError: not enough memory, said before anything is downloaded.
+
+    Example:
+        >>> flux = load("pocket")                                                   # doctest: +SKIP
+        >>> flux.plan.preset                                                        # doctest: +SKIP
+        'cpu'
+    """
+    if not isinstance(model, str | Path):
+        return _adopt(model)
+    if dtype != "auto":
+        Recipe(prompt="-", dtype=dtype)  # says what is possible
+    if fast not in (True, False, "fp8"):
+        raise unknown_choice("fast", fast, ("True", "False", "fp8"))
+    # The plan comes first: nobody should download 34 GB to learn that they do not fit.
+    chosen = planning.plan(model, preset=preset)
+    source = weights.locate(model)
+    if dtype != "auto":
+        chosen = dataclasses.replace(chosen, dtype=dtype)
+    with memory_told(chosen, f"loading {source.name}"):
+        pipe = _held(source, chosen)
+    teacher_alone = source.name == "pocket" and not source.parts
+    name = "pocket-base" if teacher_alone else source.name
+    defaults = defaults_of(pipe, name, source.card)
+    if fast or PRESETS[chosen.preset].compiled:
+        size, text = defaults.size, defaults.max_sequence_length
+        tight = PRESETS[chosen.preset].compiled  # its plan counts with the compiled decoder
+        report = quicken(pipe, size=size, text=text, fp8=fast == "fp8", graphs=not chosen.park, tight=tight)
+        named = f"{chosen.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else chosen.preset
+        chosen = dataclasses.replace(chosen, preset=named, exact=False, fast=report)
+    flux = _remember(Flux(pipe, model=source.name, revision=source.revision, defaults=defaults, plan=chosen))
+    _ = flux.preview  # fitted here, where waiting is expected, and not in the first run
+    return flux
+
+
+def _held(source: weights.Source, chosen: Plan) -> Any:
+    """The pipeline of a source as the plan says: a small one as diffusers loads it, others part by part."""
+    preset, device = PRESETS[chosen.preset], torch.device(chosen.device)
+    gguf = weights.gguf_file(source, preset.gguf) if preset.gguf else None
+    folder = weights.fetch(source, without_transformer=gguf is not None)
+    large = is_large(anatomy_of(folder, source.parts))
+    computes = getattr(torch, chosen.dtype)
+    if not large and preset.name in ("resident", "cpu"):
+        return weights.read(source, computes, loud=False).to(device)
+    if preset.text == "offloaded":
+        pipe = weights.read(dataclasses.replace(source, place=str(folder), local=True), computes, loud=large)
+        enable = pipe.enable_model_cpu_offload if preset.offload == "model" else pipe.enable_sequential_cpu_offload
+        enable(device=device)
+        return pipe
+    return assemble(
+        folder,
+        preset,
+        device=device,
+        dtype=computes,
+        parts=source.parts,
+        gguf=gguf,
+        park=chosen.park,
+        keep=chosen.keep,
+    )
+
+
+def _remember(flux: Flux) -> Flux:
+    _KNOWN[flux.pipe] = {
+        "model": flux.model,
+        "revision": flux.revision,
+        "defaults": flux.defaults,
+        "plan": flux.plan,
+    }
+    return flux
+
+
+def _adopt(pipe: Any) -> Flux:
+    kinds = {base.__name__ for base in type(pipe).__mro__}
+    if "FluxPipeline" not in kinds:
+        other = "watch other pipelines with fnb.recording(pipe)" if "DiffusionPipeline" in kinds else None
+        raise InputError(
+            f"model of type {type(pipe).__name__}",
+            "a name, a folder, a hub id or a FluxPipeline is possible",
+            other or 'try fnb.load("pocket")',
+        )
+    name = str(pipe.config.get("_name_or_path") or "pipeline")
+    name = Path(name).name if Path(name).is_absolute() else name  # a recipe should not carry somebody's home folder
+    device = pipe._execution_device.type
+    held = Plan(preset="as given", device=device, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
+    # Each of them has a hand in the picture: with another decoder, a kept one would be stale.
+    parts = (pipe.components.get(name) for name in ("transformer", "vae", "text_encoder", "text_encoder_2"))
+    revision = sampled_fingerprint(*(part for part in parts if part is not None))
+    flux = _remember(Flux(pipe, model=name, revision=revision, defaults=defaults_of(pipe), plan=held))
+    _ = flux.preview  # here too, and not in the first run
+    return flux

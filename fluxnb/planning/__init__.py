@@ -1,0 +1,1 @@
+"""Hardware, model sizes, offload presets, and the plan that chooses among them."""

@@ -1,0 +1,171 @@
+"""GGUF files: a transformer in the names of Black Forest Labs and in blocks of 4 to 8 bits, under diffusers' names.
+
+diffusers reads such a file whole into main memory; here it is mapped, and each weight goes to the device on its own.
+The arithmetic is diffusers'.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fluxnb.errors import InputError, StorageError, shorten
+
+__all__ = ["GgufShelf", "place"]
+
+Rows = tuple[int, int]  # from and to, in widths of the stream
+_DOUBLE = {
+    "norm1.linear": "img_mod.lin",
+    "norm1_context.linear": "txt_mod.lin",
+    "attn.to_out.0": "img_attn.proj",
+    "attn.to_add_out": "txt_attn.proj",
+    "ff.net.0.proj": "img_mlp.0",
+    "ff.net.2": "img_mlp.2",
+    "ff_context.net.0.proj": "txt_mlp.0",
+    "ff_context.net.2": "txt_mlp.2",
+}
+_PARTS: dict[str, tuple[str, Rows]] = {
+    "attn.to_q": ("img_attn.qkv", (0, 1)),
+    "attn.to_k": ("img_attn.qkv", (1, 2)),
+    "attn.to_v": ("img_attn.qkv", (2, 3)),
+    "attn.add_q_proj": ("txt_attn.qkv", (0, 1)),
+    "attn.add_k_proj": ("txt_attn.qkv", (1, 2)),
+    "attn.add_v_proj": ("txt_attn.qkv", (2, 3)),
+}
+_SINGLE: dict[str, tuple[str, Rows | None]] = {
+    "norm.linear": ("modulation.lin", None),
+    "proj_out": ("linear2", None),
+    "attn.to_q": ("linear1", (0, 1)),
+    "attn.to_k": ("linear1", (1, 2)),
+    "attn.to_v": ("linear1", (2, 3)),
+    "proj_mlp": ("linear1", (3, 7)),
+}
+_NORMS = {
+    "attn.norm_q": "img_attn.norm.query_norm",
+    "attn.norm_k": "img_attn.norm.key_norm",
+    "attn.norm_added_q": "txt_attn.norm.query_norm",
+    "attn.norm_added_k": "txt_attn.norm.key_norm",
+}
+_ENDS = {
+    "x_embedder": "img_in",
+    "context_embedder": "txt_in",
+    "proj_out": "final_layer.linear",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "time_text_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_text_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "time_text_embed.guidance_embedder.linear_1": "guidance_in.in_layer",
+    "time_text_embed.guidance_embedder.linear_2": "guidance_in.out_layer",
+    "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
+    "time_text_embed.text_embedder.linear_2": "vector_in.out_layer",
+}
+
+
+def place(name: str) -> tuple[str, Rows | None]:
+    """Where diffusers' weight of this name is: the file's name for it, and which of its rows.
+
+    Raises:
+        KeyError: FLUX has no such weight.
+
+    Example:
+        >>> place("single_transformer_blocks.7.proj_mlp.bias")
+        ('single_blocks.7.linear1.bias', (3, 7))
+    """
+    layer, _, leaf = name.rpartition(".")
+    if layer in _ENDS:
+        return f"{_ENDS[layer]}.{leaf}", None
+    found = re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.(.+)", layer)
+    if not found:
+        raise KeyError(name)
+    single, block, inner = found.groups()
+    if inner in _NORMS:
+        norm = _NORMS[inner].removeprefix("img_attn.") if single else _NORMS[inner]
+        return f"{'single' if single else 'double'}_blocks.{block}.{norm}.scale", None
+    if single:
+        source, rows = _SINGLE[inner]
+        return f"single_blocks.{block}.{source}.{leaf}", rows
+    if inner in _PARTS:
+        source, rows = _PARTS[inner]
+        return f"double_blocks.{block}.{source}.{leaf}", rows
+    return f"double_blocks.{block}.{_DOUBLE[inner]}.{leaf}", None
+
+
+class GgufShelf:
+    """The weights of a GGUF file under diffusers' names; what stays small in it stays so, the rest is float32.
+
+    Arguments:
+        file: ends in .gguf.
+        width: of the transformer's stream, 3072 for FLUX.1.
+        whole: True turns small weights to float32 too, as modulation tables need them.
+
+    Raises:
+        StorageError: the file does not open, or lacks a weight.
+        InputError: the `gguf` package is not installed.
+    """
+
+    windows = True
+
+    def __init__(self, file: str | Path, width: int, *, whole: bool = False) -> None:
+        self.file, self.width, self.whole = Path(file), width, whole
+        try:
+            import gguf
+        except ImportError:
+            raise InputError(
+                f"{self.file.name}", "reading GGUF needs a package that is not installed", "run pip install gguf"
+            ) from None
+        try:
+            reader = gguf.GGUFReader(str(self.file))
+        except (OSError, ValueError, IndexError, KeyError) as problem:
+            raise StorageError(
+                f"{self.file} does not open ({shorten(str(problem), 120)})", "it is missing, damaged or no GGUF file",
+                "fetch the file again",
+            ) from problem  # fmt: skip
+        self._tensors: dict[str, Any] = {
+            tensor.name.removeprefix("model.diffusion_model."): tensor for tensor in reader.tensors
+        }
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            return place(str(name))[0] in self._tensors
+        except KeyError:
+            return False
+
+    def __getitem__(self, name: str) -> Tensor:
+        from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
+
+        source, rows = place(name)
+        stored = self._tensors.get(source)
+        if stored is None:
+            raise StorageError(
+                f"{self.file} holds no {source!r}", "it is not a FLUX.1 transformer, or not all of one",
+                "use a file made from FLUX.1-schnell or FLUX.1-dev",
+            )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the file is mapped for reading only, and nothing writes to it
+            raw = torch.from_numpy(stored.data)
+        if rows is not None:
+            raw = raw[rows[0] * self.width : rows[1] * self.width]
+        if not raw.dtype.is_floating_point:
+            small = GGUFParameter(raw.contiguous(), quant_type=stored.tensor_type)
+            inside = name.endswith(".weight") and ".norm" not in name and "transformer_blocks." in name
+            if inside and not self.whole:
+                return small
+            raw = dequantize_gguf_tensor(small)
+        if name.startswith("norm_out.linear"):  # the file has shift before scale
+            raw = torch.cat(raw.chunk(2, dim=0)[::-1], dim=0)
+        return raw.float()
+
+    def also(self, name: str, same_as: str) -> None:
+        """FLUX's transformer shares no weights."""
+
+    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+        """These tensors, in this order."""
+        return ((name, self[name]) for name in names)
+
+    def close(self) -> None:
+        """The file is given back with the last of its tensors."""

@@ -1,0 +1,1 @@
+"""Sampling a recipe and recording what happens at every step."""

@@ -1,0 +1,1 @@
+"""The scenes that pocket is trained on: descriptions, sprites, rendering, tokenizers, batches."""

@@ -1,0 +1,1 @@
+"""The networks of a pocket pipeline and the critic that distillation trains against."""

@@ -1,0 +1,125 @@
+"""The networks of a pocket pipeline, of the classes that FLUX.1 is made of, from `Sizes`."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from fluxnb.train.config import Sizes
+from fluxnb.train.data.tokens import clip_tokenizer, t5_tokenizer
+
+
+def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
+    """f8 with 16 channels; the two 1x1 convolutions are there so that `whiten` can be folded into them exactly."""
+    depth = len(sizes.vae_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        block_out_channels=sizes.vae_channels,
+        layers_per_block=1,
+        latent_channels=sizes.latent_channels,
+        norm_num_groups=8,
+        sample_size=128,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+        use_quant_conv=True,
+        use_post_quant_conv=True,
+    )
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Fold z -> (z - mean) / std per latent channel into the 1x1 convolutions: same pictures, unit latents.
+
+    A rectified flow starts from unit noise and assumes data of unit variance; one scaling factor for
+    all channels would leave them uneven.
+    """
+    channels = len(mean)
+    vae.quant_conv.weight[:channels] /= std[:, None, None, None]
+    vae.quant_conv.bias[:channels] = (vae.quant_conv.bias[:channels] - mean) / std
+    vae.quant_conv.bias[channels:] -= 2 * std.log()  # the log variances, of the same posterior
+    vae.post_quant_conv.bias += (vae.post_quant_conv.weight[:, :, 0, 0] * mean).sum(1)
+    vae.post_quant_conv.weight *= std[None, :, None, None]
+
+
+def build_transformer(sizes: Sizes) -> FluxTransformer2DModel:
+    """FLUX's transformer, zero-initialised where DiT says so (adaLN-Zero, 2212.09748); diffusers leaves that to us."""
+    model = FluxTransformer2DModel(
+        in_channels=4 * sizes.latent_channels,
+        num_layers=sizes.double_blocks,
+        num_single_layers=sizes.single_blocks,
+        attention_head_dim=sizes.head_dim,
+        num_attention_heads=sizes.heads,
+        joint_attention_dim=sizes.text_width,
+        pooled_projection_dim=sizes.pooled_width,
+        guidance_embeds=False,
+        axes_dims_rope=sizes.rope_axes,
+    )
+    zero: list[nn.Module] = [model.proj_out, model.norm_out.linear]
+    for block in model.transformer_blocks:
+        zero += [block.norm1.linear, block.norm1_context.linear]
+    zero += [block.norm.linear for block in model.single_transformer_blocks]
+    for linear in zero:
+        for parameter in linear.parameters():
+            nn.init.zeros_(parameter)
+    return model
+
+
+def build_text_encoder(sizes: Sizes, vocabulary: int) -> CLIPTextModel:
+    """CLIP's text model, of which FLUX uses the pooled vector alone."""
+    config = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=sizes.pooled_width,
+        intermediate_size=3 * sizes.pooled_width,
+        projection_dim=sizes.pooled_width,
+        num_hidden_layers=sizes.pooled_layers,
+        num_attention_heads=sizes.pooled_width // 32,
+        max_position_embeddings=sizes.text_tokens,
+        bos_token_id=0,
+        eos_token_id=1,  # any but 2, which transformers reads as the old way of pooling
+        pad_token_id=1,
+    )
+    return CLIPTextModel(config)
+
+
+def build_text_encoder_2(sizes: Sizes, vocabulary: int) -> T5EncoderModel:
+    """T5's encoder, one vector a token."""
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=sizes.text_width,
+        d_kv=32,
+        d_ff=5 * sizes.text_width // 2,
+        num_layers=sizes.text_layers,
+        num_heads=sizes.text_width // 32,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    return T5EncoderModel(config)
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """schnell's: Euler, no shift."""
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+def build_pipeline_parts(sizes: Sizes) -> dict[str, object]:
+    """All that `FluxPipeline(**parts)` takes, untrained."""
+    tokenizer, tokenizer_2 = clip_tokenizer(sizes.text_tokens), t5_tokenizer(sizes.text_tokens)
+    return {
+        "scheduler": build_scheduler(),
+        "vae": build_autoencoder(sizes),
+        "text_encoder": build_text_encoder(sizes, len(tokenizer)),
+        "tokenizer": tokenizer,
+        "text_encoder_2": build_text_encoder_2(sizes, len(tokenizer_2)),
+        "tokenizer_2": tokenizer_2,
+        "transformer": build_transformer(sizes),
+    }
+
+
+def count(module: nn.Module) -> int:
+    """How many parameters a network has."""
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,1 @@
+"""Records as pixels: decoded frames, labels, attention overlays, GIF and WebP."""

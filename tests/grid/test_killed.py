@@ -1,0 +1,97 @@
+"""SIGKILL, twenty times, at random moments of one grid."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import fluxnb as fnb
+from tests.grid.killed_process import GRID
+
+ROOT = Path(__file__).parents[2]
+KILLS = 20
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, see QUARANTINES.md")]
+
+
+@pytest.fixture
+def nursery(toy_folder, tmp_path):
+    """Starts a process that fills the store `tmp_path / "store"`; returns its number."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.grid.killed_process", toy_folder, tmp_path / "store", tmp_path / "log"]
+    process = subprocess.Popen(
+        [str(each) for each in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT
+    )
+
+    def begin() -> int:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        return int(process.stdout.readline())
+
+    assert process.stdout.readline().strip() == "ready"
+    yield begin
+    process.stdin.close()
+    process.wait(20)
+
+
+def finished(store: Path) -> dict[str, int]:
+    """The cells that count, and when they were written."""
+    return {path.stem: path.stat().st_mtime_ns for path in store.glob("*/*.json")}
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_killed_at_twenty_moments_a_grid_is_finished_by_making_each_cell_once(nursery, toy_folder, tmp_path):
+    store, log, dice = tmp_path / "store", tmp_path / "log", random.Random(5)
+    kills, before = 0, {}
+    for _ in range(KILLS):
+        child = nursery()
+        goal, deadline = len(before) + dice.randint(0, 3), time.monotonic() + 60
+        while len(finished(store)) < goal and alive(child) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(dice.random() * 0.08)  # wherever it is by then: evaluating, decoding, writing, claiming
+        kills += alive(child)
+        os.kill(child, signal.SIGKILL)
+        while alive(child):
+            time.sleep(0.002)
+        now = finished(store)
+        assert now.items() >= before.items(), "a finished cell was written again"
+        before = now
+    told = log.read_text().split()
+    assert kills == KILLS and 0 < len(before) < 48
+    assert len(told) == len(set(told)), "a cell was made twice"
+
+    flux = fnb.load(toy_folder)
+    missing = fnb.plan_sweep(flux, **GRID, store=store).missing
+    assert missing == 48 - len(before)
+    grid = fnb.sweep(flux, **GRID, store=store)
+    assert sum(cell.made for cell in grid) == missing
+    assert {cell.key for cell in grid if not cell.made} == set(before)
+    assert [cell.image.tobytes() for cell in grid] == [cell.image.tobytes() for cell in fnb.sweep(flux, **GRID)]
+    assert not list(store.rglob("*.lock"))
+
+
+def test_two_that_are_killed_leave_nothing_that_holds_up_a_third(nursery, toy_folder, tmp_path):
+    both, store = [nursery(), nursery()], tmp_path / "store"
+    while len(finished(store)) < 6:
+        time.sleep(0.002)
+    for child in both:
+        os.kill(child, signal.SIGKILL)
+    while any(alive(child) for child in both):
+        time.sleep(0.002)
+    before = finished(store)
+    grid = fnb.sweep(fnb.load(toy_folder), **GRID, store=store)
+    assert grid.finished and sum(cell.made for cell in grid) == 48 - len(before)

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fluxnb as fnb
+from fluxnb.errors import InputError
+from tests.plain_calls import counted, plain_call
+
+PROMPTS = ["a red fox", "a cat in the snow", "a dog"]
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_grid_costs_84_evaluations_and_3_encodes_and_has_the_bytes_of_plain_calls(toy):
+    asked = {"prompts": PROMPTS, "seeds": range(4), "steps": [1, 2, 3, 4], "height": 32, "width": 32}
+    _ = toy.preview  # fitted once to a VAE, which decodes a few pictures
+    with counted(toy.pipe) as counts:
+        grid = fnb.sweep(toy, **asked)
+    assert (counts["transformer"], counts["text_encoder_2"], counts["decoder"]) == (84, 3, 48)
+    assert (grid.evaluations, grid.encodes, len(grid), grid.finished) == (84, 3, 48, True)
+    order = [(c.recipe.prompt, c.recipe.seed, c.recipe.steps) for c in grid]
+    assert order == list(itertools.product(PROMPTS, range(4), [1, 2, 3, 4]))
+    for cell in grid:
+        assert cell.exact and cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
+    work = fnb.plan_sweep(toy, **asked)
+    assert (work.cells, work.missing, work.evaluations, work.alone, work.encodes) == (48, 48, 84, 120, 3)
+
+
+def test_sharing_is_exact_in_bfloat16(toy_folder):
+    flux = fnb.load(toy_folder, dtype="bfloat16")
+    for cell in fnb.sweep(flux, prompts="a fox", steps=[4, 3, 2, 1], height=32, width=32):
+        assert cell.image.tobytes() == plain_call(flux.pipe, cell.recipe).tobytes()
+
+
+@pytest.mark.parametrize("options", [{"sampler": "renoise"}, {"shift": 3.0}, {"sampler": "renoise", "shift": 2.0}])
+def test_sharing_is_exact_for_other_ways_to_go(toy, options):
+    for cell in fnb.sweep(toy, prompts="a fox", steps=[3, 1, 4], height=32, width=32, **options):
+        assert cell.image.tobytes() == fnb.run(toy, cell.recipe).image.tobytes()
+
+
+def test_sharing_is_exact_under_true_cfg_and_counts_both_evaluations(toy_guided):
+    with counted(toy_guided.pipe) as counts:
+        grid = fnb.sweep(toy_guided, prompts="a fox", steps=[1, 2, 3], height=32, width=32)
+    assert counts["transformer"] == grid.evaluations == 2 * 4
+    for cell in grid:
+        assert cell.image.tobytes() == fnb.run(toy_guided, cell.recipe).image.tobytes()
+
+
+def test_own_schedules_share_their_common_beginning(toy):
+    lists = [[1.0, 0.5], [1.0, 0.5, 0.2], [1.0, 0.7]]
+    with counted(toy.pipe) as counts:
+        grid = fnb.sweep(toy, prompts="a fox", sigmas=lists, height=32, width=32)
+    assert counts["transformer"] == 4
+    for cell in grid:
+        assert cell.image.tobytes() == fnb.run(toy, cell.recipe).image.tobytes()
+
+
+def test_sharing_is_exact_with_a_dynamic_shift():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from tests.conftest import toy_pipeline
+
+    pipe = toy_pipeline(guidance_embeds=True)
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    pipe.set_progress_bar_config(disable=True)
+    grid = fnb.sweep(fnb.load(pipe), prompts="a fox", steps=[1, 2, 3], height=32, width=32)
+    assert grid.evaluations == 4
+    for cell in grid:
+        assert cell.image.tobytes() == plain_call(pipe, cell.recipe, guidance_scale=cell.recipe.guidance).tobytes()
+
+
+def test_any_field_can_be_an_axis(toy):
+    grid = fnb.sweep(toy, prompts="a fox", steps=1, height=[32, 48], width=32, sampler=["euler", "renoise"])
+    assert list(grid.axes) == ["prompt", "seed", "steps", "height", "sampler"]
+    assert [cell.image.size for cell in grid] == [(32, 32), (32, 32), (32, 48), (32, 48)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"prompts": []}, "at least one prompt"),
+        ({"prompts": ["a", ""]}, "at least one word"),
+        ({"prompts": "a", "seeds": "12"}, "whole number"),
+        ({"prompts": "a", "steps": [0]}, "at least 1"),
+        ({"prompts": "a", "seed": [1]}, "Say seeds="),
+        ({"prompts": "a", "heigth": 32}, "height"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_told_before_anything_runs(toy, asked, says):
+    with counted(toy.pipe) as counts, pytest.raises(InputError, match=says):
+        fnb.sweep(toy, **asked)
+    assert sum(counts.values()) == 0
+
+
+def test_walks_are_kept_where_they_are_asked_for(toy):
+    grid = fnb.sweep(toy, prompts="a fox", steps=[1, 3], height=32, width=32, keep=fnb.Keep())
+    for cell in grid:
+        alone = fnb.run(toy, cell.recipe)
+        assert cell.trajectory.sigmas == alone.sigmas and len(cell.trajectory) == len(alone)
+        for a, b in zip(cell.trajectory, alone, strict=True):
+            assert torch.equal(a.x, b.x) and torch.equal(a.v, b.v) and torch.equal(a.x_next, b.x_next)
+            assert (a.index, a.sigma, a.dt) == (b.index, b.sigma, b.dt)
+    assert all(cell.trajectory is None for cell in fnb.sweep(toy, prompts="a fox", steps=1, height=32, width=32))
+
+
+SMALL = {"prompts": PROMPTS[:2], "seeds": [0, 1], "steps": [1, 2], "height": 32, "width": 32}
+
+
+def test_what_the_store_has_is_not_made_again(toy, tmp_path):
+    first = fnb.sweep(toy, **SMALL, store=tmp_path)
+    with counted(toy.pipe) as counts:
+        again = fnb.sweep(toy, **SMALL, store=tmp_path)
+    assert sum(counts.values()) == 0 and not any(cell.made for cell in again)
+    assert [c.image.tobytes() for c in again] == [c.image.tobytes() for c in first]
+    assert fnb.plan_sweep(toy, **SMALL, store=tmp_path).evaluations == 0
+
+
+def test_only_what_is_missing_is_made(toy, tmp_path):
+    fnb.sweep(toy, **{**SMALL, "prompts": PROMPTS[:1]}, store=tmp_path)
+    with counted(toy.pipe) as counts:
+        grid = fnb.sweep(toy, **SMALL, store=tmp_path)
+    assert (counts["transformer"], counts["text_encoder_2"]) == (4, 1)
+    assert [cell.made for cell in grid] == [False] * 4 + [True] * 4
+
+
+def test_one_changed_word_shows_no_old_cell(toy, tmp_path):
+    fnb.sweep(toy, prompts="a red fox", steps=1, height=32, width=32, store=tmp_path)
+    grid = fnb.sweep(toy, prompts="a blue fox", steps=1, height=32, width=32, store=tmp_path)
+    assert grid[0].made
+
+
+def test_another_model_shows_no_old_cell(toy, tmp_path):
+    from tests.conftest import toy_pipeline
+
+    fnb.sweep(toy, prompts="a fox", steps=1, height=32, width=32, store=tmp_path)
+    other = fnb.load(toy_pipeline(seed=3))
+    assert fnb.sweep(other, prompts="a fox", steps=1, height=32, width=32, store=tmp_path)[0].made
+
+
+def test_a_damaged_cell_is_made_again(toy, tmp_path):
+    first = fnb.sweep(toy, **SMALL, store=tmp_path)
+    data = bytearray(first[3].path.read_bytes())
+    data[len(data) // 2] ^= 1
+    first[3].path.write_bytes(data)
+    again = fnb.sweep(toy, **SMALL, store=tmp_path)
+    assert [cell.made for cell in again] == [i == 3 for i in range(8)]
+    assert again[3].image.tobytes() == first[3].image.tobytes()
+
+
+def test_stored_walks_come_back_with_their_cells(toy, tmp_path):
+    fnb.sweep(toy, prompts="a fox", steps=2, height=32, width=32, store=tmp_path, keep=fnb.Keep())
+    again = fnb.sweep(toy, prompts="a fox", steps=2, height=32, width=32, store=tmp_path, keep=fnb.Keep())
+    assert not again[0].made and len(again[0].trajectory) == 2
+
+
+def test_a_picture_in_the_store_tells_its_recipe(toy, tmp_path):
+    cell = fnb.sweep(toy, prompts="a fox", steps=1, height=32, width=32, store=tmp_path)[0]
+    assert fnb.open_recipe(cell.path) == cell.recipe
+
+
+def test_cells_arrive_as_they_finish_and_leaving_the_loop_stops_the_work(toy, tmp_path):
+    with counted(toy.pipe) as counts:
+        for count, cell in enumerate(fnb.stream(toy, **SMALL, store=tmp_path), start=1):
+            assert cell.path.is_file()
+            if count == 2:
+                break
+    assert counts["transformer"] == 2
+    assert sum(not cell.made for cell in fnb.sweep(toy, **SMALL, store=tmp_path)) == 2
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_stopping_returns_what_is_finished(toy, tmp_path):
+    steps = []
+
+    def stop_in_the_fourth_cell(step):
+        steps.append(step)
+        return fnb.STOP if len(steps) == 5 else None
+
+    grid = fnb.sweep(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path, on_step=stop_in_the_fourth_cell)
+    assert not grid.finished and len(grid) == 3
+    assert not list(tmp_path.rglob("*.lock"))
+    rest = fnb.sweep(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path)
+    assert rest.finished and [cell.made for cell in rest] == [False] * 3 + [True] * 5
+
+
+SCRIPT = """
+import sys, fluxnb as fnb
+grid = fnb.sweep(fnb.load(sys.argv[1]), prompts=["a fox", "a cat", "a dog"], seeds=range(4), steps=[1, 2, 3, 4],
+                 height=32, width=32, store=sys.argv[2])
+print(sum(cell.made for cell in grid), len(grid))
+"""
+
+
+def worker(folder, store):
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(store)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+
+
+@pytest.mark.slow
+def test_two_processes_make_each_cell_once(toy_folder, tmp_path):
+    workers = [worker(toy_folder, tmp_path) for _ in range(2)]
+    told = [w.communicate(timeout=120) for w in workers]
+    assert [w.returncode for w in workers] == [0, 0], told
+    made = [int(out.split()[0]) for out, _ in told]
+    assert sum(made) == 48

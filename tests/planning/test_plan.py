@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+
+import fluxnb as fnb
+from fluxnb.errors import InputError, RunError
+from fluxnb.planning.choose import plan
+from fluxnb.planning.detection import detect
+from fluxnb.planning.hardware import Hardware
+
+
+def machine(device="cuda", vram=0.0, ram=64.0, **more):
+    more.setdefault("capability", (8, 9))
+    return Hardware(device=device, name="test", vram_gib=vram, ram_gib=ram, tflops=100, bandwidth=900, **more)
+
+
+def test_a_plan_says_what_fits_and_why_not():
+    chosen = plan("schnell", machine(vram=23))
+    assert isinstance(chosen, fnb.Plan) and chosen.preset == "lean" and chosen.exact
+    assert chosen.vram_gib <= 23 and chosen.ram_gib <= 64
+    assert dict(chosen.refused)["resident"].startswith("needs 33.8 GiB on the GPU, 23.0 are free")
+
+
+def test_pocket_runs_on_a_cpu_whatever_the_memory():
+    assert plan("pocket", machine("cpu", ram=1)).preset == "cpu"
+
+
+def test_a_machine_too_small_is_told_before_anything_is_downloaded():
+    with pytest.raises(RunError, match="no preset fits") as caught:
+        plan("schnell", machine("cpu", ram=12))
+    assert "pocket" in caught.value.remedy and "GiB of RAM" in str(caught.value)
+
+
+def test_a_disk_too_small_is_told_before_anything_is_downloaded():
+    with pytest.raises(RunError, match=r"at least 15 GiB have to be downloaded and 10 GiB of disk") as caught:
+        plan("schnell", machine(vram=80, disk_gib=10.0))
+    assert "HF_HOME" in caught.value.remedy
+
+
+def test_a_small_disk_takes_the_file_that_fits_it():
+    chosen = plan("schnell", machine(vram=80, disk_gib=20.0))
+    assert chosen.preset == "gguf-q4" and chosen.download_gib < 20
+    assert "GiB of disk" in dict(chosen.refused)["lean"]
+
+
+def test_a_preset_asked_for_is_taken_or_refused_with_its_reason():
+    assert plan("schnell", machine(vram=80), preset="model-offload").preset == "model-offload"
+    with pytest.raises(RunError, match=r"needs 33\.8 GiB on the GPU, 24\.0 are free"):
+        plan("schnell", machine(vram=24), preset="resident")
+
+
+@pytest.mark.parametrize("preset", ["lean-int8", "lean-fp8-rows"])
+def test_what_is_compiled_is_never_parked_and_counts_with_the_compiled_decoder(preset):
+    chosen = plan("schnell", machine(vram=10.0), preset=preset)
+    assert not chosen.park and chosen.vram_gib < 9.7
+
+
+def test_an_unknown_preset_is_told():
+    with pytest.raises(InputError, match="Try preset='resident'"):
+        plan("schnell", machine(), preset="residant")
+
+
+def test_a_card_without_bfloat16_computes_in_float16():
+    assert plan("schnell", "colab-t4").dtype == "float16"
+    assert plan("schnell", "rtx-4090").dtype == "bfloat16"
+
+
+def test_the_next_smaller_preset_needs_less_and_fits():
+    chosen = plan("schnell", machine(vram=23))
+    smaller = {option.preset.name: option for option in chosen.options}[chosen.next_smaller]
+    assert smaller.needs.vram_gib < 0.8 * chosen.vram_gib and not smaller.refused
+
+
+def test_a_plan_prints_each_preset_on_a_line_and_as_a_table():
+    chosen = plan("schnell", "colab-t4")
+    text, page = repr(chosen), chosen._repr_html_()
+    for option in chosen.options:
+        assert f" {option.preset.name} " in text and f">{option.preset.name}<" in page
+    assert "31.4 GiB to download" in text and "float16" in text and page.count("<tr") == len(chosen.options) + 1
+
+
+def test_what_a_plan_shows_is_escaped(tmp_path):
+    hostile = machine(vram=23)
+    page = plan("schnell", Hardware(**{**vars(hostile), "name": "<script>"}))._repr_html_()
+    assert "<script>" not in page and "&lt;script&gt;" in page
+
+
+def test_this_machine_can_be_described():
+    here = detect()
+    assert here.device in ("cuda", "mps", "cpu") and here.cores >= 1 and here.ram_gib > 0 and here.disk_gib > 0

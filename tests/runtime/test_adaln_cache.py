@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fluxnb as fnb
+from fluxnb.runtime.adaln_cache import NEAR, Lookup, Tables, expected_of, modulation_layers
+from tests.conftest import toy_pipeline
+
+
+def lean(transformer, **options):
+    """A copy of the transformer with tables, and the weights it let go."""
+    weights = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    mine = copy.deepcopy(transformer)
+    return mine, Tables(mine, weights, **options)
+
+
+def asked(transformer, sigmas, *, seed=0, tokens=4, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    rows, config = len(sigmas), transformer.config
+    guidance = torch.linspace(1.0, 4.0, rows) if config.guidance_embeds else None
+    return {
+        "hidden_states": torch.randn(rows, tokens, config.in_channels, generator=generator).to(dtype),
+        "encoder_hidden_states": torch.randn(rows, 3, config.joint_attention_dim, generator=generator).to(dtype),
+        "pooled_projections": torch.randn(rows, config.pooled_projection_dim, generator=generator).to(dtype),
+        "timestep": torch.tensor(sigmas, dtype=torch.float32).to(dtype),
+        "guidance": guidance,
+        "img_ids": torch.zeros(tokens, 3),
+        "txt_ids": torch.zeros(3, 3),
+        "return_dict": False,
+    }
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["schnell", "dev"])
+def pair(request):
+    plain = toy_pipeline(guidance_embeds=request.param).transformer
+    mine, tables = lean(plain)
+    return plain, mine, tables
+
+
+@settings(max_examples=40)
+@given(
+    sigmas=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=3),
+    seed=st.integers(0, 3),
+)
+def test_any_sigmas_and_prompts_give_the_bits_of_the_plain_network(pair, sigmas, seed):
+    plain, mine, _ = pair
+    question = asked(plain, sigmas, seed=seed)
+    with torch.no_grad():
+        assert torch.equal(mine(**question)[0], plain(**question)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_the_bits_of_the_plain_network(dtype):
+    plain = toy_pipeline(seed=2).transformer.to(dtype)
+    mine, _ = lean(plain)
+    for sigma in (1.0, 0.667, 0.3333, 0.01):
+        question = asked(plain, [sigma], dtype=dtype)
+        with torch.no_grad():
+            assert torch.equal(mine(**question)[0], plain(**question)[0])
+
+
+def test_the_weights_are_let_go(toy_pipe):
+    plain = toy_pipe.transformer
+    names = modulation_layers(plain)
+    mine, _ = lean(plain)
+    gone = {name for name, _ in plain.named_parameters()} - {name for name, _ in mine.named_parameters()}
+    assert gone == {f"{name}.{part}" for name in names for part in ("weight", "bias")}
+    assert len(names) == 2 * len(plain.transformer_blocks) + len(plain.single_transformer_blocks) + 1
+    assert modulation_layers(mine) == names and all(isinstance(mine.get_submodule(name), Lookup) for name in names)
+
+
+def test_all_standard_step_counts_are_made_with_one_reading(toy_pipe):
+    pipe = toy_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    plain = fnb.sweep(fnb.load(toy_pipe), prompts=["a fox"], seeds=[0, 1], steps=[1, 2, 3, 4])
+    pipe.transformer, tables = lean(pipe.transformer, expected=lambda: expected_of(pipe)())
+    grid = fnb.sweep(fnb.load(pipe), prompts=["a fox"], seeds=[0, 1], steps=[1, 2, 3, 4])
+    assert [cell.image.tobytes() for cell in grid] == [cell.image.tobytes() for cell in plain]
+    assert tables.readings == 1
+
+
+@pytest.mark.parametrize("steps", [5, 7, 12])
+def test_a_schedule_of_its_own_is_made_with_one_reading(steps):
+    pipe = toy_pipeline().to(dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer, tables = lean(pipe.transformer, expected=lambda: expected_of(pipe)())
+    fnb.run(fnb.load(pipe), "a fox", steps=steps)
+    assert tables.readings == 1
+
+
+def test_a_new_prompt_is_a_new_row_and_an_old_one_is_remembered(toy_pipe):
+    pipe = toy_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer, tables = lean(pipe.transformer)
+    flux, plain = fnb.load(pipe), fnb.load(toy_pipe)
+    for prompt, readings in (("a fox", 1), ("a cat", 2), ("a fox", 2)):
+        here = fnb.run(flux, prompt, seed=1, steps=2)
+        assert here.image.tobytes() == fnb.run(plain, prompt, seed=1, steps=2).image.tobytes()
+        assert tables.readings == readings
+
+
+def test_guidance_by_a_negative_prompt_gives_the_same_bytes(toy_guided):
+    pipe = toy_pipeline(seed=1)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer, tables = lean(pipe.transformer)
+    flux = fnb.load(pipe).with_defaults(guidance_kind="true_cfg", guidance=2.5)
+    question = {"seed": 4, "steps": 3, "negative": "a dog"}
+    assert (
+        fnb.run(flux, "a fox", **question).image.tobytes() == fnb.run(toy_guided, "a fox", **question).image.tobytes()
+    )
+    assert tables.readings == 2
+
+
+def test_image_to_image_strengths_give_the_same_bytes():
+    from diffusers import FluxImg2ImgPipeline
+    from PIL import Image
+
+    picture = Image.effect_noise((64, 64), 80).convert("RGB")
+    plain, mine = (FluxImg2ImgPipeline(**toy_pipeline().components) for _ in range(2))
+    mine.transformer, _ = lean(mine.transformer)
+
+    def draw(pipe, strength):
+        pipe.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        return pipe(
+            "a fox",
+            image=picture,
+            strength=strength,
+            num_inference_steps=6,
+            height=64,
+            width=64,
+            max_sequence_length=48,
+            generator=generator,
+        ).images[0]
+
+    for strength in (0.35, 0.8):
+        assert draw(mine, strength).tobytes() == draw(plain, strength).tobytes()
+
+
+def test_rows_beyond_the_limit_are_made_again(toy_pipe):
+    mine, tables = lean(toy_pipe.transformer, limit=7)
+    first, *others = ([sigma] for sigma in (0.9, 0.8, 0.7))
+    for sigmas in (first, *others, first):
+        with torch.no_grad():
+            got = mine(**asked(mine, sigmas, seed=int(sigmas[0] * 10)))[0]
+            assert torch.equal(got, toy_pipe.transformer(**asked(mine, sigmas, seed=int(sigmas[0] * 10)))[0])
+    assert tables.readings == 4 and len(tables) <= 7
+
+
+def test_pocket_with_tables_gives_its_own_bytes():
+    flux, plain = fnb.load("pocket-base"), fnb.load("pocket-base")
+    flux.pipe.transformer, _ = lean(flux.pipe.transformer)
+    question = {"seed": 7, "steps": 3, "height": 64, "width": 64}
+    assert fnb.run(flux, "a fox", **question).image.tobytes() == fnb.run(plain, "a fox", **question).image.tobytes()
+
+
+def test_the_text_names_layers_and_rows(toy_pipe):
+    assert repr(lean(toy_pipe.transformer)[1]).startswith("Tables(4 layers, 0 rows of ")
+
+
+def test_rows_that_were_just_shown_stay_on_the_device():
+    plain = toy_pipeline(seed=3).transformer
+    mine, tables = lean(plain)
+    with torch.no_grad():
+        for sigma in torch.linspace(0.05, 1.0, 2 * NEAR).tolist():
+            mine(**asked(plain, [sigma]))
+    assert len(tables._near) == NEAR
+    for sigma in (0.05, 1.0, 0.05):
+        question = asked(plain, [sigma])
+        with torch.no_grad():
+            assert torch.equal(mine(**question)[0], plain(**question)[0])

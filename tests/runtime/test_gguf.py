@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+import fluxnb as fnb
+from fluxnb.errors import InputError, StorageError
+from fluxnb.planning.presets import PRESETS
+from fluxnb.runtime.assembly import assemble
+from fluxnb.runtime.gguf import GgufShelf, place
+from tests.benchmarks.madeup_gguf import make_gguf
+from tests.conftest import toy_pipeline
+
+gguf = pytest.importorskip("gguf")
+WIDTH = 32
+
+
+def names(transformer):
+    return [name for name, _ in transformer.named_parameters()]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    """The toy's transformer as such files are: their names, fused layers, weights of the blocks in Q8_0."""
+    transformer = toy_pipeline().transformer
+    fused: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for name, weight in transformer.named_parameters():
+        source, rows = place(name)
+        if name.startswith("norm_out.linear"):
+            weight = torch.cat(weight.chunk(2, dim=0)[::-1], dim=0)
+        fused.setdefault(source, []).append((rows[0] if rows else 0, weight.detach()))
+    path = tmp_path_factory.mktemp("gguf") / "toy-Q8_0.gguf"
+    writer = gguf.GGUFWriter(path, "flux")
+    for source, parts in fused.items():
+        whole = torch.cat([weight for _, weight in sorted(parts, key=lambda part: part[0])], dim=0).numpy()
+        small = whole.ndim == 2 and whole.shape[1] % 32 == 0 and "blocks." in source
+        if small:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(source, gguf.quants.quantize(whole, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(source, whole)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def rounded(file):
+    """The plain toy with the weights that the file means."""
+    pipe = toy_pipeline()
+    shelf = GgufShelf(file, WIDTH, whole=True)
+    with torch.no_grad():
+        for name, weight in pipe.transformer.named_parameters():
+            weight.copy_(shelf[name])
+    pipe.set_progress_bar_config(disable=True)
+    return fnb.load(pipe)
+
+
+def test_every_weight_of_the_network_has_its_place_and_shape(file):
+    transformer, shelf = toy_pipeline(guidance_embeds=True).transformer, GgufShelf(file, WIDTH, whole=True)
+    for name, weight in transformer.named_parameters():
+        if "guidance" not in name:
+            assert shelf[name].shape == weight.shape, name
+        else:
+            assert place(name)[0].startswith("guidance_in.") and name not in shelf
+
+
+def test_a_file_means_its_weights_to_eight_bits(file):
+    transformer, shelf = toy_pipeline().transformer, GgufShelf(file, WIDTH, whole=True)
+    for name, weight in transformer.named_parameters():
+        assert torch.allclose(shelf[name], weight, atol=weight.abs().max().item() / 100), name
+
+
+def test_the_pipeline_draws_what_its_rounded_weights_draw(toy_folder, file, rounded):
+    pipe = assemble(toy_folder, PRESETS["gguf-q8"], device=torch.device("cpu"), dtype=torch.float32, gguf=file)
+    pipe.set_progress_bar_config(disable=True)
+    trajectory = fnb.run(fnb.load(pipe), "a fox", seed=3, steps=4)
+    plain = fnb.run(rounded, "a fox", seed=3, steps=4)
+    assert torch.allclose(trajectory.steps[-1].x_next, plain.steps[-1].x_next, atol=1e-4)
+    assert pipe.transformer.transformer_blocks[0].attn.to_q.weight.dtype is torch.uint8
+
+
+def test_the_public_door_finds_the_file_beside_the_model(toy_folder, file, tmp_path):
+    folder = shutil.copytree(toy_folder, tmp_path / "toy")
+    with pytest.raises(StorageError, match="no Q8_0 GGUF file"):
+        fnb.load(folder, preset="gguf-q8")
+    shutil.copy(file, folder)
+    flux = fnb.load(folder, preset="gguf-q8")
+    assert fnb.run(flux, "a fox", steps=1).recipe.numerics == "gguf-q8"
+
+
+def test_a_made_up_file_holds_every_weight_in_its_shape(tmp_path):
+    transformer, path = toy_pipeline().transformer, tmp_path / "made-up-Q8_0.gguf"
+    assert make_gguf(path, transformer) > 0 == make_gguf(path, transformer)
+    shelf = GgufShelf(path, WIDTH, whole=True)
+    for name, weight in transformer.named_parameters():
+        assert shelf[name].shape == weight.shape and shelf[name].isfinite().all(), name
+
+
+def test_a_file_that_is_none_is_told(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF but not really, and long enough to be read")
+    with pytest.raises(StorageError, match="does not open"):
+        GgufShelf(tmp_path / "x.gguf", WIDTH)
+    with pytest.raises(StorageError, match="does not open"):
+        GgufShelf(tmp_path / "none.gguf", WIDTH)
+
+
+def test_a_file_that_lacks_a_weight_is_told(file):
+    with pytest.raises(StorageError, match=r"guidance_in\.in_layer\.weight"):
+        GgufShelf(file, WIDTH)["time_text_embed.guidance_embedder.linear_1.weight"]
+
+
+def test_a_missing_package_is_told(file, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(InputError, match="pip install gguf"):
+        GgufShelf(file, WIDTH)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from fluxnb.errors import FluxnbError, InputError, RunError, StorageError, shorten, unknown_choice
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"), [(InputError, ValueError), (RunError, RuntimeError), (StorageError, OSError)]
+)
+def test_each_error_is_also_the_built_in_one(kind, builtin):
+    with pytest.raises(builtin):
+        raise kind("a", "b", "c")
+    assert issubclass(kind, FluxnbError)
+
+
+@pytest.mark.parametrize("kind", [InputError, RunError, StorageError])
+def test_the_message_has_three_parts_in_order(kind):
+    error = kind("steps=0", "at least 1 is needed", "try steps=4")
+    assert str(error) == "steps=0: at least 1 is needed. Try steps=4."
+    assert (error.given, error.possible, error.remedy) == ("steps=0", "at least 1 is needed", "try steps=4")
+
+
+def test_an_error_survives_being_sent_to_another_process():
+    assert str(pickle.loads(pickle.dumps(StorageError("a", "b", "c")))) == "a: b. C."
+
+
+def test_one_of_names_the_nearest_known_value():
+    assert unknown_choice("sampler", "renoize", ["euler", "renoise"]).remedy == "try sampler='renoise'"
+
+
+def test_a_huge_value_does_not_flood_the_message():
+    assert len(shorten("x" * 10**7)) == 60
+    assert len(shorten(list(range(10**4)), 40)) == 40
