@@ -32,7 +32,8 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
         if path.is_file() and not skipped & set(path.parts) and path.suffix not in (".pyc", ".part")
     }
     assert here - inside == set()
-    for needed in ("py.typed", "widgets/static/scrubber.js", "widgets/static/scrubber.css", "train/data/atlas/sprites.webp"):
+    needed_files = ("py.typed", "widgets/static/scrubber.js", "widgets/static/scrubber.css")
+    for needed in (*needed_files, "train/data/atlas/sprites.webp"):
         assert f"fluxnb/{needed}" in inside
 
 
