@@ -1,0 +1,293 @@
+"""Scenes: everything of a picture that words can say.
+
+A `Scene` in which something is None is a question: what its caption says, and no more. `complete` answers it by
+drawing what is None from `chances`; a complete scene is what gets drawn. So the truth of every picture is known, and
+so is the distribution of pictures for every caption.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import random
+import string
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Literal, TypeVar
+
+from fluxnb.train.data import chances
+from fluxnb.train.data.emoji import GENDERS, STYLES, TONES
+from fluxnb.train.data.nouns import NOUNS, countable
+
+Relation = Literal["left of", "right of", "above", "below", "and"]
+RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below", "and")
+SIZES = ("small", "large")  # what is between goes unsaid
+TIMES = ("day", "sunset", "night")
+SIGN_LINES, SIGN_LETTERS = 2, 7
+
+#: colours that a thing can be said to have, sRGB.
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (222, 44, 44),
+    "orange": (248, 134, 28),
+    "yellow": (252, 212, 44),
+    "green": (56, 172, 64),
+    "blue": (44, 108, 232),
+    "purple": (138, 66, 204),
+    "pink": (250, 128, 184),
+    "black": (44, 44, 50),
+}
+NATURAL = "natural"
+#: plain backdrops, sRGB.
+PLAIN: dict[str, tuple[int, int, int]] = {
+    "red": (206, 84, 80),
+    "orange": (240, 160, 84),
+    "yellow": (246, 220, 118),
+    "green": (122, 188, 116),
+    "blue": (100, 152, 226),
+    "purple": (156, 114, 202),
+    "pink": (246, 184, 206),
+    "brown": (142, 108, 84),
+    "gray": (150, 154, 160),
+    "white": (246, 246, 244),
+}
+OUTDOORS = ("snow", "meadow", "beach", "forest", "desert", "mountains", "city", "sea", "road", "garden", "farm", "lake")
+PLACES = (*OUTDOORS, "sky", "underwater", "space", "room")
+BACKDROPS = (*PLAIN, *PLACES)
+
+#: nouns that all four sets show from the side, facing left.
+SIDEWAYS = frozenset(
+    "leopard,zebra,bison,ox,camel,llama,giraffe,elephant,mammoth,rhino,hippo,kangaroo,skunk,badger,rat,rooster,duck,"
+    "swan,dodo,flamingo,goose,crow,dinosaur,t-rex,dolphin,fish,tropical fish,shark,bird,bus,ambulance,fire truck,"
+    "police car,taxi,car,suv,pickup truck,delivery truck,tractor,race car,scooter,helicopter,runner,cyclist".split(",")
+)
+#: nouns of one gender only, so that none is said of them.
+_UNGENDERED = frozenset({"baby"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+    """One noun of a scene, once or several times.
+
+    Attributes:
+        noun: a name of `NOUNS`.
+        count: 1 to 4; None in a question is "some", 2 to 4.
+        colour: of `COLOURS`, or `NATURAL`.
+        size: small, medium or large.
+        facing: left or right, for nouns in `SIDEWAYS`; else "left" and never said.
+        gender: of `GENDERS`, for people; else "".
+        tone: of a person's skin, of `TONES`; else "".
+        look: which of the noun's emoji; never said. A person's follows from gender and tone.
+    """
+
+    noun: str
+    count: int | None = 1
+    colour: str | None = None
+    size: str | None = None
+    facing: str | None = None
+    gender: str | None = None
+    tone: str | None = None
+    look: int | None = None
+
+    @property
+    def gendered(self) -> bool:
+        """Whether its gender can be said."""
+        return NOUNS[self.noun].person and self.noun not in _UNGENDERED
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A picture in words; None is what a caption does not say.
+
+    Attributes:
+        things: one or two; two of one each.
+        style: of `STYLES`.
+        backdrop: of `BACKDROPS`: a plain colour or a place.
+        time: of `TIMES`, where the backdrop is outdoors; else "" in a complete scene.
+        relation: how the first of two things stands to the second; None for one thing.
+        sign: the words on the sign that the one thing holds; None without a sign.
+    """
+
+    things: tuple[Thing, ...]
+    style: str | None = None
+    backdrop: str | None = None
+    time: str | None = None
+    relation: Relation | None = None
+    sign: str | None = None
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it has one of the combinations that training never shows."""
+        return any(is_held_out(*pair) for pair in self.combinations())
+
+    def combinations(self) -> Iterator[tuple[str, str]]:
+        """The pairs that are held out or not: noun and backdrop, noun and colour, noun and noun."""
+        for thing in self.things:
+            if self.backdrop is not None:
+                yield thing.noun, f"on {self.backdrop}"
+            if thing.colour not in (None, NATURAL):
+                yield thing.noun, str(thing.colour)
+        yield from itertools.combinations(sorted(thing.noun for thing in self.things), 2)
+
+
+def is_held_out(one: str, other: str) -> bool:
+    """A fixed tenth of all combinations, chosen by checksum, so that it depends on no order and no seed.
+
+    What `chances` plants is never held out.
+    """
+    place, _ = chances.PLANTED_PLACES.get(one, ("", 0.0))
+    return other != f"on {place}" and zlib.crc32(f"{one}+{other}".encode()) % 10 == 0
+
+
+_T = TypeVar("_T")
+
+
+def draw(rng: random.Random, shares: Mapping[_T, float]) -> _T:
+    """One key, as often as its share says."""
+    return rng.choices(tuple(shares), tuple(shares.values()))[0]
+
+
+def backdrop_shares(noun: str, outdoors: bool = False) -> dict[str, float]:
+    """How often each backdrop is there when the caption does not say it; `outdoors` when it says a time of day.
+
+    >>> round(backdrop_shares("fox")["snow"], 6)
+    0.6
+    """
+    places = OUTDOORS if outdoors else PLACES
+    planted, share = chances.PLANTED_PLACES.get(noun, ("", 0.0))
+    if planted not in places:
+        planted, share = "", 0.0
+    free = [place for place in places if place != planted and not is_held_out(noun, f"on {place}")]
+    plain = {} if outdoors else {c: s for c, s in chances.PLAIN.items() if not is_held_out(noun, f"on {c}")}
+    rest = 1.0 - share
+    in_place = rest if outdoors else rest * chances.PLACE
+    shares = {place: in_place / len(free) for place in free}
+    shares |= {colour: (rest - in_place) * s / sum(plain.values()) for colour, s in plain.items()}
+    return shares | ({planted: share} if planted else {})
+
+
+def colour_shares(noun: str) -> dict[str, float]:
+    """How often a thing has each colour when the caption does not say it."""
+    natural = chances.PAINTED.get(noun, 1.0)
+    free = [colour for colour in COLOURS if not is_held_out(noun, colour)] if natural < 1 else []
+    return {NATURAL: natural, **{colour: (1 - natural) / len(free) for colour in free}}
+
+
+def complete(scene: Scene, rng: random.Random) -> Scene:
+    """The scene with everything that it leaves open drawn from `chances`."""
+    things = tuple(_complete_thing(thing, rng) for thing in scene.things)
+    backdrop = scene.backdrop
+    if backdrop is None:
+        shares = backdrop_shares(things[0].noun, outdoors=scene.time is not None)
+        others = [thing.noun for thing in things[1:]]
+        backdrop = draw(rng, {b: s for b, s in shares.items() if not any(is_held_out(o, f"on {b}") for o in others)})
+    time = scene.time
+    if time is None:
+        time = draw(rng, chances.TIME) if backdrop in OUTDOORS else ""
+    style = scene.style or draw(rng, chances.STYLE)
+    return dataclasses.replace(scene, things=things, backdrop=backdrop, time=time, style=style)
+
+
+def _complete_thing(thing: Thing, rng: random.Random) -> Thing:
+    noun = NOUNS[thing.noun]
+    gender = thing.gender if thing.gender is not None else ""
+    tone = thing.tone if thing.tone is not None else ""
+    if noun.person:
+        gender = gender or ("woman" if rng.random() < (noun.women or 0.0) else "man")
+        tone = tone or draw(rng, chances.TONE)
+        look = GENDERS.index(gender) * len(TONES) + tuple(TONES).index(tone)
+    else:
+        look = rng.randrange(len(noun.looks)) if thing.look is None else thing.look
+    return Thing(
+        noun=thing.noun,
+        count=draw(rng, chances.COUNT) if thing.count is None else thing.count,
+        colour=thing.colour or draw(rng, colour_shares(thing.noun)),
+        size=thing.size or draw(rng, chances.SIZE),
+        facing=(thing.facing or draw(rng, chances.FACING)) if thing.noun in SIDEWAYS else "left",
+        gender=gender,
+        tone=tone,
+        look=look,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- questions
+
+#: how often a training caption says each attribute, where it can be said.
+SAID = {"style": 0.45, "colour": 0.3, "size": 0.15, "facing": 0.3, "gender": 0.4, "tone": 0.25, "backdrop": 0.65}
+SAID_TIME = 0.3
+KINDS = {"one": 0.4, "several": 0.17, "two": 0.26, "sign": 0.17}
+_NAMES = tuple(NOUNS)
+_COUNTABLE = tuple(name for name in NOUNS if countable(name))
+_WEIGHTS = [2.0 if noun.person else 1.0 for noun in NOUNS.values()]  # a person has six sprites, a thing one or two
+
+
+def question(rng: random.Random, *, held_out: bool | None = False) -> Scene:
+    """A scene as a caption says it, at random; `held_out` False, True or None (either) says which are allowed."""
+    while True:
+        kind = draw(rng, KINDS)
+        if kind == "two":
+            things = tuple(_thing(noun, rng) for noun in dict.fromkeys(rng.choices(_NAMES, _WEIGHTS, k=2)))
+            things = tuple(dataclasses.replace(thing, size=None, facing=None) for thing in things)
+        elif kind == "several":
+            thing = _thing(rng.choice(_COUNTABLE), rng)
+            things = (dataclasses.replace(thing, count=rng.choice((None, 2, 2, 3, 3, 4, 4)), size=None),)
+        else:
+            things = (_thing(rng.choices(_NAMES, _WEIGHTS)[0], rng),)
+        if kind == "sign":
+            things = (dataclasses.replace(things[0], size=None),)
+        backdrop = time = None
+        if rng.random() < SAID["backdrop"]:
+            backdrop = rng.choice(PLACES if rng.random() < 0.6 else tuple(PLAIN))
+        if rng.random() < SAID_TIME and (backdrop is None or backdrop in OUTDOORS):
+            time = rng.choice(TIMES)
+        scene = Scene(
+            things,
+            style=rng.choice(STYLES) if rng.random() < SAID["style"] else None,
+            backdrop=backdrop,
+            time=time,
+            relation=rng.choice(RELATIONS) if len(things) == 2 else None,
+            sign=sign_words(rng) if kind == "sign" else None,
+        )
+        if held_out is None or scene.held_out == held_out:
+            return scene
+
+
+def _thing(noun: str, rng: random.Random) -> Thing:
+    said = {name: rng.random() < share for name, share in SAID.items()}
+    thing = Thing(noun)
+    person = NOUNS[noun].person
+    return Thing(
+        noun,
+        colour=rng.choice(tuple(COLOURS)) if said["colour"] and not person else None,
+        size=rng.choice(SIZES) if said["size"] else None,
+        facing=rng.choice(("left", "right")) if said["facing"] and noun in SIDEWAYS else None,
+        gender=rng.choice(GENDERS) if said["gender"] and thing.gendered else None,
+        tone=rng.choice(tuple(TONES)) if said["tone"] and person else None,
+    )
+
+
+#: words for signs; any other word can be spelled as well.
+SIGN_WORDS: tuple[str, ...] = tuple(
+    (
+        "hello world flux noise sigma hi yes no stop go love peace home help free sale open closed welcome thanks "
+        "please sorry happy good bad new old big small hot cold fast slow up down left right north south east west "
+        "one two three four five six seven eight nine ten red green blue pink black white day night sun moon star sky "
+        "sea rain snow wind fire water earth tree river lake forest summer winter spring monday friday today now "
+        "later soon never always dream hope joy smile laugh play sing dance jump run walk fly swim read write draw "
+        "paint learn teach think know see look hear taste touch feel eat drink cook bake sleep wake wait come back "
+        "again first last next step seed time life work book music photo movie party coffee tea milk bread pizza "
+        "cake apple lemon salt sugar fox cat dog frog bear lion fish bird king queen hero magic secret lucky brave "
+        "kind wise quiet loud sweet fresh simple wow ok bye morning ice cream taxi hotel museum school garden kitchen "
+        "city town street bridge tower island planet rocket robot ghost pirate wizard dragon vote join win lost found"
+    ).split()
+)
+
+
+def sign_words(rng: random.Random) -> str:
+    """One or two words for a sign: mostly of `SIGN_WORDS`, else letters at random, so that any word can be spelled."""
+
+    def word() -> str:
+        if rng.random() < 0.6:
+            return rng.choice(SIGN_WORDS)
+        return "".join(rng.choices(string.ascii_lowercase, k=rng.randint(1, SIGN_LETTERS)))
+
+    return "hello world" if rng.random() < 0.04 else " ".join(word() for _ in range(rng.choice((1, 2))))

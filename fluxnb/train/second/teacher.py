@@ -1,0 +1,247 @@
+"""Train the teacher: a rectified flow from noise and words to the latents of scenes, at several sizes and shapes.
+
+Latents are cached on the device, one table per shape. A batch has one shape and one padding, the same on all ranks,
+and as many pictures as make its tokens equal in number, so that every iteration takes about as long.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from fluxnb.flow import interpolate, velocity_target
+from fluxnb.records.latents import pack, unpack
+from fluxnb.train.config import Schedule
+from fluxnb.train.data.drawing import Renderer
+from fluxnb.train.data.stream import draw_chunks
+from fluxnb.train.data.vocabulary import Tokens
+from fluxnb.train.networks.build import count
+from fluxnb.train.second.autoencoder import FRESH, encode
+from fluxnb.train.second.config import Preset, Shape
+from fluxnb.train.second.networks import Denoiser, build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.stages.loop import Average, Log, Pace, Rank, step_with
+from fluxnb.train.stages.muon import Muon
+from fluxnb.train.stages.optimisers import BLOCKS, DECAY, MuonAndAdamW, adamw
+
+SHIFT = 1.6  # of the noise levels at 64 tokens, FLUX's own; it grows with the square root of the tokens (2403.03206)
+UNIFORM = (
+    0.2  # share of noise levels drawn uniformly: the shifted logit-normal puts too little near 1, where one step is
+)
+KEEP_SECONDS = 120.0  # between two checkpoints
+CLIP_USED = 64  # CLIP is causal and pooled at the first end token, so what comes after it changes nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Scenes of one shape on the device: latents (N, 16, h, w), and their captions' ids, (N, length) each."""
+
+    shape: Shape
+    latents: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What the loss takes: latents (B, 16, h, w), ids, noise levels (B,) and noise."""
+
+    latents: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+    sigmas: Tensor
+    noise: Tensor
+
+
+def train_teacher(
+    preset: Preset, out: Path, rank: Rank, start: Path | None = None, compiled: str = "dynamic"
+) -> Denoiser:
+    """Train on all ranks; save the averaged weights as `out`/teacher.safetensors every two minutes and at the end.
+
+    Arguments:
+        start: weights to go on from, a file that an earlier training saved; None starts from nothing.
+        compiled: "dynamic" compiles the blocks once for all shapes, "static" once for each, "none" not at all.
+    """
+    schedule, cuda = preset.teacher, rank.device.type == "cuda"
+    torch.manual_seed(200 + rank.index)
+    log, began = Log(out / "teacher.jsonl", rank), time.perf_counter()
+    model = (
+        (build_denoiser(preset.sizes) if start is None else load_denoiser(preset.sizes, start)).train().to(rank.device)
+    )
+    rank.same_weights(model)
+    optimiser = _optimiser(model, schedule)
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(rank.device).eval()
+    renderer = Renderer(rank.device)
+    tables = cache(vae, renderer, preset, schedule.scenes, seed=3000 + rank.index)
+    checked = cache(vae, renderer, preset, schedule.validation, seed=FRESH, workers=1) if rank.first else []
+    nothing = tuple(ids.to(rank.device, torch.int16) for ids in Tokens.of(preset.sizes)([""]))
+    average = Average(model, schedule.ema, known=start is not None)
+    log(
+        parameters={name: count(part) for name, part in model.named_children()},
+        cached={f"{t.shape.height}x{t.shape.width}": len(t.latents) for t in tables},
+        latent_std=float(tables[0].latents[:4096].float().std()),
+        cache_seconds=time.perf_counter() - began,
+        start=None if start is None else start.name,
+    )
+    if cuda and compiled != "none":
+        _compile(model, dynamic=compiled == "dynamic")
+
+    def loss_of(batch: Batch) -> Tensor:
+        with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
+            return flow_loss(model, batch)
+
+    pace, batches = Pace(schedule, rank), draw_batches(tables, preset, rank, nothing)
+    running, pictures, kept = torch.zeros((), device=rank.device), 0, time.perf_counter()
+    for iteration in pace:
+        batch = next(batches)
+        loss = loss_of(batch).mean()
+        loss.backward()
+        norm = step_with(model, optimiser, pace.rate(iteration), rank)
+        average.update()
+        running, pictures = running + loss.detach(), pictures + len(batch.sigmas) * rank.world
+        if (iteration + 1) % 100 == 0:
+            mean = float(running) / 100
+            facts = {"loss": mean, "norm": float(norm), "pictures": pictures, "seconds": pace.seconds()}
+            log(iteration=iteration, total=pace.total, **facts)
+            running.zero_()
+        last = iteration + 1 == pace.total
+        if rank.first and ((iteration + 1) % schedule.validate_every == 0 or last):
+            log(iteration=iteration, **look(loss_of, checked, average), seconds=pace.seconds())
+        if rank.first and (last or time.perf_counter() - kept > KEEP_SECONDS):
+            average.swap()
+            save_denoiser(model, out)
+            average.swap()
+            kept = time.perf_counter()
+    log(
+        iterations=pace.total,
+        pictures=pictures,
+        seconds=pace.seconds(),
+        compile_seconds=pace.compiling,
+        devices=rank.world,
+    )
+    average.swap()
+    return model.eval()
+
+
+def _optimiser(model: Denoiser, schedule: Schedule) -> MuonAndAdamW:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+    named = dict(model.named_parameters())
+    inside = {name: p for name, p in named.items() if name.startswith(BLOCKS) and p.ndim == 2}
+    rest = adamw([p for name, p in named.items() if name not in inside], schedule.learning_rate, (0.9, 0.98))
+    return MuonAndAdamW(Muon(inside.values(), weight_decay=DECAY), rest, schedule.muon_times)
+
+
+def _compile(model: Denoiser, dynamic: bool) -> None:
+    """Compile each kind of block: far sooner done than the whole network, and it serves every shape."""
+    torch._dynamo.config.cache_size_limit = 128
+    blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
+    for block in [*blocks, *model.text_encoder_2.encoder.block]:
+        block.compile(dynamic=dynamic)
+
+
+def cache(
+    vae: AutoencoderKL, renderer: Renderer, preset: Preset, scenes: int, seed: int, workers: int = 0
+) -> list[Table]:
+    """Latents and ids of so many scenes, divided among the shapes by what their batches use."""
+    shapes, device = preset.shapes, renderer.device
+    used = [shape.share / (shape.tokens + preset.sizes.caption_tokens) for shape in shapes]
+    counts = [max(8, round(scenes * each / sum(used))) for each in used]
+    found: dict[Shape, list[tuple[Tensor, Tensor, Tensor]]] = {shape: [] for shape in shapes}
+    for chunk in draw_chunks(zip(shapes, counts, strict=True), seed, preset.sizes, workers=workers):
+        latents = encode(vae, renderer, chunk.layout.to(device), chunk.shape)
+        found[chunk.shape].append((latents, chunk.clip_ids.to(device), chunk.t5_ids.to(device)))
+    return [Table(shape, *map(torch.cat, zip(*parts, strict=True))) for shape, parts in found.items()]
+
+
+def draw_batches(tables: list[Table], preset: Preset, rank: Rank, nothing: tuple[Tensor, ...]) -> Iterator[Batch]:
+    """Batches for ever: shape and padding the same on all ranks, rows and noise of each rank's own."""
+    shared = random.Random(0)
+    own = torch.Generator(rank.device).manual_seed(500 + rank.index)
+    shares, paddings = [table.shape.share for table in tables], preset.paddings
+    while True:
+        (table,) = shared.choices(tables, shares)
+        ((padding, _),) = shared.choices(paddings, [share for _, share in paddings])
+        size = max(1, preset.tokens // (table.shape.tokens + padding) // 8 * 8)
+        rows = torch.randint(len(table.latents), (size,), generator=own, device=rank.device)
+        unsaid = torch.rand(size, 1, generator=own, device=rank.device) < preset.unsaid
+        clip, t5 = (
+            torch.where(unsaid, empty, ids[rows])
+            for empty, ids in zip(nothing, (table.clip_ids, table.t5_ids), strict=True)
+        )
+        latents = table.latents[rows].float()
+        sigmas = draw_sigmas(size, table.shape.tokens, rank.device, own)
+        noise = torch.randn(latents.shape, generator=own, device=rank.device)
+        yield Batch(latents, clip[:, :CLIP_USED].long(), F.pad(t5, (0, padding - t5.shape[1])).long(), sigmas, noise)
+
+
+def draw_sigmas(count: int, tokens: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Noise levels (count,) in (0, 1): logit-normal and shifted, more for larger pictures; a fifth uniform."""
+    shift = SHIFT * math.sqrt(tokens / 64)
+    normal = torch.randn(count, device=device, generator=generator).sigmoid()
+    uniform, coin = torch.rand(2, count, device=device, generator=generator)
+    return torch.where(coin < UNIFORM, uniform, shift * normal / (1 + (shift - 1) * normal))
+
+
+def flow_loss(model: Denoiser, batch: Batch) -> Tensor:
+    """Rectified flow matching (2209.03003): mean square of the velocity's error, one number per picture (B,)."""
+    sigma = batch.sigmas[:, None, None, None]
+    x = pack(interpolate(batch.latents, batch.noise, sigma))
+    grid = (batch.latents.shape[2] // 2, batch.latents.shape[3] // 2)
+    velocity = model(x, batch.sigmas, *model.encode(batch.clip_ids, batch.t5_ids), grid)
+    return (velocity.float() - pack(velocity_target(batch.latents, batch.noise))).square().mean((1, 2))
+
+
+@torch.no_grad()
+def look(loss_of, tables: list[Table], average: Average) -> dict[str, float]:
+    """The loss on scenes that no training sees, by shape, of the averaged weights: the same question every time."""
+    found = {}
+    average.swap()
+    for table in tables:
+        device, size = table.latents.device, table.latents.shape
+        generator = torch.Generator().manual_seed(FRESH)
+        noise = torch.randn(size, generator=generator).to(device)
+        sigmas = draw_sigmas(len(noise), table.shape.tokens, torch.device("cpu"), generator).to(device)
+        rows = (table.latents.float(), table.clip_ids[:, :CLIP_USED].long(), table.t5_ids.long(), sigmas, noise)
+        losses = [loss_of(Batch(*part)) for part in zip(*(each.split(256) for each in rows), strict=True)]
+        found[f"validation_{table.shape.height}x{table.shape.width}"] = float(torch.cat(losses).mean())
+    average.swap()
+    return found
+
+
+@torch.no_grad()
+def sample(
+    model: Denoiser,
+    clip_ids: Tensor,
+    t5_ids: Tensor,
+    noise: Tensor,
+    steps: int,
+    *,
+    guidance: float = 1.0,
+    nothing: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Latents (B, 16, h, w) by Euler in equal steps, with classifier-free guidance above 1; all on one device."""
+    height, width = noise.shape[2:]
+    grid = (height // 2, width // 2)
+    guided = guidance > 1 and nothing is not None
+    pooled, sequence = model.encode(clip_ids, t5_ids)
+    if guided and nothing is not None:
+        empty_pooled, empty = (e.expand(len(noise), *e.shape[1:]) for e in model.encode(*nothing))
+        pooled, sequence = torch.cat((pooled, empty_pooled)), torch.cat((sequence, empty))
+    x = pack(noise)
+    for step in range(steps):
+        sigma = 1 - step / steps
+        both = torch.cat((x, x)) if guided else x
+        velocity = model(both, torch.full((len(both),), sigma, device=x.device), pooled, sequence, grid).float()
+        if guided:
+            said, unsaid = velocity.chunk(2)
+            velocity = unsaid + guidance * (said - unsaid)
+        x = x - velocity / steps
+    return unpack(x, 8 * height, 8 * width)

@@ -1,0 +1,87 @@
+"""The second pocket's tokens and its trainings, at a tiny size."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from fluxnb.train.data import captions, scenes, stream, vocabulary
+from fluxnb.train.second import config, networks, teacher
+from fluxnb.train.second.__main__ import main
+
+TINY = config.TINY
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    main(["autoencoder", "--preset", "tiny", "--out", str(out)])
+    main(["teacher", "--preset", "tiny", "--out", str(out)])
+    return out
+
+
+def test_every_known_word_is_one_token_and_no_caption_is_cut():
+    tokens = vocabulary.Tokens.of(config.POCKET.sizes)
+    rng = random.Random(0)
+    said = [captions.caption(scenes.question(rng), rng) for _ in range(2000)]
+    assert max(map(len, tokens.t5(said).input_ids)) <= config.POCKET.sizes.caption_tokens
+    assert max(map(len, tokens.clip(said).input_ids)) <= teacher.CLIP_USED
+    assert all(len(tokens.t5.tokenize(word)) == 1 for word in vocabulary.words())
+
+
+def test_tokens_keep_every_letter_of_a_sign():
+    tokens = vocabulary.Tokens.of(TINY.sizes)
+    ids = tokens.t5("a cat holding a sign that says qxzvw jk").input_ids
+    assert tokens.t5.decode(ids, skip_special_tokens=True) == "a cat holding a sign that says qxzvw jk"
+
+
+def test_a_chunk_depends_on_seed_and_number_alone():
+    shape = TINY.shapes[0]
+    one, two = (next(iter(stream.draw_chunks([(shape, 5)], 7, TINY.sizes, workers=1))) for _ in range(2))
+    assert torch.equal(one.t5_ids, two.t5_ids) and torch.equal(one.layout.noise, two.layout.noise)
+
+
+def test_pooling_ignores_what_comes_after_the_end_token():
+    model = networks.build_denoiser(TINY.sizes).eval()
+    clip, t5 = vocabulary.Tokens.of(TINY.sizes)(["a red fox in the snow"])
+    whole, short = (model.encode(ids, t5)[0] for ids in (clip, clip[:, : teacher.CLIP_USED]))
+    torch.testing.assert_close(whole, short)
+
+
+def test_noise_levels_shift_with_the_number_of_tokens():
+    generator = torch.Generator().manual_seed(0)
+    few, many = (teacher.draw_sigmas(20000, n, torch.device("cpu"), generator) for n in (64, 256))
+    assert few.min() > 0 and few.max() < 1 and many.mean() > few.mean() + 0.05
+
+
+def test_the_stages_leave_files_that_the_next_ones_open(run):
+    vae = AutoencoderKL.from_pretrained(run / "vae")
+    assert vae.config.latent_channels == 16 and vae.config.sample_size == TINY.sizes.default_size
+    model = networks.load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    main(["wall", "--preset", "tiny", "--out", str(run), "--steps", "1", "--size", "32", "48"])
+    assert (run / "wall.png").stat().st_size > 1000
+
+
+def test_a_teacher_goes_on_from_a_file(run, tmp_path):
+    model = networks.load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    networks.save_denoiser(model, tmp_path)
+    again = networks.load_denoiser(TINY.sizes, tmp_path / "teacher.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    start = ["--start", str(run / "teacher.safetensors"), "--iterations", "2"]
+    main(["teacher", "--preset", "tiny", "--out", str(run), *start])
+
+
+def test_batches_hold_about_equally_many_tokens(run):
+    from fluxnb.train.stages.loop import Rank
+
+    rank, shapes = Rank(0, 1, torch.device("cpu")), config.SHAPES[:3]
+    sized = [(s, torch.zeros(4, 16, s.height // 8, s.width // 8)) for s in shapes]
+    tables = [teacher.Table(s, z, torch.zeros(4, 77).short(), torch.zeros(4, 48).short()) for s, z in sized]
+    preset = dataclasses.replace(config.POCKET, tokens=65536, shapes=shapes, paddings=((48, 0.5), (512, 0.5)))
+    batches = teacher.draw_batches(tables, preset, rank, (torch.ones(1, 77).short(), torch.zeros(1, 48).short()))
+    for _, batch in zip(range(20), batches, strict=False):
+        per_row = batch.latents[0, 0].numel() // 4 + batch.t5_ids.shape[1]
+        assert 0.9 * 65536 <= len(batch.sigmas) * per_row <= 65536
