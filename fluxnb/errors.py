@@ -11,7 +11,16 @@ import difflib
 from collections.abc import Iterable
 from typing import TypeVar
 
-__all__ = ["FluxnbError", "InputError", "RunError", "StorageError", "shorten", "unknown_choice", "validates_own_input"]
+__all__ = [
+    "FluxnbError",
+    "InputError",
+    "RunError",
+    "StorageError",
+    "UnavailableError",
+    "shorten",
+    "unknown_choice",
+    "validates_own_input",
+]
 
 T = TypeVar("T")
 
@@ -32,6 +41,13 @@ class FluxnbError(Exception):
 
 class InputError(FluxnbError, ValueError):
     """What was asked cannot be: a wrong value, a wrong type, an unknown name."""
+
+
+class UnavailableError(InputError, AttributeError):
+    """A property has no value on this object: it was not kept, not stored or not made yet.
+
+    As an AttributeError it lets `hasattr`, tab completion and `inspect.getmembers` skip the property.
+    """
 
 
 class RunError(FluxnbError, RuntimeError):

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from fluxnb import flow
 from fluxnb.records import Cell, Step, Sweep, Trajectory
 from fluxnb.records.latents import LinearRGB, pack
-from fluxnb.records.recipe import Recipe
+from tests.trajectories import resolved
 
 SIZE = 128
 _MAP = torch.linalg.qr(torch.randn(16, 3, generator=torch.Generator().manual_seed(5)))[0].T / 4
@@ -89,7 +89,7 @@ def trajectory(
         x = x_next
     return Trajectory(
         image=picture,
-        recipe=Recipe(prompt=prompt, seed=seed, steps=steps, height=size, width=size, model=model),
+        recipe=resolved(prompt=prompt, seed=seed, steps=steps, height=size, width=size, model=model),
         finished=stop_after is None,
         sigmas=sigmas,
         steps=tuple(made),

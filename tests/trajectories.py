@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fluxnb.records import Step, Trajectory
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 
 
 def sample_trajectory(
@@ -38,7 +38,7 @@ def sample_trajectory(
         x = x_next
     values: dict[str, Any] = {
         "image": Image.new("RGB", (32, 32), (10, 200, 30)),
-        "recipe": Recipe(prompt="a fox", seed=7, steps=len(steps), height=32, width=32),
+        "recipe": resolved(seed=7, steps=len(steps)),
         "finished": True,
         "sigmas": tuple(sigmas),
         "steps": tuple(steps),
@@ -50,6 +50,13 @@ def sample_trajectory(
         "preset": "cpu",
     }
     return Trajectory(**{**values, **other})
+
+
+def resolved(**fields: Any) -> ResolvedRecipe:
+    """A resolved recipe of a 32 x 32 picture, with some fields changed."""
+    values: dict[str, Any] = {"prompt": "a fox", "height": 32, "width": 32, "max_sequence_length": 48}
+    values |= {"model": "toy", "revision": "0", "dtype": "float32"}
+    return ResolvedRecipe(**{**values, **fields})
 
 
 def noise(seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
 __all__ = ["ModelDefaults", "defaults_of"]
 
@@ -50,14 +50,18 @@ class ModelDefaults:
             max_sequence_length=self.max_sequence_length,
         )
 
-    def resolve(self, recipe: Recipe, model: str) -> Recipe:
-        """The recipe with everything filled in that this model has a default for.
+    def resolve(self, recipe: Recipe, *, model: str, revision: str, dtype: str) -> ResolvedRecipe:
+        """Fill in the defaults of this model.
+
+        Arguments:
+            recipe: values for guidance, the negative prompt and the text length are dropped if it was made for another
+                model.
+            model, revision, dtype: of the loaded pipeline; they replace those of the recipe.
 
         Raises:
-            InputError: guidance or a negative prompt for a model that has no use for them.
+            InputError: guidance or a negative prompt for a model that takes none.
         """
         if recipe.model is not None and recipe.model != model:
-            # Made for another model: what belongs to that one is asked anew of this one.
             recipe = recipe.replace(guidance=None, negative=None, max_sequence_length=None)
         guidance, negative = recipe.guidance, recipe.negative
         if self.guidance_kind == "none" and guidance:
@@ -74,12 +78,21 @@ class ModelDefaults:
             guidance = None
         elif guidance is None:
             guidance = self.guidance
-        return recipe.replace(
+        return ResolvedRecipe(
+            prompt=recipe.prompt,
+            negative=(negative or "") if self.guidance_kind == "true_cfg" else None,
+            seed=recipe.seed,
+            steps=recipe.steps,
             height=recipe.height or self.size,
             width=recipe.width or self.size,
             guidance=guidance,
-            negative=(negative or "") if self.guidance_kind == "true_cfg" else None,
+            sampler=recipe.sampler,
+            sigmas=recipe.sigmas,
+            shift=recipe.shift,
             max_sequence_length=recipe.max_sequence_length or self.max_sequence_length,
+            model=model,
+            revision=revision,
+            dtype=dtype,
         )
 
 

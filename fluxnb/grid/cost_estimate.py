@@ -6,6 +6,7 @@ and machine. Otherwise they are unknown, and `measure` makes one evaluation and 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -22,7 +23,7 @@ from fluxnb.grid.runner import starts, text_of
 from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.sampler import take
 
 __all__ = ["Pace", "Work", "measure", "pace_of", "remember", "work_of"]
@@ -82,7 +83,11 @@ class Work:
 
 
 def work_of(
-    flux: Flux, recipes: Sequence[Recipe], missing: Sequence[Recipe], store: Store | None, keep: Keep | None
+    flux: Flux,
+    recipes: Sequence[ResolvedRecipe],
+    missing: Sequence[ResolvedRecipe],
+    store: Store | None,
+    keep: Keep | None,
 ) -> Work:
     """The cost of resolved recipes, of which some are missing."""
     evaluations, saved, seconds = 0, 0, 0.0
@@ -123,15 +128,15 @@ def remember(flux: Flux, cell: Cell) -> None:
         _SEEN.setdefault(flux.pipe, {})[_kind(cell.recipe)] = pace
 
 
-def pace_of(flux: Flux, recipe: Recipe, store: Store | None) -> Pace | None:
+def pace_of(flux: Flux, recipe: ResolvedRecipe, store: Store | None) -> Pace | None:
     """What this process has seen for pictures of this size, else what the store tells, else None."""
     seen = _SEEN.get(flux.pipe, {}).get(_kind(recipe))
     return seen if seen is not None or store is None else _told(flux, recipe, store)
 
 
-def measure(flux: Flux, recipe: Recipe) -> Pace:
+def measure(flux: Flux, recipe: ResolvedRecipe) -> Pace:
     """Encode once, make one evaluation and decode one picture, each timed; remembered from then on."""
-    once = recipe.replace(steps=1)
+    once = dataclasses.replace(recipe, steps=1, sigmas=None)
     take(flux, once, flux.encode(once), keep=Keep.nothing())  # the first makes ready what is made ready once
     started = time.perf_counter()
     encoded = flux.encode(once)
@@ -146,12 +151,12 @@ def measure(flux: Flux, recipe: Recipe) -> Pace:
     return pace
 
 
-def _told(flux: Flux, recipe: Recipe, store: Store) -> Pace | None:
+def _told(flux: Flux, recipe: ResolvedRecipe, store: Store) -> Pace | None:
     found: list[Pace] = []
     for path in islice(store.folder.glob("*/*.json"), LOOKED_AT):
         try:
             facts = json.loads(path.read_bytes())
-            other = Recipe.from_json(facts["recipe"])
+            other = ResolvedRecipe.from_json(facts["recipe"])
             same = facts["versions"] == flux.versions and _kind(other) == _kind(recipe)
             pace = _read(flux, other, {name: float(value) for name, value in facts["seconds"].items()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -167,20 +172,20 @@ def _told(flux: Flux, recipe: Recipe, store: Store) -> Pace | None:
     )
 
 
-def _read(flux: Flux, recipe: Recipe, seconds: Any) -> Pace | None:
+def _read(flux: Flux, recipe: ResolvedRecipe, seconds: Any) -> Pace | None:
     spent = [seconds.get(name, 0.0) for name in ("encode", "denoise", "decode")]
     if not all(math.isfinite(value) and value >= 0 for value in spent) or not spent[1]:
         return None
     return Pace(encode=spent[0], evaluation=spent[1] / flux.evaluations_of(recipe), decode=spent[2])
 
 
-def _kind(recipe: Recipe) -> tuple[Any, ...]:
+def _kind(recipe: ResolvedRecipe) -> tuple[Any, ...]:
     """What decides how long an evaluation takes."""
     return (recipe.model, recipe.revision, recipe.dtype, recipe.height, recipe.width, recipe.max_sequence_length)
 
 
-def _bytes(flux: Flux, recipe: Recipe, keep: Keep | None) -> float:
-    height, width = recipe.height or 0, recipe.width or 0
+def _bytes(flux: Flux, recipe: ResolvedRecipe, keep: Keep | None) -> float:
+    height, width = recipe.height, recipe.width
     wide = 4 if flux.dtype == "float32" else 2
     return BYTES_A_PIXEL * height * width + (0 if keep is None else keep.nbytes(height, width, recipe.steps, wide))
 

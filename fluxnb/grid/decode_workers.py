@@ -24,7 +24,7 @@ from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep, Trajectory
 from fluxnb.records.latents import unpack
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["Finisher", "Sampled"]
 
@@ -39,14 +39,14 @@ class Sampled:
     """A walk to the end, without its picture.
 
     Arguments:
-        recipe: what was asked, and with which numerics it was answered.
+        recipe: what was asked.
         key: its address.
         walk: every step.
         evaluations: that it cost.
         release: lets go of the claim; called once the cell is whole.
     """
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     key: str
     trajectory: Trajectory
     evaluations: int
@@ -167,7 +167,7 @@ class Finisher:
                 image,
                 seconds=seconds,
                 versions=self._flux.versions,
-                exact=recipe.exact,
+                numerics=sampled.trajectory.numerics,
                 trajectory=kept,
             )
         sampled.release()
@@ -175,7 +175,7 @@ class Finisher:
             recipe=recipe,
             key=sampled.key,
             path=path,
-            exact=recipe.exact,
+            numerics=sampled.trajectory.numerics,
             evaluations=sampled.evaluations,
             seconds=seconds,
             trajectory=kept,

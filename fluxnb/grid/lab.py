@@ -13,7 +13,7 @@ from fluxnb.grid.runner import Making
 from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.sampler import STOP
 from fluxnb.widgets.job import Job, Watch
 from fluxnb.widgets.lab import Lab
@@ -64,7 +64,7 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
     def generate(asked: Mapping[str, Any], watch: Watch) -> Job:
         grid = Axes.of(**asked)
         recipes = list(dict.fromkeys(flux.resolve(recipe) for recipe in grid))
-        small = max((recipes[0].height or 0), (recipes[0].width or 0)) <= SMALL
+        small = max(recipes[0].height, recipes[0].width) <= SMALL
         kept = keep if keep is not None else Keep() if small else None
         making = Making(flux=flux, store=where, keep=kept, watcher=watch)
         work = work_of(flux, recipes, [each for each in recipes if making.stored(each) is None], where, kept)
@@ -81,7 +81,7 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
     return Lab(generate, fields, model=flux.model, stop=STOP)
 
 
-def _made(flux: Flux, making: Making, recipes: Sequence[Recipe]) -> Generator[Cell, None, None]:
+def _made(flux: Flux, making: Making, recipes: Sequence[ResolvedRecipe]) -> Generator[Cell, None, None]:
     cells = making.cells(recipes)
     try:
         for cell in cells:

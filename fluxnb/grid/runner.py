@@ -22,7 +22,7 @@ from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.prompts import Encoded
 from fluxnb.records import Cell, Keep, Step, Trajectory
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.sampler import STOP, Watcher, take_together
 
 __all__ = ["Making", "starts", "text_of"]
@@ -35,7 +35,7 @@ SIGN = 10.0  # seconds between signs of life for claims that are held
 class Start:
     """Recipes that differ in nothing but the way they go, and the walks made of them so far."""
 
-    recipes: list[Recipe]
+    recipes: list[ResolvedRecipe]
     trajectories: list[Trajectory] = field(default_factory=list)
 
 
@@ -66,21 +66,21 @@ class Making:
         self._claims: dict[str, ExitStack] = {}
         self._signed, self._stopped = time.monotonic(), False
 
-    def cells(self, recipes: Sequence[Recipe]) -> Generator[Cell, None, None]:
+    def cells(self, recipes: Sequence[ResolvedRecipe]) -> Generator[Cell, None, None]:
         """The cells of resolved recipes as they finish, those that the store has first.
 
         Raises:
             KeyboardInterrupt: stopped; every walk that was at its end is a cell by then.
         """
-        missing: list[Recipe] = []
+        missing: list[ResolvedRecipe] = []
         for recipe in recipes:
             if (found := self.stored(recipe)) is not None:
                 yield found
             else:
                 missing.append(recipe)
-        others: list[Recipe] = []  # being made by other processes
+        others: list[ResolvedRecipe] = []  # being made by other processes
         spread = self.batch > 1
-        size = max(((each.height or 0, each.width or 0) for each in missing), key=math.prod, default=(0, 0))
+        size = max(((each.height, each.width) for each in missing), key=math.prod, default=(0, 0))
         finisher = Finisher(self.flux, self.store, self.keep, size=size, beside=self.beside, spread=spread)
         try:
             for together in _companies(starts(missing), self.batch):
@@ -99,21 +99,20 @@ class Making:
                 self._release(key)
 
     def _walk(
-        self, members: Sequence[tuple[Start, Recipe]], finisher: Finisher, others: list[Recipe]
+        self, members: Sequence[tuple[Start, ResolvedRecipe]], finisher: Finisher, others: list[ResolvedRecipe]
     ) -> Iterator[Cell]:
         """Claim what of these is still missing and walk it; yields what was finished elsewhere in the meantime."""
         levels = self.flux.schedule(members[0][1])
-        by_count: dict[int, list[tuple[Start, Recipe, Sequence[Step]]]] = {}
+        by_count: dict[int, list[tuple[Start, ResolvedRecipe, Trajectory | None]]] = {}
         for start, recipe in members:
             if not self._claim(recipe):
                 others.append(recipe)
             elif (found := self.stored(recipe)) is not None:
-                self._release(self._key(recipe))
+                self._release(self._claim_key(recipe))
                 yield found
             else:
-                donor, count = share_prefixes([trajectory.sigmas for trajectory in start.trajectories] + [levels])[-1]
-                known = start.trajectories[donor].steps[:count] if count else ()
-                by_count.setdefault(count, []).append((start, recipe, known))
+                index, count = share_prefixes([trajectory.sigmas for trajectory in start.trajectories] + [levels])[-1]
+                by_count.setdefault(count, []).append((start, recipe, start.trajectories[index] if count else None))
         for count, these in by_count.items():
             recipes = [recipe for _, recipe, _ in these]
             encoded = [self._encoded(recipe) for recipe in recipes]
@@ -125,22 +124,24 @@ class Making:
                 [prompt for prompt, _ in encoded],
                 keep=whole,
                 watcher=self._watch(recipes[0]),
-                known=[known for _, _, known in these],
+                known=[() if donor is None else donor.steps[:count] for _, _, donor in these],
                 decode=False,
             )
             if not trajectories[0].finished:
                 raise KeyboardInterrupt  # half a walk is no cell; one that was stopped at its last step is
-            for (start, recipe, _), trajectory, (_, spent) in zip(these, trajectories, encoded, strict=True):
+            for (start, recipe, donor), taken, (_, spent) in zip(these, trajectories, encoded, strict=True):
+                seconds = {**taken.seconds, "encode": spent, "denoise": taken.seconds["denoise"] / len(these)}
+                # Steps shared with a trajectory of a batch have the numerics of the batch.
+                numerics = taken.numerics if donor is None or len(these) > 1 else donor.numerics
+                trajectory = dataclasses.replace(taken, seconds=seconds, numerics=numerics)
                 start.trajectories.append(trajectory)
                 cost = self.flux.evaluations_of(recipe, recipe.steps - count)
                 self.evaluations += cost
-                answered = recipe if len(these) == 1 else _in_company(recipe)
-                seconds = {**trajectory.seconds, "encode": spent, "denoise": trajectory.seconds["denoise"] / len(these)}
                 finisher.add(
                     Sampled(
-                        recipe=answered,
-                        key=self._key(answered),
-                        trajectory=dataclasses.replace(trajectory, recipe=answered, seconds=seconds),
+                        recipe=recipe,
+                        key=self._key(recipe, numerics),
+                        trajectory=trajectory,
                         evaluations=cost,
                         release=self._letting_go(recipe),
                     )
@@ -148,13 +149,13 @@ class Making:
             if self._stopped:
                 raise KeyboardInterrupt
 
-    def _await(self, recipe: Recipe, finisher: Finisher) -> Iterator[Cell]:
+    def _await(self, recipe: ResolvedRecipe, finisher: Finisher) -> Iterator[Cell]:
         """Wait for another process's cell, and take over from one that died."""
         while True:
             if (found := self.stored(recipe)) is not None:
                 yield found
                 return
-            again: list[Recipe] = []
+            again: list[ResolvedRecipe] = []
             yield from self._walk([(Start([recipe]), recipe)], finisher, again)
             if not again:
                 yield from finisher.ready(all=True)
@@ -162,25 +163,29 @@ class Making:
             time.sleep(PATIENCE)
 
     # --------------------------------------------------------------------------------------------- store and claims
-    def _key(self, recipe: Recipe) -> str:
-        return recipe.key(self.flux.versions)
+    def _key(self, recipe: ResolvedRecipe, numerics: str) -> str:
+        return recipe.key(self.flux.versions, numerics=numerics)
 
-    def stored(self, recipe: Recipe) -> Cell | None:
+    def stored(self, recipe: ResolvedRecipe) -> Cell | None:
         """The cell that the store has for a resolved recipe, if it has one."""
         if self.store is None:
             return None
-        # Who takes pictures made in company takes exact ones too; the other way round never.
-        for asked in (recipe,) if self.batch == 1 else (recipe, _in_company(recipe)):
-            found = self.store.get(self._key(asked), asked, trajectory=self.keep is not None)
+        # A sweep with a batch also accepts cells made one by one; a sweep without never accepts those of a batch.
+        for numerics in dict.fromkeys((self.flux.numerics(), self.flux.numerics(self.batch))):
+            key = self._key(recipe, numerics)
+            found = self.store.get(key, recipe, numerics=numerics, trajectory=self.keep is not None)
             if found is not None:
                 return found
         return None
 
-    def _claim(self, recipe: Recipe) -> bool:
+    def _claim_key(self, recipe: ResolvedRecipe) -> str:
+        """The key of the claim is that of the answer of a single run, so that one process makes the cell."""
+        return self._key(recipe, self.flux.numerics())
+
+    def _claim(self, recipe: ResolvedRecipe) -> bool:
         if self.store is None:
             return True
-        # By the exact recipe's key, however it will be answered: a cell is made once.
-        key, claim = self._key(recipe), ExitStack()
+        key, claim = self._claim_key(recipe), ExitStack()
         if not claim.enter_context(self.store.claim(key)):
             return False
         self._claims[key] = claim
@@ -190,12 +195,12 @@ class Making:
         if (claim := self._claims.pop(key, None)) is not None:
             claim.close()
 
-    def _letting_go(self, recipe: Recipe) -> Callable[[], None]:
-        key = self._key(recipe)
+    def _letting_go(self, recipe: ResolvedRecipe) -> Callable[[], None]:
+        key = self._claim_key(recipe)
         return lambda: self._release(key)
 
     # ----------------------------------------------------------------------------------------- prompts and watching
-    def _encoded(self, recipe: Recipe) -> tuple[Encoded, float]:
+    def _encoded(self, recipe: ResolvedRecipe) -> tuple[Encoded, float]:
         """The prompt, encoded once, and how long that took; recipes come sorted by prompt, so few are held."""
         text = text_of(recipe)
         if text not in self._prompts:
@@ -207,13 +212,13 @@ class Making:
                 self._prompts.popitem(last=False)
         return self._prompts[text]
 
-    def _watch(self, recipe: Recipe) -> Watcher | None:
+    def _watch(self, recipe: ResolvedRecipe) -> Watcher | None:
         """The watcher, who is remembered to have said STOP, and a sign of life for claims that take long."""
         store = self.store if _slow(recipe) else None
         if self.watcher is None and store is None:
             return None
 
-        def watch(step: Step, recipe: Recipe) -> Any:
+        def watch(step: Step, recipe: ResolvedRecipe) -> Any:
             if store is not None and time.monotonic() - self._signed > SIGN:
                 self._signed = time.monotonic()
                 for key in list(self._claims):
@@ -225,9 +230,9 @@ class Making:
         return watch
 
 
-def starts(recipes: Sequence[Recipe]) -> list[Start]:
+def starts(recipes: Sequence[ResolvedRecipe]) -> list[Start]:
     """Recipes by what they start from; prompts stay together, too."""
-    found: dict[Recipe, Start] = {}
+    found: dict[ResolvedRecipe, Start] = {}
     order = {text: place for place, text in enumerate(dict.fromkeys(text_of(each) for each in recipes))}
     for recipe in sorted(recipes, key=lambda each: order[text_of(each)]):
         noise = dataclasses.replace(recipe, steps=4, sigmas=None, shift=None)
@@ -235,7 +240,7 @@ def starts(recipes: Sequence[Recipe]) -> list[Start]:
     return list(found.values())
 
 
-def text_of(recipe: Recipe) -> tuple[Any, ...]:
+def text_of(recipe: ResolvedRecipe) -> tuple[Any, ...]:
     """What decides the encoded prompt; guidance decides whether there is a negative one."""
     guided = recipe.guidance is not None and recipe.guidance > 1.0
     return (recipe.prompt, recipe.negative if guided else None, recipe.max_sequence_length, guided)
@@ -243,7 +248,7 @@ def text_of(recipe: Recipe) -> tuple[Any, ...]:
 
 def _companies(starts: Sequence[Start], batch: int) -> Iterator[list[Start]]:
     """Starts that may be walked side by side: they differ in prompt and seed alone."""
-    alike: dict[Recipe, list[Start]] = {}
+    alike: dict[ResolvedRecipe, list[Start]] = {}
     for start in starts:
         kind = dataclasses.replace(start.recipes[0], prompt="-", seed=0, steps=4, sigmas=None, shift=None)
         alike.setdefault(kind, []).append(start)
@@ -252,21 +257,16 @@ def _companies(starts: Sequence[Start], batch: int) -> Iterator[list[Start]]:
             yield these[first : first + batch]
 
 
-def _rounds(together: Sequence[Start]) -> Iterator[list[tuple[Start, Recipe]]]:
+def _rounds(together: Sequence[Start]) -> Iterator[list[tuple[Start, ResolvedRecipe]]]:
     """What of them goes the same way, way by way."""
     every = itertools.chain.from_iterable(start.recipes for start in together)
     for way in dict.fromkeys(_way(recipe) for recipe in every):
         yield [(start, recipe) for start in together for recipe in start.recipes if _way(recipe) == way]
 
 
-def _way(recipe: Recipe) -> tuple[Any, ...]:
+def _way(recipe: ResolvedRecipe) -> tuple[Any, ...]:
     return (recipe.steps, recipe.sigmas, recipe.shift)
 
 
-def _in_company(recipe: Recipe) -> Recipe:
-    """The recipe as a batch answers it: sums in another order, so the last digit is not the plain call's."""
-    return recipe.replace(numerics="batch" if recipe.exact else f"{recipe.numerics}, batch")
-
-
-def _slow(recipe: Recipe) -> bool:
-    return (recipe.height or 0) * (recipe.width or 0) * recipe.steps > 10 * 256 * 256
+def _slow(recipe: ResolvedRecipe) -> bool:
+    return recipe.height * recipe.width * recipe.steps > 10 * 256 * 256

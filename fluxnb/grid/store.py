@@ -25,7 +25,7 @@ from fluxnb.io.files import told, whole
 from fluxnb.io.png import encode_png
 from fluxnb.io.trajectory_files import open_trajectory, save
 from fluxnb.records import Cell, Trajectory
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["Store"]
 
@@ -54,11 +54,15 @@ class Store:
         """Where a cell's file is or would be."""
         return self.folder / key[:2] / f"{key}{suffix}"
 
-    def get(self, key: str, recipe: Recipe, *, trajectory: bool = False) -> Cell | None:
-        """The finished cell, or None if there is none, or a damaged one."""
+    def get(
+        self, key: str, recipe: ResolvedRecipe, *, numerics: str = "exact", trajectory: bool = False
+    ) -> Cell | None:
+        """The finished cell of this recipe and these numerics, or None if there is none, or a damaged one."""
         try:
             facts = json.loads(self.path(key, ".json").read_bytes())
-            if facts["recipe"] != recipe.to_json() or _sum(self.path(key)) != facts["png"]:
+            if (facts["recipe"], facts["numerics"]) != (recipe.to_json(), numerics):
+                return None
+            if _sum(self.path(key)) != facts["png"]:
                 return None
             loaded = None
             if trajectory:
@@ -69,7 +73,7 @@ class Store:
                 recipe=recipe,
                 key=key,
                 path=self.path(key),
-                exact=recipe.exact and facts["exact"] is True,
+                numerics=numerics,
                 made=False,
                 seconds={str(name): float(value) for name, value in facts["seconds"].items()},
                 trajectory=loaded,
@@ -80,12 +84,12 @@ class Store:
     def put(
         self,
         key: str,
-        recipe: Recipe,
+        recipe: ResolvedRecipe,
         image: Image.Image,
         *,
         seconds: Mapping[str, float],
         versions: Mapping[str, str],
-        exact: bool = True,
+        numerics: str = "exact",
         trajectory: Trajectory | None = None,
     ) -> Path:
         """Write a cell; its JSON comes last and makes it count.
@@ -97,14 +101,14 @@ class Store:
             "recipe": recipe.to_json(),
             "seconds": dict(seconds),
             "versions": dict(versions),
-            "exact": exact,
+            "numerics": numerics,
         }
         with told(self.folder):
             self.path(key).parent.mkdir(parents=True, exist_ok=True)
         if trajectory is not None:
             save(trajectory, self.path(key, ".safetensors"))
             facts["trajectory"] = _sum(self.path(key, ".safetensors"))
-        png = encode_png(image, recipe)
+        png = encode_png(image, recipe, numerics=numerics)
         facts["png"] = hashlib.sha256(png).hexdigest()
         self._write(self.path(key), png)
         self._write(self.path(key, ".json"), json.dumps(facts, sort_keys=True).encode())

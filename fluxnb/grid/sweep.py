@@ -23,7 +23,7 @@ from fluxnb.grid.runner import Making
 from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep, Step, Sweep
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.run import OnStep
 from fluxnb.sampling.sampler import Watcher
 
@@ -65,7 +65,7 @@ class _Asked:
     watcher: Watcher | None
 
     @property
-    def recipes(self) -> list[Recipe]:
+    def recipes(self) -> list[ResolvedRecipe]:
         """The recipes as this model takes them, each once; two that the defaults make equal are one."""
         return list(dict.fromkeys(self.flux.resolve(recipe) for recipe in self.grid))
 
@@ -132,13 +132,13 @@ def sweep(
     )
     recipes, making = asked.recipes, asked.making(beside=True)
     started, finished = time.perf_counter(), True
-    made: dict[Recipe, Cell] = {}
+    made: dict[ResolvedRecipe, Cell] = {}
     bar = tqdm(total=len(recipes), disable=not progress, unit="cell", leave=False)
     cells = making.cells(recipes)
     try:
         for cell in cells:
             remember(flux, cell)
-            made[flux.resolve(cell.recipe)] = cell  # as it was asked, whatever numerics it was answered with
+            made[cell.recipe] = cell
             bar.update()
     except KeyboardInterrupt:
         finished = False
@@ -211,7 +211,7 @@ def plan_sweep(flux: Flux, *, measure: bool = False, **asked: Any) -> Work:
     return work
 
 
-def _measure(flux: Flux, missing: list[Recipe]) -> None:
+def _measure(flux: Flux, missing: list[ResolvedRecipe]) -> None:
     for recipe in {(each.height, each.width): each for each in missing}.values():
         measure(flux, recipe)
 
@@ -246,7 +246,7 @@ def _read(
     if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= LARGEST_BATCH:
         raise InputError(f"batch={shorten(batch)}", f"1 to {LARGEST_BATCH} pictures side by side", "try batch=16")
 
-    def watcher(step: Step, recipe: Recipe) -> Any:
+    def watcher(step: Step, recipe: ResolvedRecipe) -> Any:
         return on_step(step) if on_step is not None else None
 
     return _Asked(

@@ -20,7 +20,6 @@ from fluxnb.html import page as html
 from fluxnb.io.files import whole
 from fluxnb.io.png import encode_png
 from fluxnb.records import Cell, Sweep
-from fluxnb.records.recipe import Recipe
 from fluxnb.visuals.frames import Decode, frames_of, webp
 from fluxnb.visuals.labels import NAMES, value_of, values_of
 
@@ -209,7 +208,7 @@ def save_cells(cells: Iterable[Cell], folder: str | Path) -> list[Path]:
     for cell in cells:
         path = Path(folder) / f"{_stem(cell)}.png"
         with whole(path) as part:
-            part.write_bytes(encode_png(cell.image, cell.recipe))
+            part.write_bytes(encode_png(cell.image, cell.recipe, numerics=cell.numerics))
         paths.append(path)
     return paths
 
@@ -244,11 +243,11 @@ def _facts(cell: Cell) -> list[tuple[str, str]]:
     """Field and value in words; numbers as text, since JavaScript would round a large seed."""
     recipe = cell.recipe
     said = {name: getattr(recipe, name, None) for name in FACTS}
-    said["size"] = f"{recipe.width} × {recipe.height}" if recipe.width and recipe.height else None
+    said["size"] = f"{recipe.width} × {recipe.height}"
     said["guidance"] = None if recipe.guidance is None else f"{recipe.guidance:g}"
     said["sigmas"] = None if recipe.sigmas is None else ", ".join(f"{sigma:g}" for sigma in recipe.sigmas)
     facts = [(name, str(value)) for name, value in said.items() if value not in (None, "")]
-    return [*facts, ("numbers", "exact" if cell.exact else f"lossy: {recipe.numerics}")]
+    return [*facts, ("numbers", "exact" if cell.exact else f"lossy: {cell.numerics}")]
 
 
 def _caption(cell: Cell) -> str:
@@ -257,6 +256,6 @@ def _caption(cell: Cell) -> str:
 
 def _stem(cell: Cell) -> str:
     """A file name that every system takes: letters, digits and hyphens."""
-    recipe: Recipe = cell.recipe
+    recipe = cell.recipe
     words = re.sub(r"[^a-z0-9]+", "-", recipe.prompt[:200].lower()).strip("-")[:48].strip("-") or "picture"
     return f"{words}-seed-{recipe.seed}-steps-{recipe.steps}-{cell.key[:8]}"

@@ -31,12 +31,18 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST_CHUNKS = 100_000
 
 
-def encode_png(image: Image.Image, recipe: Recipe | None = None) -> bytes:
-    """The picture as PNG bytes, with its recipe inside where there is one."""
+def encode_png(image: Image.Image, recipe: Recipe | None = None, *, numerics: str = "exact") -> bytes:
+    """Encode a picture as PNG, with its recipe in the metadata if there is one.
+
+    Arguments:
+        image: the picture.
+        recipe: what it is the answer to.
+        numerics: as in `Trajectory.numerics`; anything but "exact" is named in the `parameters`.
+    """
     info = PngInfo()
     if recipe is not None:
         info.add_text(KEYWORD.decode(), recipe.to_json())
-        info.add_itxt("parameters", parameters(recipe))
+        info.add_itxt("parameters", parameters(recipe, numerics))
         if (graph := comfy_graph(recipe)) is not None:
             info.add_text("prompt", json.dumps(graph))
     buffer = io.BytesIO()
@@ -56,7 +62,7 @@ def write_png(image: Image.Image, path: str | Path, recipe: Recipe | None = None
     return Path(path)
 
 
-def parameters(recipe: Recipe) -> str:
+def parameters(recipe: Recipe, numerics: str = "exact") -> str:
     """The recipe as A1111's `parameters`: the prompt, the negative prompt, and a line of facts.
 
     Example:
@@ -75,6 +81,7 @@ def parameters(recipe: Recipe) -> str:
         "Seed": recipe.seed,
         "Size": f"{recipe.width}x{recipe.height}" if recipe.width and recipe.height else None,
         "Model": recipe.model,
+        "Numerics": None if numerics == "exact" else numerics,
         "Version": "fluxnb",
     }
     line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items() if value is not None)

@@ -22,11 +22,12 @@ from fluxnb.io.files import whole
 from fluxnb.io.png import encode_png
 from fluxnb.records import KINDS, Step, Trajectory
 from fluxnb.records.latents import LinearRGB, tokens_in
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["open_trajectory", "save"]
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # format 1 had the numerics in its recipe
 LARGEST_IMAGE = 2**26  # bytes of PNG; an 8192 px picture has less
 
 
@@ -53,7 +54,9 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
         previous = step.tensors.get("x_next")
     if trajectory.image is not None:
         tensors["image"] = torch.from_numpy(
-            np.frombuffer(encode_png(trajectory.image, trajectory.recipe), np.uint8).copy()
+            np.frombuffer(
+                encode_png(trajectory.image, trajectory.recipe, numerics=trajectory.numerics), np.uint8
+            ).copy()
         )
     steps = [
         {
@@ -77,6 +80,7 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
         "versions": dict(trajectory.versions),
         "model": trajectory.model,
         "preset": trajectory.preset,
+        "numerics": trajectory.numerics,
         "preview": None if trajectory.preview is None else trajectory.preview.to_json(),
         "words": trajectory.words,
         "steps": steps,
@@ -113,8 +117,8 @@ def open_trajectory(path: str | Path) -> Trajectory:
 
 
 def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajectory:
-    if header["format"] != FORMAT:
-        raise ValueError(f"format {shorten(header['format'])}; this fluxnb reads {FORMAT}")
+    if type(header["format"]) is not int or header["format"] not in READABLE:
+        raise ValueError(f"format {shorten(header['format'])}; this fluxnb reads {READABLE[0]} to {READABLE[-1]}")
     height, width = _number(header["height"], int), _number(header["width"], int)
     steps: list[Step] = []
     previous: Tensor | None = None
@@ -153,7 +157,7 @@ def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajector
         raise ValueError(f"{len(words)} words do not fit the maps of attention")
     return Trajectory(
         image=_picture(tensors["image"]) if "image" in tensors else None,
-        recipe=None if header["recipe"] is None else Recipe.from_json(header["recipe"]),
+        recipe=None if header["recipe"] is None else ResolvedRecipe.from_json(header["recipe"]),
         finished=header["finished"] is True,
         sigmas=sigmas,
         steps=tuple(steps),
@@ -163,9 +167,22 @@ def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajector
         versions={str(name): str(value) for name, value in header["versions"].items()},
         model=str(header["model"]),
         preset=str(header["preset"]),
+        numerics=_numerics(header),
         preview=None if preview is None else LinearRGB.from_json(preview),
         words=words,
     )
+
+
+def _numerics(header: Mapping[str, Any]) -> str:
+    if header["format"] > 1:
+        numerics = header["numerics"]
+    elif header["recipe"] is None:
+        return "unknown"
+    else:
+        numerics = json.loads(header["recipe"]).get("numerics", "exact")
+    if not isinstance(numerics, str):
+        raise ValueError(f"numerics {shorten(numerics)}")
+    return numerics
 
 
 def _number(value: object, kind: type) -> Any:

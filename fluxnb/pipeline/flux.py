@@ -29,7 +29,7 @@ from fluxnb.planning.hardware import GIB
 from fluxnb.planning.plan import Plan, memory_told
 from fluxnb.planning.presets import DECODING
 from fluxnb.records.latents import LinearRGB, unpack
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
 __all__ = ["Flux"]
 
@@ -105,11 +105,17 @@ class Flux:
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         }
 
-    def resolve(self, recipe: Recipe) -> Recipe:
-        """The recipe with nothing left open: the model's defaults filled in, and who draws it."""
-        full = self.defaults.resolve(recipe, self.model)
-        numerics = "exact" if self.plan.exact else self.plan.preset
-        return full.replace(model=self.model, revision=self.revision, dtype=self.dtype, numerics=numerics)
+    def resolve(self, recipe: Recipe) -> ResolvedRecipe:
+        """The recipe with the defaults of the model, its name, revision and number format filled in."""
+        return self.defaults.resolve(recipe, model=self.model, revision=self.revision, dtype=self.dtype)
+
+    def numerics(self, batch: int = 1) -> str:
+        """What changes the numbers against the plain diffusers call of one picture; "exact" where nothing does.
+
+        A lossy preset changes them, and so does a batch of several pictures, whose sums are taken in another order.
+        """
+        causes = [] if self.plan.exact else [self.plan.preset]
+        return ", ".join(causes + ["batch"] * (batch > 1)) or "exact"
 
     @property
     def turn(self) -> Any:
@@ -119,14 +125,14 @@ class Flux:
     # ------------------------------------------------------------------------------------------------ encode
     @_in_turn
     @_no_grad
-    def encode(self, recipe: Recipe) -> Encoded:
+    def encode(self, recipe: ResolvedRecipe) -> Encoded:
         """Encode a resolved recipe's prompt, and its negative prompt where guidance takes one.
 
         Warns:
             PromptWarning: quoting what lies beyond CLIP's 77 or T5's 256 (48 for pocket) tokens.
         """
         self._device = None  # the pipeline may have been moved since the last prompt
-        length = recipe.max_sequence_length or self.defaults.max_sequence_length
+        length = recipe.max_sequence_length
         embeds, pooled = self._encode(recipe.prompt, length)
         if not self._two_evaluations(recipe):
             return Encoded(embeds=embeds, pooled=pooled)
@@ -141,7 +147,7 @@ class Flux:
     # ----------------------------------------------------------------------------------------------- denoise
     @_in_turn
     def denoise(
-        self, recipe: Recipe, encoded: Encoded, *, draws: Draws, latents: Tokens | None = None, done: int = 0
+        self, recipe: ResolvedRecipe, encoded: Encoded, *, draws: Draws, latents: Tokens | None = None, done: int = 0
     ) -> Tokens:
         """Walk from noise to the final tokens (batch, h/16 w/16, 64) through the pipeline's own call.
 
@@ -177,23 +183,23 @@ class Flux:
         tokens: Tensor = result[0]
         return tokens
 
-    def evaluations_of(self, recipe: Recipe, steps: int | None = None) -> int:
+    def evaluations_of(self, recipe: ResolvedRecipe, steps: int | None = None) -> int:
         """Evaluations of the transformer in so many steps, all by default; under true CFG a step takes two."""
         return (recipe.steps if steps is None else steps) * (2 if self._two_evaluations(recipe) else 1)
 
-    def _two_evaluations(self, recipe: Recipe) -> bool:
+    def _two_evaluations(self, recipe: ResolvedRecipe) -> bool:
         # diffusers turns true CFG on above 1 only.
-        return self.defaults.guidance_kind == "true_cfg" and (recipe.guidance or 0.0) > 1.0
+        return self.defaults.guidance_kind == "true_cfg" and recipe.guidance is not None and recipe.guidance > 1.0
 
     @_in_turn
-    def schedule(self, recipe: Recipe) -> tuple[float, ...]:
+    def schedule(self, recipe: ResolvedRecipe) -> tuple[float, ...]:
         """The noise levels that this recipe visits with this model, the final 0 included."""
         levels: list[float] = planned(self.pipe.scheduler, recipe, self.device).sigmas.tolist()
         return tuple(levels)
 
     @_in_turn
     @_no_grad
-    def replay(self, recipe: Recipe, x: Tokens, velocities: Sequence[Tokens], draws: Draws) -> list[Tokens]:
+    def replay(self, recipe: ResolvedRecipe, x: Tokens, velocities: Sequence[Tokens], draws: Draws) -> list[Tokens]:
         """Take steps whose velocities are known: the tokens before each, and after the last.
 
         Exact: the same scheduler makes the same steps from the same numbers. The generators are left where runs of

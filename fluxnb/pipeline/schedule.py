@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fluxnb.records.latents import tokens_in
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
 __all__ = ["Draws", "given_sigmas", "planned", "sampling_as"]
 
@@ -62,7 +62,7 @@ def sampling_as(scheduler: Any, recipe: Recipe, draws: Draws) -> Iterator[None]:
                 scheduler.step = stepping
 
 
-def planned(scheduler: Any, recipe: Recipe, device: torch.device) -> Any:
+def planned(scheduler: Any, recipe: ResolvedRecipe, device: torch.device) -> Any:
     """A copy of a scheduler, set up for this recipe and ready to step; the given one is not touched.
 
     Arguments:
@@ -73,7 +73,7 @@ def planned(scheduler: Any, recipe: Recipe, device: torch.device) -> Any:
     scheduler = copy.copy(scheduler)
     for watched in ("step", "set_timesteps"):
         vars(scheduler).pop(watched, None)
-    config, tokens = scheduler.config, tokens_in(recipe.height or 0, recipe.width or 0)
+    config, tokens = scheduler.config, tokens_in(recipe.height, recipe.width)
     mu = calculate_shift(
         tokens,
         config.get("base_image_seq_len", 256),

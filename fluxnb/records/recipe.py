@@ -1,7 +1,7 @@
-"""What was asked: a Recipe is one picture's whole question.
+"""Recipe, the complete question behind one picture, and ResolvedRecipe, the same with the model's answers filled in.
 
-Same key, same picture on the same machine. A recipe is checked when it is made, so whoever holds one may trust it,
-whether it was typed in a notebook or read from the metadata of a stranger's PNG.
+Equal keys give equal pictures on one machine. A recipe is checked when it is made, whether its values were typed in a
+notebook or read from the metadata of a PNG of unknown origin.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import operator
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
 
-__all__ = ["SAMPLERS", "Recipe"]
+__all__ = ["SAMPLERS", "Recipe", "ResolvedRecipe"]
 
-FORMAT = 1  # raised when a field changes its meaning; readers refuse what they do not know
+FORMAT = 2  # raised when a field changes its meaning; readers refuse formats that they do not know
+READABLE = (1, 2)  # format 1 had a field `numerics`, which is now part of the answer
 SAMPLERS = ("euler", "renoise")
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_TEXT = 20_000  # characters; far above any encoder's limit, far below what would stall a tokenizer
@@ -30,37 +31,38 @@ LARGEST_SIDE = 8192
 MOST_STEPS = 1000
 DEFAULT_STEPS = 4
 
+R = TypeVar("R", bound="Recipe")
+
 
 @validates_own_input
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a picture; frozen, hashable, and JSON both ways.
 
-    Sizes are pixels, multiples of 16. `None` means "as the model does it" and is filled in by the run, so the recipe
-    inside a Trajectory has no `None` left where the model has an answer.
+    Sizes are pixels, multiples of 16. `None` means the model's default; `ResolvedRecipe` holds the value instead.
+    Recipes are equal if their fields are, resolved or not.
 
     Arguments:
         prompt: what to draw; not empty, at most 20,000 characters.
-        negative: what to steer away from, used by models guided by two evaluations a step.
-        seed: 0 to 2**64 - 1; it fixes the noise, drawn on the CPU, on every device.
+        negative: what to steer away from, for models with two evaluations a step (true CFG).
+        seed: 0 to 2**64 - 1; it fixes the noise, which is drawn on the CPU for every device.
         steps: 1 to 1000 evaluations along the path.
         height, width: pixels, multiples of 16, 16 to 8192.
-        guidance: strength, 0 to 100; what it means depends on the model (true CFG or an embedded number).
+        guidance: strength, 0 to 100; true CFG or an embedded number, depending on the model.
         sampler: "euler" follows the velocity; "renoise" goes to the clean estimate and adds fresh noise.
         sigmas: own noise levels instead of the even ones, strictly falling, within (0, 1], before any shift.
         shift: own time shift (1 is none) instead of the model's.
         max_sequence_length: T5 tokens, 1 to 512.
-        model, revision, dtype: who draws; filled in by the run.
-        numerics: "exact", or the name of the lossy thing in the preset that changes the numbers.
+        model, revision, dtype: the model, its version and the number format of its transformer.
 
     Raises:
-        InputError: a ValueError that says what came, what is possible and what to type.
+        InputError: a value of a wrong type or out of range.
 
     Example:
-        >>> ask = Recipe(prompt="a fox in the snow", seed=3)
-        >>> ask.replace(steps=1).steps
+        >>> recipe = Recipe(prompt="a fox in the snow", seed=3)
+        >>> recipe.replace(steps=1).steps
         1
-        >>> Recipe.from_json(ask.to_json()) == ask
+        >>> Recipe.from_json(recipe.to_json()) == recipe
         True
     """
 
@@ -78,77 +80,113 @@ class Recipe:
     model: str | None = None
     revision: str | None = None
     dtype: str | None = None
-    numerics: str = "exact"
 
     def __post_init__(self) -> None:
         for name, value in _checked(self).items():
             object.__setattr__(self, name, value)
 
-    def replace(self, **changes: Any) -> Recipe:
-        """The same recipe with some fields changed, checked again.
+    def __eq__(self, other: object) -> bool:
+        # A dataclass compares instances of one class only, but a recipe read from a file equals the one that was run.
+        return self._values() == other._values() if isinstance(other, Recipe) else NotImplemented
 
-        Changing `steps` alone lets go of own sigmas: they were for another count.
+    def replace(self, **changes: Any) -> Recipe:
+        """A recipe with some fields changed, checked again; of a ResolvedRecipe, one that has to be resolved again.
+
+        If `steps` changes and `sigmas` is not given, own sigmas are removed, since they belong to the other count.
         """
-        known = [field.name for field in dataclasses.fields(self)]
+        values = self._values()
         for name in changes:
-            if name not in known:
-                raise unknown_choice("field", name, known)
+            if name not in values:
+                raise unknown_choice("field", name, values)
         if "steps" in changes and "sigmas" not in changes and self.sigmas and changes["steps"] != self.steps:
             changes["sigmas"] = None
         if changes.get("sigmas") is not None and "steps" not in changes:
             changes["steps"] = len(changes["sigmas"])
-        return dataclasses.replace(self, **changes)
-
-    @property
-    def exact(self) -> bool:
-        """True where the numbers are those of the plain model, False under a lossy preset."""
-        return self.numerics == "exact"
+        return Recipe(**{**values, **changes})
 
     def to_json(self) -> str:
-        """The canonical text of the recipe: one line of ASCII JSON, keys sorted, with the format's version.
+        """The canonical text of the recipe: one line of ASCII JSON, keys sorted, with the number of the format.
 
         Equal recipes have equal text, byte for byte, on every machine.
         """
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return _canonical({"fluxnb_recipe": FORMAT, **fields})
+        return _canonical({"fluxnb_recipe": FORMAT, **self._values()})
 
     @classmethod
     @validates_own_input
-    def from_json(cls, text: str | bytes) -> Recipe:
-        """A recipe from its JSON text; nothing in it is trusted.
+    def from_json(cls: type[R], text: str | bytes) -> R:
+        """A recipe from its JSON text, of this format or an older one; every field is checked.
 
         Raises:
-            InputError: not JSON, too long, another version, an unknown or doubled field, a wrong type or value.
+            InputError: not JSON, too long, an unknown format, an unknown, missing or doubled field, a wrong type or
+                value.
         """
         fields = _parsed(text)
         version = fields.pop("fluxnb_recipe", None)
-        if type(version) is not int or version != FORMAT:
+        if type(version) is not int or version not in READABLE:
             raise InputError(
                 f"recipe format {shorten(version)}",
-                f"this fluxnb reads format {FORMAT}",
+                f"this fluxnb reads formats {READABLE[0]} to {READABLE[-1]}",
                 "if a newer fluxnb wrote it, run pip install -U fluxnb",
             )
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
+        if version == 1:
+            _text("numerics", fields.pop("numerics", "exact"))
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - set(known)):
             raise InputError(
                 f"unknown recipe field {shorten(unknown[0])}",
                 f"known are {', '.join(sorted(known))}",
                 "remove the field",
             )
-        if "prompt" not in fields:
-            raise InputError("a recipe without a prompt", "every recipe has one", 'add "prompt": "..."')
+        for name, field in known.items():
+            if name not in fields and field.default is dataclasses.MISSING:
+                raise InputError(f"a recipe without {name}", f"a {cls.__name__} has one", f'add "{name}": ...')
         return cls(**fields)
 
-    def key(self, versions: Mapping[str, str] | None = None) -> str:
-        """The recipe's address, 64 hex digits: SHA-256 of its canonical JSON and the library versions given.
+    def key(self, versions: Mapping[str, str] | None = None, *, numerics: str = "exact") -> str:
+        """The address of an answer to this recipe, 64 hex digits: SHA-256 of canonical JSON.
+
+        Arguments:
+            versions: of the libraries and the device that decide the bits of the picture.
+            numerics: of the answer, as in `Trajectory.numerics`.
 
         Example:
-            >>> ask = Recipe(prompt="a fox")
-            >>> ask.key() == ask.replace(seed=1).key(), len(ask.key())
+            >>> recipe = Recipe(prompt="a fox")
+            >>> recipe.key() == recipe.replace(seed=1).key(), len(recipe.key())
             (False, 64)
         """
-        libraries = _canonical({str(name): str(version) for name, version in (versions or {}).items()})
-        return hashlib.sha256(f"{self.to_json()}\n{libraries}".encode()).hexdigest()
+        libraries = {str(name): str(version) for name, version in (versions or {}).items()}
+        answer = _canonical({"numerics": numerics, "versions": libraries})
+        return hashlib.sha256(f"{self.to_json()}\n{answer}".encode()).hexdigest()
+
+    def _values(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+@validates_own_input
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ResolvedRecipe(Recipe):
+    """A recipe with every default of its model filled in; made by `Flux.resolve`.
+
+    The fields below always have a value. `guidance` and `negative` are None only where the model takes none: `guidance`
+    has a value for "true_cfg" and "embedded" guidance, `negative` for "true_cfg". `sigmas` and `shift` are None where
+    the model's own schedule is used.
+
+    Raises:
+        InputError: as Recipe, and for a field below that is None.
+    """
+
+    height: int = dataclasses.field()
+    width: int = dataclasses.field()
+    max_sequence_length: int = dataclasses.field()
+    model: str = dataclasses.field()
+    revision: str = dataclasses.field()
+    dtype: str = dataclasses.field()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("height", "width", "max_sequence_length", "model", "revision", "dtype"):
+            if getattr(self, name) is None:
+                raise InputError(f"{name}=None", "a resolved recipe has a value", "try flux.resolve(recipe)")
 
 
 def _checked(recipe: Recipe) -> dict[str, Any]:
@@ -188,7 +226,6 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
         "model": None if recipe.model is None else _text("model", recipe.model),
         "revision": None if recipe.revision is None else _text("revision", recipe.revision),
         "dtype": recipe.dtype,
-        "numerics": _text("numerics", recipe.numerics),
     }
 
 

@@ -10,8 +10,9 @@ from typing import Any
 from PIL import Image
 
 from fluxnb.display import figure, write_page
-from fluxnb.errors import InputError
-from fluxnb.records.recipe import Recipe
+from fluxnb.errors import UnavailableError
+from fluxnb.records.frozen_dict import FrozenDict
+from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.records.trajectory import Trajectory, png_bytes
 
 __all__ = ["Cell", "Sweep"]
@@ -25,7 +26,8 @@ class Cell:
         recipe: what was asked, fully resolved.
         path: the PNG in the store, None without a store.
         key: the address in the store.
-        exact: same bytes as the plain diffusers call.
+        numerics: "exact", or what changes the numbers against the plain diffusers call: a lossy preset, "batch"
+            or both.
         made: True if this sweep computed it, False if the store had it.
         evaluations: of the transformer that this cell cost, shared ones counted where they were first made.
         seconds: of "denoise" and "decode".
@@ -33,15 +35,23 @@ class Cell:
         picture: the image itself, None where it rests on disk; read `.image`.
     """
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     key: str = field(repr=False)
     path: Path | None = None
-    exact: bool = True
+    numerics: str = "exact"
     made: bool = True
     evaluations: int = field(default=0, repr=False)
     seconds: Mapping[str, float] = field(default_factory=dict, repr=False)
     trajectory: Trajectory | None = field(default=None, repr=False)
     picture: Image.Image | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seconds", FrozenDict(self.seconds))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the picture has the bytes of the plain diffusers call."""
+        return self.numerics == "exact"
 
     @property
     def image(self) -> Image.Image:
@@ -49,7 +59,7 @@ class Cell:
         if self.picture is not None:
             return self.picture
         if self.path is None:
-            raise InputError("a cell without a picture", "it was neither held nor stored", "run the sweep again")
+            raise UnavailableError("a cell without a picture", "it was neither held nor stored", "run the sweep again")
         with Image.open(self.path) as opened:
             return opened.convert("RGB")
 
@@ -77,6 +87,9 @@ class Sweep:
     evaluations: int = 0
     encodes: int = 0
     model: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "axes", FrozenDict(self.axes))
 
     def __len__(self) -> int:
         return len(self.cells)

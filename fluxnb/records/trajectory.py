@@ -7,7 +7,6 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.display import figure, write_page, write_trajectory
-from fluxnb.errors import InputError, unknown_choice
+from fluxnb.errors import InputError, UnavailableError, unknown_choice
 from fluxnb.flow import clean_estimate, noise_estimate
+from fluxnb.records.frozen_dict import FrozenDict
 from fluxnb.records.keep import Keep
 from fluxnb.records.latents import LinearRGB, token_grid, unpack
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["SHOWN", "Step", "Trajectory"]
 
@@ -57,8 +57,8 @@ class Step:
     seconds: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
-        object.__setattr__(self, "norms", MappingProxyType(dict(self.norms)))
+        object.__setattr__(self, "tensors", FrozenDict(self.tensors))
+        object.__setattr__(self, "norms", FrozenDict(self.norms))
 
     @property
     def x(self) -> Tokens:
@@ -113,7 +113,7 @@ class Step:
         if name not in self.tensors:
             there = ", ".join(sorted(self.tensors)) or "nothing"
             how = 'fnb.Keep(attention="all")' if name == "attention" else "fnb.Keep()"
-            raise InputError(
+            raise UnavailableError(
                 f"{name} of step {self.index}", f"this run kept {there} of it", f"run again with keep={how}"
             )
         return self.tensors[name]
@@ -136,6 +136,8 @@ class Trajectory:
         versions: of the libraries and of fluxnb.
         model: whose walk this is, for captions.
         preset: how the model was held in memory, for captions.
+        numerics: "exact", or what changes the numbers against the plain diffusers call: a lossy preset, "batch", both,
+            or "unknown".
         preview: linear map from latents to colours, so that the walk can show itself without its model.
         words: of the prompt, as many as `step.attention` has columns; empty where attention was not kept.
 
@@ -147,7 +149,7 @@ class Trajectory:
     """
 
     image: Image.Image | None = field(repr=False)
-    recipe: Recipe | None
+    recipe: ResolvedRecipe | None
     finished: bool
     sigmas: tuple[float, ...]
     steps: tuple[Step, ...] = field(repr=False)
@@ -157,12 +159,13 @@ class Trajectory:
     versions: Mapping[str, str] = field(repr=False)
     model: str = ""
     preset: str = ""
+    numerics: str = "exact"
     preview: LinearRGB | None = field(default=None, repr=False)
     words: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seconds", MappingProxyType(dict(self.seconds)))
-        object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
+        object.__setattr__(self, "seconds", FrozenDict(self.seconds))
+        object.__setattr__(self, "versions", FrozenDict(self.versions))
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -176,12 +179,17 @@ class Trajectory:
     @property
     def x_T(self) -> Tokens:
         """Where the walk began: pure noise for a text-to-image run."""
-        return self.steps[0].x
+        return self._step(0).x
 
     @property
     def final(self) -> Tokens:
         """Where it ended: the last step's x_next, which the decoder turned into the picture."""
-        return self.steps[-1].x_next
+        return self._step(-1).x_next
+
+    @property
+    def exact(self) -> bool:
+        """Whether the numbers are those of the plain diffusers call."""
+        return self.numerics == "exact"
 
     @property
     def nbytes(self) -> int:
@@ -223,6 +231,11 @@ class Trajectory:
         rows, across = token_grid(self.height, self.width)
         kept = [step.attention[:, columns].sum(1) for step in self.steps if "attention" in step.tensors]
         return torch.stack(kept).reshape(len(kept), rows, across) if kept else torch.zeros(0, rows, across)
+
+    def _step(self, index: int) -> Step:
+        if not self.steps:
+            raise UnavailableError("a trajectory without steps", "it was stopped before the first", "run it again")
+        return self.steps[index]
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one file, safetensors with a JSON header; see `fnb.open_trajectory`."""

@@ -17,7 +17,7 @@ from fluxnb.errors import FluxnbError
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.preview import known_preview
 from fluxnb.records import Step, Trajectory
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.attention import Words
 
 __all__ = ["Call", "Raw", "fresh_seeds", "mark", "pictures", "recipe_of", "step_of", "trajectories_of"]
@@ -148,6 +148,7 @@ def trajectories_of(call: Call, flux: Flux | None, pipe: Any) -> tuple[Trajector
                 versions=flux.versions_on(call.raws[0].norms["v"].device) if flux else {},
                 model=flux.model if flux else type(pipe).__name__,
                 preset=flux.plan.preset if flux else "",
+                numerics=flux.numerics(call.count) if flux else "exact",
                 preview=known_preview(pipe.vae) if flux else None,
                 words=call.words_of(item),
             )
@@ -155,31 +156,32 @@ def trajectories_of(call: Call, flux: Flux | None, pipe: Any) -> tuple[Trajector
     return tuple(trajectories)
 
 
-def recipe_of(call: Call, item: int, flux: Flux | None, pipe: Any) -> Recipe | None:
+def recipe_of(call: Call, item: int, flux: Flux | None, pipe: Any) -> ResolvedRecipe | None:
     """What was asked, if the call told all of it; a recipe that repeats something else would be worse than none."""
     prompts, images = call.prompts, call.count
     seed = call.seeds[item] if len(call.seeds) == images else None
     told = seed is not None and isinstance(prompts[0], str) and images % len(prompts) == 0
     plain = not call.kin and call.encodes == 1 and not pipe.scheduler.config.get("stochastic_sampling", False)
-    if flux is None or not told or not plain:
+    if flux is None or not told or not plain or not (call.height and call.width and call.length):
         return None
     given = None if call.given is None else tuple(float(level) for level in np.asarray(call.given).tolist())
     even = tuple(np.linspace(1.0, 1 / call.planned, call.planned).tolist())
-    embedded = flux.defaults.guidance_kind == "embedded"
+    kind = flux.defaults.guidance_kind
     try:
-        return Recipe(
+        return ResolvedRecipe(
             prompt=prompts[item // (images // len(prompts))],
             seed=seed or 0,
             steps=call.planned,
             height=call.height,
             width=call.width,
-            guidance=float(pipe.guidance_scale) if embedded else None,
+            # A call that encodes one prompt is not guided by a second evaluation.
+            guidance={"embedded": pipe.guidance_scale, "true_cfg": 1.0}.get(kind),
+            negative="" if kind == "true_cfg" else None,
             sigmas=None if given == even else given,
             max_sequence_length=call.length,
             model=flux.model,
             revision=flux.revision,
             dtype=flux.dtype,
-            numerics="exact" if flux.plan.exact else flux.plan.preset,
         )
     except FluxnbError:
         return None  # an empty prompt, say: a legal call, but no recipe of ours

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fluxnb.errors import RunError
 from fluxnb.records import Step
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["Finite"]
 
@@ -26,7 +26,7 @@ class Finite:
         >>> numbers.check(v, step, late=True), numbers.settle()                     # doctest: +SKIP
     """
 
-    def __init__(self, recipes: Sequence[Recipe]) -> None:
+    def __init__(self, recipes: Sequence[ResolvedRecipe]) -> None:
         self._recipes = recipes
         self._asked: tuple[Tensor, Any, Callable[[int], Step]] | None = None
 
@@ -61,7 +61,7 @@ class Finite:
             raise _not_a_number(step(item), self._recipes[item])
 
 
-def _not_a_number(step: Step, recipe: Recipe) -> RunError:
+def _not_a_number(step: Step, recipe: ResolvedRecipe) -> RunError:
     advice = "load a float32 model and compare"
     if recipe.dtype == "float16":
         advice = 'load with dtype="bfloat16" or dtype="float32": float16 overflows above 65504'

@@ -10,7 +10,7 @@ from typing import Any
 from fluxnb.errors import InputError, shorten, validates_own_input
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Keep, Step, Trajectory
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.sampler import take
 
 __all__ = ["OnStep", "resolve", "run"]
@@ -86,7 +86,7 @@ def run(
 
 
 @validates_own_input
-def resolve(flux: Flux, prompt: str | Recipe, **fields: Any) -> Recipe:
+def resolve(flux: Flux, prompt: str | Recipe, **fields: Any) -> ResolvedRecipe:
     """A prompt or recipe, with single fields changed, as a full recipe of this model."""
     if not isinstance(flux, Flux):
         raise InputError(

@@ -21,7 +21,7 @@ from fluxnb.pipeline.prompts import Encoded
 from fluxnb.pipeline.schedule import Draws
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.latents import unpack
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.attention import words_of
 from fluxnb.sampling.finite import Finite
 from fluxnb.sampling.recording import recording
@@ -37,7 +37,7 @@ class _Stop(enum.Enum):
 
 
 STOP: Final = _Stop.STOP
-Watcher = Callable[[Step, Recipe], Any]
+Watcher = Callable[[Step, ResolvedRecipe], Any]
 Drawn = tuple[Image.Image | None, float]  # a picture and the seconds it took
 
 
@@ -53,7 +53,7 @@ class _Begun:
 
 def take(
     flux: Flux,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     encoded: Encoded,
     *,
     keep: Keep,
@@ -67,7 +67,7 @@ def take(
 
 def take_together(
     flux: Flux,
-    recipes: Sequence[Recipe],
+    recipes: Sequence[ResolvedRecipe],
     encoded: Sequence[Encoded],
     *,
     keep: Keep,
@@ -99,13 +99,13 @@ def take_together(
     return [
         _finished(
             flux, recipe, begun.steps[item], after[item] if after else None, begun.levels, keep,
-            drawn[item] if drawn else (None, 0.0),
+            drawn[item] if drawn else (None, 0.0), flux.numerics(len(recipes)),
         )
         for item, recipe in enumerate(recipes)
     ]  # fmt: skip
 
 
-def _begin(flux: Flux, recipe: Recipe, known: Sequence[Sequence[Step]], draws: Draws) -> _Begun:
+def _begin(flux: Flux, recipe: ResolvedRecipe, known: Sequence[Sequence[Step]], draws: Draws) -> _Begun:
     """Take the steps that are known."""
     count = len(known[0])
     if not count:
@@ -118,7 +118,7 @@ def _begin(flux: Flux, recipe: Recipe, known: Sequence[Sequence[Step]], draws: D
 
 
 def _go_on(
-    flux: Flux, recipes: Sequence[Recipe], encoded: Encoded, draws: Draws, begun: _Begun, keep: Keep,
+    flux: Flux, recipes: Sequence[ResolvedRecipe], encoded: Encoded, draws: Draws, begun: _Begun, keep: Keep,
     watcher: Watcher | None, decode: bool,
 ) -> tuple[Sequence[Trajectory], list[Drawn]]:  # fmt: skip
     """Take the other steps: their record, and with `decode` the pictures if the walks came to their end."""
@@ -149,7 +149,7 @@ def _go_on(
         if decode and tokens is not None and not halted:
             numbers.settle()
             started = time.perf_counter()
-            fetch = flux.begin_decoding(unpack(tokens, first.height or 0, first.width or 0))
+            fetch = flux.begin_decoding(unpack(tokens, first.height, first.width))
     # When that block ended the walks were written down, while a GPU decoded.
     if failure is not None or halted:
         _settle(pipe)
@@ -164,24 +164,24 @@ def _go_on(
     return trajectories, drawn
 
 
-def _decoded(flux: Flux, recipe: Recipe, last: Step, done: bool) -> Drawn:
+def _decoded(flux: Flux, recipe: ResolvedRecipe, last: Step, done: bool) -> Drawn:
     """The picture of a walk that ends with this step; of one that was broken off, of the clean estimate there."""
     started, tokens = time.perf_counter(), last.x_next if done else last.clean.to(last.x.dtype)
-    image = flux.decode_tokens(tokens, recipe.height or 0, recipe.width or 0)
+    image = flux.decode_tokens(tokens, recipe.height, recipe.width)
     return image, time.perf_counter() - started
 
 
 def _finished(
     flux: Flux,
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     before: tuple[Step, ...],
     after: Trajectory | None,
     levels: tuple[float, ...],
     keep: Keep,
     drawn: Drawn,
+    numerics: str,
 ) -> Trajectory:
     """The record: the steps known and the steps taken as one, the picture, and only what is to be kept."""
-    height, width = recipe.height or 0, recipe.width or 0
     steps = before + tuple(
         dataclasses.replace(step, index=step.index + len(before)) for step in (after.steps if after else ())
     )
@@ -192,19 +192,20 @@ def _finished(
         finished=after is None or after.finished,
         sigmas=levels or (after.sigmas if after else ()),
         steps=tuple(step.thinned(keep, recipe.steps) for step in steps),
-        height=height,
-        width=width,
+        height=recipe.height,
+        width=recipe.width,
         seconds={"encode": 0.0, "denoise": sum(step.seconds for step in steps), "decode": decoding},
         versions=flux.versions,
         model=flux.model,
         preset=flux.plan.preset,
+        numerics=numerics,
         preview=flux.preview,
         words=_words(flux, recipe) if "attention" in keep.tensors else (),
     )
 
 
-def _words(flux: Flux, recipe: Recipe) -> tuple[str, ...]:
-    return words_of(flux.pipe.tokenizer_2, recipe.prompt, recipe.max_sequence_length or 512).words
+def _words(flux: Flux, recipe: ResolvedRecipe) -> tuple[str, ...]:
+    return words_of(flux.pipe.tokenizer_2, recipe.prompt, recipe.max_sequence_length).words
 
 
 def _replayed(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence[float]) -> tuple[Step, ...]:
@@ -219,10 +220,10 @@ def _replayed(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence[fl
 
 
 @contextlib.contextmanager
-def _bar(pipe: Any, recipe: Recipe) -> Iterator[None]:
+def _bar(pipe: Any, recipe: ResolvedRecipe) -> Iterator[None]:
     """The progress bar of diffusers, but none for a walk that is over before it could be read."""
     before = getattr(pipe, "_progress_bar_config", None)
-    small = (recipe.height or 0) * (recipe.width or 0) * recipe.steps <= 30 * 256 * 256
+    small = recipe.height * recipe.width * recipe.steps <= 30 * 256 * 256
     pipe.set_progress_bar_config(**{"leave": False, **(before or {}), **({"disable": True} if small else {})})
     try:
         yield
@@ -241,5 +242,5 @@ def _settle(pipe: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def _out_of_memory(flux: Flux, recipe: Recipe) -> RunError:
+def _out_of_memory(flux: Flux, recipe: ResolvedRecipe) -> RunError:
     return flux.plan.out_of_memory(f"{recipe.height} x {recipe.width} px with {flux.model}")

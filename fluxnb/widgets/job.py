@@ -10,7 +10,7 @@ from typing import Any
 
 from fluxnb.records import Cell, Step, Sweep
 from fluxnb.records.latents import LinearRGB
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["Generate", "Job", "Run", "Watch"]
 
@@ -29,7 +29,7 @@ class Job:
         seconds: roughly, where it is known.
     """
 
-    recipes: Sequence[Recipe]
+    recipes: Sequence[ResolvedRecipe]
     cells: Iterator[Cell]
     steps: int
     axes: Mapping[str, tuple[Any, ...]]
@@ -38,7 +38,7 @@ class Job:
     seconds: float | None = None
 
 
-Watch = Callable[[Step, Recipe], Any]
+Watch = Callable[[Step, ResolvedRecipe], Any]
 Generate = Callable[[Mapping[str, Any], Watch], Job]
 
 
@@ -47,7 +47,7 @@ class Run:
     """One press of the button."""
 
     job: Job
-    places: dict[Recipe, int]
+    places: dict[ResolvedRecipe, int]
     stop: Any
     halt: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
@@ -71,9 +71,7 @@ class Run:
 
     def place_of(self, cell: Cell, otherwise: int = 0) -> int:
         """The square that a picture belongs into."""
-        # A picture made in company says so in its numerics; it was asked for as an exact one.
-        asked = cell.recipe.replace(numerics="exact") if cell.recipe.numerics == "batch" else cell.recipe
-        return self.places.get(asked, otherwise)
+        return self.places.get(cell.recipe, otherwise)
 
     def sweep(self, *, finished: bool) -> Sweep:
         """The pictures that are there, in the order they were asked for."""

@@ -15,7 +15,7 @@ import traitlets
 from fluxnb.errors import FluxnbError, InputError, validates_own_input
 from fluxnb.html.front_end import script, style
 from fluxnb.records import Cell, Step, Sweep
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.visuals.frames import webp
 from fluxnb.visuals.labels import value_of
 from fluxnb.widgets.form import MOST_CELLS, as_text, read_form
@@ -151,8 +151,8 @@ class Lab(View):
                 {"row": _index(rows, r.seed), "column": _index(columns, r.steps), "steps": r.steps, "name": _name(r)}
                 for r in job.recipes
             ],
-            "width": first.width or 1,
-            "height": first.height or 1,
+            "width": first.width,
+            "height": first.height,
         }
         self.state = _state("running", total=len(job.recipes), left=job.seconds)
         return run
@@ -188,7 +188,7 @@ class Lab(View):
         self.frames[place] = frame
         self._say(run, place, frame, step=0)
 
-    def _watch(self, step: Step, recipe: Recipe) -> Any:
+    def _watch(self, step: Step, recipe: ResolvedRecipe) -> Any:
         """Count a step, show its estimate, and answer whether to go on."""
         run = self._run
         if run is None or run.halt.is_set():
@@ -231,7 +231,7 @@ def _state(phase: str, **facts: Any) -> dict[str, Any]:
     return {"phase": phase, "done": 0, "total": 0, "left": None, "spent": None, "what": "", "remedy": "", **facts}
 
 
-def _name(recipe: Recipe) -> str:
+def _name(recipe: ResolvedRecipe) -> str:
     return ", ".join([recipe.prompt, value_of("seed", recipe.seed), value_of("steps", recipe.steps)])
 
 

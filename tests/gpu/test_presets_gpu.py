@@ -113,7 +113,7 @@ def test_fast_is_close_and_says_what_it_gave(plain):
     flux = fnb.load("pocket-base", dtype="bfloat16", fast=True).with_defaults(guidance_kind="none", guidance=None)
     mine, theirs = (fnb.run(each, "a fox", **QUESTION) for each in (flux, plain))
     assert (mine.steps[0].v.float() - theirs.steps[0].v.float()).abs().max() < 0.1
-    assert any("attention" in gain.what for gain in flux.plan.fast.gains) and not mine.recipe.exact
+    assert any("attention" in gain.what for gain in flux.plan.fast.gains) and not mine.exact
 
 
 def test_replayed_evaluations_give_the_bytes_of_those_started_one_by_one():

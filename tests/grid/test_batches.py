@@ -62,7 +62,7 @@ def test_a_batch_makes_the_same_evaluations_in_fewer_calls(toy):
 def test_a_picture_made_in_company_is_the_plain_one_but_for_rounding_and_says_so(toy):
     for cell in fnb.sweep(toy, **GRID, batch=5):
         assert apart(cell.image, plain_call(toy.pipe, cell.recipe)) <= 1
-        assert not cell.exact and cell.recipe.numerics == "batch"
+        assert not cell.exact and cell.numerics == "batch"
 
 
 def test_who_walks_alone_is_exact_whatever_the_batch(toy):

@@ -19,10 +19,10 @@ from fluxnb.grid.store import Store
 from fluxnb.io.trajectory_files import open_trajectory, save
 from fluxnb.records import Keep
 from fluxnb.records.latents import LinearRGB
-from fluxnb.records.recipe import Recipe
-from tests.trajectories import noise, sample_trajectory
+from fluxnb.records.recipe import ResolvedRecipe
+from tests.trajectories import noise, resolved, sample_trajectory
 
-ASK = Recipe(prompt="a fox")
+ASK = resolved()
 KEY = ASK.key()
 PICTURE = Image.effect_noise((32, 32), 90).convert("RGB")
 PREVIEW = LinearRGB(weight=((0.1,) * 16,) * 3, bias=(0.5, 0.4, 0.3), error=0.01)
@@ -96,7 +96,10 @@ def rewritten(path: Path, change) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda h, t: h.update(format=2),
+        lambda h, t: h.update(format=3),
+        lambda h, t: h.update(format=True),
+        lambda h, t: h.update(numerics=1),
+        lambda h, t: h.pop("numerics"),
         lambda h, t: h.pop("steps"),
         lambda h, t: h.update(steps=3),
         lambda h, t: h["steps"][0].update(sigma="1.0"),
@@ -156,7 +159,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(trajectory, tmp_pa
 
 
 # -------------------------------------------------------------------------------------------------------- the store
-def put(store: Store, recipe: Recipe = ASK) -> str:
+def put(store: Store, recipe: ResolvedRecipe = ASK) -> str:
     key = recipe.key()
     store.put(key, recipe, PICTURE, seconds={"denoise": 1.0}, versions={})
     return key
@@ -198,7 +201,7 @@ def test_one_flipped_byte_makes_a_cell_missing(tmp_path, suffix, where):
 def test_a_recipe_at_anothers_address_is_not_believed(tmp_path):
     store = Store(tmp_path)
     put(store)
-    assert store.get(KEY, ASK.replace(seed=1)) is None
+    assert store.get(KEY, resolved(seed=1)) is None
 
 
 def test_a_picture_without_its_json_does_not_count(tmp_path):
@@ -256,7 +259,7 @@ def test_a_full_disk_leaves_finished_cells_whole(tmp_path, monkeypatch):
     store = Store(tmp_path)
     put(store)
     full_disk(monkeypatch)
-    other = ASK.replace(seed=1)
+    other = resolved(seed=1)
     with pytest.raises(StorageError, match="is full"):
         put(store, other)
     monkeypatch.undo()

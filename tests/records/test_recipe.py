@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fluxnb.errors import InputError
 from fluxnb.grid.axes import Axes
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import Recipe, ResolvedRecipe
+from tests.trajectories import resolved
 
 words = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=60).filter(str.strip)
 sigmas = st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=8, unique=True).map(
@@ -161,7 +162,9 @@ def test_replace_checks_again_and_knows_its_fields():
         "[" * 100_000,
         b"\xff\xfe{}",
         '{"fluxnb_recipe": 1}',
-        '{"fluxnb_recipe": 2, "prompt": "a"}',
+        '{"fluxnb_recipe": 3, "prompt": "a"}',
+        '{"fluxnb_recipe": 2, "prompt": "a", "numerics": "exact"}',
+        '{"fluxnb_recipe": 1, "prompt": "a", "numerics": 1}',
         '{"fluxnb_recipe": true, "prompt": "a"}',
         '{"prompt": "a"}',
         '{"fluxnb_recipe": 1, "prompt": "a", "prompt": "b"}',
@@ -208,3 +211,39 @@ def test_an_axis_counts_equal_values_once():
 def test_an_axis_that_cannot_be_is_told(axis, says):
     with pytest.raises(InputError, match=says):
         Axes(Recipe(prompt="a"), **axis)
+
+
+def test_format_1_opens_and_its_numerics_are_dropped():
+    text = '{"fluxnb_recipe": 1, "prompt": "a fox", "seed": 3, "numerics": "gguf-q8"}'
+    assert Recipe.from_json(text) == Recipe(prompt="a fox", seed=3)
+
+
+def test_the_numerics_of_the_answer_are_part_of_the_key():
+    recipe = Recipe(prompt="a fox")
+    assert recipe.key() == recipe.key(numerics="exact") != recipe.key(numerics="batch")
+
+
+def test_a_resolved_recipe_equals_the_recipe_with_the_same_values():
+    recipe = resolved()
+    plain = Recipe.from_json(recipe.to_json())
+    assert type(plain) is Recipe and plain == recipe and hash(plain) == hash(recipe) and plain.key() == recipe.key()
+
+
+@pytest.mark.parametrize("field", ["height", "width", "max_sequence_length", "model", "revision", "dtype"])
+def test_a_resolved_recipe_needs_a_value_for_each_field_of_the_model(field):
+    with pytest.raises(InputError, match=f"{field}=None"):
+        resolved(**{field: None})
+    fields = json.loads(resolved().to_json())
+    del fields[field]
+    with pytest.raises(InputError, match=f"without {field}"):
+        ResolvedRecipe.from_json(json.dumps(fields))
+
+
+def test_a_resolved_recipe_comes_back_from_its_json():
+    recipe = ResolvedRecipe.from_json(resolved(seed=2**64 - 1).to_json())
+    assert type(recipe) is ResolvedRecipe and recipe == resolved(seed=2**64 - 1)
+
+
+def test_replacing_a_field_of_a_resolved_recipe_gives_one_to_resolve_again():
+    changed = resolved().replace(height=None, steps=1)
+    assert type(changed) is Recipe and changed.height is None and changed.steps == 1

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from fluxnb.errors import InputError
 from fluxnb.records import Cell, Keep, Sweep
-from fluxnb.records.recipe import Recipe
-from tests.trajectories import noise, sample_trajectory
+from tests.trajectories import noise, resolved, sample_trajectory
 
 SIGMAS = (1.0, 0.75, 0.5, 0.25, 0.0)
 
@@ -78,7 +77,7 @@ def test_a_walk_shows_itself_as_png(trajectory):
 
 
 def test_select_finds_cells_by_their_recipe():
-    cells = tuple(Cell(recipe=Recipe(prompt="a", seed=s, steps=n), key=f"{s}{n}") for s in (1, 2) for n in (1, 4))
+    cells = tuple(Cell(recipe=resolved(prompt="a", seed=s, steps=n), key=f"{s}{n}") for s in (1, 2) for n in (1, 4))
     grid = Sweep(cells=cells, axes={"seed": (1, 2), "steps": (1, 4)})
     assert [c.key for c in grid.select(seed=2)] == ["21", "24"]
     assert [c.key for c in grid.select(seed=2, steps=4)] == ["24"]

@@ -57,7 +57,7 @@ def test_the_public_door_takes_a_preset_by_name(toy_folder, preset):
         flux = fnb.load(toy_folder, preset=preset)
     assert flux.plan.preset == preset and flux.plan.exact == PRESETS[preset].exact
     trajectory = fnb.run(flux, "a fox", **QUESTION)
-    assert trajectory.recipe.numerics == ("exact" if flux.plan.exact else preset)
+    assert trajectory.numerics == ("exact" if flux.plan.exact else preset)
 
 
 def test_pocket_is_held_lean_with_its_parts_in_two_folders(tmp_path):
@@ -290,7 +290,7 @@ def test_fast_reports_what_it_gave_and_stays_close(toy_folder):
     assert all(gain.before > 0 and gain.after > 0 for gain in flux.plan.fast.gains)
     mine, theirs = (fnb.run(each, "a fox", **QUESTION) for each in (flux, plain))
     assert torch.allclose(mine.steps[0].v, theirs.steps[0].v, atol=1e-4)
-    assert mine.recipe.numerics == flux.plan.preset != "exact"
+    assert mine.numerics == flux.plan.preset != "exact"
 
 
 @pytest.mark.slow

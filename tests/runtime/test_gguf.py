@@ -90,7 +90,7 @@ def test_the_public_door_finds_the_file_beside_the_model(toy_folder, file, tmp_p
         fnb.load(folder, preset="gguf-q8")
     shutil.copy(file, folder)
     flux = fnb.load(folder, preset="gguf-q8")
-    assert fnb.run(flux, "a fox", steps=1).recipe.numerics == "gguf-q8"
+    assert fnb.run(flux, "a fox", steps=1).numerics == "gguf-q8"
 
 
 def test_a_made_up_file_holds_every_weight_in_its_shape(tmp_path):

@@ -8,6 +8,7 @@ import torch
 import fluxnb as fnb
 from fluxnb.sampling.finite import Finite
 from tests.conftest import toy_pipeline
+from tests.trajectories import resolved
 
 GOOD = torch.zeros(2, 4, 64)
 BAD = GOOD.index_fill(0, torch.tensor(1), math.inf)
@@ -21,7 +22,7 @@ def trajectory():
 
 @pytest.fixture
 def numbers():
-    return Finite([fnb.Recipe(prompt="a fox", dtype="float16"), fnb.Recipe(prompt="a cat", dtype="bfloat16")])
+    return Finite([resolved(prompt="a fox", dtype="float16"), resolved(prompt="a cat", dtype="bfloat16")])
 
 
 def test_numbers_pass(numbers, trajectory):

@@ -18,9 +18,9 @@ from fluxnb.errors import InputError, StorageError
 from fluxnb.html import grid_page as pages
 from fluxnb.html.front_end import VIEWS, script, style
 from fluxnb.records import Cell, Sweep
-from fluxnb.records.recipe import Recipe
 from fluxnb.widgets import Explorer, explore
 from tests.scenes import grid
+from tests.trajectories import resolved
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
 
@@ -94,7 +94,7 @@ def test_a_picture_larger_than_size_is_made_smaller_and_keeps_its_shape():
 
 
 def test_a_seed_that_javascript_would_round_is_text():
-    cell = dataclasses.replace(grid(seeds=[1], steps=[2])[0], recipe=Recipe(prompt="a fox", seed=2**64 - 1))
+    cell = dataclasses.replace(grid(seeds=[1], steps=[2])[0], recipe=resolved(prompt="a fox", seed=2**64 - 1))
     assert ["seed", "18446744073709551615"] in json.loads(json.dumps(explore([cell]).cells))[0]["facts"]
 
 
@@ -130,7 +130,7 @@ def test_cells_without_steps_say_why_nothing_can_be_scrubbed():
 
 
 def test_a_lossy_cell_says_so():
-    cell = dataclasses.replace(grid(seeds=[0], steps=[1])[0], exact=False)
+    cell = dataclasses.replace(grid(seeds=[0], steps=[1])[0], numerics="batch")
     assert dict(explore([cell]).cells[0]["facts"])["numbers"].startswith("lossy")
 
 
@@ -276,7 +276,7 @@ def test_a_star_that_no_cell_has_is_nothing(tmp_path):
 
 @given(st.text(min_size=1, max_size=80).filter(lambda text: text.strip() and not re.search("[\ud800-\udfff]", text)))
 def test_a_file_name_is_a_name_whatever_the_prompt(prompt):
-    cell = Cell(recipe=Recipe(prompt=prompt), key="0a1b2c3d4e")
+    cell = Cell(recipe=resolved(prompt=prompt), key="0a1b2c3d4e")
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]*-seed-0-steps-4-0a1b2c3d", pages._stem(cell))
 
 

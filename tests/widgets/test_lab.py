@@ -12,11 +12,11 @@ from fluxnb import records
 from fluxnb.errors import InputError, RunError
 from fluxnb.grid.axes import Axes
 from fluxnb.records.latents import LinearRGB
-from fluxnb.records.recipe import Recipe
 from fluxnb.widgets.form import numbers_in
 from fluxnb.widgets.job import Job
 from fluxnb.widgets.lab import Lab
 from tests.scenes import trajectory
+from tests.trajectories import resolved
 
 FIELDS = {"prompt": "a fox", "seeds": "0-1", "steps": "1, 2", "width": "64", "height": "64"}
 STOP = object()
@@ -33,8 +33,8 @@ class Engine:
 
     def __call__(self, asked, watch):
         self.asked.append(asked)
-        grid = Axes.of(Recipe(prompt="-", height=64, width=64, model="fake"), **asked)
-        recipes = list(grid)
+        grid = Axes.of(**asked)
+        recipes = [resolved(**{k: v for k, v in vars(recipe).items() if v is not None}) for recipe in grid]
 
         def cells():
             try:
