@@ -23,6 +23,7 @@ from fluxnb.train.stages.optimisers import adamw
 
 KL = 2e-5  # of the mean KL beside a mean error: keeps the latents smooth, costs no picture quality
 FRESH = 990_000  # seed of the scenes that no training sees
+DRAWN = 1024  # pictures at a time: fewer are drawn no faster, because the kernels are many and short
 
 
 def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
@@ -40,13 +41,8 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
         (Shape(large, large, 0.75), schedule.scenes * 3 // 4),
         (Shape(little, little, 0.25), schedule.scenes // 4),
     ]
-    layouts = [
-        Layout.cat([chunk.layout for chunk in draw_chunks([(shape, n)], 1000 + rank.index, preset.sizes)]).to(
-            rank.device
-        )
-        for shape, n in shapes
-    ]
-    log(parameters=count(vae), scenes=[len(layout) for layout in layouts])
+    tables = [draw_pictures(renderer, shape, n, 1000 + rank.index, preset) for shape, n in shapes]
+    log(parameters=count(vae), scenes=[len(table) for table in tables])
 
     def loss_of(pictures: Tensor) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
@@ -55,16 +51,14 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return picture_loss(drawn.float(), pictures) + KL * kl
 
-    step = torch.compile(loss_of, dynamic=False) if cuda else loss_of
     chosen = torch.Generator(rank.device).manual_seed(rank.index)
     pace = Pace(schedule, rank)
     for iteration in pace:
         small = iteration % 4 == 3
-        layout, size = layouts[small], preset.autoencoder_sizes[small]
+        table, size = tables[small], preset.autoencoder_sizes[small]
         batch = schedule.batch * large * large // (size * size)
-        rows = torch.randint(len(layout), (batch,), generator=chosen, device=rank.device)
-        pictures = renderer(layout[rows], size, size).contiguous(memory_format=order)
-        loss = step(pictures)
+        rows = torch.randint(len(table), (batch,), generator=chosen, device=rank.device)
+        loss = loss_of((table[rows].float() / 127.5 - 1).contiguous(memory_format=order))
         loss.backward()
         norm = step_with(vae, adam, pace.rate(iteration), rank)
         average.update()
@@ -73,7 +67,8 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
     average.swap()
     vae.eval()
     if rank.first:
-        latents = encode(vae, renderer, layouts[0][:4096], shapes[0][0]).float()
+        pictures = tables[0][:4096].float() / 127.5 - 1
+        latents = torch.cat([encode_pictures(vae, part) for part in pictures.split(256)]).float()
         whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
         figures = check(vae, renderer, preset, 2048 if cuda else 16)
         log(iterations=pace.total, seconds=pace.seconds(), **figures)
@@ -83,17 +78,35 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, renderer: Renderer, layouts: Layout, shape: Shape, batch: int = 256) -> Tensor:
+def draw_pictures(renderer: Renderer, shape: Shape, scenes: int, seed: int, preset: Preset) -> Tensor:
+    """So many pictures (N, 3, height, width) uint8, on the renderer's device: drawing takes as long as a step."""
+    table = torch.empty(scenes, 3, shape.height, shape.width, dtype=torch.uint8, device=renderer.device)
+    start = 0
+    for chunk in draw_chunks([(shape, scenes)], seed, preset.sizes):
+        for part in torch.arange(len(chunk)).split(DRAWN):
+            pictures = renderer(chunk.layout[part], shape.height, shape.width)
+            table[start : start + len(part)] = pictures.add_(1).mul_(127.5).round_().to(torch.uint8)
+            start += len(part)
+    return table
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, renderer: Renderer, layouts: Layout, shape: Shape) -> Tensor:
     """Latents (N, 16, height / 8, width / 8) of scenes: the mean of the posterior, in float16."""
-    cuda = renderer.device.type == "cuda"
     parts = []
-    for start in range(0, len(layouts), batch):
-        pictures = renderer(layouts[start : start + batch], shape.height, shape.width)
-        if cuda:
-            pictures = pictures.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(renderer.device.type, torch.float16, enabled=cuda):
-            parts.append(vae.encode(pictures).latent_dist.mean.half().contiguous())
+    for start in range(0, len(layouts), DRAWN):
+        pictures = renderer(layouts[start : start + DRAWN], shape.height, shape.width)
+        parts += [encode_pictures(vae, part) for part in pictures.split(256)]
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Latents (N, 16, height / 8, width / 8) of pictures: the mean of the posterior, in float16."""
+    cuda = pictures.is_cuda
+    pictures = pictures.contiguous(memory_format=torch.channels_last if cuda else torch.contiguous_format)
+    with torch.autocast(pictures.device.type, torch.float16, enabled=cuda):
+        return vae.encode(pictures).latent_dist.mean.half().contiguous()
 
 
 @torch.no_grad()
