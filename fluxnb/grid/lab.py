@@ -15,8 +15,7 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.sampler import STOP
-from fluxnb.widgets.job import Job, Watch
-from fluxnb.widgets.lab import Lab
+from fluxnb.widgets.lab import Job, Lab, StepCallback
 
 __all__ = ["lab"]
 
@@ -61,12 +60,12 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
     if defaults.guidance_kind == "true_cfg":
         fields["negative"] = ""
 
-    def generate(asked: Mapping[str, Any], watch: Watch) -> Job:
-        grid = Axes.of(**asked)
+    def generate(arguments: Mapping[str, Any], on_step: StepCallback) -> Job:
+        grid = Axes.of(**arguments)
         recipes = list(dict.fromkeys(flux.resolve(recipe) for recipe in grid))
         small = max(recipes[0].height, recipes[0].width) <= SMALL
         kept = keep if keep is not None else Keep() if small else None
-        making = Making(flux=flux, store=where, keep=kept, watcher=watch)
+        making = Making(flux=flux, store=where, keep=kept, watcher=on_step)
         work = work_of(flux, recipes, [each for each in recipes if making.stored(each) is None], where, kept)
         return Job(
             recipes=recipes,

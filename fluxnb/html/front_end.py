@@ -11,9 +11,9 @@ __all__ = ["VIEWS", "script", "style"]
 
 # The files of each view, in order; `.js` and `.css` of the same names.
 VIEWS = {
-    "scrubber": ("film", "scrubber"),
-    "explore": ("film", "download", "compare", "stage", "viewer", "axes", "table", "explore"),
-    "lab": ("film", "lab"),
+    "scrubber": ("shared", "scrubber"),
+    "explore": ("shared", "download", "compare", "stage", "viewer", "axes", "table", "explore"),
+    "lab": ("shared", "lab"),
 }
 
 

@@ -1,7 +1,6 @@
 """A grid as one page that needs nothing: rows, columns and pages to choose, comparing, stars, a scrub by sigma.
 
-`Board` says in JSON and WebP what the explorer shows, cell by cell, for the widget while a grid is made and for the
-page when it is done.
+`GridEncoder` converts cells to JSON and WebP one by one, for the widget while a grid is sampled and for the page.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from fluxnb.records import Cell, Sweep
 from fluxnb.visuals.frames import Decode, frames_of, webp
 from fluxnb.visuals.labels import NAMES, value_of, values_of
 
-__all__ = ["SHOWS", "Board", "page", "save_cells", "write"]
+__all__ = ["SHOWS", "GridEncoder", "page", "save_cells", "write"]
 
 SHOWS = ("clean", "x")
 NO_SCRUB = "no scrub by noise level: these cells kept no steps; make the grid with keep=fnb.Keep()"
@@ -33,8 +32,8 @@ MOST_REMEMBERED = 32  # decoded pictures, of one seed and its step counts
 FACTS = ("prompt", "negative", "seed", "steps", "size", "guidance", "sampler", "sigmas", "shift", "model", "dtype")
 
 
-class Board:
-    """A grid as the explorer takes it.
+class GridEncoder:
+    """Encode a grid as the JSON and WebP that the explorer displays.
 
     Arguments:
         axes: field names and their values, in order; values met later are added.
@@ -44,8 +43,8 @@ class Board:
         size: the longest side of a picture in pixels; larger ones are made smaller.
 
     Example:
-        >>> board = Board({"seed": (1, 2)})
-        >>> board.data["total"], board.data["axes"][0]["values"]
+        >>> encoder = GridEncoder({"seed": (1, 2)})
+        >>> encoder.data["total"], encoder.data["axes"][0]["values"]
         (2, ['seed 1', 'seed 2'])
     """
 
@@ -87,16 +86,16 @@ class Board:
                 {
                     "name": name,
                     "values": values_of(name, values),
-                    "whole": [value_of(name, value) for value in values],
+                    "full": [value_of(name, value) for value in values],
                 }
                 for name, values in self._values.items()
             ],
             "shows": [{"key": show, "name": NAMES[show]} for show in self._shows],
             "total": total,
             "note": f"frames by {' and '.join(sorted(self._by))}" if self._by else "",
-            "why": NO_SCRUB,
+            "scrub_note": NO_SCRUB,
             "state": "finished",
-            "said": "",
+            "message": "",
             "folder": "",
         }
 
@@ -120,7 +119,7 @@ class Board:
             frames = {show: [number(image, exact=False) for image in roll.frames[show]] for show in self._shows}
             self._by.add(roll.by)
         return {
-            "at": [self._place(name, getattr(cell.recipe, name)) for name in self._values],
+            "position": [self._place(name, getattr(cell.recipe, name)) for name in self._values],
             "name": _stem(cell),
             "caption": _caption(cell),
             "facts": _facts(cell),
@@ -147,13 +146,13 @@ def page(
     """The whole page as text; see `write`."""
     if not len(sweep):
         raise InputError("a sweep without cells", "there is nothing to show", "run it again, or show what it stored")
-    board = Board(sweep.axes, model=sweep.model, shows=shows, decode=decode, size=size)
+    encoder = GridEncoder(sweep.axes, model=sweep.model, shows=shows, decode=decode, size=size)
     cells, frames = [], []
     for cell in sweep:
-        told, fresh = board.add(cell)
-        cells.append(told)
+        described, fresh = encoder.add(cell)
+        cells.append(described)
         frames.extend(fresh)
-    return document(board.data, cells, frames)
+    return document(encoder.data, cells, frames)
 
 
 @validates_own_input
@@ -189,7 +188,7 @@ def write(
 
 
 def document(data: dict[str, Any], cells: Sequence[dict[str, Any]], frames: Sequence[bytes]) -> str:
-    """The page of a grid that a Board has told."""
+    """The page of a grid, from the output of a GridEncoder."""
     prompts = {dict(cell["facts"])["prompt"] for cell in cells}
     title = prompts.pop() if len(prompts) == 1 else str(data["title"])
     return html.document("explore", title, {**data, "cells": list(cells)}, frames, cells[0]["final"])

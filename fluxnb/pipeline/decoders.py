@@ -59,7 +59,7 @@ def tiny(flux: Any, source: Any) -> Tiny:
     Example:
         >>> decode = tiny(flux, "models/taef1")                                     # doctest: +SKIP
         >>> scrub(walk, decode=decode), decode.error                                # doctest: +SKIP
-        (Scrubber(1 walk, 17 frames), 0.02)
+        (Scrubber(1 trajectory, 17 frames), 0.02)
     """
     vae = _opened(Path(source)) if isinstance(source, str | Path) else source
     if not hasattr(vae, "decode") or not hasattr(vae, "config"):

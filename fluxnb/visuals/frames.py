@@ -248,7 +248,7 @@ def payload(record: Any, rolls: Sequence[FrameSet]) -> tuple[dict[str, Any], lis
             "final": number(roll.final),
             "width": roll.width,
             "height": roll.height,
-            "veils": [[number(image) for image in roll.veils.get(word, ())] for word in words],
+            "overlays": [[number(image) for image in roll.veils.get(word, ())] for word in words],
         }
         for roll in rolls
     ]

@@ -1,4 +1,4 @@
-"""Widgets for a notebook: they are handed records, or a callable that makes them, and never see the model."""
+"""Notebook widgets. They take records, or a callable that returns records, and never a model."""
 
 from fluxnb.widgets.explore import Explorer, explore
 from fluxnb.widgets.lab import Lab

@@ -1,11 +1,10 @@
-"""explore(): a grid to walk about in, while it is made and after.
+"""explore(): browse a grid of images while it is sampled and afterwards.
 
-The front end stands as files in `static/`; `fluxnb.html.grid_page` builds its page from the same files.
+The front end is in `static/`; `fluxnb.html.grid_page` builds self-contained pages from the same files.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,24 +15,30 @@ from fluxnb.errors import FluxnbError, InputError, validates_own_input
 from fluxnb.html import grid_page as pages
 from fluxnb.html import page as html
 from fluxnb.html.front_end import script, style
-from fluxnb.html.grid_page import SHOWS, Board
+from fluxnb.html.grid_page import SHOWS, GridEncoder
 from fluxnb.records import Cell, Sweep
 from fluxnb.visuals.frames import Decode
-from fluxnb.widgets.view import View, still
+from fluxnb.widgets.background import Worker, outcome
+from fluxnb.widgets.view import View, fallback_png
 
 __all__ = ["Explorer", "explore"]
 
+FIELDS = ("prompt", "seed", "steps", "negative", "guidance", "sampler", "sigmas", "shift", "height", "width", "model")
+ALWAYS_AXES = ("prompt", "seed", "steps")  # shown even with a single value
+
 
 class Explorer(View):
-    """A grid whose rows, columns and pages are chosen among its axes; see `explore`, which makes one.
+    """A grid whose rows, columns and pages are chosen among its axes; created by `explore`.
 
-    Keys: arrows move, enter looks closer or compares the chosen cells, space chooses, s stars, comma and full stop
-    move all cells along the noise levels. In the viewer 1 to 4 choose how to compare: side by side, with a slider, by
-    flicking, as a difference; + - 0 zoom, drag moves, for all pictures together.
+    Keys: arrows move, enter opens the viewer or compares the selected cells, space selects, s stars, comma and full
+    stop move all cells along the noise levels. In the viewer 1 to 4 choose the comparison: side by side, slider,
+    flicker, difference; + - 0 zoom and dragging pans all images together.
 
     Arguments:
-        board: tells the cells to the front end.
-        folder: where the starred are saved to.
+        encoder: converts cells to the JSON and WebP of the front end.
+        axes: field names and their values, in order.
+        model: name of the model, for the repr of `grid`.
+        folder: where starred cells are saved.
     """
 
     _esm = script("explore")
@@ -45,43 +50,41 @@ class Explorer(View):
     stars = traitlets.List(traitlets.Int()).tag(sync=True)
     sigma = traitlets.Float(0.0, min=0.0, max=1.0).tag(sync=True)
 
-    def __init__(self, board: Board, axes: Mapping[str, Sequence[Any]], *, model: str, folder: Path) -> None:
-        self._board, self._axes, self._model, self._folder = board, dict(axes), model, folder
-        self._made: list[Cell] = []
-        self._thread: threading.Thread | None = None
-        self._halt = threading.Event()
-        self._problem: BaseException | None = None
-        super().__init__(data=self._told("finished"))
-        self.on_msg(self._hear)
+    def __init__(self, encoder: GridEncoder, axes: Mapping[str, Sequence[Any]], *, model: str, folder: Path) -> None:
+        self._encoder, self._axes, self._model, self._folder = encoder, dict(axes), model, folder
+        self._received: list[Cell] = []
+        self._worker: Worker[Cell] | None = None
+        super().__init__(data=self._describe("finished"))
+        self.on_msg(self._on_message)
 
-    # ------------------------------------------------------------------------------------------------------ reading
+    # ---------------------------------------------------------------------------------------------------------- reading
     def __repr__(self) -> str:
         state = self.data["state"]
-        done = f"{len(self._made)} of {self.data['total']} cells"
-        return f"Explorer({done}{'' if state == 'finished' else ', ' + state})"
+        count = f"{len(self._received)} of {self.data['total']} cells"
+        return f"Explorer({count}{'' if state == 'finished' else ', ' + state})"
 
     @property
     def grid(self) -> Sweep:
-        """The cells so far, as a Sweep."""
-        order = {name: list(values) for name, values in self._axes.items()}
+        """The cells received so far, as a Sweep in the order of the axes."""
+        axes = {name: tuple(values) for name, values in self._axes.items()}
 
-        def place(cell: Cell) -> tuple[int, ...]:
-            found = ((values, getattr(cell.recipe, name)) for name, values in order.items())
+        def position(cell: Cell) -> tuple[int, ...]:
+            found = ((values, getattr(cell.recipe, name)) for name, values in axes.items())
             return tuple(values.index(value) if value in values else len(values) for values, value in found)
 
-        cells = tuple(sorted(self._made, key=place))
-        axes = {name: tuple(values) for name, values in self._axes.items()}
+        cells = tuple(sorted(self._received, key=position))
         return Sweep(cells=cells, axes=axes, model=self._model, finished=self.data["state"] == "finished")
 
     @property
     def starred(self) -> tuple[Cell, ...]:
-        """The cells that have a star, in the order in which they were made."""
-        return tuple(self._made[number] for number in sorted(set(self.stars)) if 0 <= number < len(self._made))
+        """The cells with a star, in the order in which they were received."""
+        count = len(self._received)
+        return tuple(self._received[number] for number in sorted(set(self.stars)) if 0 <= number < count)
 
-    # ------------------------------------------------------------------------------------------------------- saving
+    # ----------------------------------------------------------------------------------------------------------- saving
     @validates_own_input
     def export(self, folder: str | Path | None = None) -> list[Path]:
-        """Write the starred cells as PNG files that carry their recipes; returns their paths.
+        """Write the starred cells as PNG files with embedded recipes; returns their paths.
 
         Raises:
             InputError: no cell has a star.
@@ -97,92 +100,93 @@ class Explorer(View):
 
     @validates_own_input
     def to_html(self, path: str | Path) -> Path:
-        """Write what is there so far as one page that needs no kernel and no network; returns its path."""
-        if not self._made:
-            raise InputError("a grid without cells", "none is made yet", "wait for the first with widget.wait()")
-        return html.save(pages.document(self._told(self.data["state"], page=True), self.cells, self.frames), path)
+        """Write the cells received so far as one HTML page that needs no kernel and no network; returns the path."""
+        if not self._received:
+            raise InputError("a grid without cells", "none has finished yet", "wait for the first with widget.wait()")
+        data = {**self._describe(self.data["state"]), "folder": ""}  # a page that is shared names no local folder
+        return html.save(pages.document(data, self.cells, self.frames), path)
 
-    # ---------------------------------------------------------------------------------------------- while it is made
+    # --------------------------------------------------------------------------------------------------- while sampling
     @validates_own_input
     def wait(self, timeout: float | None = None) -> Explorer:
-        """Wait until no more cells come, at most so many seconds; raises what stopped the making, if anything did."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-        if self._problem is not None:
-            raise self._problem
+        """Wait until no more cells arrive, at most `timeout` seconds, and raise the error that ended the sampling."""
+        if self._worker is not None:
+            self._worker.wait(timeout)
         return self
 
     def stop(self) -> None:
-        """Make no more cells after the one that is being made."""
-        self._halt.set()
+        """Stop after the current cell."""
+        if self._worker is not None:
+            self._worker.stop()
 
     def close(self) -> None:
-        """Stop, and let the front end go."""
+        """Stop and close the connection to the front end."""
         self.stop()
         super().close()
 
     def _follow(self, cells: Iterator[Cell]) -> None:
-        """Take cells from an iterator in a thread, so that the kernel stays free."""
-        self.data = self._told("running")
-        self._thread = threading.Thread(target=self._take_all, args=(cells,), name="fluxnb-explore", daemon=True)
-        self._thread.start()
+        """Receive the cells of an iterator in a background thread."""
+        self.data = self._describe("running")
+        self._worker = Worker(cells, on_item=self._receive, on_end=self._end, name="fluxnb-explore")
+        self._worker.start()
 
-    def _take_all(self, cells: Iterator[Cell]) -> None:
-        state, said = "finished", ""
-        try:
-            for cell in cells:
-                self._take(cell)
-                if self._halt.is_set():
-                    break
-            if len(self._made) < self.data["total"]:
-                state = "stopped"
-        except KeyboardInterrupt:  # a step that said STOP
-            state = "stopped"
-        except Exception as problem:  # it would end a thread unseen; here it is shown, and raised again by wait()
-            self._problem = problem
-            state, said = "failed", str(problem) if isinstance(problem, FluxnbError) else repr(problem)
-        finally:
-            if (shut := getattr(cells, "close", None)) is not None:
-                shut()
+    def _end(self, problem: Exception | None) -> None:
+        state = outcome(problem, done=len(self._received), total=self.data["total"])
+        message = "" if problem is None else str(problem) if isinstance(problem, FluxnbError) else repr(problem)
         self._resend()
-        self.data = self._told(state, said)
+        self.data = self._describe(state, message)
 
-    def _take(self, cell: Cell, *, quietly: bool = False) -> None:
-        told, fresh = self._board.add(cell)
-        first = len(self.frames)
-        # The traits hold everything, for a view that is opened later; what travels is the new cell. Frames go first: a
-        # view may be opened between these lines.
-        self._made.append(cell)
-        self.frames.extend(fresh)
-        self.cells.append(told)
-        count = len(self._made)
-        if quietly:
-            return
-        if self._told("running") != self.data:
-            self.data = self._told("running")
-        # A front end that is still loading misses messages. Whenever the cells have doubled all of them are sent, so
-        # that nothing stays missing for longer than the making has taken, and all sendings together are two grids.
+    def _show(self, cells: Sequence[Cell], *, finished: bool) -> None:
+        """Display cells that exist already."""
+        for cell in cells:
+            self._store(cell)
+        self._resend()
+        self.data = self._describe("finished" if finished else "stopped")
+        columns = len(self.data["axes"][-1]["values"]) if self.data["axes"] else 8
+        images = [cell.image for cell in cells[:24]]
+        self._fallback = fallback_png(images, columns=min(max(columns, 4), 8), side=80, limit=24)
+
+    def _store(self, cell: Cell) -> tuple[dict[str, Any], list[bytes]]:
+        """Append a cell to the traits, without sending them, for views that are opened later."""
+        described, new_frames = self._encoder.add(cell)
+        self._received.append(cell)
+        self.frames.extend(new_frames)  # before the cell: a view may be opened between these lines
+        self.cells.append(described)
+        return described, new_frames
+
+    def _receive(self, cell: Cell) -> None:
+        """Store a cell and send it to the views that are open."""
+        first_frame = len(self.frames)
+        described, new_frames = self._store(cell)
+        if self._describe("running") != self.data:
+            self.data = self._describe("running")
+        # A front end that is still loading misses messages. All cells are therefore sent again whenever their number
+        # has doubled: nothing stays missing for longer than the sampling has taken so far, and the total sent is at
+        # most two grids.
+        count = len(self._received)
         if count & (count - 1) == 0:
             self._resend()
         else:
-            self.send({"kind": "cell", "number": count - 1, "cell": told, "first": first}, buffers=fresh)
+            message = {"kind": "cell", "number": count - 1, "cell": described, "first_frame": first_frame}
+            self.send(message, buffers=new_frames)
 
     def _resend(self) -> None:
         self.send_state(["cells", "frames"])
 
-    def _told(self, state: str, said: str = "", *, page: bool = False) -> dict[str, Any]:
-        return {**self._board.data, "state": state, "said": said, "folder": "" if page else str(self._folder)}
+    def _describe(self, state: str, message: str = "") -> dict[str, Any]:
+        """The `data` trait: axes and counts, state and error message."""
+        return {**self._encoder.data, "state": state, "message": message, "folder": str(self._folder)}
 
-    def _hear(self, _: object, content: dict[str, Any], buffers: object) -> None:
+    def _on_message(self, _: object, content: dict[str, Any], buffers: object) -> None:
         if content.get("kind") == "stop":
             self.stop()
         elif content.get("kind") == "save":
             try:
-                paths = self.export()
-                text = f"{len(paths)} picture{'' if len(paths) == 1 else 's'} written to {self._folder}"
+                count = len(self.export())
+                text = f"{count} picture{'' if count == 1 else 's'} written to {self._folder}"
             except FluxnbError as problem:
                 text = str(problem)
-            self.send({"kind": "said", "text": text})
+            self.send({"kind": "message", "text": text})
 
 
 @validates_own_input
@@ -194,45 +198,39 @@ def explore(
     size: int = 1024,
     folder: str | Path = "starred",
 ) -> Explorer:
-    """A grid to walk about in: rows, columns and pages of one's choice, comparing, stars, one sigma for all cells.
+    """Browse a grid: choose rows, columns and pages, compare cells, star them, move all of them to one sigma.
 
     Arguments:
-        grid: what `fnb.sweep` returned, or `fnb.stream(...)`, whose cells then fill in as they finish while the kernel
-            stays free; or a list of cells.
-        shows: what a scrub can show, of "clean", "x", "v", "noise"; cells have steps to scrub through where the grid
-            was made with `keep=fnb.Keep()`.
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each walk's own linear preview.
-        size: the longest side of a picture in pixels; larger ones are made smaller.
-        folder: where the starred are saved to.
+        grid: a Sweep, a list of cells, or a running `fnb.stream(...)`, whose cells appear as they finish while the
+            kernel stays free.
+        shows: the quantities that can be displayed, of "clean", "x", "v", "noise". Moving along sigma requires cells
+            with trajectories, from `keep=fnb.Keep()`.
+        decode: maps latents (n, 16, h/8, w/8) to images; None uses each trajectory's linear preview.
+        size: longest side of a displayed image in pixels; larger images are downscaled.
+        folder: where starred cells are saved.
 
     Returns:
-        The Explorer, a widget; as the last line of a cell it shows itself.
+        The Explorer, a widget that displays itself as the last line of a cell.
 
     Raises:
-        InputError: nothing to show, or an unknown word in `shows`.
+        InputError: no cells, or an unknown quantity in `shows`.
 
     Example:
         >>> explore(fnb.stream(flux, prompts=["a fox"], seeds=range(4)))            # doctest: +SKIP
         Explorer(0 of 4 cells, running)
     """
-    given, axes, model = _read(grid)
-    board = Board(axes, model=model, shows=shows, decode=decode, size=size)
-    widget = Explorer(board, axes, model=model, folder=Path(folder))
-    if isinstance(given, Iterator):
-        widget._follow(given)
-        return widget
-    for cell in given:
-        widget._take(cell, quietly=True)
-    widget._resend()
-    finished = not isinstance(grid, Sweep) or grid.finished
-    widget.data = widget._told("finished" if finished else "stopped")
-    across = len(widget.data["axes"][-1]["values"]) if widget.data["axes"] else 8
-    widget._still = still([cell.image for cell in given[:24]], columns=min(max(across, 4), 8), side=80, most=24)
+    cells, axes, model = _cells_and_axes(grid)
+    encoder = GridEncoder(axes, model=model, shows=shows, decode=decode, size=size)
+    widget = Explorer(encoder, axes, model=model, folder=Path(folder))
+    if isinstance(cells, Iterator):
+        widget._follow(cells)
+    else:
+        widget._show(cells, finished=not isinstance(grid, Sweep) or grid.finished)
     return widget
 
 
-def _read(grid: Any) -> tuple[Sequence[Cell] | Iterator[Cell], dict[str, Sequence[Any]], str]:
-    """The cells, there or to come, the axes they fill, and the model's name."""
+def _cells_and_axes(grid: Any) -> tuple[Sequence[Cell] | Iterator[Cell], dict[str, Sequence[Any]], str]:
+    """The cells, existing or future, the axes they fill, and the model's name."""
     axes, model = getattr(grid, "axes", None), str(getattr(grid, "model", ""))
     if isinstance(grid, Iterator) and isinstance(axes, Mapping):
         return grid, dict(axes), model
@@ -248,26 +246,13 @@ def _read(grid: Any) -> tuple[Sequence[Cell] | Iterator[Cell], dict[str, Sequenc
             "give what fnb.sweep or fnb.stream returned",
         )
     if not len(cells):
-        raise InputError("a grid without cells", "there is nothing to show", "run it again, or show what it stored")
+        raise InputError("a grid without cells", "at least one cell is needed", "run it again, or show what it stored")
     return cells, axes, model
 
 
 def _axes_of(cells: Sequence[Cell]) -> dict[str, Sequence[Any]]:
-    """The fields in which cells differ, and the values they have."""
-    names = (
-        "prompt",
-        "seed",
-        "steps",
-        "negative",
-        "guidance",
-        "sampler",
-        "sigmas",
-        "shift",
-        "height",
-        "width",
-        "model",
-    )
-    axes: dict[str, Sequence[Any]] = {
-        name: list(dict.fromkeys(getattr(cell.recipe, name) for cell in cells)) for name in names
+    """The recipe fields in which cells differ, and their values."""
+    values: dict[str, Sequence[Any]] = {
+        name: list(dict.fromkeys(getattr(cell.recipe, name) for cell in cells)) for name in FIELDS
     }
-    return {name: values for name, values in axes.items() if len(values) > 1 or name in ("prompt", "seed", "steps")}
+    return {name: found for name, found in values.items() if len(found) > 1 or name in ALWAYS_AXES}

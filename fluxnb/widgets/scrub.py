@@ -1,6 +1,6 @@
-"""The scrubber: every step of one walk or several, in a notebook, moved without the kernel.
+"""The scrubber: every step of one or several trajectories, browsed by sigma without the kernel.
 
-The front end stands as files in `static/`; the self-contained page of `fluxnb.html.page` is made of the same files.
+The front end is in `static/`; `fluxnb.html.page` builds self-contained pages from the same files.
 """
 
 from __future__ import annotations
@@ -11,26 +11,28 @@ from typing import Any
 
 import traitlets
 
+from fluxnb.html import page as html
 from fluxnb.html.front_end import script, style
 from fluxnb.records import Film, Sweep, Trajectory
 from fluxnb.visuals.frames import SHOWS, Decode, frame_sets, payload
-from fluxnb.widgets.view import View, still
+from fluxnb.widgets.view import View, fallback_png
 
 __all__ = ["Scrubber", "scrub"]
 
 
 class Scrubber(View):
-    """A film of one or several walks with one slider: sigma.
+    """Frames of one or several trajectories with a slider over sigma.
 
-    Frames travel once, as binary WebP, and every move after that happens in the browser; the kernel may be busy or
-    gone. Keys: arrows step, space plays, x v c n choose what is shown, w goes through the words of a
-    prompt whose attention was kept (bright is where the model looked for it), + - 0 zoom; drag moves a zoomed picture,
-    all walks together. Setting `.sigma` from Python moves the slider; moving the slider sends nothing back.
+    All frames are sent once, as WebP; moving the slider needs only the browser, so a busy or stopped kernel does not
+    matter. Keys: arrows move one step, space plays, x v c n select the displayed quantity, w selects the next prompt
+    word if attention was recorded (bright regions attend to the word), + - 0 zoom. Dragging pans a zoomed image; all
+    trajectories pan together. Setting `.sigma` from Python moves the slider; moving the slider sends nothing back.
 
     Arguments:
-        data: what is shown, as `fluxnb.visuals.frames.payload` describes it.
-        frames: the pictures it numbers, WebP bytes.
-        sigma: the noise level in view, 1 to 0.
+        data: description of the frames, from `fluxnb.visuals.frames.payload`.
+        frames: the WebP images that `data` refers to by number.
+        fallback: PNG bytes for readers that cannot run the widget.
+        sigma: the displayed noise level, from 1 to 0.
     """
 
     _esm = script("scrubber")
@@ -40,18 +42,18 @@ class Scrubber(View):
     frames = traitlets.List(traitlets.Bytes()).tag(sync=True)
     sigma = traitlets.Float(1.0, min=0.0, max=1.0).tag(sync=True)
 
-    def __init__(self, data: dict[str, Any], frames: list[bytes], *, still: bytes | None = None, **traits: Any) -> None:
+    def __init__(
+        self, data: dict[str, Any], frames: list[bytes], *, fallback: bytes | None = None, **traits: Any
+    ) -> None:
         super().__init__(data=data, frames=frames, **traits)
-        self._still = still
+        self._fallback = fallback
 
     def __repr__(self) -> str:
-        trajectories = self.data.get("trajectories", [])
-        return f"Scrubber({len(trajectories)} walk{'' if len(trajectories) == 1 else 's'}, {len(self.frames)} frames)"
+        count = len(self.data.get("trajectories", []))
+        return f"Scrubber({count} {'trajectory' if count == 1 else 'trajectories'}, {len(self.frames)} frames)"
 
     def to_html(self, path: str | Path) -> Path:
-        """Write the same scrubber as one page that needs no kernel and no network; returns its path."""
-        from fluxnb.html import page as html
-
+        """Write the scrubber as one HTML page that needs no kernel and no network; returns the path."""
         return html.write_page(path, self.data, self.frames)
 
 
@@ -62,25 +64,26 @@ def scrub(
     decode: Decode | None = None,
     labels: Sequence[str] | None = None,
 ) -> Scrubber:
-    """A scrubber over one walk, or over several in step with each other by sigma.
+    """A slider over the steps of one trajectory, or of several at equal sigma.
 
     Arguments:
-        walks: a Trajectory, a Film, a Sweep, or a list of the first two; teacher and student, say, or 1 and 50 steps.
-        shows: what can be chosen, of "clean", "x", "v", "noise"; the first is shown first.
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each walk's own linear preview.
-        labels: a short name per walk; None for what differs between them.
+        trajectories: a Trajectory, a Film, a Sweep, or a list of trajectories and films: teacher and student, say, or
+            1 and 50 steps.
+        shows: the quantities that can be selected, of "clean", "x", "v", "noise"; the first is displayed first.
+        decode: maps latents (n, 16, h/8, w/8) to images; None uses each trajectory's linear preview.
+        labels: a short name per trajectory; None uses what differs between them.
 
     Returns:
-        The Scrubber, a widget; as the last line of a cell it shows itself.
+        The Scrubber, a widget that displays itself as the last line of a cell.
 
     Raises:
-        InputError: nothing to show, or walks whose runs kept no tensors.
+        InputError: nothing to display, or trajectories that retained no tensors.
 
     Example:
-        >>> scrub([walk, other], shows=["clean", "x"])                              # doctest: +SKIP
-        Scrubber(2 walks, 18 frames)
+        >>> scrub([teacher, student], shows=["clean", "x"])                         # doctest: +SKIP
+        Scrubber(2 trajectories, 18 frames)
     """
-    rolls = frame_sets(trajectories, shows=shows, decode=decode, labels=labels)
-    data, frames = payload(trajectories, rolls)
-    pictures = [roll.final or next((f[-1] for f in roll.frames.values() if f), None) for roll in rolls]
-    return Scrubber(data, frames, still=still([picture for picture in pictures if picture is not None]))
+    sets = frame_sets(trajectories, shows=shows, decode=decode, labels=labels)
+    data, frames = payload(trajectories, sets)
+    images = [each.final or next((f[-1] for f in each.frames.values() if f), None) for each in sets]
+    return Scrubber(data, frames, fallback=fallback_png([image for image in images if image is not None]))

@@ -69,7 +69,7 @@ def scrubs(path: Path) -> dict[str, Any]:
         page.goto(path.resolve().as_uri())
         page.locator(".fluxnb-explore[data-cells]").wait_for()
         page.wait_for_timeout(1000)
-        seen = page.locator(".fluxnb-square img").count()
+        seen = page.locator(".fluxnb-tile img").count()
         before = spent()
         measured = page.get_by_label("noise level").evaluate(SCRUB)
         measured["processor_ms"] = 1000 * (spent() - before) / SCRUBS

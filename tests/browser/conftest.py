@@ -1,6 +1,6 @@
-"""A real Chromium, and a real JupyterLab on this machine's own loopback with a live kernel.
+"""Fixtures for a real Chromium and a real JupyterLab with a live kernel on the loopback interface.
 
-Without a browser these tests are skipped and say so; in CI, where one is installed first, its absence is a failure.
+Without a browser these tests are skipped; in CI, which installs one, its absence is a failure.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def chromium() -> Iterator[Any]:
     found = os.environ.get("FLUXNB_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if not found:
-        why = "no Chromium: install it (on Debian: apt-get install chromium) or set FLUXNB_CHROMIUM to its path"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+        reason = "no Chromium: install it (on Debian: apt-get install chromium) or set FLUXNB_CHROMIUM to its path"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
@@ -53,12 +53,12 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def page(chromium: Any) -> Iterator[Any]:
-    """A page that remembers its errors, and every request that leaves this machine."""
+    """A page that records its errors and its requests to other machines."""
     context = chromium.new_context(viewport={"width": 1180, "height": 900})
     page = context.new_page()
     page.errors, page.outside = [], []
     page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.on("request", lambda asked: page.outside.append(asked.url) if not _local(asked.url) else None)
+    page.on("request", lambda request: page.outside.append(request.url) if not _local(request.url) else None)
     yield page
     context.close()
 
@@ -69,7 +69,7 @@ def _local(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """A JupyterLab with its own configuration, so that nobody's settings decide a test."""
+    """A JupyterLab with its own configuration, independent of the user's settings."""
     home = tmp_path_factory.mktemp("lab")
     notebooks = home / "notebooks"
     notebooks.mkdir()
@@ -116,9 +116,9 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 @pytest.fixture
 def run_notebook(lab: SimpleNamespace, page: Any) -> Iterator[Any]:
-    """Open a notebook of these cells in JupyterLab, or in Notebook 7, and run all of them on a live kernel."""
+    """Open a notebook of these cells in JupyterLab or Notebook 7 and run all of them on a live kernel."""
 
-    def run(*cells: str, name: str = "walk.ipynb", front: str = "lab/tree") -> Any:
+    def run(*cells: str, name: str = "scrub.ipynb", front: str = "lab/tree") -> Any:
         empty = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
         content = {
             "cells": [{**empty, "id": f"c{number}", "source": text} for number, text in enumerate(cells)],
@@ -129,7 +129,7 @@ def run_notebook(lab: SimpleNamespace, page: Any) -> Iterator[Any]:
         (lab.notebooks / name).write_text(json.dumps(content))
         page.goto(f"{lab.base}/{front}/{name}?token={lab.token}&reset")
         page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext", timeout=60_000)
-        # Lab says "idle" before its kernel is connected, and a run asked for then is lost without a word.
+        # JupyterLab reports "idle" before its kernel is connected, and silently drops a run requested then.
         page.evaluate(
             """async () => {
               const w = window.jupyterapp.shell.currentWidget;
@@ -144,11 +144,11 @@ def run_notebook(lab: SimpleNamespace, page: Any) -> Iterator[Any]:
 
 
 def _end_kernels(lab: SimpleNamespace) -> None:
-    """Each kernel that has loaded a model holds half a gigabyte, and a server lets them live."""
+    """Shut down all kernels: each one with a loaded model holds half a gigabyte."""
     address = f"{lab.base}/api/sessions"
     token = {"Authorization": f"token {lab.token}"}
     with urllib.request.urlopen(urllib.request.Request(address, headers=token), timeout=20) as answer:
         sessions = json.load(answer)
     for each in sessions:
-        ended = urllib.request.Request(f"{address}/{each['id']}", headers=token, method="DELETE")
-        urllib.request.urlopen(ended, timeout=20).close()
+        shutdown = urllib.request.Request(f"{address}/{each['id']}", headers=token, method="DELETE")
+        urllib.request.urlopen(shutdown, timeout=20).close()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' <img src=x onerror=window.owned=2>"
 
-CELL = f"""from tests.scenes import walk
+CELL = f"""from tests.scenes import trajectory
 from fluxnb.widgets import scrub
-widget = scrub([walk(steps=1, prompt={NASTY!r}), walk(steps=4, prompt={NASTY!r}), walk(steps=28, prompt={NASTY!r})])
+widget = scrub([trajectory(steps=n, prompt={NASTY!r}) for n in (1, 4, 28)])
 widget"""
 
 SCRUB = """(range) => {
@@ -19,7 +19,7 @@ SCRUB = """(range) => {
 }"""
 
 
-def test_the_scrubber_lives_in_jupyterlab_without_its_kernel(run_notebook, page):
+def test_the_scrubber_works_in_jupyterlab_without_kernel_messages(run_notebook, page):
     sent: list[str] = []
     page.on("websocket", lambda socket: socket.on("framesent", lambda data: sent.append(str(data)[:80])))
     run_notebook(CELL, "widget.sigma = 0.5")
@@ -29,7 +29,7 @@ def test_the_scrubber_lives_in_jupyterlab_without_its_kernel(run_notebook, page)
     assert root.get_attribute("data-sigma") == "0.5", "a sigma set in Python moves the slider"
     assert root.locator("img").first.evaluate("async (i) => { await i.decode(); return i.src.slice(0, 5) }") == "blob:"
 
-    page.wait_for_timeout(500)  # what the run itself still had to say
+    page.wait_for_timeout(500)  # remaining messages of the run itself
     sent.clear()
     slider = root.locator("input[type=range]")
     assert slider.evaluate(SCRUB) >= 28
@@ -43,7 +43,7 @@ def test_the_scrubber_lives_in_jupyterlab_without_its_kernel(run_notebook, page)
         page.keyboard.press(key)
         assert root.get_attribute("data-show") == show
     page.wait_for_timeout(300)
-    assert sent == [], "a scrub is nothing the kernel hears of"
+    assert sent == [], "moving the slider sends no message"
     assert page.locator(".jp-Notebook .jp-CodeCell").count() == 2
     assert not page.errors and not page.outside
     if shots := os.environ.get("FLUXNB_SCREENSHOTS"):
@@ -51,7 +51,7 @@ def test_the_scrubber_lives_in_jupyterlab_without_its_kernel(run_notebook, page)
         page.screenshot(path=str(Path(shots) / "lab.png"))
 
 
-def test_a_busy_kernel_does_not_hold_the_scrubber(run_notebook, page):
+def test_a_busy_kernel_does_not_block_the_scrubber(run_notebook, page):
     run_notebook(CELL, name="busy.ipynb")
     root = page.locator(".fluxnb-scrubber[data-sigma]")
     root.wait_for(timeout=30_000)
@@ -63,4 +63,4 @@ def test_a_busy_kernel_does_not_hold_the_scrubber(run_notebook, page):
     )
     root.locator("input[type=range]").press("End", timeout=2000)
     assert root.get_attribute("data-sigma") == "0"
-    assert root.locator(".fluxnb-where").all_text_contents() == ["the picture"] * 3
+    assert root.locator(".fluxnb-position").all_text_contents() == ["the picture"] * 3

@@ -1,4 +1,4 @@
-"""The lab in JupyterLab: pocket behind it, the kernel free while it works, and every text only text."""
+"""The lab in JupyterLab with pocket: sampling in the background, cancellation, errors and escaping."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
 SHOTS = os.environ.get("FLUXNB_SCREENSHOTS")
 LOAD = 'import fluxnb as fnb\nflux = fnb.load("pocket")\nlab = fnb.lab(flux)\nlab'
-# Steps that take their time, so that there is something to see and to stop.
+# Slow steps, so that previews are displayed and the sampling can be stopped.
 SLOW = 'import time\nflux.pipe.transformer.register_forward_pre_hook(lambda *_: time.sleep({pause}))\nprint("slow")'
 
 
@@ -38,7 +38,7 @@ def button(page):
 
 
 def execute(page, code: str) -> str:
-    """Run code on the notebook's kernel as another cell would; what it printed."""
+    """Run code on the notebook's kernel, as another cell would; returns what it printed."""
     return page.evaluate(
         """async (code) => {
           const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
@@ -70,47 +70,47 @@ def opened(run_notebook, page):
     assert not page.errors and not page.outside
 
 
-def test_a_click_fills_the_squares_and_the_first_comes_soon(opened):
+def test_generate_fills_all_tiles(opened):
     page = opened(LOAD, name="lab_first.ipynb")
     shot(page, "lab_idle")
     fill(page, prompt="a red fox in the snow", seeds="0-1", steps="1 2 4")
     button(page).click()
     assert phase(page, "finished") == "finished"
-    squares = page.locator(".fluxnb-square img")
-    assert squares.count() == 6
+    tiles = page.locator(".fluxnb-tile img")
+    assert tiles.count() == 6
     assert all(
-        squares.evaluate_all("(n) => Promise.all(n.map(async (i) => { await i.decode(); return i.naturalWidth }))")
+        tiles.evaluate_all("(n) => Promise.all(n.map(async (i) => { await i.decode(); return i.naturalWidth }))")
     )
     assert page.locator(".fluxnb-head").all_text_contents() == ["1 step", "2 steps", "4 steps"]
     assert page.locator(".fluxnb-row-head").all_text_contents() == ["seed 0", "seed 1"]
-    # Again, now that nothing is made ready for the first time; how long is told, and decides nothing here.
+    # Once more without one-time preparation; the duration is printed, not checked.
     button(page).click()
     phase(page, "running")
     phase(page, "finished")
-    took = page.evaluate(
+    milliseconds = page.evaluate(
         "() => { const d = document.querySelector('.fluxnb-lab').dataset; return d.first - d.clicked; }"
     )
-    print(f"from click to first picture: {took:.0f} ms")
-    assert "6 pictures in" in page.locator(".fluxnb-said").text_content()
+    print(f"from click to first picture: {milliseconds:.0f} ms")
+    assert "6 pictures in" in page.locator(".fluxnb-progress-text").text_content()
     shot(page, "lab_finished")
     assert execute(page, "print(repr(lab.grid), len(lab.grids))").strip().endswith("2")
 
 
-def test_previews_come_step_by_step_and_another_cell_runs_meanwhile(opened):
+def test_previews_are_displayed_and_another_cell_runs_meanwhile(opened):
     page = opened(LOAD, SLOW.format(pause=0.25), name="lab_free.ipynb")
     fill(page, prompt="a red fox", seeds="0-9", steps="4")
     button(page).click()
     page.locator(".fluxnb-step", has_text="2 of 4").first.wait_for()
     shot(page, "lab_running")
-    said = execute(page, "print(6 * 7, lab.state['phase'])")
-    assert said.split() == ["42", "running"], "the kernel answers while pictures are made"
-    # A cell that uses the same model takes turns with the lab, and spoils nothing.
-    said = execute(
+    output = execute(page, "print(6 * 7, lab.state['phase'])")
+    assert output.split() == ["42", "running"], "the kernel replies during the sampling"
+    # A cell may use the same model at the same time, and gets its own bytes.
+    output = execute(
         page, "a = fnb.run(flux, 'a dog', seed=1, steps=2); b = fnb.run(flux, 'a dog', seed=1, steps=2)\n"
         "print(a.image.tobytes() == b.image.tobytes(), lab.state['phase'])"
     )  # fmt: skip
-    assert said.split() == ["True", "running"]
-    page.wait_for_function("() => document.querySelector('.fluxnb-said').textContent.includes('left')")
+    assert output.split() == ["True", "running"]
+    page.wait_for_function("() => document.querySelector('.fluxnb-progress-text').textContent.includes('left')")
     assert page.locator(".fluxnb-flow .fluxnb-head").all_text_contents() == [f"seed {n}" for n in range(10)]
     shot(page, "lab_later")
     phase(page, "finished")
@@ -119,7 +119,7 @@ def test_previews_come_step_by_step_and_another_cell_runs_meanwhile(opened):
     assert execute(page, same).strip() == "True"
 
 
-def test_stop_answers_within_one_step(opened):
+def test_stop_takes_effect_within_one_step(opened):
     page = opened(LOAD, SLOW.format(pause=0.4), name="lab_stop.ipynb")
     count = "n = [0]\nflux.pipe.transformer.register_forward_pre_hook(lambda *_: n.__setitem__(0, n[0] + 1))\nprint(n)"
     execute(page, count)
@@ -127,19 +127,19 @@ def test_stop_answers_within_one_step(opened):
     button(page).click()
     page.locator(".fluxnb-step", has_text="2 of 4").first.wait_for()
     before = int(execute(page, "print(n[0])"))
-    began = time.monotonic()
+    start = time.monotonic()
     root(page).press("Escape")
     assert phase(page, "stopped") == "stopped"
-    took = time.monotonic() - began
+    seconds = time.monotonic() - start
     after = int(execute(page, "print(n[0])"))
-    print(f"from stop to stopped: {took * 1000:.0f} ms, {after - before} evaluations")
-    assert after - before <= 2, "the one under way, and under guidance its second half"
-    assert "of 10 pictures" in page.locator(".fluxnb-said").text_content()
+    print(f"from stop to stopped: {seconds * 1000:.0f} ms, {after - before} evaluations")
+    assert after - before <= 2, "the current one, and with guidance its second half"
+    assert "of 10 pictures" in page.locator(".fluxnb-progress-text").text_content()
     shot(page, "lab_stopped")
     assert button(page).text_content() == "generate" and button(page).is_enabled()
 
 
-def test_a_busy_kernel_does_not_keep_the_lab_from_stopping(opened):
+def test_stop_works_once_a_busy_kernel_is_free(opened):
     page = opened(LOAD, SLOW.format(pause=0.3), name="lab_busy.ipynb")
     fill(page, seeds="0-30", steps="4")
     button(page).click()
@@ -148,13 +148,13 @@ def test_a_busy_kernel_does_not_keep_the_lab_from_stopping(opened):
         "() => { window.jupyterapp.shell.currentWidget.sessionContext.session.kernel"
         ".requestExecute({ code: 'time.sleep(20)' }) }"
     )
-    began = time.monotonic()
+    start = time.monotonic()
     button(page).click()
     phase(page, "stopped", timeout=30_000)
-    print(f"while another cell sleeps, from stop to stopped: {time.monotonic() - began:.1f} s")
+    print(f"while another cell sleeps, from stop to stopped: {time.monotonic() - start:.1f} s")
 
 
-def test_what_cannot_be_is_told_in_the_widget_with_what_to_do(opened):
+def test_an_invalid_request_is_displayed_with_its_remedy(opened):
     page = opened(LOAD, name="lab_errors.ipynb")
     problem = page.locator(".fluxnb-problem")
     assert not problem.is_visible()
@@ -165,14 +165,16 @@ def test_what_cannot_be_is_told_in_the_widget_with_what_to_do(opened):
     shot(page, "lab_problem")
     fill(page, seeds="1", width="100")
     button(page).click()
-    page.wait_for_function("() => document.querySelector('.fluxnb-what').textContent.includes('multiples of 16')")
+    page.wait_for_function(
+        "() => document.querySelector('.fluxnb-problem-text').textContent.includes('multiples of 16')"
+    )
     fill(page, width="64", height="64", steps="1")
     button(page).click()
     phase(page, "finished")
     assert not problem.is_visible()
 
 
-def test_a_prompt_is_text_and_a_large_seed_is_itself(opened):
+def test_markup_in_a_prompt_is_text_and_a_large_seed_is_exact(opened):
     page = opened(LOAD, name="lab_text.ipynb")
     fill(page, prompt=NASTY, seeds="18446744073709551615, 9007199254740993", steps="1")
     root(page).locator("textarea").first.press("Control+Enter")
@@ -182,13 +184,13 @@ def test_a_prompt_is_text_and_a_large_seed_is_itself(opened):
         "seed 18446744073709551615",
         "seed 9007199254740993",
     ]
-    assert NASTY in page.locator(".fluxnb-square img").first.get_attribute("alt")
-    said = execute(page, f"print(lab.grid[0].recipe.prompt == {NASTY!r}, lab.grid[0].recipe.seed == 2**64 - 1)")
-    assert said.split() == ["True", "True"]
-    assert page.locator(".jp-Notebook .jp-CodeCell").count() == 1, "typing is no command of the notebook"
+    assert NASTY in page.locator(".fluxnb-tile img").first.get_attribute("alt")
+    output = execute(page, f"print(lab.grid[0].recipe.prompt == {NASTY!r}, lab.grid[0].recipe.seed == 2**64 - 1)")
+    assert output.split() == ["True", "True"]
+    assert page.locator(".jp-Notebook .jp-CodeCell").count() == 1, "typing triggers no notebook command"
 
 
-def test_a_second_view_shows_what_the_first_shows(opened):
+def test_a_second_view_shows_the_same_images(opened):
     page = opened(LOAD, name="lab_twice.ipynb")
     fill(page, seeds="0-1", steps="1")
     button(page).click()
@@ -203,4 +205,4 @@ def test_a_second_view_shows_what_the_first_shows(opened):
         }"""
     )
     page.wait_for_function("() => document.querySelectorAll('.fluxnb-lab').length === 2")
-    page.wait_for_function("() => document.querySelectorAll('.fluxnb-square img').length === 4")
+    page.wait_for_function("() => document.querySelectorAll('.fluxnb-tile img').length === 4")

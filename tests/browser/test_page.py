@@ -1,4 +1,4 @@
-"""The page that stands alone, opened from a file in a real browser."""
+"""The self-contained page of a trajectory, opened from a file in a real browser."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.scenes import grid, trajectory
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
 
-# 100 moves of the slider, each with the layout it causes: the milliseconds of every one.
+# Duration in milliseconds of each of 100 slider moves, including the layout.
 SCRUB = """async (range) => {
   const times = [];
   for (let i = 0; i < 100; i += 1) {
@@ -24,7 +24,7 @@ SCRUB = """async (range) => {
 @pytest.fixture
 def opened(page, tmp_path):
     def show(record, **options):
-        page.goto(html.write(record, tmp_path / "walk.html", **options).as_uri())
+        page.goto(html.write(record, tmp_path / "trajectory.html", **options).as_uri())
         page.locator(".fluxnb-scrubber[data-sigma]").wait_for()
         return page
 
@@ -39,14 +39,14 @@ def frame(page, number: int = 0) -> str:
     return page.locator(".fluxnb-box img").nth(number).get_attribute("src")
 
 
-def test_a_hundred_scrubs_take_less_than_a_frame_each(opened):
+def test_a_slider_move_takes_less_than_a_display_frame(opened):
     page = opened([trajectory(steps=n) for n in (1, 2, 4, 28)])
     times = page.locator("input[type=range]").evaluate(SCRUB)
     assert len(times) == 100 and sorted(times)[95] <= 16, sorted(times)[-5:]
     assert not page.errors and not page.outside
 
 
-def test_every_frame_shown_is_a_picture_of_the_right_kind(opened):
+def test_every_step_displays_a_frame_of_its_own(opened):
     page = opened(trajectory(steps=4))
     seen = set()
     for _ in range(5):
@@ -56,17 +56,17 @@ def test_every_frame_shown_is_a_picture_of_the_right_kind(opened):
     assert len(seen) == 5 and sigma(page) == 0
 
 
-def test_walks_of_different_lengths_stay_at_one_sigma(opened):
+def test_trajectories_of_different_lengths_stay_at_equal_sigma(opened):
     page = opened([trajectory(steps=1), trajectory(steps=2), trajectory(steps=4)])
     page.locator("input[type=range]").focus()
     for expected in ("step 1 of 1|step 1 of 2|step 2 of 4", "step 1 of 1|step 2 of 2|step 3 of 4"):
         page.keyboard.press("ArrowRight")
-        assert "|".join(page.locator(".fluxnb-where").all_text_contents()) == expected
+        assert "|".join(page.locator(".fluxnb-position").all_text_contents()) == expected
     page.keyboard.press("End")
-    assert page.locator(".fluxnb-where").all_text_contents() == ["the picture"] * 3
+    assert page.locator(".fluxnb-position").all_text_contents() == ["the picture"] * 3
 
 
-def test_the_keyboard_reaches_everything(opened):
+def test_every_control_has_a_key(opened):
     page = opened(trajectory(steps=4))
     root = page.locator(".fluxnb-scrubber")
     page.locator("input[type=range]").focus()
@@ -87,7 +87,7 @@ def test_the_keyboard_reaches_everything(opened):
     assert sigma(page) == 1
 
 
-def test_play_runs_to_the_picture_and_stops(opened):
+def test_play_runs_to_the_final_image_and_stops(opened):
     page = opened(trajectory(steps=4))
     page.locator(".fluxnb-play").press(" ")
     page.locator(".fluxnb-play[aria-label=pause]").wait_for()
@@ -95,20 +95,20 @@ def test_play_runs_to_the_picture_and_stops(opened):
     page.locator(".fluxnb-play[aria-label=play]").wait_for()
 
 
-def test_all_walks_zoom_and_move_together(opened):
+def test_all_trajectories_zoom_and_pan_together(opened):
     page = opened([trajectory(steps=1), trajectory(steps=2)])
     box = page.locator(".fluxnb-box").first
     box.dblclick()
-    place = box.bounding_box()
-    page.mouse.move(place["x"] + 60, place["y"] + 60)
+    bounds = box.bounding_box()
+    page.mouse.move(bounds["x"] + 60, bounds["y"] + 60)
     page.mouse.down()
-    page.mouse.move(place["x"] + 100, place["y"] + 80, steps=4)
+    page.mouse.move(bounds["x"] + 100, bounds["y"] + 80, steps=4)
     page.mouse.up()
     styles = {image.get_attribute("style") for image in page.locator(".fluxnb-box img").all()}
     assert len(styles) == 1 and "translate(0%" not in styles.pop()
 
 
-def test_a_hostile_prompt_is_text(opened):
+def test_markup_in_a_prompt_is_displayed_as_text(opened):
     page = opened([trajectory(prompt=NASTY, steps=1), trajectory(prompt=NASTY + "2", steps=2)])
     assert NASTY in page.locator(".fluxnb-title").text_content()
     assert NASTY in page.locator(".fluxnb-label").first.text_content()
@@ -117,54 +117,54 @@ def test_a_hostile_prompt_is_text(opened):
     assert NASTY in page.title() and not page.errors and not page.outside
 
 
-def test_a_grid_scrubs_all_its_cells(opened):
+def test_the_slider_moves_all_cells_of_a_grid(opened):
     page = opened(grid(seeds=[0, 1], steps=[1, 2, 4], trajectories=True))
     assert page.locator(".fluxnb-trajectory").count() == 6
     page.locator("input[type=range]").press("End")
-    assert page.locator(".fluxnb-where").all_text_contents() == ["the picture"] * 6
+    assert page.locator(".fluxnb-position").all_text_contents() == ["the picture"] * 6
 
 
-def test_a_grid_without_walks_has_no_slider(opened):
+def test_a_grid_without_trajectories_has_no_slider(opened):
     page = opened(grid(seeds=[0, 1], steps=[1, 2]))
     assert page.locator(".fluxnb-trajectory").count() == 4 and page.locator("input[type=range]").count() == 0
     assert page.locator(".fluxnb-box img").first.evaluate("(i) => i.naturalWidth") == 128
 
 
-def test_without_script_the_picture_and_its_name_are_there(chromium, tmp_path):
+def test_without_javascript_the_image_and_its_alt_text_are_displayed(chromium, tmp_path):
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(html.write(trajectory(), tmp_path / "walk.html").as_uri())
+    page.goto(html.write(trajectory(), tmp_path / "trajectory.html").as_uri())
     assert page.locator("img").get_attribute("alt").startswith("a house on a hill")
     context.close()
 
 
-def veil(page) -> str | None:
-    image = page.locator(".fluxnb-veil").first
+def overlay(page) -> str | None:
+    image = page.locator(".fluxnb-overlay").first
     return image.get_attribute("data-frame") if image.is_visible() else None
 
 
-def test_a_word_lights_the_picture_and_goes_along_with_the_steps(opened):
+def test_the_attention_overlay_of_a_word_follows_the_steps(opened):
     page = opened(trajectory(steps=4, looks=True))
     root, words = page.locator(".fluxnb-scrubber"), page.locator(".fluxnb-word")
-    assert words.all_text_contents() == ["a", "house", "on", "hill"] and veil(page) is None
+    assert words.all_text_contents() == ["a", "house", "on", "hill"] and overlay(page) is None
     words.nth(1).click()
     assert root.get_attribute("data-word") == "house" and words.nth(1).get_attribute("aria-pressed") == "true"
     seen = set()
     for _ in range(4):
-        decoded = page.locator(".fluxnb-veil").evaluate("async (i) => { await i.decode(); return i.naturalWidth }")
+        decoded = page.locator(".fluxnb-overlay").evaluate("async (i) => { await i.decode(); return i.naturalWidth }")
         assert decoded == 8
-        seen.add(veil(page))
+        seen.add(overlay(page))
         page.locator("input[type=range]").press("ArrowRight")
-    assert len(seen) == 4 and sigma(page) == 0 and veil(page) in seen
+    assert len(seen) == 4 and sigma(page) == 0 and overlay(page) in seen
     page.keyboard.press("w")
     assert root.get_attribute("data-word") == "on"
     page.keyboard.press("w")
     page.keyboard.press("w")
-    assert root.get_attribute("data-word") == "" and veil(page) is None
+    assert root.get_attribute("data-word") == "" and overlay(page) is None
     assert not page.errors and not page.outside
 
 
-def test_the_light_zooms_and_moves_with_the_picture(opened):
+def test_the_attention_overlay_zooms_with_the_image(opened):
     page = opened(trajectory(steps=2, looks=True))
     page.keyboard.press("Tab")
     page.locator("input[type=range]").press("w")
@@ -173,11 +173,11 @@ def test_the_light_zooms_and_moves_with_the_picture(opened):
     assert len(styles) == 1 and "scale(1.5)" in styles.pop()
 
 
-def test_a_hostile_word_is_text(opened):
+def test_markup_in_a_word_is_displayed_as_text(opened):
     page = opened(trajectory(prompt="<img/src=x/onerror=window.owned=3> </script><b>x", looks=True, steps=1))
     assert page.locator(".fluxnb-word").first.text_content() == "<img/src=x/onerror=window.owned=3>"
     assert page.evaluate("window.owned") is None and page.locator(".fluxnb-scrubber b").count() == 0
 
 
-def test_a_walk_without_attention_offers_no_words(opened):
+def test_a_trajectory_without_attention_has_no_word_buttons(opened):
     assert opened(trajectory()).locator(".fluxnb-words").count() == 0

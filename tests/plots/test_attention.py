@@ -117,7 +117,7 @@ def test_what_cannot_be_shown_is_told_in_three_parts(call, says):
 def test_the_scrubber_is_given_a_veil_for_each_word_and_step(seen):
     data, frames = payload(seen, frame_sets(seen))
     assert data["words"] == ["a", "house", "on", "hill"]
-    veils = data["trajectories"][0]["veils"]
+    veils = data["trajectories"][0]["overlays"]
     assert [len(row) for row in veils] == [4] * 4
     with Image.open(io.BytesIO(frames[veils[1][0]])) as veil:
         assert veil.mode == "RGBA" and veil.size == (8, 8)
@@ -129,7 +129,7 @@ def test_walks_of_several_prompts_have_the_words_of_all_and_veils_for_their_own(
     other = trajectory(prompt="a tree", looks=True, steps=1)
     data, _ = payload([seen, other], frame_sets([seen, other]))
     assert data["words"] == ["a", "house", "on", "hill", "tree"]
-    assert [len(row) for row in data["trajectories"][1]["veils"]] == [1, 0, 0, 0, 1]
+    assert [len(row) for row in data["trajectories"][1]["overlays"]] == [1, 0, 0, 0, 1]
 
 
 def test_without_attention_there_are_no_words():

@@ -1,4 +1,4 @@
-"""The explorer through its traits and messages, and its page through its text; no front end, no model."""
+"""The explorer by its traits and messages, and its page by its text; without a front end or a model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.trajectories import resolved
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
 
 
-class Coming:
-    """What `fnb.stream` returns, as far as a view sees it: cells that come one by one, and the grid they will fill."""
+class FakeStream:
+    """A stand-in for the result of `fnb.stream`: an iterator of cells with `axes`, `model` and `close`."""
 
     def __init__(self, sweep: Sweep, *, gate: threading.Semaphore | None = None, breaks_at: int | None = None) -> None:
         self.axes, self.model, self.closed = dict(sweep.axes), sweep.model, False
@@ -51,30 +51,30 @@ class Coming:
 
 
 def content(text: str) -> dict:
-    """The JSON of a page, read as the browser reads it."""
+    """The JSON that a page passes to its script."""
     return json.loads(re.search(r"const \{ data, urls \} = (\{.*\});\nmount", text, re.S)[1])
 
 
-# ------------------------------------------------------------------------------------------------------ what is shown
+# ------------------------------------------------------------------------------------------------------- displayed data
 def test_cells_are_json_and_frames_are_webp():
     widget = explore(grid(trajectories=True))
     assert len(json.loads(json.dumps(widget.cells))) == 12
     assert all(isinstance(frame, bytes) and frame[8:12] == b"WEBP" for frame in widget.frames)
 
 
-def test_every_frame_a_cell_names_is_there_and_every_frame_is_named():
+def test_cells_refer_to_every_frame_and_to_no_other():
     widget = explore(grid(seeds=[0, 1], trajectories=True))
-    named = {cell["final"] for cell in widget.cells}
-    named |= {n for cell in widget.cells for numbers in cell["frames"].values() for n in numbers}
-    assert named == set(range(len(widget.frames)))
+    used = {cell["final"] for cell in widget.cells}
+    used |= {n for cell in widget.cells for numbers in cell["frames"].values() for n in numbers}
+    assert used == set(range(len(widget.frames)))
 
 
-def test_a_frame_that_cells_share_travels_once():
-    alone = sum(len(explore(grid(seeds=[0], steps=[count], trajectories=True)).frames) for count in (1, 2, 4))
-    assert len(explore(grid(seeds=[0], steps=[1, 2, 4], trajectories=True)).frames) < alone
+def test_a_frame_that_cells_share_is_sent_once():
+    separate = sum(len(explore(grid(seeds=[0], steps=[count], trajectories=True)).frames) for count in (1, 2, 4))
+    assert len(explore(grid(seeds=[0], steps=[1, 2, 4], trajectories=True)).frames) < separate
 
 
-def test_a_small_picture_arrives_pixel_for_pixel():
+def test_a_small_image_is_sent_losslessly():
     import io
 
     sweep = grid(seeds=[1], steps=[2])
@@ -83,7 +83,7 @@ def test_a_small_picture_arrives_pixel_for_pixel():
         assert shown.convert("RGB").tobytes() == sweep[0].image.convert("RGB").tobytes()
 
 
-def test_a_picture_larger_than_size_is_made_smaller_and_keeps_its_shape():
+def test_an_image_larger_than_size_is_downscaled_with_its_aspect_ratio():
     import io
 
     cell = dataclasses.replace(grid(seeds=[1], steps=[2])[0], picture=Image.new("RGB", (400, 200), "red"))
@@ -93,61 +93,61 @@ def test_a_picture_larger_than_size_is_made_smaller_and_keeps_its_shape():
     assert (widget.cells[0]["width"], widget.cells[0]["height"]) == (400, 200)
 
 
-def test_a_seed_that_javascript_would_round_is_text():
+def test_a_large_seed_is_sent_as_text():
     cell = dataclasses.replace(grid(seeds=[1], steps=[2])[0], recipe=resolved(prompt="a fox", seed=2**64 - 1))
     assert ["seed", "18446744073709551615"] in json.loads(json.dumps(explore([cell]).cells))[0]["facts"]
 
 
-def test_prompts_that_begin_alike_are_called_by_what_differs():
+def test_prompts_with_a_common_prefix_are_named_by_the_rest():
     common = "a photograph of a house on a hill in the evening,"
     axis = explore(grid(prompts=[f"{common} pencil", f"{common} oil"])).data["axes"][0]
-    assert axis["values"] == ["… pencil", "… oil"] and axis["whole"][1] == f"{common} oil"
+    assert axis["values"] == ["… pencil", "… oil"] and axis["full"][1] == f"{common} oil"
     nested = explore(grid(prompts=[common, f"{common} oil"])).data["axes"][0]["values"]
-    assert nested == ["… evening,", "… evening, oil"], "something is left of each"
+    assert nested == ["… evening,", "… evening, oil"], "no name is empty"
 
 
-def test_axes_are_in_words_and_cells_know_their_place():
+def test_axes_have_readable_values_and_cells_their_position():
     data, cells = (widget := explore(grid(seeds=[5, 7], steps=[1, 4]))).data, widget.cells
     assert [axis["name"] for axis in data["axes"]] == ["prompt", "seed", "steps"]
     assert data["axes"][1]["values"] == ["seed 5", "seed 7"] and data["axes"][2]["values"] == ["1 step", "4 steps"]
-    assert [cell["at"] for cell in cells] == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+    assert [cell["position"] for cell in cells] == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
 
 
-def test_a_value_that_the_run_filled_in_has_the_place_of_what_was_asked():
+def test_a_default_filled_in_by_the_run_has_the_position_of_none():
     sweep = grid(seeds=[0], steps=[1])
-    asked = dataclasses.replace(sweep, axes={**sweep.axes, "width": (None, 256)})
-    assert explore(asked).cells[0]["at"][-1] == 0
+    requested = dataclasses.replace(sweep, axes={**sweep.axes, "width": (None, 256)})
+    assert explore(requested).cells[0]["position"][-1] == 0
 
 
-def test_a_list_of_cells_finds_the_axes_in_which_they_differ():
+def test_the_axes_of_a_list_of_cells_are_the_fields_that_differ():
     axes = explore(list(grid(seeds=[0, 3], steps=[2]))).data["axes"]
     assert [(axis["name"], len(axis["values"])) for axis in axes] == [("prompt", 1), ("seed", 2), ("steps", 1)]
 
 
-def test_cells_without_steps_say_why_nothing_can_be_scrubbed():
+def test_cells_without_steps_have_a_note_about_keep():
     widget = explore(grid())
-    assert all(cell["sigmas"] == [] for cell in widget.cells) and "keep=fnb.Keep()" in widget.data["why"]
+    assert all(cell["sigmas"] == [] for cell in widget.cells) and "keep=fnb.Keep()" in widget.data["scrub_note"]
 
 
-def test_a_lossy_cell_says_so():
+def test_a_lossy_cell_is_marked():
     cell = dataclasses.replace(grid(seeds=[0], steps=[1])[0], numerics="batch")
     assert dict(explore([cell]).cells[0]["facts"])["numbers"].startswith("lossy")
 
 
-def test_the_decoder_that_is_handed_in_makes_the_frames():
-    asked = []
+def test_a_user_supplied_decoder_computes_the_frames():
+    batch_sizes = []
 
     def decode(latents):
-        asked.append(len(latents))
+        batch_sizes.append(len(latents))
         return [Image.new("RGB", (24, 24), (10, 200, 30)) for _ in latents]
 
     widget = explore(grid(seeds=[0], steps=[2, 4], trajectories=True), shows=["clean"], decode=decode)
-    assert asked == [2, 3], "the start that both walks share is decoded once"
+    assert batch_sizes == [2, 3], "the first step that both trajectories share is decoded once"
     assert len(widget.frames) == 1 + 2 and widget.data["note"] == "frames by decoder"
 
 
 @pytest.mark.parametrize("nothing", [[], Sweep(cells=(), axes={"seed": (1,)}), "grid", 3, None, iter([])])
-def test_what_is_no_grid_is_refused_with_what_to_type(nothing):
+def test_other_values_are_refused_with_a_remedy(nothing):
     with pytest.raises(InputError, match=r"fnb\.sweep|Run it again"):
         explore(nothing)
 
@@ -158,23 +158,23 @@ def test_unknown_shows_and_sizes_are_refused(wrong):
         explore(grid(), **wrong)
 
 
-def test_repr_says_how_many_and_holds_no_address():
+def test_repr_has_the_count_and_no_memory_address():
     assert repr(explore(grid())) == "Explorer(12 of 12 cells)"
     unfinished = dataclasses.replace(grid(), cells=grid().cells[:5], finished=False)
     assert repr(explore(unfinished)) == "Explorer(5 of 12 cells, stopped)"
 
 
-def test_the_bundle_has_a_still_picture_for_who_cannot_run_it():
+def test_the_mime_bundle_has_a_fallback_image():
     bundle, _ = explore(grid())._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
-    with Image.open(__import__("io").BytesIO(base64.b64decode(bundle["image/png"]))) as still:
-        assert still.width > still.height > 80
+    with Image.open(__import__("io").BytesIO(base64.b64decode(bundle["image/png"]))) as image:
+        assert image.width > image.height > 80
 
 
-# ------------------------------------------------------------------------------------------------------- while it fills
-def test_cells_fill_in_while_the_kernel_is_free():
+# ------------------------------------------------------------------------------------------------------- while sampling
+def test_cells_are_received_in_the_background():
     gate = threading.Semaphore(0)
-    widget = explore(Coming(grid(), gate=gate))
+    widget = explore(FakeStream(grid(), gate=gate))
     assert widget.data["state"] == "running" and repr(widget) == "Explorer(0 of 12 cells, running)"
     for _ in range(13):
         gate.release()
@@ -183,40 +183,41 @@ def test_cells_fill_in_while_the_kernel_is_free():
     assert [cell.recipe for cell in widget.grid] == [cell.recipe for cell in grid()]
 
 
-def test_each_cell_is_sent_as_it_comes_and_all_of_them_at_every_doubling(monkeypatch):
-    sent, whole = [], []
-    monkeypatch.setattr(Explorer, "send", lambda self, said, buffers=None: sent.append((said, buffers)))
-    monkeypatch.setattr(Explorer, "send_state", lambda self, key=None: whole.append((key, len(self.cells))))
-    widget = explore(Coming(grid(trajectories=True))).wait(20)
-    assert [said["number"] + 1 for said, _ in sent] == [3, 5, 6, 7, 9, 10, 11, 12]
-    assert [count for key, count in whole if key == ["cells", "frames"]] == [1, 2, 4, 8, 12]
-    for said, buffers in sent:
-        first = said["first"]
-        assert buffers == widget.frames[first : first + len(buffers)] and said["cell"] == widget.cells[said["number"]]
+def test_each_cell_is_sent_at_once_and_all_of_them_at_every_doubling(monkeypatch):
+    sent, resent = [], []
+    monkeypatch.setattr(Explorer, "send", lambda self, message, buffers=None: sent.append((message, buffers)))
+    monkeypatch.setattr(Explorer, "send_state", lambda self, key=None: resent.append((key, len(self.cells))))
+    widget = explore(FakeStream(grid(trajectories=True))).wait(20)
+    assert [message["number"] + 1 for message, _ in sent] == [3, 5, 6, 7, 9, 10, 11, 12]
+    assert [count for key, count in resent if key == ["cells", "frames"]] == [1, 2, 4, 8, 12]
+    for message, buffers in sent:
+        first = message["first_frame"]
+        assert buffers == widget.frames[first : first + len(buffers)]
+        assert message["cell"] == widget.cells[message["number"]]
 
 
-def test_stop_ends_the_making_after_the_cell_in_hand():
+def test_stop_ends_the_sampling_after_the_current_cell():
     gate = threading.Semaphore(3)
-    coming = Coming(grid(), gate=gate)
-    widget = explore(coming)
+    cells = FakeStream(grid(), gate=gate)
+    widget = explore(cells)
     while len(widget.cells) < 3:
         pass
     widget.stop()
     gate.release()
     widget.wait(20)
-    assert len(widget.grid) == 4 and widget.data["state"] == "stopped" and coming.closed
+    assert len(widget.grid) == 4 and widget.data["state"] == "stopped" and cells.closed
 
 
-def test_what_breaks_the_making_is_shown_and_raised_again():
-    coming = Coming(grid(), breaks_at=2)
-    widget = explore(coming)
+def test_an_error_while_sampling_is_displayed_and_raised_by_wait():
+    cells = FakeStream(grid(), breaks_at=2)
+    widget = explore(cells)
     with pytest.raises(fnb.RunError, match="out of memory"):
         widget.wait(20)
-    assert widget.data["state"] == "failed" and "Try height=512" in widget.data["said"]
-    assert len(widget.cells) == 2 and coming.closed and not widget.grid.finished
+    assert widget.data["state"] == "failed" and "Try height=512" in widget.data["message"]
+    assert len(widget.cells) == 2 and cells.closed and not widget.grid.finished
 
 
-def test_a_step_that_stops_the_making_is_a_stop_and_no_error(toy):
+def test_a_step_callback_that_returns_stop_is_no_error(toy):
     def first_only(step):
         return fnb.STOP if step.index == 1 else None
 
@@ -224,25 +225,25 @@ def test_a_step_that_stops_the_making_is_a_stop_and_no_error(toy):
     assert len(widget.cells) == 1 and widget.data["state"] == "stopped"
 
 
-def test_a_click_on_stop_is_heard():
+def test_a_stop_message_ends_the_sampling():
     gate = threading.Semaphore(1)
-    widget = explore(Coming(grid(), gate=gate))
+    widget = explore(FakeStream(grid(), gate=gate))
     widget._handle_custom_msg({"kind": "stop"}, [])
     gate.release()
     widget.wait(20)
     assert widget.data["state"] == "stopped"
 
 
-def test_a_stream_shows_the_grid_of_its_own_model(toy):
-    coming = fnb.stream(toy, prompts="a red fox", seeds=[0, 2**64 - 1], steps=[1, 2], keep=fnb.Keep())
-    assert isinstance(coming, fnb.Stream) and dict(coming.axes)["steps"] == (1, 2)
-    widget = fnb.explore(coming).wait(60)
+def test_a_stream_of_a_real_model_is_explored(toy):
+    cells = fnb.stream(toy, prompts="a red fox", seeds=[0, 2**64 - 1], steps=[1, 2], keep=fnb.Keep())
+    assert isinstance(cells, fnb.Stream) and dict(cells.axes)["steps"] == (1, 2)
+    widget = fnb.explore(cells).wait(60)
     assert isinstance(widget, fnb.Explorer) and widget.data["total"] == 4
     assert {cell["sigmas"][0] for cell in widget.cells} == {1.0} and widget.grid.finished
 
 
 # ------------------------------------------------------------------------------------------------------ stars and files
-def test_the_starred_leave_as_png_with_their_recipes(tmp_path):
+def test_starred_cells_are_exported_as_png_with_their_recipes(tmp_path):
     widget = explore(grid(), folder=tmp_path / "best")
     widget.stars = [5, 1]
     paths = widget.export()
@@ -250,17 +251,17 @@ def test_the_starred_leave_as_png_with_their_recipes(tmp_path):
     assert widget.export() == paths and len(list((tmp_path / "best").iterdir())) == 2
 
 
-def test_a_click_on_save_is_answered_in_words(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(Explorer, "send", lambda self, content, buffers=None: said.append(content["text"]))
+def test_a_save_message_is_answered_with_a_text(tmp_path, monkeypatch):
+    replies = []
+    monkeypatch.setattr(Explorer, "send", lambda self, content, buffers=None: replies.append(content["text"]))
     widget = explore(grid(), folder=tmp_path / "best")
     widget._handle_custom_msg({"kind": "save"}, [])
     widget.stars = [0]
     widget._handle_custom_msg({"kind": "save"}, [])
-    assert "no starred cell" in said[0] and said[1] == f"1 picture written to {tmp_path / 'best'}"
+    assert "no starred cell" in replies[0] and replies[1] == f"1 picture written to {tmp_path / 'best'}"
 
 
-def test_a_folder_that_cannot_be_is_an_error_in_words(tmp_path):
+def test_an_unwritable_folder_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     widget = explore(grid(), folder=tmp_path / "file" / "best")
     widget.stars = [0]
@@ -268,20 +269,20 @@ def test_a_folder_that_cannot_be_is_an_error_in_words(tmp_path):
         widget.export()
 
 
-def test_a_star_that_no_cell_has_is_nothing(tmp_path):
+def test_a_star_of_no_cell_is_ignored(tmp_path):
     widget = explore(grid())
     widget.stars = [99, -1, 2]
     assert widget.starred == (widget.grid[2],)
 
 
 @given(st.text(min_size=1, max_size=80).filter(lambda text: text.strip() and not re.search("[\ud800-\udfff]", text)))
-def test_a_file_name_is_a_name_whatever_the_prompt(prompt):
+def test_a_file_name_is_valid_for_any_prompt(prompt):
     cell = Cell(recipe=resolved(prompt=prompt), key="0a1b2c3d4e")
     assert re.fullmatch(r"[a-z0-9][a-z0-9-]*-seed-0-steps-4-0a1b2c3d", pages._stem(cell))
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
-def test_a_sweep_writes_its_page_with_every_cell(tmp_path):
+def test_the_page_of_a_sweep_contains_every_cell(tmp_path):
     sweep = grid(trajectories=True)
     found = content(sweep.to_html(tmp_path / "grid.html").read_text())
     assert len(found["data"]["cells"]) == 12 and len(found["urls"]) == len(explore(sweep).frames)
@@ -294,18 +295,18 @@ def test_the_widget_writes_the_same_page(tmp_path):
     assert widget.to_html(tmp_path / "a.html").read_text() == sweep.to_html(tmp_path / "b.html").read_text()
 
 
-def test_a_hostile_prompt_ends_no_script_and_no_title(tmp_path):
+def test_a_prompt_with_markup_is_escaped(tmp_path):
     text = grid(prompts=[NASTY]).to_html(tmp_path / "grid.html").read_text()
     assert text.count("</script>") == 1 and text.count("</style>") == 1 and "<b>bold" not in text
     assert content(text)["data"]["cells"][0]["facts"][0] == ["prompt", NASTY]
 
 
-def test_a_page_asks_for_nothing_outside_itself(tmp_path):
+def test_a_page_makes_no_network_request(tmp_path):
     text = grid().to_html(tmp_path / "grid.html").read_text()
     assert "default-src 'none'" in text and not re.search(r"https?://(?!www\.w3\.org)", text)
 
 
-def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
+def test_a_failed_write_leaves_no_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):
         grid().to_html(tmp_path / "file" / "grid.html")
@@ -315,12 +316,12 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------------------- the front end
-def test_nothing_in_the_front_end_makes_markup_of_text_or_asks_the_network():
+def test_the_front_end_neither_parses_text_as_markup_nor_uses_the_network():
     source = script("explore")
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", source)
     assert not re.search(r"https?://|import\s*\(|fetch\(|XMLHttpRequest", source)
 
 
-def test_the_front_end_is_one_module_with_one_door():
+def test_the_front_end_is_one_module_with_one_export():
     assert script("explore").count("export default") == 1 and "import " not in style("explore")
-    assert set(VIEWS["explore"]) >= {"film", "explore"}
+    assert set(VIEWS["explore"]) >= {"shared", "explore"}

@@ -1,4 +1,4 @@
-// Pictures that leave the page: PNG files that carry their recipe, several of them in one ZIP.
+// Download of images: PNG files with an embedded recipe, several of them in one ZIP archive.
 
 const CRC = Uint32Array.from({ length: 256 }, (_, byte) => {
   let value = byte;
@@ -12,69 +12,69 @@ function crc32(bytes) {
   return (value ^ 0xffffffff) >>> 0;
 }
 
-function joined(parts) {
-  const whole = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
-  let at = 0;
+function concatenate(parts) {
+  const result = new Uint8Array(parts.reduce((length, part) => length + part.length, 0));
+  let offset = 0;
   for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
+    result.set(part, offset);
+    offset += part.length;
   }
-  return whole;
+  return result;
 }
 
-// Numbers one after the other, given as [value, bytes] pairs.
-function packed(littleEndian, ...numbers) {
+// Encode integers, given as [value, bytes] pairs, one after the other.
+function encodeIntegers(littleEndian, ...numbers) {
   const view = new DataView(new ArrayBuffer(numbers.reduce((length, [, bytes]) => length + bytes, 0)));
-  let at = 0;
+  let offset = 0;
   for (const [value, bytes] of numbers) {
-    if (bytes === 2) view.setUint16(at, value, littleEndian);
-    else view.setUint32(at, value, littleEndian);
-    at += bytes;
+    if (bytes === 2) view.setUint16(offset, value, littleEndian);
+    else view.setUint32(offset, value, littleEndian);
+    offset += bytes;
   }
   return new Uint8Array(view.buffer);
 }
 
-// A PNG with the recipe in a tEXt chunk right after its header, where `fluxnb.open_recipe` looks; ASCII text only.
+// Insert the recipe, ASCII text, as a tEXt chunk after the header of a PNG; `fluxnb.open_recipe` reads it.
 export function withRecipe(png, recipe) {
   const body = new TextEncoder().encode(`tEXtfluxnb\0${recipe}`);
-  const chunk = [packed(false, [body.length - 4, 4]), body, packed(false, [crc32(body), 4])];
-  const header = 8 + 25; // signature, then the chunk IHDR, which is always first and always this long
-  return joined([png.subarray(0, header), ...chunk, png.subarray(header)]);
+  const chunk = [encodeIntegers(false, [body.length - 4, 4]), body, encodeIntegers(false, [crc32(body), 4])];
+  const header = 8 + 25; // signature and the IHDR chunk, which is always first and of this length
+  return concatenate([png.subarray(0, header), ...chunk, png.subarray(header)]);
 }
 
-// A ZIP of files that are stored as they are: PNG is compressed already.
+// A ZIP archive without compression, since PNG is compressed already.
 export function zipped(files) {
   const locals = [];
   const entries = [];
   let offset = 0;
   for (const { name, bytes } of files) {
     const title = new TextEncoder().encode(name);
-    // Version 2.0, names in UTF-8, stored, the first day that ZIP knows (the same stars give the same file).
-    const facts = packed(true, [20, 2], [0x800, 2], [0, 2], [0, 2], [0x21, 2], [crc32(bytes), 4],
+    // Version 2.0, names in UTF-8, stored, and the earliest date of ZIP so that equal contents give equal files.
+    const fields = encodeIntegers(true, [20, 2], [0x800, 2], [0, 2], [0, 2], [0x21, 2], [crc32(bytes), 4],
       [bytes.length, 4], [bytes.length, 4], [title.length, 2], [0, 2]); // prettier-ignore
-    const local = joined([packed(true, [0x04034b50, 4]), facts, title, bytes]);
-    entries.push(joined([
-      packed(true, [0x02014b50, 4], [20, 2]), facts,
-      packed(true, [0, 2], [0, 2], [0, 2], [0, 4], [offset, 4]), title,
+    const local = concatenate([encodeIntegers(true, [0x04034b50, 4]), fields, title, bytes]);
+    entries.push(concatenate([
+      encodeIntegers(true, [0x02014b50, 4], [20, 2]), fields,
+      encodeIntegers(true, [0, 2], [0, 2], [0, 2], [0, 4], [offset, 4]), title,
     ])); // prettier-ignore
     locals.push(local);
     offset += local.length;
   }
-  const directory = joined(entries);
+  const directory = concatenate(entries);
   const count = files.length;
-  const end = packed(true, [0x06054b50, 4], [0, 2], [0, 2], [count, 2], [count, 2], [directory.length, 4],
+  const end = encodeIntegers(true, [0x06054b50, 4], [0, 2], [0, 2], [count, 2], [count, 2], [directory.length, 4],
     [offset, 4], [0, 2]); // prettier-ignore
-  return joined([...locals, directory, end]);
+  return concatenate([...locals, directory, end]);
 }
 
-function loaded(url) {
+function loadImage(url) {
   const image = new Image();
   image.src = url;
   return image.decode().then(() => image);
 }
 
-async function pngOf(url, recipe) {
-  const image = await loaded(url);
+async function encodePng(url, recipe) {
+  const image = await loadImage(url);
   const canvas = make("canvas");
   canvas.width = image.naturalWidth;
   canvas.height = image.naturalHeight;
@@ -83,10 +83,10 @@ async function pngOf(url, recipe) {
   return withRecipe(new Uint8Array(await blob.arrayBuffer()), recipe);
 }
 
-// One picture as a PNG, several as a ZIP of PNGs; each is { name, url, recipe }.
-async function download(pictures) {
+// Download one image as PNG, several as a ZIP of PNGs; each is { name, url, recipe }.
+async function download(images) {
   const files = [];
-  for (const { name, url, recipe } of pictures) files.push({ name: `${name}.png`, bytes: await pngOf(url, recipe) });
+  for (const { name, url, recipe } of images) files.push({ name: `${name}.png`, bytes: await encodePng(url, recipe) });
   const [one] = files;
   const many = files.length > 1;
   const bytes = many ? zipped(files) : one.bytes;

@@ -1,31 +1,32 @@
-// The explorer of a grid: rows, columns and pages of one's choice, every cell at one noise level, stars, and the viewer.
+// The explorer of a grid: selectable rows, columns and pages, all cells at one noise level, stars, and the viewer.
 //
-// In a notebook anywidget calls `initialize` once and `render` for each view; cells arrive as messages while they are
-// made. In a page that stands alone `mount` is called with data: addresses. Text only ever becomes textContent or an
-// attribute, never markup.
+// In a notebook anywidget calls `initialize` once and `render` for each view; cells arrive as messages while the grid is
+// sampled. In a self-contained page `mount` is called with data: URLs. Text is only ever assigned to textContent or to
+// an attribute, never parsed as markup.
 
-const SMALLEST = 48; // pixels, the side of a cell
-const LARGEST = 512;
-const NARROW = 560; // pixels of width below which the name of a row stands above it
-const PATIENCE = 4000; // milliseconds that a kernel may take to answer
+const MIN_SIDE = 48; // pixels, of a cell
+const MAX_SIDE = 512;
+const NARROW = 560; // pixels of width below which row names are placed above their row
+const REPLY_TIMEOUT = 4000; // milliseconds for the kernel to reply
 
-// source: { data, cells, url(number) }, read again whenever `refresh` is called; door: to the kernel, null without one.
-function explorer(root, source, door) {
-  const state = { chosen: [], starred: new Set(), side: 0, shape: "" };
-  let byPlace = new Map(); // "axis,axis,axis" to the number of the cell
+// source: { data, cells, url(number) }, read again by every `refresh`. kernel: { stop, save, stars }, null in a page.
+function explorer(root, source, kernel) {
+  const state = { selected: [], starred: new Set(), side: 0, shape: "" };
+  let byPosition = new Map(); // position on the axes, joined by commas, to the number of the cell
 
   root.classList.add("fluxnb", "fluxnb-explore");
   const title = make("div", "fluxnb-title");
   const shared = make("div", "fluxnb-shared");
   const status = make("div", "fluxnb-status");
   const progress = make("progress");
-  const counted = make("span");
-  const halt = makeButton("fluxnb-stop", "stop", "stop after the cell that is being made", () => door?.stop());
-  const film = transport({ shows: source.data.shows, playKey: "p", alive: () => root.isConnected, changed: draw });
-  const axes = makeAxes(lay);
+  const countText = make("span");
+  const stopButton = makeButton("fluxnb-stop", "stop", "stop after the current cell", () => kernel?.stop());
+  const isConnected = () => root.isConnected;
+  const playback = makePlayback({ shows: source.data.shows, playKey: "p", isConnected, changed: draw });
+  const axes = makeAxes(buildTable);
   const table = makeTable({
     open: (id) => viewer.open([id]),
-    choose,
+    select,
     star: (id) => star([id]),
     url: source.url,
     label: (id) => label(id),
@@ -35,260 +36,264 @@ function explorer(root, source, door) {
   const larger = makeButton("fluxnb-larger", "+", "larger cells (+)", () => resize(1.25));
   const sizes = make("span", "fluxnb-sizes", "size ");
   const controls = make("div", "fluxnb-controls");
-  const filmBar = make("div", "fluxnb-film");
-  const barPlace = make("div", "fluxnb-bar-place");
-  const why = make("div", "fluxnb-why");
-  const bars = make("div", "fluxnb-bars");
-  const chosenBar = make("div", "fluxnb-chosen");
+  const playbackRow = make("div", "fluxnb-playback");
+  const barSlot = make("div", "fluxnb-bar-slot");
+  const scrubNote = make("div", "fluxnb-scrub-note");
+  const actions = make("div", "fluxnb-actions");
+  const selectionBar = make("div", "fluxnb-selected");
   const starBar = make("div", "fluxnb-starred");
-  const heard = make("div", "fluxnb-heard");
+  const message = make("div", "fluxnb-message");
   const foot = make("div", "fluxnb-foot");
   const note = make("span", "fluxnb-note");
   const help = make("span", "fluxnb-help");
-  heard.setAttribute("role", "status");
-  progress.setAttribute("aria-label", "cells made");
+  message.setAttribute("role", "status");
+  progress.setAttribute("aria-label", "finished cells");
   smaller.setAttribute("aria-label", "smaller cells");
   larger.setAttribute("aria-label", "larger cells");
-  status.append(progress, counted, halt);
+  status.append(progress, countText, stopButton);
   sizes.append(smaller, larger);
   axes.bar.append(sizes);
-  barPlace.append(film.bar);
-  filmBar.append(barPlace);
-  if (source.data.shows.length > 1) filmBar.append(film.choice);
-  bars.append(chosenBar, starBar, heard);
-  controls.append(filmBar, why, bars);
+  barSlot.append(playback.bar);
+  playbackRow.append(barSlot);
+  if (source.data.shows.length > 1) playbackRow.append(playback.choice);
+  actions.append(selectionBar, starBar, message);
+  controls.append(playbackRow, scrubNote, actions);
   foot.append(note, help);
   root.replaceChildren(title, shared, status, axes.bar, axes.pager, table.node, controls, foot);
 
-  const viewer = makeViewer(root, film, {
+  const viewer = makeViewer(root, playback, {
     cell: (id) => source.cells[id],
     label,
     url: (id) => source.url(frameOf(id)),
     starred: (id) => state.starred.has(id),
     star,
-    choose,
-    neighbour(right, down) {
-      const id = table.neighbour(right, down);
-      if (id !== undefined) table.at(id);
+    select,
+    neighbor(right, down) {
+      const id = table.neighbor(right, down);
+      if (id !== undefined) table.moveTo(id);
       return id;
     },
-    // Back to the cell that was looked at last; where several were compared the browser knows where one was.
-    onClose([id, ...more]) {
-      barPlace.append(film.bar);
-      if (more.length) return;
-      table.at(id);
+    // Return to the cell that was displayed last. After a comparison the browser restores the focus.
+    onClose([id, ...others]) {
+      barSlot.append(playback.bar);
+      if (others.length) return;
+      table.moveTo(id);
       table.takeFocus();
     },
   });
 
   // --------------------------------------------------------------------------------------------------------- drawing
   function frameOf(id) {
-    return frameAt(source.cells[id], film.show, film.sigma).frame;
+    return frameAt(source.cells[id], playback.show, playback.sigma).frame;
   }
 
-  // What tells this cell from those others, or from all of the grid.
+  // The axis values in which a cell differs from the others, or from the rest of the grid.
   function label(id, others = []) {
     const { axes } = source.data;
-    const differs = (axis) => others.length < 2 || new Set(others.map((other) => source.cells[other].at[axis])).size > 1;
-    const telling = several(axes).filter(differs);
-    return telling.map((axis) => axes[axis].values[source.cells[id].at[axis]]).join(", ") || source.cells[id].caption;
+    const differs = (axis) => others.length < 2 || new Set(others.map((other) => source.cells[other].position[axis])).size > 1;
+    const differing = severalValues(axes).filter(differs);
+    return differing.map((axis) => axes[axis].values[source.cells[id].position[axis]]).join(", ") || source.cells[id].caption;
   }
 
-  function lay() {
-    table.lay(axes.rows, axes.columns);
-    [root.dataset.rows, root.dataset.columns] = axes.called;
-    scale();
+  function buildTable() {
+    table.build(axes.rows, axes.columns);
+    [root.dataset.rows, root.dataset.columns] = axes.axisNames;
+    resizeCells();
     draw();
     mark();
   }
 
   function draw() {
-    table.fill((row, column) => byPlace.get(axes.at(row, column).join()), frameOf);
-    root.dataset.sigma = String(film.sigma);
-    root.dataset.show = film.show ?? "";
+    table.fill((row, column) => byPosition.get(axes.positionOf(row, column).join()), frameOf);
+    root.dataset.sigma = String(playback.sigma);
+    root.dataset.show = playback.show ?? "";
     viewer.draw();
   }
 
+  // Show the selection, the stars and the buttons that act on them.
   function mark() {
-    const { chosen, starred } = state;
-    table.mark(chosen, starred);
-    chosenBar.hidden = !chosen.length;
+    const { selected, starred } = state;
+    table.mark(selected, starred);
+    selectionBar.hidden = !selected.length;
     starBar.hidden = !starred.size;
-    const many = chosen.length > 1;
-    const words = many ? `${chosen.length} chosen` : "1 chosen, choose another to compare";
-    const compare = makeButton("fluxnb-main", "compare", "compare (enter)", () => viewer.open(chosen));
-    const starAll = makeButton("", "star", "star all of them", () => star(chosen));
-    chosenBar.replaceChildren(make("span", "", words), ...(many ? [compare] : []), starAll,
-      makeButton("", "clear", "choose none (esc)", clear)); // prettier-ignore
-    const where = `write them as PNG with their recipes, into ${source.data.folder}`;
+    const comparable = selected.length > 1;
+    const text = comparable ? `${selected.length} selected` : "1 selected, select another to compare";
+    const compare = makeButton("fluxnb-main", "compare", "compare (enter)", () => viewer.open(selected));
+    const starAll = makeButton("", "star", "star all selected cells", () => star(selected));
+    selectionBar.replaceChildren(make("span", "", text), ...(comparable ? [compare] : []), starAll,
+      makeButton("", "clear", "clear the selection (esc)", clearSelection)); // prettier-ignore
+    const saveTitle = `save as PNG with recipes into ${source.data.folder}`;
     starBar.replaceChildren(make("span", "", `★ ${starred.size} starred`),
-      ...(door ? [makeButton("fluxnb-save", "save to folder", where, save)] : []),
-      makeButton("fluxnb-download", "download", "as PNG with their recipes; several in a ZIP", fetchStarred),
+      ...(kernel ? [makeButton("fluxnb-save", "save to folder", saveTitle, save)] : []),
+      makeButton("fluxnb-download", "download", "as PNG with recipes; several in a ZIP archive", downloadStarred),
       makeButton("", "unstar all", "", () => star([...starred]))); // prettier-ignore
   }
 
-  // The words around the grid: what all cells share, how far the making is, what can be pressed.
-  function tell() {
+  // Update the text around the table: common facts, progress and keyboard help.
+  function updateText() {
     const { data, cells } = source;
-    const known = cells.flatMap((cell, id) => (cell ? [id] : []));
-    const facts = new Map(known.length ? shares(known.map((id) => cells[id])) : []);
+    const finished = cells.flatMap((cell, id) => (cell ? [id] : []));
+    const facts = new Map(finished.length ? commonFacts(finished.map((id) => cells[id])) : []);
     title.textContent = facts.get("prompt") ?? data.title;
     facts.delete("prompt");
-    shared.replaceChildren(...factLine(facts));
-    const words = { running: "", stopped: ", stopped", failed: ", broken off" };
+    shared.replaceChildren(...factNodes(facts));
+    const suffixes = { running: "", stopped: ", stopped", failed: ", failed" };
     const running = data.state === "running";
-    status.hidden = !running && known.length >= data.total;
-    counted.textContent = `${known.length} of ${data.total} cells${words[data.state] ?? ", unfinished"}`;
-    Object.assign(progress, { max: data.total, value: known.length, hidden: !running });
-    halt.hidden = !running;
-    if (data.said) say(data.said);
+    status.hidden = !running && finished.length >= data.total;
+    countText.textContent = `${finished.length} of ${data.total} cells${suffixes[data.state] ?? ", unfinished"}`;
+    Object.assign(progress, { max: data.total, value: finished.length, hidden: !running });
+    stopButton.hidden = !running;
+    if (data.message) showMessage(data.message);
     note.textContent = data.note;
-    const scrubs = film.stops.length > 1;
-    filmBar.hidden = !scrubs;
-    why.textContent = scrubs || !known.length ? "" : data.why;
-    const many = several(data.axes).length;
-    const keys = ["← → ↑ ↓ move", "enter look closer, or compare the chosen", "space choose", "s star",
-      scrubs && ", . noise level, p play", many > 2 && "page up, page down turn", "+ − size", many > 1 && "t swap"]; // prettier-ignore
+    const canScrub = playback.levels.length > 1;
+    playbackRow.hidden = !canScrub;
+    scrubNote.textContent = canScrub || !finished.length ? "" : data.scrub_note;
+    const axisCount = severalValues(data.axes).length;
+    const keys = ["← → ↑ ↓ move", "enter open, or compare the selection", "space select", "s star",
+      canScrub && ", . noise level, p play", axisCount > 2 && "page up, page down other pages", "+ − size",
+      axisCount > 1 && "t swap"]; // prettier-ignore
     help.textContent = keys.filter(Boolean).join(" · ");
     root.dataset.state = data.state;
-    root.dataset.cells = String(known.length);
+    root.dataset.cells = String(finished.length);
   }
 
-  function say(text) {
-    heard.textContent = text;
+  function showMessage(text) {
+    message.textContent = text;
   }
 
-  // ---------------------------------------------------------------------------------------------------------- acting
-  function choose(id) {
+  // ---------------------------------------------------------------------------------------------------------- actions
+  // Add a cell to the selection or remove it.
+  function select(id) {
     if (id === undefined) return;
-    const at = state.chosen.indexOf(id);
-    if (at >= 0) state.chosen.splice(at, 1);
-    else state.chosen.push(id);
+    const index = state.selected.indexOf(id);
+    if (index >= 0) state.selected.splice(index, 1);
+    else state.selected.push(id);
     mark();
-    say(at >= 0 ? `${state.chosen.length} chosen` : `chosen: ${label(id)}`);
+    showMessage(index >= 0 ? `${state.selected.length} selected` : `selected: ${label(id)}`);
   }
-  function clear() {
-    state.chosen = [];
+  function clearSelection() {
+    state.selected = [];
     mark();
   }
-  // Stars them; takes the stars away where all had one.
+  // Star cells, or remove their stars if all of them have one.
   function star(ids) {
-    const known = ids.filter((id) => id !== undefined);
-    const away = known.every((id) => state.starred.has(id));
-    for (const id of known) state.starred[away ? "delete" : "add"](id);
+    const finished = ids.filter((id) => id !== undefined);
+    const remove = finished.every((id) => state.starred.has(id));
+    for (const id of finished) state.starred[remove ? "delete" : "add"](id);
     mark();
-    door?.stars(starredInOrder());
+    kernel?.stars(starredInOrder());
   }
   function starredInOrder() {
     return [...state.starred].sort((a, b) => a - b);
   }
   function save() {
-    say(`asked the kernel to write to ${source.data.folder} …`);
-    door.save();
+    showMessage(`saving to ${source.data.folder} …`);
+    kernel.save();
   }
-  async function fetchStarred() {
+  async function downloadStarred() {
     const cells = starredInOrder().map((id) => source.cells[id]);
-    say(`preparing ${cells.length} …`);
+    showMessage(`preparing ${cells.length} …`);
     await download(cells.map(({ name, recipe, final }) => ({ name, recipe, url: source.url(final) })));
-    say(cells.length > 1 ? `downloaded starred.zip with ${cells.length} pictures` : "downloaded the starred picture");
+    const text = `downloaded starred.zip with ${cells.length} images`;
+    showMessage(cells.length > 1 ? text : "downloaded the starred image");
   }
-  // The cells as large as they fit, until somebody says otherwise.
-  function fitting() {
-    const names = axes.rows && !root.classList.contains("fluxnb-narrow") ? 140 : 0;
-    return Math.max(64, Math.min(160, Math.floor((root.clientWidth - names - 24) / table.columns - 6)));
+  // The default side of a cell: as large as fits, within limits.
+  function defaultSide() {
+    const namesWidth = axes.rows && !root.classList.contains("fluxnb-narrow") ? 140 : 0;
+    return Math.max(64, Math.min(160, Math.floor((root.clientWidth - namesWidth - 24) / table.columns - 6)));
   }
-  function resize(by) {
-    state.side = Math.max(SMALLEST, Math.min(LARGEST, (state.side || fitting()) * by));
-    scale();
+  function resize(factor) {
+    state.side = Math.max(MIN_SIDE, Math.min(MAX_SIDE, (state.side || defaultSide()) * factor));
+    resizeCells();
   }
-  function scale() {
+  function resizeCells() {
     root.classList.toggle("fluxnb-narrow", root.clientWidth > 0 && root.clientWidth < NARROW);
-    table.side = state.side || fitting();
+    table.side = state.side || defaultSide();
   }
 
-  const IN_THE_TABLE = {
+  const TABLE_KEYS = {
     ArrowRight: () => table.move(1, 0),
     ArrowLeft: () => table.move(-1, 0),
     ArrowDown: () => table.move(0, 1),
     ArrowUp: () => table.move(0, -1),
     Home: table.toStart,
     End: table.toEnd,
-    PageDown: () => axes.turn(1),
-    PageUp: () => axes.turn(-1),
+    PageDown: () => axes.turnPage(1),
+    PageUp: () => axes.turnPage(-1),
     Enter() {
-      if (state.chosen.length > 1) viewer.open(state.chosen);
-      else if (table.here() !== undefined) viewer.open([table.here()]);
+      if (state.selected.length > 1) viewer.open(state.selected);
+      else if (table.focusedCell() !== undefined) viewer.open([table.focusedCell()]);
     },
-    " ": () => choose(table.here()),
-    s: () => star([table.here()]),
-    Escape: clear,
+    " ": () => select(table.focusedCell()),
+    s: () => star([table.focusedCell()]),
+    Escape: clearSelection,
   };
-  const ANYWHERE = {
-    ",": () => film.move(-1),
-    ".": () => film.move(1),
-    p: film.toggle,
+  const GLOBAL_KEYS = {
+    ",": () => playback.move(-1),
+    ".": () => playback.move(1),
+    p: playback.toggle,
     "+": () => resize(1.25),
     "=": () => resize(1.25),
     "-": () => resize(1 / 1.25),
     t: axes.swap,
-    ...Object.fromEntries(Object.entries(KEYS).map(([letter, show]) => [letter, () => film.display(show)])),
+    ...Object.fromEntries(Object.entries(SHOW_KEYS).map(([letter, show]) => [letter, () => playback.display(show)])),
   };
   root.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
-    const act = (table.contains(event.target) && IN_THE_TABLE[event.key]) || ANYWHERE[event.key];
-    if (!act) return;
-    act();
+    const action = (table.contains(event.target) && TABLE_KEYS[event.key]) || GLOBAL_KEYS[event.key];
+    if (!action) return;
+    action();
     event.preventDefault();
     event.stopPropagation();
   });
-  const watcher = new ResizeObserver(scale);
-  watcher.observe(root);
+  const observer = new ResizeObserver(resizeCells);
+  observer.observe(root);
 
-  // New cells, or another state of the making.
+  // Update everything after new cells or a change of state.
   function refresh() {
-    byPlace = new Map(source.cells.flatMap((cell, id) => (cell ? [[cell.at.join(), id]] : [])));
+    byPosition = new Map(source.cells.flatMap((cell, id) => (cell ? [[cell.position.join(), id]] : [])));
     const shape = JSON.stringify(source.data.axes);
-    const stops = levels(source.cells.filter(Boolean));
+    const found = levels(source.cells.filter(Boolean));
     if (shape !== state.shape) {
       state.shape = shape;
       axes.set(source.data.axes);
     }
-    if (stops.join() !== film.stops.join()) film.stops = stops.length ? stops : [0];
+    if (found.join() !== playback.levels.join()) playback.levels = found.length ? found : [0];
     draw();
     mark();
-    tell();
+    updateText();
   }
   refresh();
 
   return {
     refresh,
-    say,
-    film,
+    showMessage,
+    playback,
     stars(ids) {
       state.starred = new Set(ids);
       mark();
     },
-    end() {
-      film.stop();
-      viewer.end();
-      watcher.disconnect();
+    close() {
+      playback.stop();
+      viewer.close();
+      observer.disconnect();
     },
   };
 }
 
 export function mount(root, data, urls) {
-  // Held so that the browser keeps them decoded: a scrub then only swaps pictures it already has.
-  const held = urls.map((url) => Object.assign(new Image(), { src: url }));
-  return explorer(root, { data, cells: data.cells, url: (number) => held[number]?.src }, null);
+  // References keep the images decoded in the browser, so that moving the slider only swaps them.
+  const images = urls.map((url) => Object.assign(new Image(), { src: url }));
+  return explorer(root, { data, cells: data.cells, url: (number) => images[number]?.src }, null);
 }
 
-// anywidget's door. What arrives while the grid is made is put where the whole would be, so that a view that is opened
-// later finds it; a message that came before this script is made good by the next whole that the kernel sends.
+// Called once by anywidget. Cells that arrive as messages are written into the traits for views that are opened later.
+// Messages that arrive before this script are lost; the kernel resends the traits from time to time.
 function initialize({ model }) {
-  model.on("msg:custom", ({ kind, number, cell, first }, buffers) => {
+  model.on("msg:custom", ({ kind, number, cell, first_frame }, buffers) => {
     if (kind !== "cell") return;
     model.get("cells")[number] = cell;
-    buffers.forEach((buffer, i) => (model.get("frames")[first + i] = buffer));
+    buffers.forEach((buffer, i) => (model.get("frames")[first_frame + i] = buffer));
   });
 }
 
@@ -305,11 +310,11 @@ function render({ model, el }) {
     },
     url(number) {
       const frame = model.get("frames")[number];
-      if (urls[number] === undefined && frame !== undefined) urls[number] = address(frame);
+      if (urls[number] === undefined && frame !== undefined) urls[number] = frameUrl(frame);
       return urls[number];
     },
   };
-  let waits = null;
+  let replyTimer = null;
   const view = explorer(root, source, {
     stars(ids) {
       model.set("stars", ids);
@@ -318,29 +323,29 @@ function render({ model, el }) {
     stop: () => model.send({ kind: "stop" }),
     save() {
       model.send({ kind: "save" });
-      const words = "the kernel has not answered: it is busy or gone. Download needs no kernel.";
-      waits = setTimeout(() => view.say(words), PATIENCE);
+      const text = "no reply: the kernel is busy or stopped. Download needs no kernel.";
+      replyTimer = setTimeout(() => view.showMessage(text), REPLY_TIMEOUT);
     },
   });
-  const doors = {
+  const handlers = {
     "msg:custom"({ kind, text }) {
       if (kind === "cell") return view.refresh();
-      clearTimeout(waits);
-      view.say(text);
+      clearTimeout(replyTimer);
+      view.showMessage(text);
     },
     "change:data": view.refresh,
     "change:cells": view.refresh,
     "change:frames": view.refresh,
     "change:stars": () => view.stars(model.get("stars")),
-    "change:sigma": () => view.film.nearest(model.get("sigma")),
+    "change:sigma": () => view.playback.goToSigma(model.get("sigma")),
   };
-  for (const [name, act] of Object.entries(doors)) model.on(name, act);
-  doors["change:stars"]();
-  doors["change:sigma"]();
+  for (const [name, handler] of Object.entries(handlers)) model.on(name, handler);
+  handlers["change:stars"]();
+  handlers["change:sigma"]();
   return () => {
-    for (const [name, act] of Object.entries(doors)) model.off(name, act);
-    clearTimeout(waits);
-    view.end();
+    for (const [name, handler] of Object.entries(handlers)) model.off(name, handler);
+    clearTimeout(replyTimer);
+    view.close();
     urls.forEach((each) => URL.revokeObjectURL(each));
   };
 }

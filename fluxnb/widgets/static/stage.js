@@ -1,36 +1,36 @@
-// The stage of the viewer: as large as pictures fit, and one zoom, one place and one divider for all of them.
+// The stage of the viewer: images as large as they fit, with one zoom, one pan offset and one divider for all of them.
 
 const MOST_ZOOM = 16;
-const GAP = 12; // pixels between pictures, as in the style
-const CAPTION = 24; // pixels under each
-const NEAR_DIVIDER = 18; // pixels within which a press takes the divider and not the picture
+const GAP = 12; // pixels between images, as in viewer.css
+const CAPTION = 24; // pixels below each image
+const GRAB_DISTANCE = 18; // pixels from the divider within which a press grabs it instead of the image
 
-// `moved` is called with the view whenever it changes: { scale, x, y, split }, the last three in shares of a picture.
-function makeStage({ framed, moved }) {
+// `changed` is called with the view after every change: { scale, x, y, split }, the last three as fractions of an image.
+function makeStage({ framed, changed }) {
   const view = { scale: 1, x: 0, y: 0, split: 0.5 };
-  const node = keysAreOurs(make("div", "fluxnb-stage"));
-  let shape = { width: 1, height: 1 };
-  let divides = false;
-  let drags = null;
+  const node = suppressShortcuts(make("div", "fluxnb-stage"));
+  let imageSize = { width: 1, height: 1 };
+  let hasDivider = false;
+  let drag = null;
   node.tabIndex = 0;
   node.setAttribute("role", "group");
 
-  // The most room that so many pictures of this shape can have.
+  // Choose the number of columns that makes the images largest.
   function fit() {
-    const [width, height] = [node.clientWidth - 1, node.clientHeight - 1]; // they are rounded, up as well
+    const [width, height] = [node.clientWidth - 1, node.clientHeight - 1]; // client sizes may be rounded up
     const count = node.children.length;
     if (!count || width < 1 || height < 1) return;
     const widths = Array.from({ length: count }, (_, i) => {
       const columns = i + 1;
       const rows = Math.ceil(count / columns);
-      const high = (height - GAP * (rows - 1)) / rows - CAPTION;
-      return Math.min((width - GAP * (columns - 1)) / columns, (high * shape.width) / shape.height);
+      const paneHeight = (height - GAP * (rows - 1)) / rows - CAPTION;
+      return Math.min((width - GAP * (columns - 1)) / columns, (paneHeight * imageSize.width) / imageSize.height);
     });
     node.style.setProperty("--fluxnb-pane", `${Math.max(80, Math.floor(Math.max(...widths)))}px`);
   }
 
-  // Numbers of the stage that every picture on it follows.
-  function place() {
+  // Apply the view to all images through CSS variables.
+  function apply() {
     const limit = (view.scale - 1) / 2;
     view.x = Math.max(-limit, Math.min(limit, view.x));
     view.y = Math.max(-limit, Math.min(limit, view.y));
@@ -38,72 +38,73 @@ function makeStage({ framed, moved }) {
     node.style.setProperty("--fluxnb-x", `${view.x * 100}%`);
     node.style.setProperty("--fluxnb-y", `${view.y * 100}%`);
     node.style.setProperty("--fluxnb-split", `${view.split * 100}%`);
-    node.classList.toggle("fluxnb-near", view.scale >= 4); // near enough to want to see the pixels
-    moved(view);
+    node.classList.toggle("fluxnb-pixelated", view.scale >= 4); // show individual pixels
+    changed(view);
   }
 
-  // About a point, in shares of the picture from its middle, that stays where it is; by 0 back to the whole.
-  function zoom(factor, [atX, atY] = [0, 0]) {
+  // Zoom about a fixed point, given as fractions of the image from its center; factor 0 resets the zoom.
+  function zoom(factor, [fixedX, fixedY] = [0, 0]) {
     const scale = factor === 0 ? 1 : Math.max(1, Math.min(MOST_ZOOM, view.scale * factor));
     const ratio = scale / view.scale;
-    view.x = atX - (atX - view.x) * ratio;
-    view.y = atY - (atY - view.y) * ratio;
+    view.x = fixedX - (fixedX - view.x) * ratio;
+    view.y = fixedY - (fixedY - view.y) * ratio;
     view.scale = scale;
-    place();
+    apply();
   }
-  function divide(share) {
-    view.split = Math.max(0, Math.min(1, share));
-    place();
+  function setDivider(fraction) {
+    view.split = Math.max(0, Math.min(1, fraction));
+    apply();
   }
 
   function boxOf(event) {
     return event.target.closest(".fluxnb-box");
   }
-  function shareOf(event, box) {
-    const spot = box.getBoundingClientRect();
-    return [(event.clientX - spot.left) / spot.width - 0.5, (event.clientY - spot.top) / spot.height - 0.5];
+  // The pointer's position as fractions of the image from its center.
+  function positionIn(event, box) {
+    const bounds = box.getBoundingClientRect();
+    return [(event.clientX - bounds.left) / bounds.width - 0.5, (event.clientY - bounds.top) / bounds.height - 0.5];
   }
   function wheel(event) {
     const box = boxOf(event);
-    if (!box || (framed && !event.ctrlKey)) return; // inside a frame the wheel belongs to the page around it
+    if (!box || (framed && !event.ctrlKey)) return; // inside an iframe the wheel scrolls the outer page
     event.preventDefault();
-    zoom(Math.exp(-Math.max(-80, Math.min(80, event.deltaY)) / 300), shareOf(event, box));
+    zoom(Math.exp(-Math.max(-80, Math.min(80, event.deltaY)) / 300), positionIn(event, box));
   }
   node.addEventListener("wheel", wheel, { passive: false });
   node.addEventListener("dblclick", (event) => {
     const box = boxOf(event);
-    if (box) zoom(view.scale > 1 ? 0 : 3, shareOf(event, box));
+    if (box) zoom(view.scale > 1 ? 0 : 3, positionIn(event, box));
   });
   node.addEventListener("pointerdown", (event) => {
     const box = boxOf(event);
     if (!box || event.button !== 0) return;
-    const away = Math.abs(shareOf(event, box)[0] + 0.5 - view.split) * box.clientWidth;
-    drags = { box, divider: divides && (view.scale === 1 || away < NEAR_DIVIDER) };
+    const distance = Math.abs(positionIn(event, box)[0] + 0.5 - view.split) * box.clientWidth;
+    drag = { box, divider: hasDivider && (view.scale === 1 || distance < GRAB_DISTANCE) };
     box.setPointerCapture(event.pointerId);
-    if (drags.divider) divide(shareOf(event, box)[0] + 0.5);
+    if (drag.divider) setDivider(positionIn(event, box)[0] + 0.5);
   });
   node.addEventListener("pointermove", (event) => {
-    if (!drags || event.buttons !== 1) return;
-    if (drags.divider) return divide(shareOf(event, drags.box)[0] + 0.5);
-    view.x += event.movementX / drags.box.clientWidth;
-    view.y += event.movementY / drags.box.clientHeight;
-    place();
+    if (!drag || event.buttons !== 1) return;
+    if (drag.divider) return setDivider(positionIn(event, drag.box)[0] + 0.5);
+    view.x += event.movementX / drag.box.clientWidth;
+    view.y += event.movementY / drag.box.clientHeight;
+    apply();
   });
-  node.addEventListener("pointerup", () => (drags = null));
-  const watcher = new ResizeObserver(fit);
-  watcher.observe(node);
+  node.addEventListener("pointerup", () => (drag = null));
+  const observer = new ResizeObserver(fit);
+  observer.observe(node);
 
   return {
     node,
     zoom,
-    divide,
-    // These pictures, of one shape; with a divider a drag moves it as long as nothing is zoomed.
+    setDivider,
+    // Display panes of one image size. With a divider, dragging moves the divider unless the view is zoomed.
     show(panes, size, divided) {
-      [shape, divides] = [size, divided];
+      [imageSize, hasDivider] = [size, divided];
       node.replaceChildren(...panes);
       fit();
-      place();
+      apply();
     },
-    end: () => watcher.disconnect(),
+    close: () => observer.disconnect(),
   };
 }

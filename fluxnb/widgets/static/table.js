@@ -1,135 +1,136 @@
-// The table of pictures: names along two sides, one stop of the tab key, arrows inside.
+// The table of cells: names along two sides, a single tab stop, arrow keys inside.
 
-// What a click does: open(id), choose(id), star(id); what a picture is: url(frame), label(id), cell(id).
-function makeTable({ open, choose, star, url, label, cell }) {
+// Actions of a click: open(id), select(id), star(id). Lookups: url(frame), label(id), cell(id).
+function makeTable({ open, select, star, url, label, cell }) {
   const state = { row: 0, column: 0 };
   const node = make("div", "fluxnb-frame");
   const table = make("div", "fluxnb-grid");
-  let squares = []; // rows of { node, image, badge, mark, id, frame }
+  let tiles = []; // rows of { node, image, badge, mark, id, frame }
   table.setAttribute("role", "grid");
   table.setAttribute("aria-multiselectable", "true");
   node.append(table);
 
-  function name(role, className, [text, whole]) {
+  function makeHeader(role, className, [text, full]) {
     const header = make("div", className);
     header.setAttribute("role", role);
-    header.title = whole;
+    header.title = full;
     header.append(make("span", "", text));
     return header;
   }
-  function line(...cells) {
+  function makeRow(...cells) {
     const row = make("div", "fluxnb-row");
     row.setAttribute("role", "row");
     row.append(...cells);
     return row;
   }
-  function makeSquare(row, column) {
-    const square = { node: keysAreOurs(make("div", "fluxnb-square")), image: make("img"), id: undefined };
-    square.badge = make("span", "fluxnb-badge");
-    square.mark = makeButton("fluxnb-mark", "☆", "star (s)", () => star(square.id));
-    square.mark.tabIndex = -1; // reached by its key; tab goes through the grid as one thing
-    square.badge.setAttribute("aria-hidden", "true");
-    square.image.draggable = false;
-    square.image.decoding = "sync"; // all cells change together
-    square.node.setAttribute("role", "gridcell");
-    square.node.append(square.image, square.badge, square.mark);
-    square.node.addEventListener("click", (event) => {
-      if (event.target === square.mark) return;
+  function makeTile(row, column) {
+    const tile = { node: suppressShortcuts(make("div", "fluxnb-tile")), image: make("img"), id: undefined };
+    tile.badge = make("span", "fluxnb-badge");
+    tile.mark = makeButton("fluxnb-star", "☆", "star (s)", () => star(tile.id));
+    tile.mark.tabIndex = -1; // the s key reaches it; the table is a single tab stop
+    tile.badge.setAttribute("aria-hidden", "true");
+    tile.image.draggable = false;
+    tile.image.decoding = "sync"; // all cells change at the same time
+    tile.node.setAttribute("role", "gridcell");
+    tile.node.append(tile.image, tile.badge, tile.mark);
+    tile.node.addEventListener("click", (event) => {
+      if (event.target === tile.mark) return;
       focus(row, column);
-      if (square.id === undefined) return;
-      if (event.shiftKey || event.ctrlKey || event.metaKey) choose(square.id);
-      else open(square.id);
+      if (tile.id === undefined) return;
+      if (event.shiftKey || event.ctrlKey || event.metaKey) select(tile.id);
+      else open(tile.id);
     });
-    square.node.addEventListener("focus", () => focus(row, column, false));
-    return square;
+    tile.node.addEventListener("focus", () => focus(row, column, false));
+    return tile;
   }
 
-  // The table made anew; rows and columns are names, null where there is but one without a name.
-  function lay(rows, columns) {
-    const held = table.contains(document.activeElement);
-    const across = columns ?? [null];
-    table.classList.toggle("fluxnb-named", rows !== null);
-    table.style.setProperty("--fluxnb-columns", across.length);
-    squares = (rows ?? [null]).map((_, row) => across.map((_, column) => makeSquare(row, column)));
-    const lines = squares.map((cells, row) => {
-      const nodes = cells.map((square) => square.node);
-      return rows ? line(name("rowheader", "fluxnb-row-name", rows[row]), ...nodes) : line(...nodes);
+  // Rebuild the table. Rows and columns are names, or null for a single one without a name.
+  function build(rows, columns) {
+    const focused = table.contains(document.activeElement);
+    const columnNames = columns ?? [null];
+    table.classList.toggle("fluxnb-has-row-names", rows !== null);
+    table.style.setProperty("--fluxnb-columns", columnNames.length);
+    tiles = (rows ?? [null]).map((_, row) => columnNames.map((_, column) => makeTile(row, column)));
+    const rowNodes = tiles.map((cells, row) => {
+      const nodes = cells.map((tile) => tile.node);
+      return rows ? makeRow(makeHeader("rowheader", "fluxnb-row-name", rows[row]), ...nodes) : makeRow(...nodes);
     });
     if (columns) {
-      const heads = columns.map((each) => name("columnheader", "fluxnb-column-name", each));
-      if (rows) heads.unshift(name("columnheader", "fluxnb-corner", ["", ""]));
-      lines.unshift(line(...heads));
+      const headers = columns.map((each) => makeHeader("columnheader", "fluxnb-column-name", each));
+      if (rows) headers.unshift(makeHeader("columnheader", "fluxnb-corner", ["", ""]));
+      rowNodes.unshift(makeRow(...headers));
     }
-    table.replaceChildren(...lines);
-    focus(state.row, state.column, held);
+    table.replaceChildren(...rowNodes);
+    focus(state.row, state.column, focused);
   }
 
-  // What stands where: there(row, column) is the number of a cell, undefined for one that is not made; frame(id) that
-  // of its picture now. Sixty times a second, so only what changes is touched.
-  function fill(there, frame) {
-    each((square, row, column) => {
-      const id = there(row, column);
+  // Show the current frames. cellAt(row, column) is the number of a cell, undefined if it is not finished; frame(id) is
+  // the number of its current frame. Called up to sixty times a second, so only what changed is touched.
+  function fill(cellAt, frame) {
+    each((tile, row, column) => {
+      const id = cellAt(row, column);
       const number = id === undefined ? undefined : frame(id);
-      const address = number === undefined || number === square.frame ? undefined : url(number);
-      if (id !== undefined && square.id !== id) describe(square, id);
-      if (address !== undefined) {
-        square.frame = number;
-        square.image.src = address;
+      const source = number === undefined || number === tile.frame ? undefined : url(number);
+      if (id !== undefined && tile.id !== id) describe(tile, id);
+      if (source !== undefined) {
+        tile.frame = number;
+        tile.image.src = source;
       }
-      square.node.classList.toggle("fluxnb-empty", square.frame === undefined);
-      square.image.hidden = square.mark.hidden = square.frame === undefined;
+      tile.node.classList.toggle("fluxnb-empty", tile.frame === undefined);
+      tile.image.hidden = tile.mark.hidden = tile.frame === undefined;
     });
   }
-  function describe(square, id) {
+  function describe(tile, id) {
     const { caption, width, height } = cell(id);
-    Object.assign(square, { id, name: label(id) });
-    square.image.alt = square.name;
-    square.node.title = caption;
-    square.node.style.aspectRatio = `${width} / ${height}`;
+    Object.assign(tile, { id, name: label(id) });
+    tile.image.alt = tile.name;
+    tile.node.title = caption;
+    tile.node.style.aspectRatio = `${width} / ${height}`;
   }
 
-  function mark(chosen, starred) {
-    each((square) => {
-      const place = chosen.indexOf(square.id);
-      const isStarred = starred.has(square.id);
-      square.node.setAttribute("aria-selected", String(place >= 0));
-      square.node.classList.toggle("fluxnb-is-starred", isStarred);
-      square.badge.textContent = place >= 0 ? String(place + 1) : "";
-      square.mark.textContent = isStarred ? "★" : "☆";
-      square.mark.setAttribute("aria-label", isStarred ? "starred" : "star");
-      const words = square.id === undefined ? "not made" : `${square.name}${isStarred ? ", starred" : ""}`;
-      square.node.setAttribute("aria-label", words);
+  // Show which cells are selected and starred.
+  function mark(selected, starred) {
+    each((tile) => {
+      const order = selected.indexOf(tile.id);
+      const isStarred = starred.has(tile.id);
+      tile.node.setAttribute("aria-selected", String(order >= 0));
+      tile.node.classList.toggle("fluxnb-is-starred", isStarred);
+      tile.badge.textContent = order >= 0 ? String(order + 1) : "";
+      tile.mark.textContent = isStarred ? "★" : "☆";
+      tile.mark.setAttribute("aria-label", isStarred ? "starred" : "star");
+      const words = tile.id === undefined ? "not finished" : `${tile.name}${isStarred ? ", starred" : ""}`;
+      tile.node.setAttribute("aria-label", words);
     });
   }
 
-  function each(act) {
-    squares.forEach((line, row) => line.forEach((square, column) => act(square, row, column)));
+  function each(action) {
+    tiles.forEach((cells, row) => cells.forEach((tile, column) => action(tile, row, column)));
   }
-  function focus(row, column, take = true) {
-    state.row = Math.max(0, Math.min(squares.length - 1, row));
-    state.column = Math.max(0, Math.min(squares[0].length - 1, column));
-    each((square, r, c) => (square.node.tabIndex = r === state.row && c === state.column ? 0 : -1));
-    if (take) squares[state.row][state.column].node.focus();
+  function focus(row, column, takeFocus = true) {
+    state.row = Math.max(0, Math.min(tiles.length - 1, row));
+    state.column = Math.max(0, Math.min(tiles[0].length - 1, column));
+    each((tile, r, c) => (tile.node.tabIndex = r === state.row && c === state.column ? 0 : -1));
+    if (takeFocus) tiles[state.row][state.column].node.focus();
   }
 
   return {
     node,
-    lay,
+    build,
     fill,
     mark,
     focus,
     move: (right, down) => focus(state.row + down, state.column + right),
     toStart: () => focus(state.row, 0),
-    toEnd: () => focus(state.row, squares[0].length - 1),
-    here: () => squares[state.row][state.column].id,
+    toEnd: () => focus(state.row, tiles[0].length - 1),
+    focusedCell: () => tiles[state.row][state.column].id,
     contains: (other) => table.contains(other),
-    neighbour: (right, down) => squares[state.row + down]?.[state.column + right]?.id,
-    at(id) {
-      each((square, row, column) => square.id === id && focus(row, column, false));
+    neighbor: (right, down) => tiles[state.row + down]?.[state.column + right]?.id,
+    moveTo(id) {
+      each((tile, row, column) => tile.id === id && focus(row, column, false));
     },
     takeFocus: () => focus(state.row, state.column),
     get columns() {
-      return squares[0]?.length ?? 1;
+      return tiles[0]?.length ?? 1;
     },
     set side(pixels) {
       table.style.setProperty("--fluxnb-side", `${Math.round(pixels)}px`);

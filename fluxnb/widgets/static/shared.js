@@ -1,0 +1,152 @@
+// Functions that all views share. This file is concatenated in front of a view's own script into one module.
+//
+// A trajectory is { sigmas, frames: { show: [number, ...] }, final: number or null }; numbers index the view's frames.
+
+const EQUAL_FINAL_IMAGE = new Set(["x", "clean"]); // at sigma 0; velocity and noise have no value there
+const TOLERANCE = 1e-6;
+const SHOW_KEYS = { x: "x", v: "v", c: "clean", n: "noise" };
+
+function make(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+// Keep JupyterLab's keyboard shortcuts from acting while this control has the focus.
+function suppressShortcuts(node) {
+  node.setAttribute("data-lm-suppress-shortcuts", "true");
+  return node;
+}
+
+function makeButton(className, text, title, act) {
+  const node = suppressShortcuts(make("button", className, text));
+  node.type = "button";
+  if (title) node.title = title;
+  node.addEventListener("click", act);
+  return node;
+}
+
+// All noise levels of the trajectories in falling order, and 0 if any of them has a final image.
+export function levels(trajectories) {
+  const all = trajectories.flatMap((trajectory) => trajectory.sigmas.concat(trajectory.final === null ? [] : [0]));
+  all.sort((a, b) => b - a);
+  return all.filter((sigma, i) => i === 0 || all[i - 1] - sigma > TOLERANCE);
+}
+
+// The frame of a trajectory at sigma, which is that of the last step with a level of at least sigma. Step -1 stands for
+// the final image.
+export function frameAt(trajectory, show, sigma) {
+  const frames = trajectory.frames[show] ?? [];
+  if (frames.length === 0 || (sigma <= TOLERANCE && trajectory.final !== null && EQUAL_FINAL_IMAGE.has(show))) {
+    return { step: -1, frame: trajectory.final ?? frames[frames.length - 1] ?? null };
+  }
+  let step = 0;
+  while (step + 1 < trajectory.sigmas.length && trajectory.sigmas[step + 1] >= sigma - TOLERANCE) step += 1;
+  return { step, frame: frames[step] };
+}
+
+// An object URL of a frame that arrived as bytes; the caller revokes it.
+function frameUrl(data) {
+  // A DataView may be a window into a shared buffer, so only its own range is used.
+  const bytes = data.buffer ? new Uint8Array(data.buffer, data.byteOffset, data.byteLength) : data;
+  return URL.createObjectURL(new Blob([bytes], { type: "image/webp" }));
+}
+
+// Playback controls of a view: a play button, a slider over the noise levels and buttons for the displayed quantity.
+// They hold the current level and quantity, and call `changed` after every change.
+function makePlayback({ shows, playKey, isConnected, changed }) {
+  const state = { levels: [0], index: 0, show: shows[0]?.key, timer: null };
+  const bar = make("div", "fluxnb-bar");
+  const play = makeButton("fluxnb-play", "▶", `play (${playKey})`, toggle);
+  const range = suppressShortcuts(make("input"));
+  const sigmaText = make("output", "fluxnb-sigma");
+  const choice = make("div", "fluxnb-shows");
+  play.setAttribute("aria-label", "play");
+  Object.assign(range, { type: "range", min: 0, max: 0, step: 1, value: 0 });
+  range.setAttribute("aria-label", "noise level");
+  range.addEventListener("input", () => {
+    stop();
+    go(Number(range.value));
+  });
+  choice.setAttribute("role", "group");
+  choice.setAttribute("aria-label", "displayed quantity");
+  const buttons = shows.map(({ key, name }) => {
+    const letter = Object.keys(SHOW_KEYS).find((letter) => SHOW_KEYS[letter] === key);
+    const button = makeButton("fluxnb-show", name, letter && `${name} (${letter})`, () => display(key));
+    choice.append(button);
+    return { key, button };
+  });
+  bar.append(play, range, sigmaText);
+
+  function draw() {
+    const sigma = state.levels[state.index] ?? 0;
+    sigmaText.textContent = state.levels.length > 1 ? `σ ${sigma.toFixed(2)}` : "";
+    range.max = String(Math.max(state.levels.length - 1, 0));
+    range.value = String(state.index);
+    range.setAttribute("aria-valuetext", sigmaText.textContent);
+    for (const { key, button } of buttons) button.setAttribute("aria-pressed", String(key === state.show));
+    changed();
+  }
+  function go(index) {
+    state.index = Math.max(0, Math.min(state.levels.length - 1, index));
+    draw();
+  }
+  function goToSigma(sigma) {
+    const distance = (i) => Math.abs(state.levels[i] - sigma);
+    go(state.levels.reduce((best, _, i) => (distance(i) < distance(best) ? i : best), 0));
+  }
+  function display(key) {
+    if (!shows.some((show) => show.key === key)) return;
+    state.show = key;
+    draw();
+  }
+  function stop() {
+    clearInterval(state.timer);
+    state.timer = null;
+    play.textContent = "▶";
+    play.setAttribute("aria-label", "play");
+  }
+  function toggle() {
+    if (state.timer !== null) return stop();
+    if (state.index >= state.levels.length - 1) go(0);
+    play.textContent = "❚❚";
+    play.setAttribute("aria-label", "pause");
+    // About four seconds in all, whatever the number of levels, with limits for very few and very many.
+    const interval = Math.max(90, Math.min(700, 4000 / Math.max(state.levels.length, 1)));
+    state.timer = setInterval(() => {
+      if (!isConnected() || state.index >= state.levels.length - 1) return stop();
+      go(state.index + 1);
+    }, interval);
+  }
+
+  return {
+    bar,
+    choice,
+    range,
+    go,
+    goToSigma,
+    display,
+    stop,
+    toggle,
+    move(by) {
+      stop();
+      go(state.index + by);
+    },
+    get sigma() {
+      return state.levels[state.index] ?? 0;
+    },
+    get show() {
+      return state.show;
+    },
+    // Replacing the levels keeps the current sigma as closely as possible.
+    set levels(levels) {
+      const sigma = state.levels[state.index] ?? 0;
+      state.levels = levels;
+      goToSigma(sigma);
+    },
+    get levels() {
+      return state.levels;
+    },
+  };
+}
