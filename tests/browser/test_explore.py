@@ -395,7 +395,8 @@ WATCH = """window.seen = [];
 setInterval(() => {
   const count = document.querySelector(".fluxnb-explore")?.dataset.cells;
   const second = document.querySelectorAll(".jp-Notebook .jp-CodeCell")[1];
-  if (count !== undefined && second?.querySelector(".jp-InputPrompt")?.textContent.includes("*")) window.seen.push(count);
+  const running = second?.querySelector(".jp-InputPrompt")?.textContent.includes("*");
+  if (count !== undefined && running) window.seen.push(count);
 }, 50);"""
 
 

@@ -1,8 +1,8 @@
 // The explorer of a grid: selectable rows, columns and pages, all cells at one noise level, stars, and the viewer.
 //
-// In a notebook anywidget calls `initialize` once and `render` for each view; cells arrive as messages while the grid is
-// sampled. In a self-contained page `mount` is called with data: URLs. Text is only ever assigned to textContent or to
-// an attribute, never parsed as markup.
+// In a notebook anywidget calls `initialize` once and `render` for each view; cells arrive as messages while the grid
+// is sampled. In a self-contained page `mount` is called with data: URLs. Text is only ever assigned to textContent or
+// to an attribute, never parsed as markup.
 
 const MIN_SIDE = 48; // pixels, of a cell
 const MAX_SIDE = 512;
@@ -90,9 +90,10 @@ function explorer(root, source, kernel) {
   // The axis values in which a cell differs from the others, or from the rest of the grid.
   function label(id, others = []) {
     const { axes } = source.data;
-    const differs = (axis) => others.length < 2 || new Set(others.map((other) => source.cells[other].position[axis])).size > 1;
-    const differing = severalValues(axes).filter(differs);
-    return differing.map((axis) => axes[axis].values[source.cells[id].position[axis]]).join(", ") || source.cells[id].caption;
+    const { position, caption } = source.cells[id];
+    const valuesOf = (axis) => new Set(others.map((other) => source.cells[other].position[axis]));
+    const differing = severalValues(axes).filter((axis) => others.length < 2 || valuesOf(axis).size > 1);
+    return differing.map((axis) => axes[axis].values[position[axis]]).join(", ") || caption;
   }
 
   function buildTable() {

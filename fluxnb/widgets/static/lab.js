@@ -61,7 +61,8 @@ function labView(root, model) {
   const table = make("div", "fluxnb-grid");
   frame.append(table);
   const foot = make("div", "fluxnb-foot");
-  foot.append(make("span", "fluxnb-help", "Ctrl-Enter generates · Escape stops · fnb.explore(lab.grid) opens the grid"));
+  const help = "Ctrl-Enter generates · Escape stops · fnb.explore(lab.grid) opens the grid";
+  foot.append(make("span", "fluxnb-help", help));
   root.append(form, status, problem, frame, foot);
 
   const running = () => model.get("state").phase === "running";

@@ -1,7 +1,8 @@
 // The scrubber: the steps of one or several trajectories with one slider over sigma. Needs no kernel and no network.
 //
-// In a notebook anywidget calls `render` and the frames arrive as bytes; in a self-contained page `mount` is called with
-// data: URLs. Text (a prompt, a label) is only ever assigned to textContent or to an attribute, never parsed as markup.
+// In a notebook anywidget calls `render` and the frames arrive as bytes; in a self-contained page `mount` is called
+// with data: URLs. Text (a prompt, a label) is only ever assigned to textContent or to an attribute, never parsed as
+// markup.
 
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
@@ -97,6 +98,11 @@ export function mount(root, data, urls) {
     draw();
   }
 
+  // Select the next word, and no word after the last.
+  function selectNextWord() {
+    selectWord(state.word + 1 < words.length ? state.word + 1 : state.word);
+  }
+
   function applyZoom() {
     const scale = ZOOMS[state.zoom];
     const limit = (scale - 1) / 2;
@@ -125,7 +131,7 @@ export function mount(root, data, urls) {
     else if (event.key === "+" || event.key === "=") zoom(1);
     else if (event.key === "-") zoom(-1);
     else if (event.key === "0") zoom(0);
-    else if (event.key === "w" && words.length > 0) selectWord(state.word + 1 < words.length ? state.word + 1 : state.word);
+    else if (event.key === "w" && words.length > 0) selectNextWord();
     else if (event.key in SHOW_KEYS) playback.display(SHOW_KEYS[event.key]);
     else return;
     event.preventDefault();

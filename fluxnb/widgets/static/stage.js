@@ -5,7 +5,8 @@ const GAP = 12; // pixels between images, as in viewer.css
 const CAPTION = 24; // pixels below each image
 const GRAB_DISTANCE = 18; // pixels from the divider within which a press grabs it instead of the image
 
-// `changed` is called with the view after every change: { scale, x, y, split }, the last three as fractions of an image.
+// `changed` is called with the view after every change: { scale, x, y, split }, the last three as fractions of an
+// image.
 function makeStage({ framed, changed }) {
   const view = { scale: 1, x: 0, y: 0, split: 0.5 };
   const node = suppressShortcuts(make("div", "fluxnb-stage"));

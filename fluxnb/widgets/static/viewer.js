@@ -74,12 +74,16 @@ function makeViewer(root, playback, host) {
     toggleFlicker(false);
     const now = mode();
     const paired = now === "slider" || now === "difference";
-    if (paired && state.a === state.b) state.b = (state.a + 1) % state.ids.length; // flicking may have reached the same image
+    // Flicking may have made A and B the same image.
+    if (paired && state.a === state.b) state.b = (state.a + 1) % state.ids.length;
     const [a, b] = pair();
     const panes = {
       alone: () => state.ids.map((id) => pane(label(id), makeImage(id))),
       side: () => state.ids.map((id) => pane(label(id), makeImage(id))),
-      slider: () => [pane([`A ${label(a)}`, `B ${label(b)}`], makeImage(a), topLayer(b), make("div", "fluxnb-divider"))],
+      slider() {
+        const divider = make("div", "fluxnb-divider");
+        return [pane([`A ${label(a)}`, `B ${label(b)}`], makeImage(a), topLayer(b), divider)];
+      },
       flick: () => [pane(label(b), makeImage(b))],
       difference: () => [pane("black where equal", make("canvas"))],
     };
