@@ -24,15 +24,9 @@ from .pipeline.load import load as load
 from .pipeline.prompts import PromptWarning as PromptWarning
 from .planning.choose import plan as plan
 from .planning.plan import Plan as Plan
-from .plots import attention as attention
 from .plots import compare as compare
 from .plots import contact_sheet as contact_sheet
 from .plots import filmstrip as filmstrip
-from .plots import latent_channels as latent_channels
-from .plots import lock_in as lock_in
-from .plots import path as path
-from .plots import sigma_curve as sigma_curve
-from .plots import velocity as velocity
 from .records import Cell as Cell
 from .records import Film as Film
 from .records import Keep as Keep

@@ -1,7 +1,7 @@
-"""Walks without a model: a drawn scene, and a flow that comes to know it from blurred to sharp.
+"""Trajectories without a model: a drawn scene, and a velocity field whose clean estimate sharpens to it.
 
-What the views are given is a real Trajectory made by real Euler steps; only the velocity comes from a formula. The
-clean estimate at sigma is the scene blurred by an amount that falls with sigma, as a model's is.
+The views get a real Trajectory of real Euler steps; only the velocity comes from a formula. The clean estimate at
+sigma is the scene with a blur that falls with sigma, as that of a model does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PREVIEW = LinearRGB(weight=tuple(tuple(row) for row in _MAP.tolist()), bias=(0.5
 
 
 def scene(seed: int, size: int = SIZE) -> Image.Image:
-    """A little landscape whose sun, hill and house move with the seed."""
+    """A landscape; the positions of sun, hill and house depend on the seed."""
     rng = torch.Generator().manual_seed(seed)
     a, b, c = torch.rand(3, generator=rng).tolist()
     picture = Image.new("RGB", (size * 2, size * 2), (168, 208, 236))
@@ -37,7 +37,7 @@ def scene(seed: int, size: int = SIZE) -> Image.Image:
 
 
 def encode(picture: Image.Image) -> torch.Tensor:
-    """Latents (16, h/8, w/8) whose linear preview is the picture, averaged down."""
+    """Latents (16, h/8, w/8) whose linear preview is the picture at an eighth of its size."""
     small = picture.resize((picture.width // 8, picture.height // 8), Image.Resampling.BOX)
     rgb = (
         torch.tensor(list(small.convert("RGB").tobytes()), dtype=torch.float32).view(small.height, small.width, 3) / 255
@@ -46,8 +46,8 @@ def encode(picture: Image.Image) -> torch.Tensor:
     return torch.einsum("ck,hwk->chw", torch.linalg.pinv(weight), rgb - torch.tensor(PREVIEW.bias))
 
 
-def attention(seed: int, size: int, sigma: float, words: int) -> torch.Tensor:
-    """Shares (tokens, words): each word has a spot of its own, narrower as sigma falls, but the first has none."""
+def attention_maps(seed: int, size: int, sigma: float, words: int) -> torch.Tensor:
+    """Attention (tokens, words): a Gaussian for each word but the first, narrower as sigma falls."""
     rng, side = torch.Generator().manual_seed(seed), size // 16
     y, x = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
     spots = torch.rand(words, 2, generator=rng)
@@ -68,23 +68,23 @@ def trajectory(
     stop_after: int | None = None,
     preview: bool = True,
     keep: bool = True,
-    looks: bool = False,
+    attention: bool = False,
 ) -> Trajectory:
-    """A Trajectory of the formula's flow; `stop_after` leaves it unfinished, `looks` has it look for its words."""
+    """A Trajectory towards the scene of `seed`; unfinished with `stop_after`, with attention maps if `attention`."""
     sigmas = flow.schedule(steps, shift=shift)
     picture = scene(seed, size)
     x = pack(torch.randn(16, size // 8, size // 8, generator=torch.Generator().manual_seed(seed)))
-    made = []
+    sampled = []
     for index, (sigma, after) in enumerate(itertools.islice(itertools.pairwise(sigmas), stop_after)):
         blurred = picture.filter(ImageFilter.GaussianBlur(size / 5 * sigma))
         clean = pack(encode(Image.blend(picture.resize((1, 1)).resize(picture.size), blurred, 1 - 0.5 * sigma)))
         v = (x - clean) / sigma
         x_next = flow.euler_step(x, v, sigma, after)
         tensors = {"x": x, "v": v, "x_next": x_next} if keep else {}
-        if looks:
-            tensors["attention"] = attention(seed, size, sigma, len(prompt.split()))
+        if attention:
+            tensors["attention"] = attention_maps(seed, size, sigma, len(prompt.split()))
         norms = {"x": float(x.norm()), "v": float(v.norm())}
-        made.append(Step(index=index, sigma=sigma, dt=after - sigma, height=size, width=size, tensors=tensors,
+        sampled.append(Step(index=index, sigma=sigma, dt=after - sigma, height=size, width=size, tensors=tensors,
                          norms=norms, seconds=0.02))  # fmt: skip
         x = x_next
     return Trajectory(
@@ -92,14 +92,14 @@ def trajectory(
         recipe=resolved(prompt=prompt, seed=seed, steps=steps, height=size, width=size, model=model),
         finished=stop_after is None,
         sigmas=sigmas,
-        steps=tuple(made),
+        steps=tuple(sampled),
         height=size,
         width=size,
         seconds={"encode": 0.01, "denoise": 0.02 * steps, "decode": 0.01},
         versions={"fluxnb": "0"},
         model=model,
         preview=PREVIEW if preview else None,
-        words=tuple(prompt.split()) if looks else (),
+        words=tuple(prompt.split()) if attention else (),
     )
 
 
@@ -111,16 +111,16 @@ def grid(
     trajectories: bool = False,
     size: int = SIZE,
 ) -> Sweep:
-    """A Sweep of such walks, with their trajectories where `walks` is set."""
+    """A Sweep of such pictures, with their trajectories if `trajectories` is set."""
     cells = []
     for prompt in prompts:
         for seed in seeds:
             for count in steps:
-                made = trajectory(seed, count, prompt=prompt, size=size)
-                assert made.recipe is not None and made.image is not None
+                sampled = trajectory(seed, count, prompt=prompt, size=size)
+                assert sampled.recipe is not None and sampled.image is not None
                 blur = ImageFilter.GaussianBlur(6 / count - 1)
-                cells.append(Cell(recipe=made.recipe, key=made.recipe.key(), picture=made.image.filter(blur),
-                                  trajectory=made if trajectories else None))  # fmt: skip
+                cells.append(Cell(recipe=sampled.recipe, key=sampled.recipe.key(), picture=sampled.image.filter(blur),
+                                  trajectory=sampled if trajectories else None))  # fmt: skip
     return Sweep(
         cells=tuple(cells),
         axes={"prompt": tuple(prompts), "seed": tuple(seeds), "steps": tuple(steps)},

@@ -1,9 +1,13 @@
-"""What outside code may rely on: the names, that each explains itself, and one version."""
+"""The public names: they exist, document themselves, fit in `help`, and there is one version."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,9 +17,22 @@ ROOT = Path(__file__).parents[1]
 PROMISED = """
 load run recording sweep stream plan Recipe Axes Keep Step Trajectory Film Cell Sweep
 save open_trajectory open_recipe
-filmstrip compare contact_sheet latent_channels sigma_curve velocity lock_in path
-scrub Scrubber FluxnbError
+filmstrip compare contact_sheet
+scrub explore lab Scrubber FluxnbError
 """.split()
+PLOTS = "attention compare contact_sheet filmstrip latent_channels lock_in memory path sigma_curve velocity".split()
+MODULES = "flow io metrics plots widgets".split()
+HELP_LINES = 300
+
+
+def stub_names(package: str) -> list[str]:
+    """The names that the stub of a package exports, in its order."""
+    stub = ROOT.joinpath(*package.split("."), "__init__.pyi")
+    nodes = ast.parse(stub.read_text(encoding="utf-8")).body
+    return [alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
+
+
+PUBLIC = stub_names("fluxnb")
 
 
 @pytest.fixture(scope="module")
@@ -24,25 +41,61 @@ def fnb():
 
 
 @pytest.mark.parametrize("name", PROMISED)
-def test_a_promised_name_is_there_and_explains_itself(fnb, name):
-    assert name in fnb.__all__
-    thing = getattr(fnb, name)
-    text = inspect.getdoc(thing) or ""
+def test_a_promised_name_exists_and_has_a_docstring(fnb, name):
+    assert name in PUBLIC
+    text = inspect.getdoc(getattr(fnb, name)) or ""
     first = text.split("\n\n")[0].split("\n")[0]
     assert len(first) > 15, f"fnb.{name} has no docstring"
 
 
-def test_every_public_name_can_be_had(fnb):
-    for name in fnb.__all__:
-        assert getattr(fnb, name) is not None
+@pytest.mark.parametrize("name", PLOTS)
+def test_a_plot_function_exists_and_has_a_docstring(fnb, name):
+    assert name in fnb.plots.__all__ and len(inspect.getdoc(getattr(fnb.plots, name)) or "") > 100
 
 
-def test_dir_lists_the_table_of_contents(fnb):
-    assert set(fnb.__all__) <= set(dir(fnb))
+def test_every_public_name_resolves(fnb):
+    assert all(getattr(fnb, name) is not None for name in PUBLIC)
+
+
+@pytest.mark.parametrize("package", ["fluxnb", "fluxnb.plots", "fluxnb.widgets"])
+def test_dir_lists_the_names_of_the_stub(package):
+    assert set(stub_names(package)) <= set(dir(importlib.import_module(package)))
+
+
+@pytest.mark.parametrize("package", ["fluxnb", "fluxnb.plots", "fluxnb.widgets"])
+def test_a_lazily_imported_name_does_not_name_a_module_of_the_package(package):
+    # Importing a submodule sets it as an attribute of its package, in place of the function of the same name.
+    modules = {path.stem for path in ROOT.joinpath(*package.split(".")).iterdir()}
+    assert modules & set(stub_names(package)) == (set(MODULES) if package == "fluxnb" else set())
+
+
+def test_the_top_level_has_three_plot_functions(fnb):
+    assert set(PLOTS) & set(PUBLIC) == {"compare", "contact_sheet", "filmstrip"}
+    assert not any(hasattr(fnb, name) for name in set(PLOTS) - set(PUBLIC))
+
+
+def test_the_public_modules_are_the_documented_ones(fnb):
+    assert [name for name in PUBLIC if inspect.ismodule(getattr(fnb, name))] == MODULES
+
+
+@pytest.mark.parametrize("package", ["fluxnb", "fluxnb.plots", "fluxnb.widgets"])
+def test_the_docstring_lists_every_public_name_once(package):
+    text = importlib.import_module(package).__doc__ or ""
+    listed = [name for line in text.splitlines() if (entry := re.match(r" {0,4}([A-Za-z][\w, ]*?)  +\S", line))
+              for name in entry[1].split(", ")]  # fmt: skip
+    assert sorted(listed) == sorted(stub_names(package))
+
+
+def test_help_of_the_package_fits_in_300_lines():
+    run = subprocess.run(
+        [sys.executable, "-c", "import fluxnb; help(fluxnb)"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert len(run.stdout.splitlines()) <= HELP_LINES
+    assert all(re.search(rf"\b{name}\b", run.stdout) for name in PUBLIC)
 
 
 @pytest.mark.parametrize("name", ["load", "run", "sweep", "plan", "scrub", "filmstrip", "contact_sheet", "compare"])
-def test_the_main_verbs_have_annotations_for_everything(fnb, name):
+def test_the_main_functions_are_fully_annotated(fnb, name):
     signature = inspect.signature(getattr(fnb, name))
     assert signature.return_annotation is not inspect.Signature.empty
     assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
@@ -54,7 +107,7 @@ def test_there_is_one_version(fnb):
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_public_name_is_in_the_readme_a_notebook_or_a_test(fnb):
+def test_every_public_name_is_in_the_readme_a_notebook_or_a_test():
     places = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tests").rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in places if path.name != Path(__file__).name)
-    assert [name for name in fnb.__all__ if name not in text] == []
+    assert [name for name in PUBLIC if name not in text] == []

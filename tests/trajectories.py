@@ -1,4 +1,4 @@
-"""Walks through fields whose answers are known, without a model."""
+"""Trajectories through velocity fields with known solutions, without a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fluxnb.records.recipe import ResolvedRecipe
 def sample_trajectory(
     field: Callable[[torch.Tensor, float], torch.Tensor], start: torch.Tensor, sigmas: Any, **other: Any
 ) -> Trajectory:
-    """Euler through a velocity field from `start`, tokens (4, 64) of a 32 x 32 picture."""
+    """Euler steps along a velocity field from `start`, tokens (4, 64) of a 32 x 32 picture."""
     x, steps = start, []
     for index, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
         v = field(x, sigma)

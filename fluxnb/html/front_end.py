@@ -1,6 +1,6 @@
-"""The front end as text: the JavaScript and the style of a view, for its widget and for its page.
+"""JavaScript and CSS of each view, for its widget and its page.
 
-A view is one module in two places, so what views share is put in front of it here instead of being imported there.
+A view is a single ES module in both places, so shared code is concatenated in front of it instead of imported.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from importlib import resources
 
 __all__ = ["VIEWS", "script", "style"]
 
-# The files of each view, in order; `.js` and `.css` of the same names.
+# Files of each view, in order; each name has a `.js` file and may have a `.css` file.
 VIEWS = {
     "scrubber": ("shared", "scrubber"),
     "explore": ("shared", "download", "compare", "stage", "viewer", "axes", "table", "explore"),
@@ -18,7 +18,7 @@ VIEWS = {
 
 
 def script(view: str) -> str:
-    """The ES module of a view, as anywidget and a page take it.
+    """The ES module of a view, for anywidget and for a page.
 
     Example:
         >>> "export default" in script("scrubber")
@@ -28,12 +28,12 @@ def script(view: str) -> str:
 
 
 def style(view: str) -> str:
-    """The CSS of a view; a file that a view's script has and its style does not is no mistake."""
+    """The CSS of a view, of those of its files that have some."""
     return "\n".join(_read(f"{name}.css") for name in VIEWS[view] if _file(f"{name}.css").is_file())
 
 
 def _file(name: str) -> resources.abc.Traversable:
-    # Through the package root: naming fluxnb.widgets would import ipywidgets for a page that needs none.
+    # Through the package root: resources.files("fluxnb.widgets") would import that package.
     return resources.files("fluxnb") / "widgets" / "static" / name
 
 

@@ -1,6 +1,7 @@
-"""A grid as one page that needs nothing: rows, columns and pages to choose, comparing, stars, a scrub by sigma.
+"""Self-contained HTML page of a sweep: choice of rows, columns and pages, comparison, stars, a slider over sigma.
 
-`GridEncoder` converts cells to JSON and WebP one by one, for the widget while a grid is sampled and for the page.
+`GridEncoder` encodes a grid cell by cell as JSON and WebP, for the explorer widget while a grid is sampled and for the
+page afterwards.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from fluxnb.io.files import whole
 from fluxnb.io.png import encode_png
 from fluxnb.records import Cell, Sweep
 from fluxnb.visuals.frames import Decode, frames_of, webp
-from fluxnb.visuals.labels import NAMES, value_of, values_of
+from fluxnb.visuals.labels import NAMES, value_label, value_labels
 
 __all__ = ["SHOWS", "GridEncoder", "page", "save_cells", "write"]
 
 SHOWS = ("clean", "x")
-NO_SCRUB = "no scrub by noise level: these cells kept no steps; make the grid with keep=fnb.Keep()"
+NO_SLIDER = "no slider over sigma: these cells have no steps; sample the grid with keep=fnb.Keep()"
 MANY = {"prompt": "prompts", "seed": "seeds", "steps": "step counts"}
-MOST_REMEMBERED = 32  # decoded pictures, of one seed and its step counts
-# What a cell says of itself, in this order; the rest of a recipe is how it is stored.
+CACHED_PICTURES = 32  # enough for one seed and its step counts
+# Fields displayed for a cell, in this order.
 FACTS = ("prompt", "negative", "seed", "steps", "size", "guidance", "sampler", "sigmas", "shift", "model", "dtype")
 
 
@@ -36,11 +37,14 @@ class GridEncoder:
     """Encode a grid as the JSON and WebP that the explorer displays.
 
     Arguments:
-        axes: field names and their values, in order; values met later are added.
+        axes: field names and their values, in order; values of added cells that are missing are appended.
         model: for the title.
-        shows: what a scrub can show, of "clean", "x", "v", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each walk's own linear preview.
-        size: the longest side of a picture in pixels; larger ones are made smaller.
+        shows: the quantities the slider can display, of "clean", "x", "v", "noise".
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+        size: longest side of a picture in pixels, at least 16; larger pictures are reduced.
+
+    Raises:
+        InputError: an unknown name in `shows`, or an invalid size.
 
     Example:
         >>> encoder = GridEncoder({"seed": (1, 2)})
@@ -62,16 +66,16 @@ class GridEncoder:
             if show not in NAMES:
                 raise unknown_choice("shows", show, tuple(NAMES))
         if isinstance(size, bool) or not isinstance(size, int) or size < 16:
-            raise InputError(f"size={size!r}", "it is a length in pixels, at least 16", "try size=512")
+            raise InputError(f"size={size!r}", "a number of pixels is needed, at least 16", "try size=512")
         self._values = {name: list(values) for name, values in axes.items()}
         self._model, self._shows, self._size = model, tuple(shows), size
-        self._decode = None if decode is None else _remembering(decode)
+        self._decode = None if decode is None else _cached(decode)
         self._numbers: dict[bytes, int] = {}
         self._by: set[str] = set()
 
     @property
     def data(self) -> dict[str, Any]:
-        """The grid itself: axes in words, what can be shown, how many cells there will be."""
+        """The grid without its cells: title, axes as text, quantities, number of cells when complete."""
         total = 1
         for values in self._values.values():
             total *= max(len(values), 1)
@@ -85,22 +89,22 @@ class GridEncoder:
             "axes": [
                 {
                     "name": name,
-                    "values": values_of(name, values),
-                    "full": [value_of(name, value) for value in values],
+                    "values": value_labels(name, values),
+                    "full": [value_label(name, value) for value in values],
                 }
                 for name, values in self._values.items()
             ],
             "shows": [{"key": show, "name": NAMES[show]} for show in self._shows],
             "total": total,
             "note": f"frames by {' and '.join(sorted(self._by))}" if self._by else "",
-            "scrub_note": NO_SCRUB,
+            "scrub_note": NO_SLIDER,
             "state": "finished",
             "message": "",
             "folder": "",
         }
 
     def add(self, cell: Cell) -> tuple[dict[str, Any], list[bytes]]:
-        """One cell in JSON, and those of its frames that no cell before it had; frames are numbered as they come."""
+        """Add a cell; returns its JSON and the WebP frames that no earlier cell had, numbered in order of arrival."""
         fresh: list[bytes] = []
 
         def number(image: Image.Image, *, exact: bool) -> int:
@@ -114,10 +118,10 @@ class GridEncoder:
         frames: dict[str, list[int]] = {show: [] for show in self._shows}
         sigmas: tuple[float, ...] = ()
         if trajectory is not None and any(step.kept for step in trajectory.steps):
-            roll = frames_of(trajectory, shows=self._shows, decode=self._decode)
-            sigmas = roll.sigmas
-            frames = {show: [number(image, exact=False) for image in roll.frames[show]] for show in self._shows}
-            self._by.add(roll.by)
+            frame_set = frames_of(trajectory, shows=self._shows, decode=self._decode)
+            sigmas = frame_set.sigmas
+            frames = {show: [number(image, exact=False) for image in frame_set.frames[show]] for show in self._shows}
+            self._by.add(frame_set.by)
         return {
             "position": [self._place(name, getattr(cell.recipe, name)) for name in self._values],
             "name": _stem(cell),
@@ -134,23 +138,23 @@ class GridEncoder:
     def _place(self, name: str, value: Any) -> int:
         values = self._values[name]
         if value not in values and None in values:
-            return values.index(None)  # "as the model does it", which the run has filled in
+            return values.index(None)  # None requests the default of the model; the cell has its value
         if value not in values:
             values.append(value)
         return values.index(value)
 
 
-def page(
-    sweep: Sweep, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None, size: int = 512
-) -> str:  # fmt: skip
-    """The whole page as text; see `write`."""
+def page(sweep: Sweep, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None, size: int = 512) -> str:
+    """The HTML text of the page; the arguments are those of `write`."""
     if not len(sweep):
-        raise InputError("a sweep without cells", "there is nothing to show", "run it again, or show what it stored")
+        raise InputError(
+            "a sweep without cells", "at least one picture is needed", "run it again, or pass the sweep of its store"
+        )
     encoder = GridEncoder(sweep.axes, model=sweep.model, shows=shows, decode=decode, size=size)
     cells, frames = [], []
     for cell in sweep:
-        described, fresh = encoder.add(cell)
-        cells.append(described)
+        encoded, fresh = encoder.add(cell)
+        cells.append(encoded)
         frames.extend(fresh)
     return document(encoder.data, cells, frames)
 
@@ -164,20 +168,20 @@ def write(
     decode: Decode | None = None,
     size: int = 512,
 ) -> Path:
-    """Write the page; folders are made, and a page is there whole or not at all.
+    """Write the page to a file, atomically; missing folders are created.
 
     Arguments:
-        sweep: what `fnb.sweep` returned; with `keep=fnb.Keep()` the page can scrub by sigma.
-        path: where to.
-        shows: what a scrub can show, of "clean", "x", "v", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each walk's own linear preview.
-        size: the longest side of a picture in pixels. Sixty-four photographs of 512 are about 4 MB.
+        sweep: the result of `fnb.sweep`; with `keep=fnb.Keep()` the page has a slider over sigma.
+        path: the file to write.
+        shows: the quantities the slider can display, of "clean", "x", "v", "noise".
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+        size: longest side of a picture in pixels; 64 photographs of 512 pixels are about 4 MB.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: a sweep without cells, or an unknown word in `shows`.
+        InputError: a sweep without cells, an unknown name in `shows`, or an invalid size.
         StorageError: the file cannot be written.
 
     Example:
@@ -188,20 +192,20 @@ def write(
 
 
 def document(data: dict[str, Any], cells: Sequence[dict[str, Any]], frames: Sequence[bytes]) -> str:
-    """The page of a grid, from the output of a GridEncoder."""
+    """The HTML text of the page of a grid, from the output of a GridEncoder."""
     prompts = {dict(cell["facts"])["prompt"] for cell in cells}
     title = prompts.pop() if len(prompts) == 1 else str(data["title"])
     return html.document("explore", title, {**data, "cells": list(cells)}, frames, cells[0]["final"])
 
 
 def save_cells(cells: Iterable[Cell], folder: str | Path) -> list[Path]:
-    """Write pictures into a folder as PNG files that carry their recipes, and return their paths.
+    """Write pictures into a folder as PNG files with their recipes, and return their paths.
 
-    A name says prompt, seed and steps and ends in the beginning of the cell's key, so that saving twice writes the
-    same files.
+    A file name contains prompt, seed, steps and the first characters of the cell's key, so that saving again writes
+    the same files.
 
     Raises:
-        StorageError: the folder cannot be written; files written before stay.
+        StorageError: the folder cannot be written; files written so far remain.
     """
     paths = []
     for cell in cells:
@@ -212,17 +216,17 @@ def save_cells(cells: Iterable[Cell], folder: str | Path) -> list[Path]:
     return paths
 
 
-def _remembering(decode: Decode) -> Decode:
-    """A decoder that sees a latent once: the walks of one seed start with the same estimate."""
+def _cached(decode: Decode) -> Decode:
+    """Decode equal latents once: trajectories of one seed share their first estimate."""
     known: dict[bytes, Image.Image] = {}
 
     def draw(latents: Tensor) -> list[Image.Image]:
-        keys = [hashlib.sha256(each.contiguous().numpy().tobytes()).digest() for each in latents]
+        keys = [hashlib.sha256(latent.contiguous().numpy().tobytes()).digest() for latent in latents]
         fresh = {key: place for place, key in enumerate(keys) if key not in known}
         if fresh:
             known.update(zip(fresh, decode(latents[list(fresh.values())]), strict=True))
         pictures = [known[key] for key in keys]
-        for key in list(known)[:-MOST_REMEMBERED]:
+        for key in list(known)[:-CACHED_PICTURES]:
             del known[key]
         return pictures
 
@@ -233,28 +237,30 @@ def _encoded(image: Image.Image, size: int, *, exact: bool) -> bytes:
     if max(image.size) > size:
         image = image.convert("RGB")
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
-    # A picture is kept as it is where that costs little. A frame of a walk is looked at in passing, and its noise
-    # would cost ten times the picture's bytes; a linear preview has so few pixels that each of them counts.
+    # Final pictures and linear previews, which have few pixels, are encoded as well as `webp` does by default. Decoded
+    # frames are noisy: at that quality they would take ten times the bytes of the picture.
     return webp(image) if exact or max(image.size) <= 64 else webp(image, quality=82, lossless=False)
 
 
 def _facts(cell: Cell) -> list[tuple[str, str]]:
-    """Field and value in words; numbers as text, since JavaScript would round a large seed."""
+    """Field and value as text; JavaScript would round a large seed given as a number."""
     recipe = cell.recipe
-    said = {name: getattr(recipe, name, None) for name in FACTS}
-    said["size"] = f"{recipe.width} × {recipe.height}"
-    said["guidance"] = None if recipe.guidance is None else f"{recipe.guidance:g}"
-    said["sigmas"] = None if recipe.sigmas is None else ", ".join(f"{sigma:g}" for sigma in recipe.sigmas)
-    facts = [(name, str(value)) for name, value in said.items() if value not in (None, "")]
+    values = {name: getattr(recipe, name, None) for name in FACTS}
+    values["size"] = f"{recipe.width} × {recipe.height}"
+    values["guidance"] = None if recipe.guidance is None else f"{recipe.guidance:g}"
+    values["sigmas"] = None if recipe.sigmas is None else ", ".join(f"{sigma:g}" for sigma in recipe.sigmas)
+    facts = [(name, str(value)) for name, value in values.items() if value not in (None, "")]
     return [*facts, ("numbers", "exact" if cell.exact else f"lossy: {cell.numerics}")]
 
 
 def _caption(cell: Cell) -> str:
-    return ", ".join((cell.recipe.prompt, *(value_of(name, getattr(cell.recipe, name)) for name in ("seed", "steps"))))
+    return ", ".join(
+        (cell.recipe.prompt, *(value_label(name, getattr(cell.recipe, name)) for name in ("seed", "steps")))
+    )
 
 
 def _stem(cell: Cell) -> str:
-    """A file name that every system takes: letters, digits and hyphens."""
+    """A file name of letters, digits and hyphens, valid on every system."""
     recipe = cell.recipe
     words = re.sub(r"[^a-z0-9]+", "-", recipe.prompt[:200].lower()).strip("-")[:48].strip("-") or "picture"
     return f"{words}-seed-{recipe.seed}-steps-{recipe.steps}-{cell.key[:8]}"

@@ -1,7 +1,7 @@
-"""One page that holds everything: a walk or a grid as HTML with no kernel, no network and no other file.
+"""Self-contained HTML pages: a trajectory or several as one file that needs no kernel, network or further file.
 
-The page is made of the very JavaScript and CSS that the notebook widget runs, with its frames as data: addresses. It
-opens from a file, from a mail, in nbconvert's output. Its content policy forbids every request, so it stays so.
+A page contains the JavaScript and CSS of the notebook widget and its frames as data URLs. Its content security policy
+forbids every request. It works as a local file, as a mail attachment and in the output of nbconvert.
 """
 
 from __future__ import annotations
@@ -50,10 +50,18 @@ mount(document.getElementById("{name}"), data, urls);
 
 
 class Page:
-    """A scrubber for a notebook that will be read without a kernel: shows itself as HTML, and as text without one.
+    """A scrubber as HTML output of a notebook cell, for readers without a kernel.
+
+    Arguments:
+        record: a Trajectory, a Film, a Sweep, or a list of the first two.
+        shows: the quantities to choose from, of "clean", "x", "v", "noise".
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+
+    Raises:
+        InputError: an empty record, or an unknown name in `shows`.
 
     Example:
-        >>> Page(walk)                                                              # doctest: +SKIP
+        >>> Page(trajectory)                                                        # doctest: +SKIP
         Page('a fox in the snow, pocket, seed 3, 4 steps')
     """
 
@@ -70,15 +78,15 @@ class Page:
 
 
 def page(record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None) -> str:
-    """The whole page as text.
+    """The HTML text of the page.
 
     Arguments:
-        record: a Trajectory, a Film, a Sweep, or a list of walks.
-        shows: what can be chosen, of "clean", "x", "v", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each walk's own linear preview.
+        record: a Trajectory, a Film, a Sweep, or a list of the first two.
+        shows: the quantities to choose from, of "clean", "x", "v", "noise".
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
 
     Raises:
-        InputError: nothing to show.
+        InputError: an empty record, or an unknown name in `shows`.
     """
     data, frames = _content(record, shows, decode)
     return document("scrubber", str(data["title"]), data, frames, _final(data))
@@ -91,24 +99,30 @@ def write(
     shows: Sequence[str] = SHOWS,
     decode: Decode | None = None,
 ) -> Path:
-    """Write the page; folders are made, and a page is there whole or not at all.
+    """Write the page to a file, atomically; missing folders are created.
+
+    Arguments:
+        record: a Trajectory, a Film, a Sweep, or a list of the first two.
+        path: the file to write.
+        shows: the quantities to choose from, of "clean", "x", "v", "noise".
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: nothing to show.
+        InputError: an empty record, or an unknown name in `shows`.
         StorageError: the file cannot be written.
 
     Example:
-        >>> write(walk, "walk.html")                                                # doctest: +SKIP
-        PosixPath('walk.html')
+        >>> write(trajectory, "fox.html")                                           # doctest: +SKIP
+        PosixPath('fox.html')
     """
     return save(page(record, shows=shows, decode=decode), path)
 
 
 def write_page(path: str | Path, data: dict[str, Any], frames: Sequence[bytes]) -> Path:
-    """Write the page of frames that were made before, as `fluxnb.visuals.frames.payload` returns them."""
+    """Write a page of frames that are encoded already, as `fluxnb.visuals.frames.payload` returns them."""
     return save(document("scrubber", str(data["title"]), data, frames, _final(data)), path)
 
 
@@ -117,14 +131,14 @@ def _content(record: Any, shows: Sequence[str], decode: Decode | None) -> tuple[
 
 
 def document(view: str, title: str, content: dict[str, Any], frames: Sequence[bytes], final: int | None) -> str:
-    """A whole page around one view.
+    """The HTML text of a page with one view.
 
     Arguments:
-        view: whose front end, of `fluxnb.html.front_end`.
-        title: plain text.
-        content: JSON, what the view's `mount` is given.
-        frames: the WebP pictures it numbers.
-        final: the number of the picture that stands there before the script runs, and where none may run.
+        view: a name of `fluxnb.html.front_end.VIEWS`.
+        title: plain text; it is escaped here.
+        content: JSON data for the `mount` function of the view.
+        frames: WebP bytes, to which `content` refers by number.
+        final: number of the picture displayed until the script runs, or None.
     """
     text, body = html.escape(title), _body(view, title, content, frames, final)
     return _PAGE.format(policy=_POLICY, title=text, css=style(view), body=body)
@@ -137,20 +151,20 @@ def _final(data: dict[str, Any]) -> int | None:
 def _body(view: str, title: str, data: dict[str, Any], frames: Sequence[bytes], final: int | None) -> str:
     urls = ["data:image/webp;base64," + base64.b64encode(frame).decode("ascii") for frame in frames]
     still = "" if final is None else f'<img alt="{html.escape(title)}" src="{urls[final]}">'
-    # The same name for the same content: a notebook run again is the same notebook.
     content = _json({"data": data, "urls": urls})
+    # The id is derived from the content, so that a notebook that is run again has the same output.
     name = f"fluxnb-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
     return _BODY.format(name=name, still=still, js=script(view), content=content)
 
 
 def _json(value: object) -> str:
-    r"""JSON that may stand inside a script: no `<`, so no `</script>` or `<!--` can end or open anything."""
+    r"""JSON for a script element: without `<`, so that no `</script>` or `<!--` in it can be parsed as HTML."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def save(text: str, path: str | Path) -> Path:
-    """Write a page; folders are made, and it is there whole or not at all."""
+    """Write a page to a file, atomically; missing folders are created."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
     return Path(path)

@@ -1,25 +1,20 @@
-"""Figures of walks and grids: plain functions that return a matplotlib Figure and never see the model.
+"""Matplotlib figures of trajectories and sweeps.
 
-`sigma_curve`, `velocity`, `lock_in` and `path` have axes (`curves`); `filmstrip`, `compare`, `contact_sheet` and
-`latent_channels` are made of pictures (`strips`), `attention` of pictures under light (`spotlights`). All take `ax=`,
-to be drawn into a figure of your own.
-Every figure says which model, seed and steps it shows.
+filmstrip        every step of one trajectory, one column a step
+compare          several trajectories, aligned by noise level
+contact_sheet    the pictures of a sweep as a labeled grid
+attention        where each word of the prompt was attended to, laid over the picture
+latent_channels  the sixteen latent channels of one step
+sigma_curve      the noise level at each step
+velocity         the length of the velocity at each noise level
+lock_in          the distance of the clean estimate from the final latents
+path             trajectories in their two principal directions
+memory           device memory over time, one line a preset
+
+Each function returns a `matplotlib.figure.Figure` titled with model, seed and steps. `ax=` draws into axes of your own.
+The functions take records and never load a model.
 """
 
-from fluxnb.plots.attention import attention
-from fluxnb.plots.curves import lock_in, path, sigma_curve, velocity
-from fluxnb.plots.memory import memory
-from fluxnb.plots.strips import compare, contact_sheet, filmstrip, latent_channels
+import lazy_loader as _lazy
 
-__all__ = [
-    "attention",
-    "compare",
-    "contact_sheet",
-    "filmstrip",
-    "latent_channels",
-    "lock_in",
-    "memory",
-    "path",
-    "sigma_curve",
-    "velocity",
-]
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -1,77 +1,80 @@
-"""What a figure says: titles, and labels that name only what differs."""
+"""Titles and subtitles of figures, and line wrapping."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fluxnb.plots.style import breadth, clip
+from fluxnb.plots.style import text_width, truncate
 from fluxnb.records import Film, Sweep, Trajectory
-from fluxnb.visuals.labels import NAMES, value_of, values_of
+from fluxnb.visuals.labels import NAMES, value_label
 
-__all__ = ["common", "facts_of", "subtitle_of", "title_of", "value_of", "values_of", "wrap"]
+__all__ = ["common_subtitle", "subtitle_of", "sweep_subtitle", "title_of", "wrap"]
 
 
 def title_of(trajectory: Trajectory | Film) -> str:
-    """What a figure of this walk is called: its prompt."""
+    """The prompt of a trajectory, or the caption of a film."""
     if isinstance(trajectory, Film):
         return trajectory.caption
-    return "A watched call" if trajectory.recipe is None else trajectory.recipe.prompt
+    return "A recorded call" if trajectory.recipe is None else trajectory.recipe.prompt
 
 
 def subtitle_of(trajectory: Trajectory | Film) -> str:
-    """Whose walk it is: model, seed, steps, size."""
+    """Model, seed, steps and size of one trajectory."""
     if isinstance(trajectory, Film):
         return f"{NAMES.get(trajectory.what, trajectory.what)}, {len(trajectory)} frames"
-    said = (
-        trajectory.caption
-        if trajectory.recipe is None
-        else trajectory.caption.removeprefix(trajectory.recipe.prompt).removeprefix(", ")
-    )
-    return " · ".join(part for part in (clip(said, 80), f"{trajectory.width} × {trajectory.height} px") if part)
+    facts = trajectory.caption
+    if trajectory.recipe is not None:
+        facts = facts.removeprefix(trajectory.recipe.prompt).removeprefix(", ")
+    return " · ".join(part for part in (truncate(facts, 80), f"{trajectory.width} × {trajectory.height} px") if part)
 
 
-def common(trajectories: Sequence[Trajectory | Film]) -> str:
-    """What all walks share, for the line under the title: prompt, model and seed where they agree."""
-    known = [
-        trajectory
+def common_subtitle(trajectories: Sequence[Trajectory | Film]) -> str:
+    """Prompt, model, seed and steps, those in which all trajectories agree."""
+    recipes = [
+        (trajectory.recipe, trajectory)
         for trajectory in trajectories
         if isinstance(trajectory, Trajectory) and trajectory.recipe is not None
     ]
-    if len(known) < len(trajectories) or not known:
-        return clip("; ".join(dict.fromkeys(trajectory.caption for trajectory in trajectories)), 110)
+    if len(recipes) < len(trajectories) or not recipes:
+        return truncate("; ".join(dict.fromkeys(trajectory.caption for trajectory in trajectories)), 110)
     facts = [
-        {trajectory.recipe.prompt for trajectory in known if trajectory.recipe},
-        {trajectory.model for trajectory in known},
-        {f"seed {trajectory.recipe.seed}" for trajectory in known if trajectory.recipe},
-        {f"{len(trajectory)} step{'' if len(trajectory) == 1 else 's'}" for trajectory in known},
+        {recipe.prompt for recipe, _ in recipes},
+        {trajectory.model for _, trajectory in recipes},
+        {value_label("seed", recipe.seed) for recipe, _ in recipes},
+        {value_label("steps", len(trajectory)) for _, trajectory in recipes},
     ]
-    shared = [clip(next(iter(fact)), 70) for fact in facts if len(fact) == 1]
+    shared = [truncate(next(iter(values)), 70) for values in facts if len(values) == 1]
     return " · ".join(part for part in shared if part)
 
 
-def facts_of(sweep: Sweep, axes: dict[str, tuple[Any, ...]]) -> str:
-    """Model, seed and steps under the title, those that the labels of the grid do not say anyway."""
+def sweep_subtitle(sweep: Sweep, axes: Mapping[str, Sequence[Any]]) -> str:
+    """Model, count of pictures, and the seed and steps that are not among the labels of the grid."""
     recipe = sweep[0].recipe
-    fixed = [value_of(name, getattr(recipe, name)) for name in ("seed", "steps") if len(axes.get(name, (0,))) == 1]
+    fixed = [value_label(name, getattr(recipe, name)) for name in ("seed", "steps") if len(axes.get(name, (0,))) == 1]
     model = sweep.model or recipe.model or ""
-    done = "" if sweep.finished else "unfinished"
-    return " · ".join(part for part in (model, *fixed, f"{len(sweep)} pictures", done) if part)
+    status = "" if sweep.finished else "unfinished"
+    return " · ".join(part for part in (model, *fixed, f"{len(sweep)} pictures", status) if part)
 
 
 def wrap(text: str, width: int) -> str:
-    """Text on at most four lines, each no broader than so many letters."""
+    r"""A text on at most four lines of at most `width` columns each.
+
+    Example:
+        >>> wrap("a fox in the snow", 8)
+        'a fox in\nthe snow'
+    """
     lines = [""]
     for word in text.split():
         if len(lines) > 4:
             break
-        if lines[-1] and breadth(f"{lines[-1]} {word}") <= width:
+        if lines[-1] and text_width(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
             continue
         if lines[-1]:
             lines.append("")
-        for each in word:  # a word broader than a line, and a script without spaces, breaks where it must
-            if lines[-1] and breadth(lines[-1] + each) > width:
+        for char in word:  # a word wider than a line, or a script without spaces, breaks anywhere
+            if lines[-1] and text_width(lines[-1] + char) > width:
                 lines.append("")
-            lines[-1] += each
-    return "\n".join(lines[:4] if len(lines) <= 4 else [*lines[:3], clip(lines[3] + " …", width)])
+            lines[-1] += char
+    return "\n".join(lines[:4] if len(lines) <= 4 else [*lines[:3], truncate(lines[3] + " …", width)])

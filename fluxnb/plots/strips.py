@@ -1,11 +1,12 @@
-"""Figures made of pictures: the film strip, several walks side by side, the grid, the latent channels.
+"""Figures made of pictures: film strip, comparison, contact sheet, latent channels.
 
-Frames are placed in inches, so that a frame has the same size in a strip of two steps and in one of ten.
+Frames are placed in inches, so that a frame has the same size in a figure of two steps and in one of ten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,49 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fluxnb.errors import InputError, shorten, unknown_choice
-from fluxnb.plots.captions import common, facts_of, subtitle_of, title_of, values_of, wrap
-from fluxnb.plots.layout import FRAME, GAP, HEAD, blocks_of, box, evenly, frame, rule, spaced, spot, square, write
-from fluxnb.plots.style import INK, SMALL, SOFT, TEXT, breadth, clip, heading, new, placed, styled
+from fluxnb.plots.captions import common_subtitle, subtitle_of, sweep_subtitle, title_of, wrap
+from fluxnb.plots.layout import (
+    FRAME,
+    GAP,
+    HEAD,
+    Box,
+    add_axes,
+    combinations,
+    draw_cell,
+    draw_frame,
+    draw_text,
+    evenly_spaced,
+    frame_size,
+    line,
+    without_overlap,
+)
+from fluxnb.plots.style import (
+    SMALL,
+    SOFT,
+    TEXT,
+    draw_into,
+    heading,
+    new_figure,
+    style_context,
+    text_width,
+    truncate,
+)
 from fluxnb.records import Film, Sweep, Trajectory
-from fluxnb.visuals.frames import NAMES, Decode, frame_sets, frames_of
+from fluxnb.visuals.frames import Decode, FrameSet, frame_sets, frames_of
+from fluxnb.visuals.labels import NAMES, value_labels
 
 __all__ = ["compare", "contact_sheet", "filmstrip", "latent_channels"]
 
 MEANING = {
-    "x": "what the model sees",
-    "v": "what it answers:\nnoise minus picture",
-    "clean": "the picture it\nhas in mind: x − σ v",
-    "noise": "the noise it\nsees: x + (1 − σ) v",
-    "x_next": "where the step led",
+    "x": "the model's input",
+    "v": "the model's output:\nnoise minus picture",
+    "clean": "the predicted\npicture: x − σ v",
+    "noise": "the predicted\nnoise: x + (1 − σ) v",
+    "x_next": "the next step's input",
 }
+LABELS = 1.3  # inches, the width of the labels beside the rows
+TICKS = (1.0, 0.75, 0.5, 0.25, 0.0)  # sigmas marked below a comparison
+TICK_NAMES = {1.0: "σ 1 · noise", 0.0: "σ 0 · the picture"}
 
 
 def filmstrip(
@@ -38,62 +67,58 @@ def filmstrip(
     columns: int = 8,
     ax: Axes | None = None,
 ) -> Figure:
-    """Every step of one walk from noise to picture: a column per step, a row for each thing the step holds.
+    """Show every step of one trajectory: one column a step, one row for x, velocity, clean and noise estimate.
 
-    The last column is sigma 0, where x is the picture. A walk of more steps than `columns` shows evenly chosen ones,
-    the first and the last always.
+    The last column is sigma 0, where x is the picture. If there are more steps than `columns`, evenly spaced ones are
+    drawn, with the first and the last.
 
     Arguments:
-        walk: a Trajectory, or a Film, which has one row.
+        trajectory: a Trajectory, or a Film, which has one row.
         shows: the rows, of "x", "v", "clean", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for the walk's own linear preview.
-        columns: most steps shown, at least 2.
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for the trajectory's own linear preview.
+        columns: most steps drawn, at least 2.
         ax: axes to draw in; None for a new figure.
 
     Returns:
         The Figure.
 
     Raises:
-        InputError: an unknown row, or a walk whose run kept no tensors.
+        InputError: an unknown row, too few columns, or a trajectory without tensors.
 
     Example:
-        >>> filmstrip(walk, shows=["x", "clean"]).savefig("strip.png")              # doctest: +SKIP
+        >>> filmstrip(trajectory, shows=["x", "clean"]).savefig("strip.png")        # doctest: +SKIP
     """
     if columns < 2:
         raise InputError(
             f"columns={shorten(columns)}", "at least 2 are needed, the first and the last", "try columns=8"
         )
-    roll = frames_of(trajectory, shows=shows, decode=decode)
-    rows = [show for show in roll.frames if roll.frames[show]]
-    chosen = evenly(len(roll.sigmas), columns)
-    ends = roll.final is not None
-    wide, high = box(roll)
-    side = 1.3
-    count = max(len(chosen) + ends, 1)
-    with styled():
-        figure = new(side + count * (wide + GAP), HEAD + 0.2 + max(len(rows), 1) * (high + GAP) + 0.24)
-        heading(figure, clip(title_of(trajectory), 28 + 9 * count), subtitle_of(trajectory))
-        for place, index in enumerate(chosen):
-            left = side + place * (wide + GAP)
-            write(figure, left, HEAD, f"σ {roll.sigmas[index]:.2f}", SMALL + 0.5, INK)
-            for row, show in enumerate(rows):
-                frame(figure, left, HEAD + 0.2 + row * (high + GAP), wide, high, roll.frames[show][index])
-        for row, show in enumerate(rows):
-            top = HEAD + 0.2 + row * (high + GAP)
-            write(figure, 0.0, top + high / 2 - 0.17, NAMES[show], TEXT, INK)
-            write(figure, 0.0, top + high / 2, MEANING[show], SMALL - 0.3, SOFT)
-        if ends and roll.final is not None:
-            left = side + len(chosen) * (wide + GAP)
-            row = rows.index("x") if "x" in rows else 0
-            write(figure, left, HEAD, "σ 0", SMALL + 0.5, INK)
-            frame(figure, left, HEAD + 0.2 + row * (high + GAP), wide, high, roll.final, accent=True)
-            write(figure, left, HEAD + 0.2 + row * (high + GAP) + high + 0.05, "the picture", SMALL, SOFT)
-        bottom = HEAD + 0.2 + max(len(rows), 1) * (high + GAP) + 0.05
-        note = f"frames by {roll.by}" if roll.by else ""
-        if len(chosen) < len(roll.sigmas):
-            note += f"; {len(chosen)} of {len(roll.sigmas)} steps shown"
-        write(figure, side, bottom, note, SMALL - 0.5, SOFT)
-    return placed(figure, ax)
+    frame_set = frames_of(trajectory, shows=shows, decode=decode)
+    rows = [show for show in frame_set.frames if frame_set.frames[show]]
+    chosen = evenly_spaced(len(frame_set.sigmas), columns)
+    width, height = frame_size(frame_set)
+    count = max(len(chosen) + (frame_set.final is not None), 1)
+    tops = [HEAD + 0.2 + row * (height + GAP) for row in range(max(len(rows), 1))]
+    lefts = [LABELS + column * (width + GAP) for column in range(count)]
+    with style_context():
+        figure = new_figure(LABELS + count * (width + GAP), tops[-1] + height + GAP + 0.24)
+        heading(figure, truncate(title_of(trajectory), 28 + 9 * count), subtitle_of(trajectory))
+        for left, index in zip(lefts, chosen, strict=False):
+            draw_text(figure, left, HEAD, f"σ {frame_set.sigmas[index]:.2f}", size=SMALL + 0.5)
+            for top, show in zip(tops, rows, strict=False):
+                draw_frame(figure, Box(left, top, width, height), frame_set.frames[show][index])
+        for top, show in zip(tops, rows, strict=False):
+            draw_text(figure, 0.0, top + height / 2 - 0.17, NAMES[show], size=TEXT)
+            draw_text(figure, 0.0, top + height / 2, MEANING[show], size=SMALL - 0.3, color=SOFT)
+        if frame_set.final is not None:
+            left, top = lefts[len(chosen)], tops[rows.index("x") if "x" in rows else 0]
+            draw_text(figure, left, HEAD, "σ 0", size=SMALL + 0.5)
+            draw_frame(figure, Box(left, top, width, height), frame_set.final, accent=True)
+            draw_text(figure, left, top + height + 0.05, "the picture", size=SMALL, color=SOFT)
+        note = f"frames by {frame_set.by}" if frame_set.by else ""
+        if len(chosen) < len(frame_set.sigmas):
+            note += f"; {len(chosen)} of {len(frame_set.sigmas)} steps shown"
+        draw_text(figure, LABELS, tops[-1] + height + GAP + 0.05, note, size=SMALL - 0.5, color=SOFT)
+    return draw_into(figure, ax)
 
 
 def compare(
@@ -104,68 +129,91 @@ def compare(
     labels: Sequence[str] | None = None,
     ax: Axes | None = None,
 ) -> Figure:
-    """Several walks under one another, each frame where its sigma is: 1 at the left, 0 at the right.
+    """Show several trajectories, one row each, with every frame at its sigma: 1 at the left, 0 at the right.
 
-    Walks of different step counts visit different noise levels, so their third steps have little in common; what
-    stands in one column here was made at one sigma. Frames that would overlap are left out.
+    Trajectories of different step counts have different noise levels, so frames are aligned by sigma and not by step
+    index. Frames that would overlap are left out.
 
     Arguments:
-        walks: Trajectories or Films, one row each.
+        trajectories: Trajectories or Films, one row each.
         show: "clean", "x", "v" or "noise".
-        decode, labels: as in `filmstrip`; labels name only what differs when left out.
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+        labels: one label a row; None for labels that name what differs.
         ax: axes to draw in; None for a new figure.
 
     Returns:
         The Figure.
+
+    Raises:
+        InputError: an unknown `show`, an empty list, labels that do not match, or Films of something else.
+
+    Example:
+        >>> compare([run(flux, "a fox", steps=n) for n in (1, 4)])                  # doctest: +SKIP
+        <View size 1012x368 with 8 Axes>
     """
     if show not in NAMES:
         raise unknown_choice("show", show, tuple(NAMES))
-    rolls = frame_sets(trajectories, shows=(show,), decode=decode, labels=labels)
-    rolls = tuple(roll for roll in rolls if show in roll.frames)
-    if not rolls:
+    rows = frame_sets(trajectories, shows=(show,), decode=decode, labels=labels)
+    rows = tuple(frame_set for frame_set in rows if show in frame_set.frames)
+    if not rows:
         raise InputError(f"films without {show!r}", "each film shows one thing", f"decode them with what={show!r}")
-    wide, high = max(box(roll)[0] for roll in rolls), max(box(roll)[1] for roll in rolls)
-    side, span = 1.3, max(7.0, 4 * (wide + GAP)) - wide
-    row_height = high + 0.14
-    with styled():
-        figure = new(side + span + 2 * (wide + GAP), HEAD + len(rolls) * row_height + 0.5)
-        heading(figure, f"The {NAMES[show]} at equal noise", common(trajectories))
-        width, height = figure.get_size_inches()
+    sizes = [frame_size(frame_set) for frame_set in rows]
+    width, height = max(size[0] for size in sizes), max(size[1] for size in sizes)
+    axis = max(7.0, 4 * (width + GAP)) + GAP  # inches from sigma 1 to sigma 0
+    row_height = height + 0.14
 
-        def place(sigma: float) -> float:
-            return side + (1.0 - sigma) * (span + wide + GAP)
+    def x_of(sigma: float) -> float:
+        return LABELS + (1.0 - sigma) * axis
 
-        for row, roll in enumerate(rolls):
-            top = HEAD + row * row_height
-            write(figure, 0.0, top + high / 2 - 0.08, wrap(roll.label, 20), TEXT, INK)
-            line = 1 - (top + high / 2) / height
-            figure.add_artist(rule(place(roll.sigmas[0] if roll.sigmas else 1.0) / width, place(0.0) / width, line))
-            shown = spaced(roll.sigmas, (wide + GAP) / (span + wide + GAP), closes=roll.final is not None)
-            for index in shown:
-                frame(figure, place(roll.sigmas[index]), top, wide, high, roll.frames[show][index])
-            if roll.final is not None:
-                frame(figure, place(0.0), top, wide, high, roll.final, accent=True)
-        base = HEAD + len(rolls) * row_height + 0.02
-        figure.add_artist(rule(place(1.0) / width, (place(0.0) + wide) / width, 1 - base / height))
-        for sigma in (1.0, 0.75, 0.5, 0.25, 0.0):
-            figure.add_artist(rule(place(sigma) / width, place(sigma) / width, 1 - base / height, 0.05 / height))
-            word = {1.0: "σ 1 · noise", 0.0: "σ 0 · the picture"}.get(sigma, f"{sigma:g}")
-            write(figure, place(sigma), base + 0.08, word, SMALL, SOFT)
-        by = " and ".join(sorted({roll.by for roll in rolls if roll.by}))
-        write(figure, side, base + 0.26, f"a frame holds until the next; frames by {by}", SMALL - 0.5, SOFT)
-    return placed(figure, ax)
+    with style_context():
+        figure = new_figure(LABELS + axis + width + GAP, HEAD + len(rows) * row_height + 0.5)
+        heading(figure, f"The {NAMES[show]} at equal noise", common_subtitle(trajectories))
+        for row, frame_set in enumerate(rows):
+            box = Box(0.0, HEAD + row * row_height, width, height)
+            _draw_comparison_row(figure, box, frame_set, show, x_of)
+        _draw_sigma_axis(figure, HEAD + len(rows) * row_height + 0.02, width, x_of)
+        by = " and ".join(sorted({frame_set.by for frame_set in rows if frame_set.by}))
+        note = f"a frame holds until the next; frames by {by}"
+        draw_text(figure, LABELS, HEAD + len(rows) * row_height + 0.28, note, size=SMALL - 0.5, color=SOFT)
+    return draw_into(figure, ax)
+
+
+def _draw_comparison_row(
+    figure: Figure, box: Box, frame_set: FrameSet, show: str, x_of: Callable[[float], float]
+) -> None:
+    """Draw the label, the line and the frames of one trajectory; the left of `box` is replaced by `x_of(sigma)`."""
+    figure_width, figure_height = figure.get_size_inches()
+    draw_text(figure, 0.0, box.top + box.height / 2 - 0.08, wrap(frame_set.label, 20), size=TEXT)
+    y = 1 - (box.top + box.height / 2) / figure_height
+    first = frame_set.sigmas[0] if frame_set.sigmas else 1.0
+    figure.add_artist(line(x_of(first) / figure_width, x_of(0.0) / figure_width, y))
+    gap = (box.width + GAP) / (x_of(0.0) - x_of(1.0))
+    for index in without_overlap(frame_set.sigmas, gap, final=frame_set.final is not None):
+        draw_frame(figure, box._replace(left=x_of(frame_set.sigmas[index])), frame_set.frames[show][index])
+    if frame_set.final is not None:
+        draw_frame(figure, box._replace(left=x_of(0.0)), frame_set.final, accent=True)
+
+
+def _draw_sigma_axis(figure: Figure, top: float, width: float, x_of: Callable[[float], float]) -> None:
+    figure_width, figure_height = figure.get_size_inches()
+    y = 1 - top / figure_height
+    figure.add_artist(line(x_of(1.0) / figure_width, (x_of(0.0) + width) / figure_width, y))
+    for sigma in TICKS:
+        x = x_of(sigma) / figure_width
+        figure.add_artist(line(x, x, y, drop=0.05 / figure_height))
+        draw_text(figure, x_of(sigma), top + 0.08, TICK_NAMES.get(sigma, f"{sigma:g}"), size=SMALL, color=SOFT)
 
 
 def contact_sheet(
     sweep: Sweep, *, rows: str | None = None, columns: str | None = None, ax: Axes | None = None
 ) -> Figure:
-    """The pictures of a sweep as a labelled grid; rows and columns are axes of the sweep.
+    """Show the pictures of a sweep as a labeled grid whose rows and columns are axes of the sweep.
 
-    With more than two axes the remaining ones make further blocks of rows, one for each of their values.
+    Each combination of values of the remaining axes is a further block of rows.
 
     Arguments:
-        sweep: what `fnb.sweep` returned; cells it never reached stay empty.
-        rows, columns: axis names; left out, the columns are the last axis with several values, the rows the one
+        sweep: the result of `fnb.sweep`; cells that were not sampled stay empty.
+        rows, columns: axis names; by default the columns are the last axis with several values and the rows the one
             before it.
         ax: axes to draw in; None for a new figure.
 
@@ -173,92 +221,161 @@ def contact_sheet(
         The Figure.
 
     Raises:
-        InputError: a sweep without cells, or a name that is no axis of it.
+        InputError: a sweep without cells, or a name that is not one of its axes.
+
+    Example:
+        >>> contact_sheet(grid, rows="prompt", columns="seed")                      # doctest: +SKIP
+        <View size 594x862 with 12 Axes>
     """
+    grid = _sheet(sweep, rows, columns)
+    with style_context():
+        figure = new_figure(max(grid.width, 3.6), grid.top + len(grid.blocks) * grid.block_height + 0.05)
+        prompts = {cell.recipe.prompt for cell in sweep}
+        title = prompts.pop() if len(prompts) == 1 else f"{len(prompts)} prompts"
+        heading(figure, truncate(title, int(9 * max(grid.width, 3.6))), sweep_subtitle(sweep, grid.axes))
+        for left, text in zip(grid.lefts, grid.column_labels, strict=True):
+            draw_text(figure, left, HEAD, text, size=SMALL + 0.5)
+        for number, block in enumerate(grid.blocks):
+            top = grid.top + number * grid.block_height
+            if grid.block_head:
+                draw_text(figure, grid.label_width, top + 0.08, grid.block_labels[number], size=TEXT)
+            _draw_block(figure, sweep, grid, block, top + grid.block_head)
+    return draw_into(figure, ax)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sheet:
+    """The layout of a contact sheet: which axis is where, the labels, and lengths in inches."""
+
+    axes: dict[str, tuple[Any, ...]]
+    across: str
+    down: str | None
+    blocks: list[dict[str, Any]]  # values of the remaining axes
+    row_labels: list[str]
+    column_labels: list[str]
+    block_labels: list[str]
+    frame: tuple[float, float]
+    label_width: float
+    top: float
+    block_head: float
+    block_height: float
+
+    @property
+    def row_values(self) -> tuple[Any, ...]:
+        return (None,) if self.down is None or self.down == self.across else self.axes[self.down]
+
+    @property
+    def lefts(self) -> list[float]:
+        return [self.label_width + column * (self.frame[0] + GAP) for column in range(len(self.axes[self.across]))]
+
+    @property
+    def width(self) -> float:
+        return self.label_width + len(self.axes[self.across]) * (self.frame[0] + GAP)
+
+
+def _sheet(sweep: Sweep, rows: str | None, columns: str | None) -> _Sheet:
     if not len(sweep):
-        raise InputError("a sweep without cells", "there is nothing to show", "run it again, or show what it stored")
+        raise InputError(
+            "a sweep without cells", "at least one picture is needed", "run it again, or pass the sweep of its store"
+        )
     axes = {name: tuple(values) for name, values in sweep.axes.items()} or {"seed": (sweep[0].recipe.seed,)}
+    across, down = _choose_axes(axes, rows, columns)
+    others = [name for name in axes if name not in (across, down)]
+    labels = {name: dict(zip(values, value_labels(name, values), strict=True)) for name, values in axes.items()}
+    blocks = combinations(axes, others)
+    row_labels = [labels[down][value] for value in axes[down]] if down is not None and down != across else []
+    picture_width, picture_height = sweep[0].image.size
+    width = FRAME * 1.15 * min(1.0, picture_width / picture_height)
+    height = FRAME * 1.15 * min(1.0, picture_height / picture_width)
+    widest = max((text_width(text) for text in row_labels), default=0)
+    label_width = 0.0 if down is None else min(0.25 + 0.075 * min(widest, 20), 1.6)
+    block_columns = int(12 * len(axes[across]) * (width + GAP))
+    block_labels = [wrap(", ".join(labels[name][value] for name, value in block.items()), block_columns)
+                    for block in blocks]  # fmt: skip
+    column_labels = [wrap(labels[across][value], int(14 * width)) for value in axes[across]]
+    head_lines = max(text.count("\n") + 1 for text in block_labels)
+    block_head = 0.12 + 0.18 * head_lines if len(blocks) > 1 else 0.0
+    row_count = max(len(row_labels), 1)
+    return _Sheet(
+        axes=axes, across=across, down=down, blocks=blocks, row_labels=row_labels, column_labels=column_labels,
+        block_labels=block_labels, frame=(width, height), label_width=label_width,
+        top=HEAD + 0.2 + 0.14 * max(text.count("\n") for text in column_labels),
+        block_head=block_head,
+        block_height=block_head + row_count * (height + GAP) + (0.12 if len(blocks) > 1 else 0),
+    )  # fmt: skip
+
+
+def _choose_axes(axes: dict[str, tuple[Any, ...]], rows: str | None, columns: str | None) -> tuple[str, str | None]:
+    """The axis across and the axis down: those requested, else the last ones with several values."""
     for role, name in (("rows", rows), ("columns", columns)):
         if name is not None and name not in axes:
             raise unknown_choice(role, name, tuple(axes))
-    several = [name for name in axes if len(axes[name]) > 1 and name not in (rows, columns)]
-    spare = [name for name in axes if name not in (rows, columns) and name not in several]
-    across = columns or (several.pop() if several else spare.pop() if spare else next(iter(axes)))
-    down = rows or (several.pop() if several else spare.pop() if spare else None)
-    said = {name: dict(zip(values, values_of(name, values), strict=True)) for name, values in axes.items()}
-    blocks = blocks_of(axes, [name for name in axes if name not in (across, down)])
-    down_values: tuple[Any, ...] = (None,) if down is None or down == across else axes[down]
-    size = sweep[0].image.size
-    wide, high = FRAME * 1.15 * min(1.0, size[0] / size[1]), FRAME * 1.15 * min(1.0, size[1] / size[0])
-    words = max((breadth(said[down][value]) for value in down_values if down), default=0)
-    side = 0.0 if down is None else min(0.25 + 0.075 * min(words, 20), 1.6)
-    width = side + len(axes[across]) * (wide + GAP)
-    room = int(12 * (width - side))
-    texts = [wrap(", ".join(said[name][value] for name, value in block.items()), room) for block in blocks]
-    lines = max(text.count("\n") + 1 for text in texts)
-    block_head = 0.12 + 0.18 * lines if len(blocks) > 1 else 0.0
-    block_height = block_head + len(down_values) * (high + GAP) + (0.12 if len(blocks) > 1 else 0)
-    heads = [wrap(said[across][value], int(14 * wide)) for value in axes[across]]
-    top = HEAD + 0.2 + 0.14 * max(head.count("\n") for head in heads)
-    with styled():
-        figure = new(max(width, 3.6), top + len(blocks) * block_height + 0.05)
-        prompts = {cell.recipe.prompt for cell in sweep}
-        title = prompts.pop() if len(prompts) == 1 else f"{len(prompts)} prompts"
-        heading(figure, clip(title, int(9 * max(width, 3.6))), facts_of(sweep, axes))
-        for column, head in enumerate(heads):
-            write(figure, side + column * (wide + GAP), HEAD, head, SMALL + 0.5, INK)
-        for number, block in enumerate(blocks):
-            start = top + number * block_height
-            if block_head:
-                write(figure, side, start + 0.08, texts[number], TEXT, INK)
-            for row, down_value in enumerate(down_values):
-                y = start + block_head + row * (high + GAP)
-                if down is not None:
-                    write(figure, 0.0, y + high / 2 - 0.09, wrap(said[down][down_value], 20), SMALL + 0.5, INK)
-                for column, value in enumerate(axes[across]):
-                    wanted = {**block, across: value} | ({down: down_value} if down else {})
-                    found = sweep.select(**wanted)
-                    square(figure, side + column * (wide + GAP), y, wide, high, found[0] if found else None)
-    return placed(figure, ax)
+    if rows is not None and rows == columns:
+        raise InputError(
+            f"rows={rows!r} and columns={columns!r}", "they are two different axes", "leave one out to choose it"
+        )
+    free = [name for name in axes if name not in (rows, columns)]
+    candidates = [name for name in free if len(axes[name]) <= 1] + [name for name in free if len(axes[name]) > 1]
+    across = columns or (candidates.pop() if candidates else next(iter(axes)))
+    return across, rows or (candidates.pop() if candidates else None)
+
+
+def _draw_block(figure: Figure, sweep: Sweep, grid: _Sheet, block: dict[str, Any], top: float) -> None:
+    width, height = grid.frame
+    for row, row_value in enumerate(grid.row_values):
+        y = top + row * (height + GAP)
+        if grid.row_labels:
+            draw_text(figure, 0.0, y + height / 2 - 0.09, wrap(grid.row_labels[row], 20), size=SMALL + 0.5)
+        for left, value in zip(grid.lefts, grid.axes[grid.across], strict=True):
+            fields = {**block, grid.across: value} | ({grid.down: row_value} if grid.down and grid.row_labels else {})
+            found = sweep.select(**fields)
+            draw_cell(figure, Box(left, y, width, height), found[0] if found else None)
 
 
 def latent_channels(trajectory: Trajectory, step: int = -1, *, show: str = "clean", ax: Axes | None = None) -> Figure:
-    """The sixteen channels of one step's latents, each a small map; purple below zero, orange above.
+    """Show the sixteen latent channels of one step as maps: purple below zero, orange above.
 
-    All channels share one scale, so a pale channel carries little. One cell is 8 x 8 pixels of the picture.
+    All channels share one scale, so a pale channel has small values. One cell is 8 x 8 pixels of the picture.
 
     Arguments:
-        walk: a Trajectory.
+        trajectory: a Trajectory.
         step: an index; -1 for the last.
         show: "x", "v", "clean" or "noise".
         ax: axes to draw in; None for a new figure.
 
     Returns:
         The Figure.
+
+    Raises:
+        InputError: no such step, or a step without the tensor.
+
+    Example:
+        >>> latent_channels(trajectory, 0, show="v")                                # doctest: +SKIP
+        <View size 878x318 with 17 Axes>
     """
     if not -len(trajectory) <= step < len(trajectory):
         raise InputError(
-            f"step={shorten(step)}", f"this walk has steps 0 to {len(trajectory) - 1}", "try step=-1, the last"
+            f"step={shorten(step)}", f"this trajectory has steps 0 to {len(trajectory) - 1}", "try step=-1, the last"
         )
     chosen = trajectory[step]
     maps = chosen.latents(show).float().numpy()
     limit = float(np.quantile(np.abs(maps), 0.995)) or 1.0
-    across = 8
-    rows = -(-len(maps) // across)
-    high = 0.85 * maps.shape[1] / maps.shape[2]
-    with styled():
-        figure = new(across * (0.85 + GAP) + 0.62, HEAD + 0.05 + rows * (high + 0.22))
+    per_row, width = 8, 0.85
+    rows = -(-len(maps) // per_row)
+    height = width * maps.shape[1] / maps.shape[2]
+    with style_context():
+        figure = new_figure(per_row * (width + GAP) + 0.62, HEAD + 0.05 + rows * (height + 0.22))
         heading(figure, f"The {len(maps)} latent channels of the {NAMES[show]} at σ {chosen.sigma:.2f}",
-                clip(trajectory.caption, 110))  # fmt: skip
+                truncate(trajectory.caption, 110))  # fmt: skip
         image = None
         for channel, values in enumerate(maps):
-            left, top = channel % across * (0.85 + GAP), HEAD + 0.18 + channel // across * (high + 0.22)
-            write(figure, left, top - 0.15, str(channel), SMALL - 0.5, SOFT)
-            axes = spot(figure, left, top, 0.85, high)
+            left, top = channel % per_row * (width + GAP), HEAD + 0.18 + channel // per_row * (height + 0.22)
+            draw_text(figure, left, top - 0.15, str(channel), size=SMALL - 0.5, color=SOFT)
+            axes = add_axes(figure, Box(left, top, width, height))
             image = axes.imshow(values, cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest")
-        bar = spot(figure, across * (0.85 + GAP) + 0.08, HEAD + 0.18, 0.09, rows * (high + 0.22) - 0.22)
+        bar = add_axes(figure, Box(per_row * (width + GAP) + 0.08, HEAD + 0.18, 0.09, rows * (height + 0.22) - 0.22))
         if image is not None:
             figure.colorbar(image, cax=bar, ticks=[-limit, 0, limit]).outline.set_visible(False)
             bar.set_yticklabels([f"−{limit:.1f}", "0", f"{limit:.1f}"])
             bar.tick_params(length=0, labelsize=SMALL - 0.5)
-    return placed(figure, ax)
+    return draw_into(figure, ax)

@@ -1,4 +1,4 @@
-"""How every figure looks: one type scale, thin rules, white space, colours that colour-blind readers can tell apart."""
+"""Style shared by all figures: font sizes, line widths and a color-blind-safe palette."""
 
 from __future__ import annotations
 
@@ -14,11 +14,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-__all__ = ["COLOURS", "FAINT", "INK", "MARKERS", "View", "breadth", "clip", "heading", "plain", "styled"]
+__all__ = [
+    "COLORS",
+    "FAINT",
+    "INK",
+    "MARKERS",
+    "SMALL",
+    "SOFT",
+    "TEXT",
+    "TITLE",
+    "View",
+    "axes_heading",
+    "axes_or_new",
+    "draw_into",
+    "heading",
+    "hide_axes",
+    "new_figure",
+    "style_context",
+    "text_width",
+    "truncate",
+]
 
-# Okabe and Ito, "Color Universal Design" (2008), darkest first; yellow is left out, it fades on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # so that no line is told apart by colour alone
+# Okabe and Ito, "Color Universal Design" (2008), darkest first, without yellow, which has little contrast on white.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")  # lines differ in more than color
 INK = "#222222"
 SOFT = "#6b6b6b"
 FAINT = "#d8d8d8"
@@ -27,7 +46,7 @@ TITLE, TEXT, SMALL = 11.5, 9.0, 7.5  # points
 
 _RC: Any = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # matplotlib brings it, so a figure looks the same everywhere
+    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib, so figures are equal on every machine
     "font.size": TEXT,
     "text.color": INK,
     "text.parse_math": False,  # a prompt with two dollar signs is text
@@ -53,63 +72,67 @@ _RC: Any = {
 
 
 class View(Figure):
-    """A matplotlib Figure that shows itself once as the last line of a cell, whether or not pyplot is there."""
+    """A matplotlib Figure that displays itself as the last line of a cell without pyplot."""
 
     def _repr_png_(self) -> bytes:
-        drawn, small = io.BytesIO(), io.BytesIO()
+        drawn, packed = io.BytesIO(), io.BytesIO()
         self.savefig(drawn, format="png", bbox_inches="tight", pad_inches=0.12)
-        # Without the alpha that nobody sees, and packed well: a notebook is committed with its figures.
-        Image.open(drawn).convert("RGB").save(small, "PNG", optimize=True)
-        return small.getvalue()
+        # Dropping the opaque alpha channel and optimizing keeps committed notebooks small.
+        Image.open(drawn).convert("RGB").save(packed, "PNG", optimize=True)
+        return packed.getvalue()
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """The look of fluxnb, for the figure being drawn and nothing else."""
+def style_context() -> Iterator[None]:
+    """Apply the style inside the block and restore matplotlib's settings afterwards."""
     with mpl.rc_context(_RC):
         yield
 
 
-def new(width: float, height: float) -> View:
-    """An empty figure of so many inches, at a resolution that reads well on a screen and stays small in a file."""
+def new_figure(width: float, height: float) -> View:
+    """An empty figure of width x height inches at 110 dpi."""
     return View(figsize=(width, height), dpi=110)
 
 
-def canvas(ax: Axes | None, width: float = 5.6, height: float = 3.4) -> tuple[Figure, Axes]:
-    """The axes to draw in: the caller's, or those of a new figure."""
+def axes_or_new(ax: Axes | None, width: float = 5.6, height: float = 3.4) -> tuple[Figure, Axes]:
+    """The figure and axes to draw in: those of `ax`, or new ones of width x height inches."""
     if ax is not None:
         ax.spines[["top", "right"]].set_visible(False)
-        return (ax.figure if isinstance(ax.figure, Figure) else ax.figure.figure), ax
-    figure = new(width, height)
+        return _figure_of(ax), ax
+    figure = new_figure(width, height)
     return figure, figure.add_axes((0.11, 0.15, 0.86, 0.66))
 
 
-def placed(figure: View, ax: Axes | None) -> Figure:
-    """A figure made of pictures: itself, or, where the caller has axes, drawn into those as one picture."""
+def draw_into(figure: View, ax: Axes | None) -> Figure:
+    """Return the figure itself, or, if `ax` is given, draw it there as one picture and return the figure of `ax`."""
     if ax is None:
         return figure
     with Image.open(io.BytesIO(figure._repr_png_())) as picture:
-        plain(ax).imshow(np.asarray(picture))
+        hide_axes(ax).imshow(np.asarray(picture))
+    return _figure_of(ax)
+
+
+def _figure_of(ax: Axes) -> Figure:
     return ax.figure if isinstance(ax.figure, Figure) else ax.figure.figure
 
 
 def heading(figure: Figure, title: str, subtitle: str, *, left: float = 0.0, top: float = 1.0) -> None:
-    """What a stranger reads first: the title in ink, and below it, smaller, whose walk this is."""
+    """Write title and subtitle at the top left of a figure."""
     inch = 1.0 / figure.get_figheight()
     figure.text(left, top - 0.02 * inch, title, fontsize=TITLE, color=INK, va="top", ha="left")
     figure.text(left, top - 0.27 * inch, subtitle, fontsize=SMALL + 0.5, color=SOFT, va="top", ha="left")
 
 
-def above(ax: Axes, title: str, subtitle: str) -> None:
-    """The same heading for a plot with axes, at its own left edge."""
+def axes_heading(ax: Axes, title: str, subtitle: str) -> None:
+    """Write title and subtitle above axes, aligned with their left edge."""
     ax.annotate(title, (0, 1), (0, 25), xycoords="axes fraction", textcoords="offset points", fontsize=TITLE,
                 color=INK, va="bottom", annotation_clip=False)  # fmt: skip
     ax.annotate(subtitle, (0, 1), (0, 11), xycoords="axes fraction", textcoords="offset points",
                 fontsize=SMALL + 0.5, color=SOFT, va="bottom", annotation_clip=False)  # fmt: skip
 
 
-def plain(ax: Axes) -> Axes:
-    """Axes for a picture: no ticks, no frame."""
+def hide_axes(ax: Axes) -> Axes:
+    """Remove ticks and spines, for axes that show a picture."""
     ax.set_xticks([])
     ax.set_yticks([])
     for spine in ax.spines.values():
@@ -117,22 +140,32 @@ def plain(ax: Axes) -> Axes:
     return ax
 
 
-def breadth(text: str) -> int:
-    """How broad a text is, in letters: an ideograph or an emoji is two, a mark that stands on a letter none."""
+def text_width(text: str) -> int:
+    """Width of a text in columns: 2 for ideographs and emoji, 0 for combining marks, 1 for everything else.
+
+    Example:
+        >>> text_width("fox"), text_width("狐狸")
+        (3, 4)
+    """
     marks = ("Mn", "Me", "Cf")
     return sum(
-        0 if unicodedata.category(each) in marks else 1 + (unicodedata.east_asian_width(each) in "WF") for each in text
+        0 if unicodedata.category(char) in marks else 1 + (unicodedata.east_asian_width(char) in "WF") for char in text
     )
 
 
-def clip(text: str, limit: int = 90) -> str:
-    """A prompt on one line, cut where it would run out of the figure, and never read as mathematics."""
-    line = " ".join(text.split())
-    if breadth(line) <= limit:
-        return line
-    room = limit - 1
-    for place, each in enumerate(line):
-        room -= breadth(each)
-        if room < 0:
-            return line[:place].rstrip() + "…"
-    return line
+def truncate(text: str, limit: int = 90) -> str:
+    """A text on one line, cut to `limit` columns with an ellipsis.
+
+    Example:
+        >>> truncate("a fox in the snow", 10)
+        'a fox in…'
+    """
+    single_line = " ".join(text.split())
+    if text_width(single_line) <= limit:
+        return single_line
+    available = limit - 1
+    for index, char in enumerate(single_line):
+        available -= text_width(char)
+        if available < 0:
+            return single_line[:index].rstrip() + "…"
+    return single_line

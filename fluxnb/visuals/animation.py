@@ -1,4 +1,4 @@
-"""Moving pictures: a walk, or a grid along one of its axes, as GIF or WebP for where no script may run."""
+"""GIF and WebP animations of a trajectory, or of a sweep along one of its axes, for readers that run no script."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_inp
 from fluxnb.io.files import whole
 from fluxnb.records import Cell, Film, Sweep, Trajectory
 from fluxnb.visuals.frames import Decode, frames_of
-from fluxnb.visuals.labels import NAMES, values_of
+from fluxnb.visuals.labels import NAMES, value_labels
 
 __all__ = ["write", "write_axis"]
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}
+EMPTY = "#e4e4e4"  # the square of a cell that was not sampled
+GAP = 2  # pixels between the pictures of a frame
 
 
 def write(
@@ -30,42 +32,42 @@ def write(
     hold: float = 1.5,
     size: int = 256,
 ) -> Path:
-    """Write one walk as a looping animation; the name's ending, .gif or .webp, decides the format.
+    """Write one trajectory as a looping animation.
 
     Arguments:
-        walk: a Trajectory or a Film.
-        path: where to; folders are made.
-        show: "clean", "x", "v" or "noise"; a Film has only its own.
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for the walk's own linear preview.
-        seconds: for the steps together, above 0.
-        hold: seconds that the final picture stays, 0 or more.
+        trajectory: a Trajectory or a Film.
+        path: a name that ends in .gif or .webp; missing folders are created.
+        show: "clean", "x", "v" or "noise"; a Film has one only.
+        decode: from latents (n, 16, h/8, w/8) to pictures; None for the trajectory's own linear preview.
+        seconds: for all steps together, above 0.
+        hold: further seconds for the final picture, 0 or more.
         size: longest side in pixels.
 
     Returns:
         The path written.
 
     Raises:
-        InputError: an unknown ending or show, or a walk without frames.
+        InputError: an unknown ending or `show`, a duration that is not positive, or a trajectory without frames.
         StorageError: the file cannot be written.
 
     Example:
-        >>> write(walk, "walk.gif", show="x")                                       # doctest: +SKIP
-        PosixPath('walk.gif')
+        >>> write(trajectory, "fox.gif", show="x")                                  # doctest: +SKIP
+        PosixPath('fox.gif')
     """
     if isinstance(trajectory, Film):
         show = trajectory.what
     if show not in NAMES:
         raise unknown_choice("show", show, tuple(NAMES))
-    roll = frames_of(trajectory, shows=(show,), decode=decode)
-    frames = list(roll.frames[show])
-    if not frames and roll.final is None:
-        raise InputError("a walk without frames", "there is nothing to show", "run again with keep=fnb.Keep()")
-    pause = seconds / max(len(frames), 1)
-    pauses = [pause] * len(frames)
-    if roll.final is not None:
-        frames, pauses = [*frames, roll.final], [*pauses, pause]
-    pauses[-1] += hold
-    return _animate(frames, pauses, path, (roll.width, roll.height), size)
+    frame_set = frames_of(trajectory, shows=(show,), decode=decode)
+    frames = list(frame_set.frames[show])
+    if not frames and frame_set.final is None:
+        raise InputError("a trajectory without frames", "x and v are needed", "run again with keep=fnb.Keep()")
+    duration = seconds / max(len(frames), 1)
+    if frame_set.final is not None:
+        frames.append(frame_set.final)
+    durations = [duration] * len(frames)
+    durations[-1] += hold
+    return _save(frames, durations, path, _fit((frame_set.width, frame_set.height), size))
 
 
 @validates_own_input
@@ -79,19 +81,22 @@ def write_axis(
     captions: bool = True,
     **fixed: object,
 ) -> Path:
-    """Write a sweep along one of its axes: a frame for each value, in it the pictures of all other axes that are left.
+    """Write a sweep as an animation along one axis: one frame for each value, with the pictures of the other axes.
 
     Arguments:
-        sweep: what `fnb.sweep` returned; cells it never reached stay empty.
-        path: where to, .gif or .webp.
-        axis: the field that changes, for example "steps".
-        seconds: per frame.
+        sweep: the result of `fnb.sweep`; cells that were not sampled stay empty.
+        path: a name that ends in .gif or .webp; missing folders are created.
+        axis: the axis that changes, for example "steps".
+        seconds: for each frame.
         size: longest side of one picture in pixels.
-        captions: False for frames without the value written below them.
-        fixed: values of other axes, for example `seed=3`; with all of them fixed a frame is one picture.
+        captions: whether the value is written below each frame.
+        fixed: values of other axes, for example `seed=3`; if all are fixed, a frame is one picture.
+
+    Returns:
+        The path written.
 
     Raises:
-        InputError: no such axis, or no cell with these values.
+        InputError: no such axis, no cell with these values, an unknown ending, or a duration that is not positive.
         StorageError: the file cannot be written.
 
     Example:
@@ -103,61 +108,76 @@ def write_axis(
             raise unknown_choice("axis", name, tuple(sweep.axes))
     cells = sweep.select(**fixed)
     if not cells:
-        raise InputError(f"no cell with {shorten(fixed)}", "the sweep does not reach it", "choose values of its axes")
+        raise InputError(
+            f"no cell with {shorten(fixed)}", "the values must be those of the sweep's axes", "see sweep.axes"
+        )
     free = [name for name in sweep.axes if name != axis and name not in fixed and len(sweep.axes[name]) > 1]
-    across = sweep.axes[free[-1]] if free else (None,)
-    down = list(itertools.product(*(sweep.axes[name] for name in free[:-1])))
-    box = _shape(cells[0].image.size, size)
+    picture_size = _fit(cells[0].image.size, size)
     frames = []
-    for value, words in zip(sweep.axes[axis], values_of(axis, sweep.axes[axis]), strict=True):
-        below = max(18, box[1] // 9) if captions else 0
-        sheet = Image.new("RGB", (len(across) * (box[0] + 2) - 2, len(down) * (box[1] + 2) - 2 + below), "white")
-        for row, column in itertools.product(range(len(down)), range(len(across))):
-            there = dict(zip(free, (*down[row], across[column]), strict=True)) if free else {}
-            found = [cell for cell in cells if _is(cell, {axis: value, **there})]
-            picture = _small(found[0].image, box) if found else Image.new("RGB", box, "#e4e4e4")
-            sheet.paste(picture, (column * (box[0] + 2), row * (box[1] + 2)))
-        if captions:
-            _caption(sheet, words, below)
-        frames.append(sheet)
-    return _animate(frames, [seconds] * len(frames), path, frames[0].size, max(frames[0].size))
+    for value, text in zip(sweep.axes[axis], value_labels(axis, sweep.axes[axis]), strict=True):
+        matching = [cell for cell in cells if getattr(cell.recipe, axis) == value]
+        sheet = _sheet(matching, {name: sweep.axes[name] for name in free}, picture_size)
+        frames.append(_with_caption(sheet, text, max(18, picture_size[1] // 9)) if captions else sheet)
+    return _save(frames, [seconds] * len(frames), path, frames[0].size)
 
 
-def _is(cell: Cell, wanted: dict[str, Any]) -> bool:
-    return all(getattr(cell.recipe, name) == value for name, value in wanted.items())
+def _sheet(cells: Sequence[Cell], axes: dict[str, tuple[Any, ...]], size: tuple[int, int]) -> Image.Image:
+    """The pictures of cells in a grid: the last axis across, all others down."""
+    *outer, across = list(axes.values()) or [(None,)]
+    rows = list(itertools.product(*outer))
+    width, height = size
+    sheet = Image.new("RGB", (len(across) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
+    for (row, outer_values), (column, value) in itertools.product(enumerate(rows), enumerate(across)):
+        fields = dict(zip(axes, (*outer_values, value), strict=False))
+        found = next((cell for cell in cells if _matches(cell, fields)), None)
+        picture = Image.new("RGB", size, EMPTY) if found is None else _resize(found.image, size)
+        sheet.paste(picture, (column * (width + GAP), row * (height + GAP)))
+    return sheet
 
 
-def _caption(sheet: Image.Image, words: str, high: int) -> None:
-    """Words below a picture, cut where they would run out of it; in the font that every figure has."""
+def _matches(cell: Cell, fields: dict[str, Any]) -> bool:
+    return all(getattr(cell.recipe, name) == value for name, value in fields.items())
+
+
+def _with_caption(sheet: Image.Image, text: str, height: int) -> Image.Image:
+    """Add a line of text below a picture, cut to its width, in the font of the figures."""
     from matplotlib import get_data_path
 
-    font = ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", high * 0.62)
-    line = " ".join(words[:500].split())
+    captioned = Image.new("RGB", (sheet.width, sheet.height + height), "white")
+    captioned.paste(sheet)
+    font = ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", height * 0.62)
+    line = " ".join(text[:500].split())
     while line and font.getlength(line) > sheet.width - 4:
         line = line[:-2].rstrip() + "…" if len(line) > 2 else ""
-    ImageDraw.Draw(sheet).text((2, sheet.height - high / 2), line, fill="#222222", font=font, anchor="lm")
+    place = (2, captioned.height - height / 2)
+    ImageDraw.Draw(captioned).text(place, line, fill="#222222", font=font, anchor="lm")
+    return captioned
 
 
-def _shape(shape: tuple[int, int], size: int) -> tuple[int, int]:
+def _fit(shape: tuple[int, int], size: int) -> tuple[int, int]:
+    """Width and height scaled so that the longer one is `size`."""
     scale = size / max(shape)
     return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
-def _small(image: Image.Image, box: tuple[int, int]) -> Image.Image:
-    return image.convert("RGB").resize(box, Image.Resampling.BICUBIC)
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
-def _animate(
-    frames: Sequence[Image.Image], pauses: Sequence[float], path: str | Path, shape: tuple[int, int], size: int
-) -> Path:
+def _save(frames: Sequence[Image.Image], durations: Sequence[float], path: str | Path, size: tuple[int, int]) -> Path:
     target = Path(path)
-    kind = FORMATS.get(target.suffix.lower())
-    if kind is None:
+    file_format = FORMATS.get(target.suffix.lower())
+    if file_format is None:
         raise unknown_choice("ending", target.suffix, tuple(FORMATS))
-    if any(not 0 < pause < 600 for pause in pauses):
-        raise InputError(f"{min(pauses):g} to {max(pauses):g} seconds a frame", "above 0 is needed", "try seconds=3")
-    pictures = [_small(frame, _shape(shape, size)) for frame in frames]
-    pauses_ms = [round(1000 * pause) for pause in pauses]
+    if any(not 0 < duration < 600 for duration in durations):
+        raise InputError(
+            f"{min(durations):g} to {max(durations):g} seconds a frame", "above 0 and below 600 is possible",
+            "try seconds=3",
+        )  # fmt: skip
+    pictures = [_resize(frame, size) for frame in frames]
+    milliseconds = [round(1000 * duration) for duration in durations]
     with whole(target) as part:
-        pictures[0].save(part, kind, save_all=True, append_images=pictures[1:], loop=0, duration=pauses_ms)
+        pictures[0].save(
+            part, file_format, save_all=True, append_images=pictures[1:], loop=0, duration=milliseconds
+        )  # fmt: skip
     return target

@@ -1,8 +1,8 @@
-"""Pictures of what each step holds: the one place where tensors of a record become frames for a view.
+"""Frames of trajectories: the one place where the tensors of a record become pictures.
 
-Film strips, scrubbers, pages and GIFs all show the same frames. A frame comes from a `Film` that was decoded before,
-from a `decode` callable that is handed in, or, with neither, from the walk's own linear preview; a walk that has no
-preview either shows the three principal directions of its latents. Nothing here needs the model.
+Film strips, widgets, pages and animations all draw from the same frames. A frame comes from a `Film`, from a `decode`
+callable, or from the linear preview that the trajectory carries. A trajectory without a preview is displayed by the
+three principal components of its latents. No function here needs the model.
 """
 
 from __future__ import annotations
@@ -18,44 +18,32 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import InputError, unknown_choice
-from fluxnb.records import Film, Step, Sweep, Trajectory
-from fluxnb.visuals.labels import NAMES, differing, label_of, tell_apart, value_of
-from fluxnb.visuals.overlays import looked_at, strengths, veil
+from fluxnb.records import Cell, Film, Step, Sweep, Trajectory
+from fluxnb.visuals.labels import NAMES, cell_labels, distinct_labels, label_of
+from fluxnb.visuals.overlays import normalized_attention, overlay, steps_with_attention
 
-__all__ = [
-    "NAMES",
-    "SHOWS",
-    "Decode",
-    "FrameSet",
-    "describe",
-    "frame_sets",
-    "frames_of",
-    "payload",
-    "tell_apart",
-    "value_of",
-    "webp",
-]
+__all__ = ["SHOWS", "Decode", "FrameSet", "describe", "frame_sets", "frames_of", "payload", "webp"]
 
 SHOWS = ("clean", "x", "v", "noise")
 
-# From latents (frames, 16, h/8, w/8) to one picture each; `flux.decode` is one.
+# From latents (frames, 16, h/8, w/8) to one picture each, as `flux.decode` does.
 Decode = Callable[[Tensor], Sequence[Image.Image]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameSet:
-    """One walk as frames: for each thing it shows one picture per step, and the picture it ended in.
+    """The frames of one trajectory: one picture a step for each quantity, and the final picture.
 
     Arguments:
         label: short, for a legend or below a frame; plain text, not escaped.
-        caption: one line that says model, seed and steps; plain text, not escaped.
+        caption: one line with model, seed and steps; plain text, not escaped.
         sigmas: the noise level of each frame, falling; without the final 0.
-        frames: "x", "v", "clean", "noise" ... to one picture per sigma.
-        final: the picture at sigma 0, where there is one.
-        by: who made the frames, for the small print.
+        frames: "x", "v", "clean", "noise" ... to one picture for each sigma.
+        final: the picture at sigma 0, or None.
+        by: name of the decoder, for the small print.
         height, width: of the picture, in pixels; frames may be smaller.
-        veils: for each word of the prompt one veil per sigma, to be laid over a frame: clear where the model looked
-            for the word; None for a step that kept no attention.
+        overlays: for each word of the prompt one overlay for each sigma, transparent where the attention to the word
+            is high; None for a step without attention.
     """
 
     label: str
@@ -66,14 +54,15 @@ class FrameSet:
     by: str
     height: int
     width: int
-    veils: Mapping[str, tuple[Image.Image | None, ...]] = field(default_factory=dict)
+    overlays: Mapping[str, tuple[Image.Image | None, ...]] = field(default_factory=dict)
 
     def at(self, show: str, sigma: float) -> Image.Image | None:
-        """The frame in view at this sigma: of the last step that had begun by then; at 0 the final picture."""
+        """The frame displayed at `sigma`: the last one at this level or above; at 0 the final picture."""
         if sigma <= 0 and self.final is not None and show in ("x", "clean"):
             return self.final
-        begun = [frame for level, frame in zip(self.sigmas, self.frames[show], strict=True) if level >= sigma - 1e-6]
-        return begun[-1] if begun else (self.frames[show][0] if self.frames[show] else self.final)
+        frames = self.frames[show]
+        reached = [frame for level, frame in zip(self.sigmas, frames, strict=True) if level >= sigma - 1e-6]
+        return reached[-1] if reached else (frames[0] if frames else self.final)
 
 
 def frames_of(
@@ -83,47 +72,40 @@ def frames_of(
     decode: Decode | None = None,
     label: str | None = None,
 ) -> FrameSet:
-    """The frames of one walk.
+    """Decode the frames of one trajectory.
 
     Arguments:
-        walk: a Trajectory, or a Film, whose frames are taken as they are.
-        shows: which of "x", "v", "clean", "noise"; the velocity is decoded like the rest, so it looks like noise
-            with the negative of the picture in it.
-        decode: from latents (n, 16, h/8, w/8) to n pictures; None for the walk's own linear preview.
+        trajectory: a Trajectory, or a Film, whose frames are used as they are.
+        shows: which of "x", "v", "clean", "noise". The velocity is decoded like latents, so it looks like noise minus
+            the picture.
+        decode: from latents (n, 16, h/8, w/8) to n pictures; None for the trajectory's own linear preview.
         label: short name; None for "4 steps, seed 3".
 
     Raises:
-        InputError: an unknown word in `shows`, or a walk whose run kept no tensors.
+        InputError: an unknown name in `shows`, or a trajectory with neither tensors nor a picture.
 
     Example:
-        >>> reel(walk, shows=["clean"]).frames["clean"][0].size                     # doctest: +SKIP
+        >>> frames_of(trajectory, shows=["clean"]).frames["clean"][0].size          # doctest: +SKIP
         (16, 16)
     """
     if isinstance(trajectory, Film):
-        first = trajectory.frames[0] if trajectory.frames else Image.new("RGB", (16, 16))
-        return FrameSet(
-            label=label or NAMES.get(trajectory.what, trajectory.what),
-            caption=trajectory.caption,
-            sigmas=trajectory.sigmas,
-            frames={trajectory.what: trajectory.frames},
-            final=None,
-            by=_made(trajectory.by, trajectory.error),
-            height=first.height,
-            width=first.width,
-        )
+        return _frames_of_film(trajectory, label)
     for show in shows:
         if show not in NAMES:
             raise unknown_choice("shows", show, tuple(NAMES))
     steps = [step for step in trajectory.steps if step.kept]
     if not steps and trajectory.image is None:
-        raise InputError("a walk without tensors", "its run kept neither x nor v", "run again with keep=fnb.Keep()")
+        raise InputError(
+            "a trajectory without tensors or a picture", "x and v are needed", "run again with keep=fnb.Keep()"
+        )
+    if decode is None:
+        draw, by = _draw_without_model(trajectory)
+    else:
+        draw, by = decode, _decoder_name("decoder", getattr(decode, "error", None))
     frames: dict[str, tuple[Image.Image, ...]] = {}
-    draw, by = (
-        _without_model(trajectory) if decode is None else (decode, _made("decoder", getattr(decode, "error", None)))
-    )
     for show in shows:
-        stack = [step.latents(show).float() for step in steps]
-        frames[show] = tuple(draw(torch.stack(stack))) if stack else ()
+        latents = [step.latents(show).float() for step in steps]
+        frames[show] = tuple(draw(torch.stack(latents))) if latents else ()
     return FrameSet(
         label=label or label_of(trajectory),
         caption=trajectory.caption,
@@ -133,63 +115,91 @@ def frames_of(
         by=by,
         height=trajectory.height,
         width=trajectory.width,
-        veils=_veils(trajectory, steps),
+        overlays=_overlays(trajectory, steps),
     )
 
 
-def _veils(trajectory: Trajectory, steps: Sequence[Step]) -> dict[str, tuple[Image.Image | None, ...]]:
-    looked = [trajectory.steps[place].index for place in looked_at(trajectory)]
-    made = {}
-    for word in dict.fromkeys(word.casefold() for word in trajectory.words) if looked else ():
-        by_step = dict(zip(looked, strengths(trajectory, word), strict=True))
-        made[word] = tuple(veil(by_step[step.index]) if step.index in by_step else None for step in steps)
-    return made
+def _frames_of_film(film: Film, label: str | None) -> FrameSet:
+    first = film.frames[0] if film.frames else Image.new("RGB", (16, 16))
+    return FrameSet(
+        label=label or NAMES.get(film.what, film.what),
+        caption=film.caption,
+        sigmas=film.sigmas,
+        frames={film.what: film.frames},
+        final=None,
+        by=_decoder_name(film.by, film.error),
+        height=first.height,
+        width=first.width,
+    )
+
+
+def _overlays(trajectory: Trajectory, steps: Sequence[Step]) -> dict[str, tuple[Image.Image | None, ...]]:
+    recorded = [trajectory.steps[index].index for index in steps_with_attention(trajectory)]
+    if not recorded:
+        return {}
+    overlays = {}
+    for word in dict.fromkeys(word.casefold() for word in trajectory.words):
+        by_step = dict(zip(recorded, normalized_attention(trajectory, word), strict=True))
+        overlays[word] = tuple(overlay(by_step[step.index]) if step.index in by_step else None for step in steps)
+    return overlays
 
 
 def frame_sets(
     record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None, labels: Sequence[str] | None = None
 ) -> tuple[FrameSet, ...]:
-    """The frames of whatever can be shown: a Trajectory, a Film, a Sweep, or several walks.
+    """Decode the frames of a record: a Trajectory, a Film, a Sweep, or a list of the first two.
 
-    The cells of a Sweep are labelled by what differs between them, and are single pictures where the sweep kept no
-    walks.
+    The cells of a Sweep are labeled by what differs between them. A cell without a trajectory has its picture only.
+
+    Raises:
+        InputError: any other type, an empty list, or as many labels as do not match.
     """
     if isinstance(record, Sweep):
-        names = labels or differing(record)
-        made = []
-        for cell, name in zip(record.cells, names, strict=True):
-            if cell.trajectory is not None and any(step.kept for step in cell.trajectory.steps):
-                made.append(frames_of(cell.trajectory, shows=shows, decode=decode, label=name))
-                continue
-            image = cell.image
-            blank: dict[str, tuple[Image.Image, ...]] = {show: () for show in shows}
-            made.append(
-                FrameSet(label=name, caption=cell.recipe.prompt, sigmas=(), frames=blank, final=image, by="",
-                     height=image.height, width=image.width)
-            )  # fmt: skip
-        return tuple(made)
-    if isinstance(record, Trajectory | Film):
-        record = [record]
-    if not isinstance(record, Sequence) or not all(isinstance(trajectory, Trajectory | Film) for trajectory in record):
+        names = cell_labels(record) if labels is None else labels
+        _check_labels(names, len(record.cells), "cells")
+        return tuple(
+            _frames_of_cell(cell, shows, decode, label) for cell, label in zip(record.cells, names, strict=True)
+        )
+    trajectories = [record] if isinstance(record, Trajectory | Film) else record
+    if not isinstance(trajectories, Sequence) or not all(isinstance(each, Trajectory | Film) for each in trajectories):
         raise InputError(
             f"a {type(record).__name__}",
-            "a Trajectory, a Film, a Sweep or a list of walks can be shown",
-            "give what fnb.run or fnb.sweep returned",
+            "a Trajectory, a Film, a Sweep or a list of trajectories is accepted",
+            "pass the result of fnb.run or fnb.sweep",
         )
-    if not record:
-        raise InputError("an empty list", "at least one walk is needed", "give what fnb.run returned")
-    if labels is not None and len(labels) != len(record):
-        raise InputError(f"{len(labels)} labels for {len(record)} walks", "each walk has one", "count them again")
-    if labels is None:
-        labels = tell_apart(record)
+    if not trajectories:
+        raise InputError("an empty list", "at least one trajectory is needed", "pass the result of fnb.run")
+    names = distinct_labels(trajectories) if labels is None else labels
+    _check_labels(names, len(trajectories), "trajectories")
     return tuple(
-        frames_of(trajectory, shows=shows, decode=decode, label=name)
-        for trajectory, name in zip(record, labels, strict=True)
+        frames_of(trajectory, shows=shows, decode=decode, label=label)
+        for trajectory, label in zip(trajectories, names, strict=True)
+    )
+
+
+def _check_labels(labels: Sequence[str], count: int, noun: str) -> None:
+    if len(labels) != count:
+        raise InputError(f"{len(labels)} labels for {count} {noun}", "each needs one label", f"pass {count} labels")
+
+
+def _frames_of_cell(cell: Cell, shows: Sequence[str], decode: Decode | None, label: str) -> FrameSet:
+    if cell.trajectory is not None and any(step.kept for step in cell.trajectory.steps):
+        return frames_of(cell.trajectory, shows=shows, decode=decode, label=label)
+    image = cell.image
+    return FrameSet(
+        label=label,
+        caption=cell.recipe.prompt,
+        sigmas=(),
+        frames={show: () for show in shows},
+        final=image,
+        by="",
+        height=image.height,
+        width=image.width,
     )
 
 
 def webp(image: Image.Image, quality: int = 88, *, lossless: bool | None = None) -> bytes:
-    """A frame as WebP bytes; a small one without loss, since there a block of 16 pixels is the whole picture."""
+    """Encode a frame as WebP; by default without loss up to 160 pixels, where lossy blocks of 16 pixels are visible."""
     buffer = io.BytesIO()
     exact = max(image.size) <= 160 if lossless is None else lossless
     image = image if image.mode == "RGBA" else image.convert("RGB")
@@ -197,10 +207,10 @@ def webp(image: Image.Image, quality: int = 88, *, lossless: bool | None = None)
     return buffer.getvalue()
 
 
-def describe(record: Any, rolls: Sequence[FrameSet]) -> tuple[str, int]:
-    """The title above the frames of a record, plain text, and in how many columns they stand; 0 for a free flow."""
+def describe(record: Any, frame_sets: Sequence[FrameSet]) -> tuple[str, int]:
+    """Title of a record, plain text, and the number of columns of its frames; 0 where they may flow freely."""
     if isinstance(record, Sweep):
-        # A grid keeps its last axis across.
+        # The last axis of a grid is across.
         several = [len(values) for values in record.axes.values() if len(values) > 1]
         return record.caption, several[-1] if several else 1
     if isinstance(record, Trajectory | Film):
@@ -212,50 +222,50 @@ def describe(record: Any, rolls: Sequence[FrameSet]) -> tuple[str, int]:
     }
     if len(prompts) == 1:
         return prompts.pop(), 0
-    return "; ".join(dict.fromkeys(roll.caption for roll in rolls)), 0
+    return "; ".join(dict.fromkeys(frame_set.caption for frame_set in frame_sets)), 0
 
 
-def payload(record: Any, rolls: Sequence[FrameSet]) -> tuple[dict[str, Any], list[bytes]]:
-    """What the scrubber's JavaScript is given: a JSON description, and the frames it numbers, as WebP.
+def payload(record: Any, frame_sets: Sequence[FrameSet]) -> tuple[dict[str, Any], list[bytes]]:
+    """The scrubber's data: a JSON description, and WebP frames, to which it refers by number.
 
-    Frames that are the same picture are sent once. The same pair feeds the widget and the self-contained page.
+    Equal pictures are sent once. The same pair feeds the widget and the self-contained page.
 
     Arguments:
-        record: what is shown.
-        rolls: its frames, from `reels`.
+        record: a Trajectory, a Film, a Sweep, or a list of the first two.
+        frame_sets: its frames, from `frame_sets`.
     """
-    title, columns = describe(record, rolls)
+    title, columns = describe(record, frame_sets)
     frames: list[bytes] = []
-    seen: dict[bytes, int] = {}
+    numbers: dict[bytes, int] = {}
 
     def number(image: Image.Image | None) -> int | None:
         if image is None:
             return None
         data = webp(image)
-        if data not in seen:
-            seen[data] = len(frames)
+        if data not in numbers:
+            numbers[data] = len(frames)
             frames.append(data)
-        return seen[data]
+        return numbers[data]
 
-    shown = [show for show in (*SHOWS, "x_next") if any(roll.frames.get(show) for roll in rolls)]
-    words = list(dict.fromkeys(word for roll in rolls for word in roll.veils))
+    shows = [show for show in (*SHOWS, "x_next") if any(frame_set.frames.get(show) for frame_set in frame_sets)]
+    words = list(dict.fromkeys(word for frame_set in frame_sets for word in frame_set.overlays))
     trajectories = [
         {
-            "label": roll.label,
-            "caption": roll.caption,
-            "sigmas": list(roll.sigmas),
-            "frames": {show: [number(image) for image in roll.frames.get(show, ())] for show in shown},
-            "final": number(roll.final),
-            "width": roll.width,
-            "height": roll.height,
-            "overlays": [[number(image) for image in roll.veils.get(word, ())] for word in words],
+            "label": frame_set.label,
+            "caption": frame_set.caption,
+            "sigmas": list(frame_set.sigmas),
+            "frames": {show: [number(image) for image in frame_set.frames.get(show, ())] for show in shows},
+            "final": number(frame_set.final),
+            "width": frame_set.width,
+            "height": frame_set.height,
+            "overlays": [[number(image) for image in frame_set.overlays.get(word, ())] for word in words],
         }
-        for roll in rolls
+        for frame_set in frame_sets
     ]
-    by = sorted({roll.by for roll in rolls if roll.by})
+    by = sorted({frame_set.by for frame_set in frame_sets if frame_set.by})
     return {
         "title": title,
-        "shows": [{"key": show, "name": NAMES[show]} for show in shown],
+        "shows": [{"key": show, "name": NAMES[show]} for show in shows],
         "trajectories": trajectories,
         "words": words,
         "columns": columns,
@@ -263,31 +273,31 @@ def payload(record: Any, rolls: Sequence[FrameSet]) -> tuple[dict[str, Any], lis
     }, frames
 
 
-def _without_model(trajectory: Trajectory) -> tuple[Decode, str]:
+def _draw_without_model(trajectory: Trajectory) -> tuple[Decode, str]:
     if trajectory.preview is not None:
-        return trajectory.preview.pictures, _made("linear", trajectory.preview.error)
-    return _principal(trajectory), "the three principal directions of the latents"
+        return trajectory.preview.pictures, _decoder_name("linear", trajectory.preview.error)
+    return _principal_components(trajectory), "the three principal directions of the latents"
 
 
-def _made(by: str, error: float | None) -> str:
-    """Who made the frames, and how far they are from the VAE's where they are not its own."""
+def _decoder_name(by: str, error: float | None) -> str:
+    """Name of a decoder, with the distance of its pictures from those of the VAE where it is known."""
     by = {"vae": "the VAE", "linear": "the linear preview"}.get(by, by)
     return f"{by} (rms {error:.2g} from the VAE)" if error else by
 
 
-def _principal(trajectory: Trajectory) -> Decode:
-    """Colours for a walk that brought no preview: the three directions in which its own latents differ most."""
+def _principal_components(trajectory: Trajectory) -> Decode:
+    """Map latents to RGB by the three principal components of the last clean estimate."""
     kept = [step for step in trajectory.steps if step.kept]
     last: Float[Tensor, "channels _h _w"] = kept[-1].latents("clean").float()
     cells = last.flatten(1).T
-    centre = cells.mean(0)
-    _, lengths, directions = torch.linalg.svd(cells - centre, full_matrices=False)
+    center = cells.mean(0)
+    _, lengths, directions = torch.linalg.svd(cells - center, full_matrices=False)
     spread = lengths[:3] / max(len(cells) - 1, 1) ** 0.5
 
     def draw(latents: Tensor) -> list[Image.Image]:
-        three = torch.einsum("kc,nchw->nhwk", directions[:3], latents - centre[:, None, None])
-        # Two standard deviations of the final estimate fill the range from black to full colour.
-        scaled = (0.5 + three / (4 * spread.clamp_min(1e-6))).clamp(0, 1)
+        components = torch.einsum("kc,nchw->nhwk", directions[:3], latents - center[:, None, None])
+        # Two standard deviations of the last estimate fill the range from black to full color.
+        scaled = (0.5 + components / (4 * spread.clamp_min(1e-6))).clamp(0, 1)
         return [Image.fromarray(frame.numpy()) for frame in (scaled * 255).round().to(torch.uint8)]
 
     return draw

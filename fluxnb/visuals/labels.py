@@ -1,4 +1,4 @@
-"""What walks and cells are called: short names that say only what differs. Plain text, not escaped."""
+"""Short labels of trajectories and cells, which name only what differs. Plain text, not escaped."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from fluxnb.records import Film, Sweep, Trajectory
 
-__all__ = ["NAMES", "differing", "label_of", "tell_apart", "value_of", "values_of"]
+__all__ = ["NAMES", "cell_labels", "distinct_labels", "label_of", "value_label", "value_labels"]
 
-LONG = 24  # letters; a beginning that prompts share is left out from here on
+LONG_PREFIX = 24  # characters; a common beginning of prompts is cut from this length on
 NAMES = {
     "x": "x",
     "v": "velocity",
@@ -21,63 +21,67 @@ NAMES = {
 
 
 def label_of(trajectory: Trajectory) -> str:
-    """A short name for one walk: its steps and its seed."""
-    steps = value_of("steps", len(trajectory.steps))
+    """Steps and seed of one trajectory, for example "4 steps, seed 3"."""
+    steps = value_label("steps", len(trajectory.steps))
     return steps if trajectory.recipe is None else f"{steps}, seed {trajectory.recipe.seed}"
 
 
-def tell_apart(trajectories: Sequence[Trajectory | Film]) -> list[str]:
-    """Labels that name only what differs: the model, the seed, the steps, the prompt."""
-    if (
-        any(isinstance(trajectory, Film) or trajectory.recipe is None for trajectory in trajectories)
-        or len(trajectories) == 1
-    ):
-        return [
-            label_of(trajectory) if isinstance(trajectory, Trajectory) else NAMES.get(trajectory.what, trajectory.what)
-            for trajectory in trajectories
-        ]
+def distinct_labels(trajectories: Sequence[Trajectory | Film]) -> list[str]:
+    """One label for each trajectory, of those of model, steps, seed, sampler, guidance and prompt that differ."""
     facts = [
         {
             "model": trajectory.model,
-            "steps": value_of("steps", len(trajectory.steps)),
-            "seed": f"seed {trajectory.recipe.seed}",
+            "steps": value_label("steps", len(trajectory.steps)),
+            "seed": value_label("seed", trajectory.recipe.seed),
             "sampler": trajectory.recipe.sampler,
-            "guidance": "" if trajectory.recipe.guidance is None else f"guidance {trajectory.recipe.guidance:g}",
+            "guidance": ""
+            if trajectory.recipe.guidance is None
+            else value_label("guidance", trajectory.recipe.guidance),
             "prompt": trajectory.recipe.prompt,
         }
         for trajectory in trajectories
         if isinstance(trajectory, Trajectory) and trajectory.recipe is not None
     ]
+    if len(facts) < len(trajectories) or len(trajectories) == 1:
+        return [
+            label_of(trajectory) if isinstance(trajectory, Trajectory) else NAMES.get(trajectory.what, trajectory.what)
+            for trajectory in trajectories
+        ]
     differ = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1] or ["steps", "seed"]
     return [", ".join(fact[name] for name in differ if fact[name]) for fact in facts]
 
 
-def differing(sweep: Sweep) -> list[str]:
-    """Labels for the cells of a grid: the values of the axes that have several."""
+def cell_labels(sweep: Sweep) -> list[str]:
+    """One label for each cell: its values on the axes that have several."""
     axes = [name for name, values in sweep.axes.items() if len(values) > 1]
-    labels = [", ".join(value_of(name, getattr(cell.recipe, name)) for name in axes) for cell in sweep.cells]
+    labels = [", ".join(value_label(name, getattr(cell.recipe, name)) for name in axes) for cell in sweep.cells]
     return [label or cell.recipe.prompt for label, cell in zip(labels, sweep.cells, strict=True)]
 
 
-def values_of(name: str, values: Sequence[Any]) -> list[str]:
-    """The values of an axis in words; prompts that begin alike for long are cut to where they part.
+def value_labels(name: str, values: Sequence[Any]) -> list[str]:
+    """The values of an axis as text; a long common beginning of prompts is cut.
 
     Example:
-        >>> values_of("prompt", ["a photograph of a fox in the snow, noon", "a photograph of a fox in the snow, dusk"])
+        >>> value_labels("prompt", ["a photograph of a fox in snow, noon", "a photograph of a fox in snow, dusk"])
         ['… noon', '… dusk']
     """
-    texts = [value_of(name, value) for value in values]
+    texts = [value_label(name, value) for value in values]
     words = [text.split(" ") for text in texts]
-    most = min(len(each) for each in words) - 1  # something is left of every one
-    alike = sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*words, strict=False)))
-    alike = min(alike, most)
-    if name != "prompt" or len(texts) < 2 or len(" ".join(words[0][:alike])) < LONG:
+    longest = min(len(each) for each in words) - 1  # at least one word of each prompt remains
+    common = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
+    common = min(common, longest)
+    if name != "prompt" or len(texts) < 2 or len(" ".join(words[0][:common])) < LONG_PREFIX:
         return texts
-    return [" ".join(["…", *each[alike:]]) for each in words]
+    return [" ".join(["…", *each[common:]]) for each in words]
 
 
-def value_of(name: str | None, value: Any) -> str:
-    """A value of an axis in words."""
+def value_label(name: str | None, value: Any) -> str:
+    """One value of an axis as text.
+
+    Example:
+        >>> value_label("steps", 4), value_label("seed", 3)
+        ('4 steps', 'seed 3')
+    """
     if name == "prompt":
         return str(value)
     if name == "steps":

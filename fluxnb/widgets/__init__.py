@@ -1,7 +1,10 @@
-"""Notebook widgets. They take records, or a callable that returns records, and never a model."""
+"""Notebook widgets, built on anywidget. They take records, or a callable that generates them, and never a model.
 
-from fluxnb.widgets.explore import Explorer, explore
-from fluxnb.widgets.lab import Lab
-from fluxnb.widgets.scrub import Scrubber, scrub
+explore, Explorer  a grid: rows, columns and pages to choose, comparison, stars, a slider over sigma
+scrub, Scrubber    one slider over sigma for one or several trajectories
+Lab                a form for prompts, seeds and steps, with pictures as they are generated; `fluxnb.lab` opens one
+"""
 
-__all__ = ["Explorer", "Lab", "Scrubber", "explore", "scrub"]
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

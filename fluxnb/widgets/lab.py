@@ -21,7 +21,7 @@ from fluxnb.records import Cell, Step, Sweep
 from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.visuals.frames import webp
-from fluxnb.visuals.labels import value_of
+from fluxnb.visuals.labels import value_label
 from fluxnb.widgets.background import Worker, outcome
 from fluxnb.widgets.view import View, fallback_png
 
@@ -312,8 +312,8 @@ class Lab(View):
         self._run_count += 1
         self.table = {
             "run": self._run_count,  # makes the trait differ when the same request is repeated
-            "rows": [value_of("seed", value) for value in rows],
-            "columns": [value_of("steps", value) for value in columns],
+            "rows": [value_label("seed", value) for value in rows],
+            "columns": [value_label("steps", value) for value in columns],
             "tiles": [
                 {"row": _index(rows, r.seed), "column": _index(columns, r.steps), "steps": r.steps, "name": _name(r)}
                 for r in job.recipes
@@ -393,7 +393,7 @@ def _state(phase: str, **values: Any) -> dict[str, Any]:
 
 
 def _name(recipe: ResolvedRecipe) -> str:
-    return ", ".join([recipe.prompt, value_of("seed", recipe.seed), value_of("steps", recipe.steps)])
+    return ", ".join([recipe.prompt, value_label("seed", recipe.seed), value_label("steps", recipe.steps)])
 
 
 def _index(values: Sequence[Any], value: Any) -> int:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 
 CELL = """from tests.scenes import trajectory
 from fluxnb.widgets import scrub
-scrub(trajectory(steps=4, looks=True))"""
+scrub(trajectory(steps=4, attention=True))"""
 
 
 def test_the_scrubber_works_in_notebook_7(run_notebook, page):

@@ -144,7 +144,7 @@ def overlay(page) -> str | None:
 
 
 def test_the_attention_overlay_of_a_word_follows_the_steps(opened):
-    page = opened(trajectory(steps=4, looks=True))
+    page = opened(trajectory(steps=4, attention=True))
     root, words = page.locator(".fluxnb-scrubber"), page.locator(".fluxnb-word")
     assert words.all_text_contents() == ["a", "house", "on", "hill"] and overlay(page) is None
     words.nth(1).click()
@@ -165,7 +165,7 @@ def test_the_attention_overlay_of_a_word_follows_the_steps(opened):
 
 
 def test_the_attention_overlay_zooms_with_the_image(opened):
-    page = opened(trajectory(steps=2, looks=True))
+    page = opened(trajectory(steps=2, attention=True))
     page.keyboard.press("Tab")
     page.locator("input[type=range]").press("w")
     page.keyboard.press("+")
@@ -174,7 +174,7 @@ def test_the_attention_overlay_zooms_with_the_image(opened):
 
 
 def test_markup_in_a_word_is_displayed_as_text(opened):
-    page = opened(trajectory(prompt="<img/src=x/onerror=window.owned=3> </script><b>x", looks=True, steps=1))
+    page = opened(trajectory(prompt="<img/src=x/onerror=window.owned=3> </script><b>x", attention=True, steps=1))
     assert page.locator(".fluxnb-word").first.text_content() == "<img/src=x/onerror=window.owned=3>"
     assert page.evaluate("window.owned") is None and page.locator(".fluxnb-scrubber b").count() == 0
 

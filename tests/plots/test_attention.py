@@ -1,4 +1,4 @@
-"""Words in the picture: what is bright, which words are shown, and what the scrubber is given of them."""
+"""Attention to words: the overlay, the choice of words, the figure, and the data of the scrubber."""
 
 from __future__ import annotations
 
@@ -21,117 +21,122 @@ PROMPT = "a house on a hill"
 
 
 @pytest.fixture
-def seen():
-    return trajectory(steps=4, looks=True)
+def recorded():
+    return trajectory(steps=4, attention=True)
 
 
-def test_a_picture_is_untouched_where_the_word_was_looked_for_and_dark_elsewhere():
+def test_a_picture_is_unchanged_where_attention_is_high_and_dark_elsewhere():
     strength = torch.zeros(8, 8)
     strength[:4] = 1
-    shown = np.asarray(overlays.lit(Image.new("RGB", (64, 64), (200, 100, 50)), strength, (64, 64)), dtype=float)
-    assert shown[4, 32].tolist() == [200, 100, 50]
-    assert shown[60, 32].mean() < 0.2 * shown[4, 32].mean()
+    darkened = np.asarray(overlays.darken(Image.new("RGB", (64, 64), (200, 100, 50)), strength, (64, 64)), dtype=float)
+    assert darkened[4, 32].tolist() == [200, 100, 50]
+    assert darkened[60, 32].mean() < 0.2 * darkened[4, 32].mean()
 
 
-def test_a_word_has_one_scale_for_all_its_steps(seen):
-    maps, strengths = seen.attention("hill"), overlays.strengths(seen, "hill")
+def test_all_steps_of_a_word_share_one_scale(recorded):
+    maps, strengths = recorded.attention("hill"), overlays.normalized_attention(recorded, "hill")
     assert strengths.min() == 0 and strengths.max() == 1
     order = maps.flatten().argsort()
     assert bool((strengths.flatten()[order].diff() >= 0).all())
 
 
-def test_a_word_that_is_looked_for_alike_everywhere_lights_nothing(seen):
+def test_constant_attention_gives_a_dark_picture(recorded):
     flat = dataclasses.replace(
-        seen, steps=tuple(dataclasses.replace(s, tensors={**s.tensors, "attention": s.attention * 0}) for s in seen)
+        recorded,
+        steps=tuple(dataclasses.replace(s, tensors={**s.tensors, "attention": s.attention * 0}) for s in recorded),
     )
-    assert overlays.strengths(flat, "house").max() == 0
+    assert overlays.normalized_attention(flat, "house").max() == 0
 
 
-def test_without_names_the_words_with_most_to_see_come_in_the_prompts_order(seen):
-    assert overlays.telling(seen, 2) != ("a",) and "a" in overlays.telling(seen, 4)
-    chosen = overlays.telling(seen, 3)
+def test_without_names_the_words_with_most_contrast_are_chosen_in_the_order_of_the_prompt(recorded):
+    assert overlays.words_with_most_contrast(recorded, 2) != ("a",) and "a" in overlays.words_with_most_contrast(
+        recorded, 4
+    )
+    chosen = overlays.words_with_most_contrast(recorded, 3)
     assert list(chosen) == [word for word in ("a", "house", "on", "hill") if word in chosen]
-    assert len(pictures(plots.attention(trajectory(prompt="a b c d e f g h", looks=True)))) == 6 * 4
+    assert len(pictures(plots.attention(trajectory(prompt="a b c d e f g h", attention=True)))) == 6 * 4
 
 
-def test_the_figure_has_a_row_a_word_and_a_column_a_step_and_says_whose_it_is(seen):
-    figure = plots.attention(seen, ["hill", "house"])
+def test_the_figure_has_a_row_for_each_word_and_a_column_for_each_step_and_names_the_trajectory(recorded):
+    figure = plots.attention(recorded, ["hill", "house"])
     assert len(pictures(figure)) == 2 * 4
     text = words(figure)
     assert all(part in text for part in (PROMPT, "hill", "house", "σ 0.25", "toy", "seed 3", "4 steps", "2 of 4 words"))
 
 
-def test_the_brightest_frame_of_a_row_is_where_its_word_was(seen):
-    figure = plots.attention(seen, ["house"])
+def test_a_row_is_brightest_where_the_attention_to_its_word_is_highest(recorded):
+    figure = plots.attention(recorded, ["house"])
     first = np.asarray(pictures(figure)[0].images[0].get_array(), dtype=float)
-    bare = np.asarray(seen.image.resize(first.shape[1::-1], Image.Resampling.BICUBIC), dtype=float)
-    share = (first + 1).sum(-1) / (bare + 1).sum(-1)
+    original = np.asarray(recorded.image.resize(first.shape[1::-1], Image.Resampling.BICUBIC), dtype=float)
+    share = (first + 1).sum(-1) / (original + 1).sum(-1)
     row, column = np.unravel_index(share.argmax(), share.shape)
-    hottest = divmod(int(seen.attention("house")[0].argmax()), 8)
-    assert (row * 8 // share.shape[0], column * 8 // share.shape[1]) == hottest
+    highest = divmod(int(recorded.attention("house")[0].argmax()), 8)
+    assert (row * 8 // share.shape[0], column * 8 // share.shape[1]) == highest
 
 
-def test_over_a_walk_without_a_picture_lies_the_clean_estimate(seen):
-    figure = plots.attention(dataclasses.replace(seen, image=None), ["house"])
+def test_without_a_final_picture_the_clean_estimate_is_below_the_overlay(recorded):
+    figure = plots.attention(dataclasses.replace(recorded, image=None), ["house"])
     assert len(pictures(figure)) == 4
 
 
 @pytest.mark.parametrize("over", ["clean", "x", "picture"])
-def test_steps_that_kept_no_attention_are_left_out(seen, over):
-    def bare(step):
+def test_steps_without_attention_are_left_out(recorded, over):
+    def without_attention(step):
         return dataclasses.replace(step, tensors={k: v for k, v in step.tensors.items() if k != "attention"})
 
-    some = dataclasses.replace(seen, steps=(seen[0], bare(seen[1]), seen[2], bare(seen[3])))
-    figure = plots.attention(some, ["house"], over=over)
+    partly = dataclasses.replace(
+        recorded, steps=(recorded[0], without_attention(recorded[1]), recorded[2], without_attention(recorded[3]))
+    )
+    figure = plots.attention(partly, ["house"], over=over)
     assert len(pictures(figure)) == 2 and "σ 0.50" in words(figure) and "2 of 4 steps" in words(figure)
-    assert [image is None for image in frames_of(some).veils["house"]] == [False, True, False, True]
+    assert [image is None for image in frames_of(partly).overlays["house"]] == [False, True, False, True]
 
 
-def test_many_steps_show_the_first_and_the_last():
-    figure = plots.attention(trajectory(steps=28, looks=True), ["house"], columns=5)
+def test_of_many_steps_the_first_and_the_last_are_drawn():
+    figure = plots.attention(trajectory(steps=28, attention=True), ["house"], columns=5)
     assert len(pictures(figure)) == 5 and "σ 0.04" in words(figure) and "5 of 28 steps" in words(figure)
 
 
 @pytest.mark.parametrize("prompt", ["<b>$x_1$</b> & $", "q" * 300, "狐狸 🦊"])
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_any_word_can_stand_beside_a_row(prompt):
-    assert len(plots.attention(trajectory(prompt=prompt, looks=True, steps=1))._repr_png_()) > 1000
+def test_any_text_can_be_the_label_of_a_row(prompt):
+    assert len(plots.attention(trajectory(prompt=prompt, attention=True, steps=1))._repr_png_()) > 1000
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "message"),
     [
         (lambda: plots.attention(trajectory()), "Keep"),
-        (lambda: plots.attention(trajectory(looks=True), ["cat"]), "word='cat'"),
-        (lambda: plots.attention(trajectory(looks=True), []), "no word"),
-        (lambda: plots.attention(trajectory(looks=True), over="y"), "over='y'"),
-        (lambda: plots.attention(trajectory(looks=True), columns=1), "columns=1"),
+        (lambda: plots.attention(trajectory(attention=True), ["cat"]), "word='cat'"),
+        (lambda: plots.attention(trajectory(attention=True), []), "words="),
+        (lambda: plots.attention(trajectory(attention=True), over="y"), "over='y'"),
+        (lambda: plots.attention(trajectory(attention=True), columns=1), "columns=1"),
     ],
 )
-def test_what_cannot_be_shown_is_told_in_three_parts(call, says):
-    with pytest.raises(InputError, match=says) as caught:
+def test_wrong_arguments_raise_a_three_part_error(call, message):
+    with pytest.raises(InputError, match=message) as caught:
         call()
     assert caught.value.possible and caught.value.remedy
 
 
-def test_the_scrubber_is_given_a_veil_for_each_word_and_step(seen):
-    data, frames = payload(seen, frame_sets(seen))
+def test_the_scrubber_gets_an_overlay_for_each_word_and_step(recorded):
+    data, frames = payload(recorded, frame_sets(recorded))
     assert data["words"] == ["a", "house", "on", "hill"]
-    veils = data["trajectories"][0]["overlays"]
-    assert [len(row) for row in veils] == [4] * 4
-    with Image.open(io.BytesIO(frames[veils[1][0]])) as veil:
-        assert veil.mode == "RGBA" and veil.size == (8, 8)
-        clearest = np.asarray(veil)[..., 3].argmin()
-    assert clearest == int(seen.attention("house")[0].argmax())
+    rows = data["trajectories"][0]["overlays"]
+    assert [len(row) for row in rows] == [4] * 4
+    with Image.open(io.BytesIO(frames[rows[1][0]])) as image:
+        assert image.mode == "RGBA" and image.size == (8, 8)
+        most_transparent = np.asarray(image)[..., 3].argmin()
+    assert most_transparent == int(recorded.attention("house")[0].argmax())
 
 
-def test_walks_of_several_prompts_have_the_words_of_all_and_veils_for_their_own(seen):
-    other = trajectory(prompt="a tree", looks=True, steps=1)
-    data, _ = payload([seen, other], frame_sets([seen, other]))
+def test_trajectories_of_several_prompts_share_one_word_list_and_have_overlays_for_their_own_words(recorded):
+    other = trajectory(prompt="a tree", attention=True, steps=1)
+    data, _ = payload([recorded, other], frame_sets([recorded, other]))
     assert data["words"] == ["a", "house", "on", "hill", "tree"]
     assert [len(row) for row in data["trajectories"][1]["overlays"]] == [1, 0, 0, 0, 1]
 
 
-def test_without_attention_there_are_no_words():
+def test_without_attention_the_payload_has_no_words():
     for record in (trajectory(), grid(seeds=[0], steps=[1])):
         assert payload(record, frame_sets(record))[0]["words"] == []

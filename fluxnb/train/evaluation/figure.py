@@ -6,7 +6,7 @@ import math
 
 from matplotlib.figure import Figure
 
-from fluxnb.plots.style import COLOURS, FAINT, INK, MARKERS, SMALL, SOFT, TEXT, heading, new, styled
+from fluxnb.plots.style import COLORS, FAINT, INK, MARKERS, SMALL, SOFT, TEXT, heading, new_figure, style_context
 from fluxnb.train.evaluation.acceptance import Row, Verdict, summary
 from fluxnb.train.evaluation.evaluate import RENDERS, Table
 from fluxnb.train.evaluation.measure import Estimate
@@ -26,9 +26,9 @@ def figure_of(table: Table, rows: list[Row], *, student: str = "student", note: 
     A tick and a cross say what is met and missed, blue and vermilion say it again; "?" follows where the interval
     reaches over the target. `note` says how much was asked.
     """
-    with styled():
+    with style_context():
         height = _HEAD + _ROW * len(rows) + _FOOT
-        figure = new(_WIDTH, height)
+        figure = new_figure(_WIDTH, height)
         counted = summary(rows)
         heading(figure, f"The student against its targets: {counted['met']} of {counted['of']} met",
                 note, left=_LEFT / _WIDTH, top=1 - 0.08 / height)  # fmt: skip
@@ -77,7 +77,7 @@ def _value(figure: Figure, left: float, top: float, estimate: Estimate, unit: st
 
 def _verdict(figure: Figure, left: float, top: float, verdict: Verdict, unit: str, *, told: bool) -> None:
     sign = {True: MET, False: MISSED, None: UNKNOWN}[verdict.met]
-    colour = {True: COLOURS[0], False: COLOURS[1], None: SOFT}[verdict.met]
+    colour = {True: COLORS[0], False: COLORS[1], None: SOFT}[verdict.met]
     doubt = "" if verdict.sure or verdict.met is None else "?"
     _write(figure, left, top, f"{sign}{doubt}", colour, weight="bold")
     form = (lambda value: f"{value:.2f}") if told or unit == "number" else (lambda value: _number(value, unit))
@@ -113,10 +113,10 @@ def _distances(figure: Figure, table: Table, top: float) -> None:
     for index, (model, points) in enumerate(models.items()):
         points.sort(key=lambda point: point[0])
         counts, values = [step for step, _ in points], [one.value for _, one in points]
-        axes.plot(counts, values, marker=MARKERS[index], color=COLOURS[index], label=model)
+        axes.plot(counts, values, marker=MARKERS[index], color=COLORS[index], label=model)
         if not any(math.isnan(one.low) for _, one in points):
             lows, highs = [max(one.low, 1e-4) for _, one in points], [one.high for _, one in points]
-            axes.fill_between(counts, lows, highs, color=COLOURS[index], alpha=0.15, linewidth=0)
+            axes.fill_between(counts, lows, highs, color=COLORS[index], alpha=0.15, linewidth=0)
     floor = table[RENDERS]["fd"].value
     axes.axhline(floor, color=SOFT, linewidth=0.8, linestyle=(0, (4, 3)), label="renders against renders")
     # The scale follows the values; an interval over few pictures may reach anywhere.

@@ -1,0 +1,10 @@
+from .attention_maps import attention as attention
+from .curves import lock_in as lock_in
+from .curves import memory as memory
+from .curves import path as path
+from .curves import sigma_curve as sigma_curve
+from .curves import velocity as velocity
+from .strips import compare as compare
+from .strips import contact_sheet as contact_sheet
+from .strips import filmstrip as filmstrip
+from .strips import latent_channels as latent_channels
