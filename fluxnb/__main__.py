@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from fluxnb.errors import FluxnbError
 
@@ -28,9 +27,10 @@ def demo(asked: argparse.Namespace) -> int:
     """From a prompt to a film strip, a grid of seeds and step counts, and one page; prints the paths it wrote."""
     import fluxnb as fnb
     from fluxnb.html import page as html
+    from fluxnb.io.files import atomic_write, user_path
     from fluxnb.plots import contact_sheet, filmstrip
 
-    out = Path(asked.out).resolve()
+    out = user_path(asked.out).resolve()
     print(f"loading {asked.model} …", flush=True)
     flux = fnb.load(asked.model)
     print(f"walking from noise to {asked.prompt!r}, seed {asked.seeds[0]}, {max(asked.steps)} steps …", flush=True)
@@ -38,10 +38,11 @@ def demo(asked: argparse.Namespace) -> int:
     print(f"{len(asked.seeds)} seeds × {len(asked.steps)} step counts …", flush=True)
     grid = fnb.sweep(flux, prompts=[asked.prompt], seeds=asked.seeds, steps=asked.steps)
 
-    out.mkdir(parents=True, exist_ok=True)
     wrote = [out / "filmstrip.png", out / "grid.png", out / "walk.html"]
-    filmstrip(trajectory, decode=flux.decode).savefig(wrote[0], bbox_inches="tight", dpi=144)
-    contact_sheet(grid).savefig(wrote[1], bbox_inches="tight", dpi=144)
+    figures = [filmstrip(trajectory, decode=flux.decode), contact_sheet(grid)]
+    for drawn, path in zip(figures, wrote, strict=False):
+        with atomic_write(path) as part:
+            drawn.savefig(part, format="png", bbox_inches="tight", dpi=144)
     others = [fnb.run(flux, asked.prompt, seed=asked.seeds[0], steps=count) for count in sorted(set(asked.steps))[:-1]]
     html.write([*others, trajectory], wrote[2], decode=flux.decode)
     print("done; every picture was made on this machine just now:")

@@ -17,8 +17,9 @@ import torch
 from fluxnb.checkpoints.checksums import fingerprint, read_json, verify
 from fluxnb.checkpoints.hub import download, hub_error, snapshot
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
+from fluxnb.io.files import user_path
 
-__all__ = ["HUB", "NAMES", "Source", "fetch", "gguf_file", "locate", "read"]
+__all__ = ["HUB", "NAMES", "Source", "expanded", "fetch", "gguf_file", "locate", "read"]
 
 HUB = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
 NAMES = ("pocket", "pocket-base", *HUB)
@@ -47,6 +48,11 @@ class Source:
     local: bool = True
 
 
+def expanded(model: str | Path) -> str | Path:
+    """A model argument with a leading `~` expanded; names and hub ids stay text."""
+    return model if isinstance(model, str) and not model.startswith("~") else user_path(model)
+
+
 def locate(model: str | Path) -> Source:
     """Find a model by name, folder or hub id, and check that its files are whole.
 
@@ -54,6 +60,7 @@ def locate(model: str | Path) -> Source:
         InputError: no such name, or a folder that holds no FluxPipeline.
         StorageError: a missing folder, a damaged or missing file, a hub that says no.
     """
+    model = expanded(model)
     text = str(model)
     if isinstance(model, str):
         if model in ("pocket", "pocket-base"):

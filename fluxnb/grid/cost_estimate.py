@@ -25,6 +25,7 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.sampler import take
+from fluxnb.units import byte_size, duration
 
 __all__ = ["Pace", "Work", "measure", "pace_of", "remember", "work_of"]
 
@@ -70,15 +71,15 @@ class Work:
     def __str__(self) -> str:
         took = "unknown time (nothing timed yet; measure=True times one evaluation)"
         if self.seconds is not None:
-            took = f"about {_duration(self.seconds)}"
+            took = f"about {duration(self.seconds)}"
         parts = [
             f"{self.cells} cells, {self.missing} to make",
             f"{self.evaluations} evaluations ({self.shared} shared), {self.encodes} prompts to encode",
             took,
-            f"about {self.megabytes:.3g} MB",
+            f"about {byte_size(self.megabytes * 1e6)}",
         ]
         if self.free_megabytes is not None and self.megabytes > self.free_megabytes:
-            parts.append(f"MORE than the {self.free_megabytes:.0f} MB that are free")
+            parts.append(f"MORE than the {byte_size(self.free_megabytes * 1e6)} that are free")
         return "; ".join(parts)
 
 
@@ -188,9 +189,3 @@ def _bytes(flux: Flux, recipe: ResolvedRecipe, keep: Keep | None) -> float:
     height, width = recipe.height, recipe.width
     wide = 4 if flux.dtype == "float32" else 2
     return BYTES_A_PIXEL * height * width + (0 if keep is None else keep.nbytes(height, width, recipe.steps, wide))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -11,6 +11,7 @@ from fluxnb.grid.axes import Axes
 from fluxnb.grid.cost_estimate import remember, work_of
 from fluxnb.grid.runner import Making
 from fluxnb.grid.store import Store
+from fluxnb.io.files import user_path
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
@@ -46,7 +47,7 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
     if not isinstance(flux, Flux):
         raise InputError(f"lab({shorten(type(flux).__name__)})", "a loaded model comes first", 'try fnb.load("pocket")')
     Recipe(prompt=prompt)  # says what is possible
-    where = store if store is None or isinstance(store, Store) else Store(Path(store))
+    where = store if store is None or isinstance(store, Store) else Store(user_path(store))
     defaults = flux.defaults
     fields = {
         "prompt": prompt,

@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from fluxnb.errors import validates_own_input
-from fluxnb.io.files import told, whole
+from fluxnb.io.files import atomic_write, disk_errors, user_path
 from fluxnb.io.png import encode_png
 from fluxnb.io.trajectory_files import open_trajectory, save
 from fluxnb.records import Cell, Trajectory
@@ -45,8 +45,8 @@ class Store:
     lease: float = LEASE
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "folder", Path(self.folder))
-        with told(self.folder):
+        object.__setattr__(self, "folder", user_path(self.folder))
+        with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep_up()
 
@@ -103,7 +103,7 @@ class Store:
             "versions": dict(versions),
             "numerics": numerics,
         }
-        with told(self.folder):
+        with disk_errors(self.folder):
             self.path(key).parent.mkdir(parents=True, exist_ok=True)
         if trajectory is not None:
             save(trajectory, self.path(key, ".safetensors"))
@@ -116,14 +116,14 @@ class Store:
 
     @staticmethod
     def _write(target: Path, data: bytes) -> None:
-        with whole(target) as part:
+        with atomic_write(target) as part:
             part.write_bytes(data)
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
         """Whether this process may make the cell; the claim ends with the block."""
         lock, token = self.path(key, ".lock"), f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
-        with told(self.folder):
+        with disk_errors(self.folder):
             lock.parent.mkdir(parents=True, exist_ok=True)
             mine = self._take(lock, token)
         try:

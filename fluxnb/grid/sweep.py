@@ -21,6 +21,7 @@ from fluxnb.grid.axes import Axes
 from fluxnb.grid.cost_estimate import Work, measure, remember, work_of
 from fluxnb.grid.runner import Making
 from fluxnb.grid.store import Store
+from fluxnb.io.files import user_path
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep, Step, Sweep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
@@ -199,7 +200,7 @@ def plan_sweep(flux: Flux, *, measure: bool = False, **asked: Any) -> Work:
 
     Example:
         >>> print(plan_sweep(flux, prompts=["a fox"], seeds=range(4), steps=[1, 2, 3, 4]))   # doctest: +SKIP
-        16 cells, 16 to make; 28 evaluations (12 shared), 1 prompts to encode; about 2.1 s; about 0.419 MB
+        16 cells, 16 to make; 28 evaluations (12 shared), 1 prompts to encode; about 2.1 s; about 409.2 KiB
     """
     read = _read(flux, **asked)
     recipes, making = read.recipes, read.making(beside=False)
@@ -252,7 +253,7 @@ def _read(
     return _Asked(
         flux=flux,
         grid=Axes.of(recipe, **axes),
-        store=store if store is None or isinstance(store, Store) else Store(Path(store)),
+        store=store if store is None or isinstance(store, Store) else Store(user_path(store)),
         keep=keep,
         batch=batch,
         watcher=None if on_step is None else watcher,

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fluxnb.errors import InputError, unknown_choice, validates_own_input
 from fluxnb.html import page as html
-from fluxnb.io.files import whole
-from fluxnb.io.png import encode_png
+from fluxnb.io.files import user_path
+from fluxnb.io.png import write_png
 from fluxnb.records import Cell, Sweep
 from fluxnb.visuals.frames import Decode, frames_of, webp
 from fluxnb.visuals.labels import NAMES, value_label, value_labels
@@ -209,10 +209,8 @@ def save_cells(cells: Iterable[Cell], folder: str | Path) -> list[Path]:
     """
     paths = []
     for cell in cells:
-        path = Path(folder) / f"{_stem(cell)}.png"
-        with whole(path) as part:
-            part.write_bytes(encode_png(cell.image, cell.recipe, numerics=cell.numerics))
-        paths.append(path)
+        path = user_path(folder) / f"{_stem(cell)}.png"
+        paths.append(write_png(cell.image, path, cell.recipe, numerics=cell.numerics))
     return paths
 
 

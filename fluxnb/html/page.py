@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fluxnb.html.front_end import script, style
-from fluxnb.io.files import whole
+from fluxnb.io.files import atomic_write, user_path
 from fluxnb.records import Film, Sweep, Trajectory
 from fluxnb.visuals.frames import SHOWS, Decode, frame_sets, payload
 
@@ -165,6 +165,7 @@ def _json(value: object) -> str:
 
 def save(text: str, path: str | Path) -> Path:
     """Write a page to a file, atomically; missing folders are created."""
-    with whole(path) as part:
+    target = user_path(path)
+    with atomic_write(target) as part:
         part.write_text(text, encoding="utf-8")
-    return Path(path)
+    return target

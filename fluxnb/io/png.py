@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from fluxnb.errors import InputError, StorageError, validates_own_input
 from fluxnb.io.comfyui import comfy_graph
-from fluxnb.io.files import whole
+from fluxnb.io.files import atomic_write, user_path
 from fluxnb.records.recipe import LONGEST_JSON, Recipe
 
 __all__ = ["encode_png", "open_recipe", "write_png"]
@@ -51,15 +51,16 @@ def encode_png(image: Image.Image, recipe: Recipe | None = None, *, numerics: st
     return buffer.getvalue()
 
 
-def write_png(image: Image.Image, path: str | Path, recipe: Recipe | None = None) -> Path:
-    """Write a picture that carries its recipe.
+def write_png(image: Image.Image, path: str | Path, recipe: Recipe | None = None, *, numerics: str = "exact") -> Path:
+    """Write a picture as PNG with its recipe in the metadata, and return the path; see `encode_png`.
 
     Raises:
-        StorageError: the disk or the folder said no.
+        StorageError: the file cannot be written.
     """
-    with whole(path) as part:
-        part.write_bytes(encode_png(image, recipe))
-    return Path(path)
+    target = user_path(path)
+    with atomic_write(target) as part:
+        part.write_bytes(encode_png(image, recipe, numerics=numerics))
+    return target
 
 
 def parameters(recipe: Recipe, numerics: str = "exact") -> str:
@@ -111,7 +112,7 @@ def open_recipe(png: str | Path | bytes | IO[bytes]) -> Recipe:
         return _from_stream(io.BytesIO(png))
     if isinstance(png, str | Path):
         try:
-            with open(png, "rb") as stream:
+            with user_path(png).open("rb") as stream:
                 return _from_stream(stream)
         except StorageError:
             raise

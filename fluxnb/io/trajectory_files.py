@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import FluxnbError, StorageError, shorten
-from fluxnb.io.files import whole
+from fluxnb.io.files import atomic_write, user_path
 from fluxnb.io.png import encode_png
 from fluxnb.records import KINDS, Step, Trajectory
 from fluxnb.records.latents import LinearRGB, tokens_in
@@ -42,7 +42,7 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
     """
     from safetensors.torch import save as encode
 
-    target = Path(path)
+    target = user_path(path)
     target = target if target.suffix else target.with_suffix(".safetensors")
     tensors: dict[str, Tensor] = {}
     previous: Tensor | None = None
@@ -88,7 +88,7 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
     # An empty file would be no safetensors file; a walk kept without tensors and without a picture still has a header.
     tensors = tensors or {"empty": torch.zeros(1)}
     data = encode(tensors, metadata={"fluxnb": json.dumps(header, sort_keys=True, allow_nan=False)})
-    with whole(target) as part:
+    with atomic_write(target) as part:
         part.write_bytes(data)
     return target
 
@@ -101,7 +101,7 @@ def open_trajectory(path: str | Path) -> Trajectory:
     """
     from safetensors import SafetensorError, safe_open
 
-    source = Path(path)
+    source = user_path(path)
     if not source.is_file():
         raise StorageError(f"{source}", "there is no such file", "check the path; fnb.save returns it")
     try:

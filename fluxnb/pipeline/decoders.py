@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice, validates_own_input
+from fluxnb.io.files import user_path
 from fluxnb.pipeline.preview import decoded, measure
 from fluxnb.records import SHOWN, Film, Trajectory
 
@@ -61,7 +62,7 @@ def tiny(flux: Any, source: Any) -> Tiny:
         >>> scrub(walk, decode=decode), decode.error                                # doctest: +SKIP
         (Scrubber(1 trajectory, 17 frames), 0.02)
     """
-    vae = _opened(Path(source)) if isinstance(source, str | Path) else source
+    vae = _opened(user_path(source)) if isinstance(source, str | Path) else source
     if not hasattr(vae, "decode") or not hasattr(vae, "config"):
         raise InputError(
             f"a tiny decoder of type {type(vae).__name__}",
@@ -146,7 +147,7 @@ def _decoder(flux: Any, trajectory: Trajectory, by: Any) -> tuple[Decoder, str, 
             by,
             flux.preview.error,
         )
-    if isinstance(by, Path) or (isinstance(by, str) and Path(by).is_dir()) or hasattr(by, "decode"):
+    if isinstance(by, Path) or (isinstance(by, str) and user_path(by).is_dir()) or hasattr(by, "decode"):
         by = tiny(flux, by)
     if not callable(by):
         raise unknown_choice("by", shorten(by), ("vae", "linear"))

@@ -69,6 +69,7 @@ def load(
     """
     if not isinstance(model, str | Path):
         return _adopt(model)
+    model = weights.expanded(model)
     if dtype != "auto":
         Recipe(prompt="-", dtype=dtype)  # says what is possible
     if fast not in (True, False, "fp8"):

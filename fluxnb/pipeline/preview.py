@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.checkpoints.checksums import sampled_fingerprint
-from fluxnb.io.files import whole
+from fluxnb.io.files import atomic_write
 from fluxnb.records.latents import LinearRGB, fit_linear
 
 __all__ = ["decoded", "fit_preview", "known_preview", "measure", "preview_of", "samples"]
@@ -79,7 +79,7 @@ def preview_of(pipe: Any) -> LinearRGB:
         preview = _read(kept)
         if preview is None:
             preview = fit_preview(pipe)
-            with contextlib.suppress(OSError), whole(kept) as part:
+            with contextlib.suppress(OSError), atomic_write(kept) as part:
                 part.write_text(json.dumps(preview.to_json()))
         _KNOWN[pipe.vae] = preview
     return _KNOWN[pipe.vae]

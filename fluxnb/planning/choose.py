@@ -54,6 +54,7 @@ def plan(
     machine = detect() if hardware is None else described(hardware)
     if preset != "auto" and preset not in PRESETS:
         raise unknown_choice("preset", preset, ("auto", *PRESETS))
+    model = weights.expanded(model)
     anatomy = _anatomy(model)
     large = is_large(anatomy)
     pixels = size or (1024 if large else 128)

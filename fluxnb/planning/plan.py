@@ -12,6 +12,7 @@ from typing import Any
 from fluxnb.errors import RunError, validates_own_input
 from fluxnb.planning.hardware import Hardware
 from fluxnb.planning.presets import Needs, Preset
+from fluxnb.units import duration
 
 __all__ = ["Option", "Plan", "memory_told"]
 
@@ -117,7 +118,7 @@ class Plan:
     def _footline(self) -> str:
         exact = "the numbers of the plain model" if self.exact else "not the numbers of the plain model"
         fetch = f"{self.download_gib:.1f} GiB to download" if self.download_gib else "nothing to download"
-        return f"computes in {self.dtype}, {exact}; {fetch}; a new prompt adds about {_time(self.prompt_seconds)}"
+        return f"computes in {self.dtype}, {exact}; {fetch}; a new prompt adds about {duration(self.prompt_seconds)}"
 
     def _row(self, option: Option) -> tuple[str, ...]:
         need, mark = option.needs, "→" if option.preset.name == self.preset else ""
@@ -126,7 +127,7 @@ class Plan:
             option.preset.name,
             f"{need.vram_gib:.1f} GiB" if need.vram_gib else "-",
             f"{need.ram_gib:.0f} GiB",
-            _time(need.seconds),
+            duration(need.seconds),
             "exact" if option.preset.exact else "lossy",
             f"no: {option.refused}" if option.refused else option.preset.says,
         )
@@ -146,11 +147,3 @@ def memory_told(plan: Plan, given: str) -> Iterator[None]:
         gc.collect()
         torch.cuda.empty_cache()
         raise failure
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds:.2f} s"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

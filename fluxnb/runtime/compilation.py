@@ -21,6 +21,7 @@ from fluxnb.errors import InputError
 from fluxnb.planning.model_size import Anatomy
 from fluxnb.runtime.cuda_graphs import Replay
 from fluxnb.runtime.quantisation import block_layers, quantise_now
+from fluxnb.units import duration
 
 __all__ = ["Gain", "Report", "quicken"]
 
@@ -49,7 +50,7 @@ class Gain:
         went = f"{self.after * 1e3:.1f} ms"
         if self.before is not None:
             went = f"{self.before * 1e3:.1f} -> {went}, {self.before / self.after:.2f} times"
-        return f"{self.what}: {went}" + (f" (once {self.setup:.0f} s)" if self.setup >= 1 else "")
+        return f"{self.what}: {went}" + (f" (once {duration(self.setup)})" if self.setup >= 1 else "")
 
 
 @dataclass(frozen=True)

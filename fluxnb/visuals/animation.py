@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
-from fluxnb.io.files import whole
+from fluxnb.io.files import atomic_write, user_path
 from fluxnb.records import Cell, Film, Sweep, Trajectory
 from fluxnb.visuals.frames import Decode, frames_of
 from fluxnb.visuals.labels import NAMES, value_labels
@@ -165,7 +165,7 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _save(frames: Sequence[Image.Image], durations: Sequence[float], path: str | Path, size: tuple[int, int]) -> Path:
-    target = Path(path)
+    target = user_path(path)
     file_format = FORMATS.get(target.suffix.lower())
     if file_format is None:
         raise unknown_choice("ending", target.suffix, tuple(FORMATS))
@@ -176,7 +176,7 @@ def _save(frames: Sequence[Image.Image], durations: Sequence[float], path: str |
         )  # fmt: skip
     pictures = [_resize(frame, size) for frame in frames]
     milliseconds = [round(1000 * duration) for duration in durations]
-    with whole(target) as part:
+    with atomic_write(target) as part:
         pictures[0].save(
             part, file_format, save_all=True, append_images=pictures[1:], loop=0, duration=milliseconds
         )  # fmt: skip

@@ -16,6 +16,7 @@ from fluxnb.html import grid_page as pages
 from fluxnb.html import page as html
 from fluxnb.html.front_end import script, style
 from fluxnb.html.grid_page import SHOWS, GridEncoder
+from fluxnb.io.files import user_path
 from fluxnb.records import Cell, Sweep
 from fluxnb.visuals.frames import Decode
 from fluxnb.widgets.background import Worker, outcome
@@ -221,7 +222,7 @@ def explore(
     """
     cells, axes, model = _cells_and_axes(grid)
     encoder = GridEncoder(axes, model=model, shows=shows, decode=decode, size=size)
-    widget = Explorer(encoder, axes, model=model, folder=Path(folder))
+    widget = Explorer(encoder, axes, model=model, folder=user_path(folder))
     if isinstance(cells, Iterator):
         widget._follow(cells)
     else:

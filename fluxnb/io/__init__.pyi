@@ -1,0 +1,6 @@
+from .comfyui import comfy_graph as comfy_graph
+from .png import encode_png as encode_png
+from .png import open_recipe as open_recipe
+from .png import write_png as write_png
+from .trajectory_files import open_trajectory as open_trajectory
+from .trajectory_files import save as save
