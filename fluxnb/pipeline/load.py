@@ -26,6 +26,7 @@ from fluxnb.planning.presets import PRESETS
 from fluxnb.records.recipe import Recipe
 from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.compilation import quicken
+from fluxnb.runtime.exclusive import protect
 
 __all__ = ["handle_of", "load"]
 
@@ -81,6 +82,7 @@ def load(
         chosen = dataclasses.replace(chosen, dtype=dtype)
     with memory_told(chosen, f"loading {source.name}"):
         pipe = _held(source, chosen)
+        protect(pipe, torch.device(chosen.device))
     teacher_alone = source.name == "pocket" and not source.parts
     name = "pocket-base" if teacher_alone else source.name
     defaults = defaults_of(pipe, name, source.card)
@@ -140,10 +142,11 @@ def _adopt(pipe: Any) -> Flux:
             "a name, a folder, a hub id or a FluxPipeline is possible",
             other or 'try fnb.load("pocket")',
         )
+    device = pipe._execution_device
+    protect(pipe, device)
     name = str(pipe.config.get("_name_or_path") or "pipeline")
     name = Path(name).name if Path(name).is_absolute() else name  # a recipe should not carry somebody's home folder
-    device = pipe._execution_device.type
-    held = Plan(preset="as given", device=device, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
+    held = Plan(preset="as given", device=device.type, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
     # Each of them has a hand in the picture: with another decoder, a kept one would be stale.
     parts = (pipe.components.get(name) for name in ("transformer", "vae", "text_encoder", "text_encoder_2"))
     revision = sampled_fingerprint(*(part for part in parts if part is not None))

@@ -9,9 +9,11 @@ a negative prompt, an image's strength, own sigmas) is looked up correctly or co
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +24,9 @@ from torch.nn import functional
 
 from fluxnb.errors import RunError
 
-__all__ = ["Lookup", "Tables", "modulation_layers"]
+__all__ = ["Lookup", "Tables", "expected_of", "expecting", "modulation_layers"]
+
+_SCHEDULER: contextvars.ContextVar[Any] = contextvars.ContextVar("fluxnb_scheduler", default=None)
 
 Temb = Float[Tensor, "batch width"]
 STANDARD_STEPS = (1, 2, 3, 4)
@@ -207,9 +211,26 @@ def _key(temb: Tensor) -> tuple[Any, ...]:
 
 
 def expected_of(pipe: Any) -> Callable[[], Iterable[float]]:
-    """The timesteps that this pipeline's scheduler is about to visit."""
+    """A function that returns the timesteps the running call is about to visit.
+
+    They are those of the scheduler given to `expecting`, or of the pipeline's own scheduler once it has been set.
+    """
     return functools.partial(_timesteps, pipe)
 
 
+@contextlib.contextmanager
+def expecting(scheduler: Any) -> Iterator[None]:
+    """Name the scheduler of the pipeline calls made inside the block, where it is not the pipeline's own."""
+    token = _SCHEDULER.set(scheduler)
+    try:
+        yield
+    finally:
+        _SCHEDULER.reset(token)
+
+
 def _timesteps(pipe: Any) -> Iterable[float]:
-    return tuple(pipe.scheduler.timesteps.tolist())
+    scheduler = _SCHEDULER.get() or pipe.scheduler
+    # A scheduler that was never set holds the thousand timesteps of training.
+    if getattr(scheduler, "num_inference_steps", None) is None:
+        return ()
+    return tuple(scheduler.timesteps.tolist())

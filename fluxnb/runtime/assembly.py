@@ -6,7 +6,6 @@ call `pipe("a prompt")` works under each of them.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from fluxnb.errors import InputError, RunError, StorageError, shorten
 from fluxnb.planning.presets import Preset
 from fluxnb.runtime.adaln_cache import Tables, expected_of
+from fluxnb.runtime.exclusive import ExclusiveGroup, group_of, protect
 from fluxnb.runtime.gguf import GgufShelf
 from fluxnb.runtime.quantisation import finish, prepare
 from fluxnb.runtime.streaming import Shelf, by_layer, computes_on, parked, stream_in, without_memory
@@ -64,14 +64,18 @@ def assemble(
         )
         if preset.text == "by layer":
             by_layer(encoder, shelf, device)
+            ExclusiveGroup(encoder, device=device)
         else:
             stream_in(encoder, shelf, device)
     stream_in(pipe.vae, Shelf(places["vae"], windows=windows), device)
     if preset.text == "by layer":
         computes_on(pipe.vae, device)  # the first that a pipeline asks where it computes
     _transformer(pipe, gguf or places["transformer"], preset, device, dtype, keep)
+    if preset.tables or preset.offload or park:
+        ExclusiveGroup(pipe.transformer, device=device)
     if park:
         _park_while_decoding(pipe)
+    protect(pipe, device)
     if dtype is torch.float16:
         _finite(pipe.text_encoder_2, "T5's text embedding")
         _finite(pipe.vae.decoder, "the VAE's picture")
@@ -150,16 +154,12 @@ def _frame(places: Mapping[str, Path], dtype: torch.dtype, text_dtype: torch.dty
 
 
 def _park_while_decoding(pipe: Any) -> None:
-    """Half of the single blocks wait in main memory while the decoder, which needs 2.4 GiB at 1024 px, runs."""
+    """Move half of the single blocks to main memory while the decoder runs, which needs 2.4 GiB at 1024 px."""
     blocks = list(pipe.transformer.single_transformer_blocks)
-    waiting: dict[nn.Parameter, Tensor] = {}
-    entered = contextlib.ExitStack()
-
-    def away(*_: Any) -> None:
-        entered.enter_context(parked(blocks[len(blocks) // 2 :], waiting))
-
-    pipe.vae.decoder.register_forward_pre_hook(away)
-    pipe.vae.decoder.register_forward_hook(lambda *_: entered.close(), always_call=True)
+    copies: dict[nn.Parameter, Tensor] = {}
+    group = group_of(pipe.transformer)
+    assert group is not None
+    group.add(pipe.vae.decoder, during=lambda: parked(blocks[len(blocks) // 2 :], copies))
 
 
 def _finite(module: nn.Module, what: str) -> None:

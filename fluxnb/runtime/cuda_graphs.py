@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxnb.runtime.exclusive import ExclusiveGroup, group_of
+
 __all__ = ["Replay"]
 
 _log = logging.getLogger(__name__)
@@ -62,6 +64,8 @@ class Replay:
         self._recordings: dict[object, _Recording | None] = {}  # None: this one cannot be recorded
         functools.update_wrapper(self, self._plain)  # so that whoever asks for the signature finds the network's
         transformer.forward = self
+        if group_of(transformer) is None:
+            ExclusiveGroup(transformer, device=next(transformer.parameters()).device)
 
     def remove(self) -> None:
         """Give `forward` back, and the recordings' memory."""

@@ -266,12 +266,13 @@ def parked(layers: Sequence[nn.Module], shelf: dict[nn.Parameter, Tensor]) -> It
     """
     weights = [weight for layer in layers for weight in layer.parameters() if weight.device.type != "cpu"]
     devices = {weight: weight.device for weight in weights}
-    for weight in weights:
-        if weight not in shelf:
-            shelf[weight] = weight.data.to("cpu").pin_memory()
-        weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
     try:
+        for weight in weights:
+            if weight not in shelf:
+                shelf[weight] = weight.data.to("cpu").pin_memory()
+            weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
         yield
     finally:
         for weight in weights:
-            weight.data = shelf[weight].to(devices[weight], non_blocking=True)
+            if weight.numel() == 0:
+                weight.data = shelf[weight].to(devices[weight], non_blocking=True)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fluxnb as fnb
-from fluxnb.runtime.adaln_cache import NEAR, Lookup, Tables, expected_of, modulation_layers
+from fluxnb.runtime.adaln_cache import NEAR, STANDARD_STEPS, Lookup, Tables, expected_of, expecting, modulation_layers
 from tests.conftest import toy_pipeline
 
 
@@ -91,6 +91,23 @@ def test_a_schedule_of_its_own_is_made_with_one_reading(steps):
     pipe.transformer, tables = lean(pipe.transformer, expected=lambda: expected_of(pipe)())
     fnb.run(fnb.load(pipe), "a fox", steps=steps)
     assert tables.readings == 1
+
+
+def test_a_scheduler_that_was_never_set_expects_nothing():
+    pipe = toy_pipeline()
+    assert expected_of(pipe)() == ()
+    pipe.transformer, tables = lean(pipe.transformer, expected=expected_of(pipe))
+    with torch.no_grad():
+        pipe.transformer(**asked(pipe.transformer, [0.3]))
+    assert len(tables) <= 1 + sum(STANDARD_STEPS)
+
+
+def test_a_call_with_a_scheduler_of_its_own_names_it():
+    pipe, scheduler = toy_pipeline(), toy_pipeline().scheduler
+    scheduler.set_timesteps(6)
+    with expecting(scheduler):
+        assert expected_of(pipe)() == tuple(scheduler.timesteps.tolist())
+    assert expected_of(pipe)() == ()
 
 
 def test_a_new_prompt_is_a_new_row_and_an_old_one_is_remembered(toy_pipe):

@@ -1,0 +1,246 @@
+"""Exclusive forward passes: one thread at a time calls modules that hold state while they run.
+
+An adaLN cache, CUDA graphs, streamed weights and diffusers' CPU offload keep state in the modules themselves: which row
+is displayed, which weights are on the device. Two threads inside such a module read each other's state. The modules
+that share state form a group with one lock. A forward pre-hook takes the lock and an always-called forward hook
+releases it, so every caller is covered: a Flux handle, a plain `pipe(...)` and a raw `pipe.transformer(...)`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from fluxnb.runtime.compat import has_stateful_hooks, model_offload_hooks, module_call_frame, tokenizer_method
+
+__all__ = ["ExclusiveGroup", "group_of", "protect"]
+
+# A call that was interrupted releases nothing (PyTorch calls hooks after an Exception, not after a KeyboardInterrupt).
+# A waiting thread looks for such calls once per interval.
+CHECK_INTERVAL = 0.05  # seconds
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_GROUPS: weakref.WeakKeyDictionary[Any, ExclusiveGroup] = weakref.WeakKeyDictionary()
+
+
+def group_of(part: Any) -> ExclusiveGroup | None:
+    """The group that a module or tokenizer was added to, if any."""
+    return _GROUPS.get(part)
+
+
+@dataclass(eq=False)
+class _Hold:
+    """One acquisition of the lock, by the call that runs in this frame."""
+
+    frame: FrameType
+    cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    def has_ended(self) -> bool:
+        """Whether the frame returned or raised without releasing the lock."""
+        try:
+            self.frame.clear()  # documented to raise while the frame is executing, in any thread
+        except RuntimeError:
+            return False
+        return True
+
+
+class ExclusiveGroup:
+    """Modules that one thread at a time may call, with a lock that is re-entrant and first come, first served.
+
+    A call that ends without releasing the lock, as after a KeyboardInterrupt, is found by the next acquisition, and
+    its `during` block is closed then.
+
+    Arguments:
+        modules: see `add`.
+        device: where they compute. On CUDA, a call on another stream waits for the work of the call before it.
+
+    Example:
+        >>> group = ExclusiveGroup(pipe.transformer)                                # doctest: +SKIP
+    """
+
+    def __init__(self, *modules: nn.Module, device: torch.device | None = None) -> None:
+        self._device = device
+        self._changed = threading.Condition()
+        self._owner: int | None = None
+        self._holds: list[_Hold] = []  # of the owner, the outermost first
+        self._queue: deque[object] = deque()
+        self._stream: Any = None
+        for module in modules:
+            self.add(module)
+
+    def __repr__(self) -> str:
+        return f"ExclusiveGroup({'held' if self._holds else 'free'}, {len(self._queue)} waiting)"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copied module gets a lock of its own; copies made in one `deepcopy` share one.
+        return functools.partial(ExclusiveGroup, device=self._device), ()
+
+    def add(self, module: nn.Module, during: Callable[[], AbstractContextManager[Any]] | None = None) -> None:
+        """Make calls of a module exclusive.
+
+        Arguments:
+            during: makes a context manager that is entered once the lock is held and left before it is released.
+        """
+        hooks = _Hooks(self, during)
+        module.register_forward_pre_hook(hooks.before, prepend=True)
+        module.register_forward_hook(hooks.after, always_call=True)
+        _GROUPS[module] = self
+
+    def wrap(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """A function that calls `method` while holding the lock, for methods that run without module hooks."""
+        return functools.wraps(method)(_ExclusiveMethod(self, method))
+
+    def acquire(self, hold: _Hold) -> None:
+        """Wait for the lock and take it."""
+        with self._changed:
+            self._drop_ended()
+            if (self._holds and self._owner != threading.get_ident()) or (self._queue and not self._holds):
+                self._wait()
+            self._owner = threading.get_ident()
+            self._holds.append(hold)
+        if len(self._holds) == 1:
+            self._follow_stream()
+
+    def release(self, frame: FrameType) -> None:
+        """Undo the acquisition by this frame; without effect if there is none."""
+        with self._changed:
+            held = [hold for hold in self._holds if hold.frame is frame]
+            if not held or self._owner != threading.get_ident():
+                return
+            try:
+                held[-1].cleanup.close()
+            finally:
+                self._holds.remove(held[-1])
+                self._drop_ended()
+                self._changed.notify_all()
+
+    def _wait(self) -> None:
+        ticket = object()
+        self._queue.append(ticket)
+        try:
+            while self._holds or self._queue[0] is not ticket:
+                self._changed.wait(CHECK_INTERVAL)
+                self._drop_ended()
+        finally:
+            self._queue.remove(ticket)
+            self._changed.notify_all()
+
+    def _drop_ended(self) -> None:
+        for hold in [hold for hold in self._holds if hold.has_ended()]:
+            self._holds.remove(hold)
+            hold.cleanup.close()
+
+    def _follow_stream(self) -> None:
+        if self._device is None or self._device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+            return
+        stream = torch.cuda.current_stream(self._device)
+        if self._stream is not None and stream != self._stream:
+            stream.wait_stream(self._stream)
+        self._stream = stream
+
+
+# The compiler cannot trace locks and frames. diffusers has imported it by the time a model is loaded.
+_not_compiled: Callable[[F], F] = torch.compiler.disable
+
+
+@dataclass(eq=False)
+class _Hooks:
+    group: ExclusiveGroup
+    during: Callable[[], AbstractContextManager[Any]] | None
+
+    @_not_compiled
+    def before(self, _: nn.Module, __: Any) -> None:
+        hold = _Hold(module_call_frame())
+        self.group.acquire(hold)
+        if self.during is not None:
+            hold.cleanup.enter_context(self.during())
+
+    @_not_compiled
+    def after(self, *_: Any) -> None:
+        # Also runs when a pre-hook before ours raised, in which case this call holds nothing.
+        self.group.release(module_call_frame())
+
+
+@dataclass(eq=False)
+class _ExclusiveMethod:
+    group: ExclusiveGroup
+    method: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        frame = sys._getframe()
+        self.group.acquire(_Hold(frame))
+        try:
+            return self.method(*args, **kwargs)
+        finally:
+            self.group.release(frame)
+
+
+def protect(pipe: Any, device: torch.device | None = None) -> None:
+    """Make the parts of a pipeline exclusive that hold state during a call.
+
+    These are the tokenizers, whose padding and truncation are set by each call, and the models with hooks of diffusers'
+    offloading. Under `enable_model_cpu_offload` the call of one model moves another to the CPU, so all of them form one
+    group; otherwise each part is a group of its own. Parts that belong to a group already keep it.
+
+    Example:
+        >>> pipe.enable_model_cpu_offload()                                         # doctest: +SKIP
+        >>> protect(pipe)                                                           # doctest: +SKIP
+    """
+    parts = [part for part in pipe.components.values() if part is not None and group_of(part) is None]
+    models = [part for part in parts if isinstance(part, nn.Module)]
+    if models and (hooks := model_offload_hooks(pipe)):
+        shared = ExclusiveGroup(device=device)
+        pipe.maybe_free_model_hooks = _OffloadAll(pipe, shared, hooks)
+        for model in models:
+            _add_with_methods(shared, model)
+    else:
+        for model in filter(has_stateful_hooks, models):
+            _add_with_methods(ExclusiveGroup(device=device), model)
+    for part in parts:
+        if name := tokenizer_method(part):
+            _GROUPS[part] = group = ExclusiveGroup()
+            setattr(part, name, group.wrap(getattr(part, name)))
+
+
+def _add_with_methods(group: ExclusiveGroup, model: nn.Module) -> None:
+    group.add(model)
+    for name in ("encode", "decode"):  # an autoencoder's entry points, which run without module hooks
+        if hasattr(model, name):
+            setattr(model, name, group.wrap(getattr(model, name)))
+
+
+@dataclass(eq=False)
+class _OffloadAll:
+    """In place of `pipe.maybe_free_model_hooks`, which removes and re-creates every hook, also of calls in progress."""
+
+    pipe: Any
+    group: ExclusiveGroup
+    hooks: list[Any]
+
+    def __call__(self) -> None:
+        if model_offload_hooks(self.pipe) is not self.hooks:  # the caller has enabled or removed offloading since
+            type(self.pipe).maybe_free_model_hooks(self.pipe)
+            return
+        for component in self.pipe.components.values():
+            if hasattr(component, "_reset_stateful_cache"):
+                component._reset_stateful_cache()
+        self.group.wrap(self._offload)()
+
+    def _offload(self) -> None:
+        for hook in self.hooks:
+            hook.offload()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
