@@ -167,6 +167,10 @@ class Trajectory:
         object.__setattr__(self, "seconds", FrozenDict(self.seconds))
         object.__setattr__(self, "versions", FrozenDict(self.versions))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # pickle writes the storage behind a tensor, once for each view of it.
+        return {**vars(self), "steps": _compact(self.steps)}
+
     def __len__(self) -> int:
         return len(self.steps)
 
@@ -250,6 +254,22 @@ class Trajectory:
 
     def _repr_png_(self) -> bytes | None:
         return figure(self) or (None if self.image is None else png_bytes(self.image))
+
+
+def _compact(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Equal steps in which views of one memory are one tensor, and no tensor holds memory beyond its numbers."""
+    known: dict[tuple[Any, ...], Tensor] = {}
+
+    def compact(tensor: Tensor) -> Tensor:
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if place not in known:
+            known[place] = tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+        return known[place]
+
+    return tuple(
+        dataclasses.replace(step, tensors={name: compact(tensor) for name, tensor in step.tensors.items()})
+        for step in steps
+    )
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 import traitlets
 
-from fluxnb.errors import FluxnbError, InputError, shorten, validates_own_input
+from fluxnb.errors import FluxnbError, InputError, UnavailableError, shorten, validates_own_input
 from fluxnb.html.front_end import script, style
 from fluxnb.records import Cell, Step, Sweep
 from fluxnb.records.latents import LinearRGB
@@ -240,13 +240,15 @@ class Lab(View):
         """The latest grid, for `fluxnb.explore` and `fluxnb.scrub`; while sampling, the cells that are finished.
 
         Raises:
-            InputError: no image is finished yet.
+            UnavailableError: no image is finished yet.
         """
         progress = self._progress
         if progress is not None and progress.cells:
             return progress.sweep(finished=False)
         if not self._grids:
-            raise InputError("a lab without pictures", "none is finished yet", "press generate, or call lab.generate()")
+            raise UnavailableError(
+                "a lab without pictures", "none is finished yet", "press generate, or call lab.generate()"
+            )
         return self._grids[-1]
 
     # --------------------------------------------------------------------------------------------------------- sampling
