@@ -1,6 +1,7 @@
 """The second pocket's tokens and its trainings, at a tiny size."""
 
 import dataclasses
+import json
 import random
 
 import pytest
@@ -85,3 +86,11 @@ def test_batches_hold_about_equally_many_tokens(run):
     for _, batch in zip(range(20), batches, strict=False):
         per_row = batch.latents[0, 0].numel() // 4 + batch.t5_ids.shape[1]
         assert 0.9 * 65536 <= len(batch.sigmas) * per_row <= 65536
+
+
+def test_the_steps_of_every_shape_are_timed(tmp_path, capsys):
+    main(["compile", "--preset", "tiny", "--out", str(tmp_path)])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["shape"], line["padding"]) for line in lines] == [
+        ([64, 64], 48), ([32, 48], 48), ([64, 64], 64), ([32, 48], 64),
+    ]  # fmt: skip

@@ -149,7 +149,7 @@ class Places:
         wall = 0.22 * (noise[:, 4:7] - 0.7) * (place == self.room)[:, None].float()
         rise = (y / horizon.clamp(max=1.0)).clamp(0, 1)[:, None]
         picture = torch.lerp(flat(top + tint + wall), flat(low + tint + wall), rise)
-        picture = self._lights(picture, x, y, n, night, dusk, outside, stars)
+        picture = self._lights(picture, x, y, height / min(height, width), n, night, dusk, outside, stars)
         beams = (
             torch.sin(6.283 * (n[:, 7] + 2.2 * x + y)) * 0.05 * (1 - y) * (place == self.under).float()[:, None, None]
         )
@@ -188,6 +188,7 @@ class Places:
         picture: Tensor,
         x: Tensor,
         y: Tensor,
+        tall: float,
         n: Tensor,
         night: Tensor,
         dusk: Tensor,
@@ -196,15 +197,15 @@ class Places:
     ) -> Tensor:
         """Stars, and the sun or the moon with its glow."""
         cells = 14.0
-        column, line = torch.floor(x * cells), torch.floor(y * cells)
+        column, line = torch.floor(x * cells), torch.floor(y * tall * cells)
         scatter = lambda a, b: torch.frac(torch.sin(column * a + line * b + 50 * n[:, 20]) * 43758.5453).abs()  # noqa: E731
         dx = torch.frac(x * cells) - 0.15 - 0.7 * scatter(12.9898, 78.233)
-        dy = torch.frac(y * cells) - 0.15 - 0.7 * scatter(39.3468, 11.135)
+        dy = torch.frac(y * tall * cells) - 0.15 - 0.7 * scatter(39.3468, 11.135)
         bright = (scatter(73.156, 52.235) - 0.45).clamp(0, 1) * 1.8
         spot = torch.exp(-(dx * dx + dy * dy) * 90) * bright * torch.maximum(night * outside, stars)
         picture = picture + spot[:, None]
         sun_x, sun_y = n[:, 21] * x.max(), torch.where(dusk > 0, 0.36 + 0.1 * n[:, 22], 0.1 + 0.2 * n[:, 22])
-        far = ((x - sun_x) ** 2 + (y - sun_y) ** 2).sqrt()
+        far = ((x - sun_x) ** 2 + ((y - sun_y) * tall) ** 2).sqrt()
         disc = ((0.055 + 0.02 * n[:, 23] - far) * 120).clamp(0, 1) * outside * (n[:, 24] < 0.75).float()
         glow = torch.exp(-far * far * 14) * outside * (0.2 + 0.3 * dusk - 0.12 * night)
         gold = picture.new_tensor([[1.0, 0.86, 0.42]])

@@ -1,4 +1,4 @@
-"""`python -m fluxnb.train.second STAGE`: autoencoder, teacher, wall. On several GPUs by `torchrun`."""
+"""`python -m fluxnb.train.second STAGE`: compile, autoencoder, teacher, wall. On several GPUs by `torchrun`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fluxnb.train.second", description="Make the second pocket.")
     stages = parser.add_subparsers(dest="stage", required=True)
     helps = {
+        "compile": "compile the teacher's steps and time them",
         "autoencoder": "train the autoencoder",
         "teacher": "train the teacher",
         "wall": "draw what the teacher knows",
@@ -23,6 +24,11 @@ def main(arguments: list[str] | None = None) -> None:
         stage = stages.add_parser(name, help=what)
         stage.add_argument("--preset", choices=PRESETS, default="pocket")
         stage.add_argument("--out", type=Path, required=True, help="folder of the run; stages find each other there")
+        if name in ("compile", "teacher"):
+            stage.add_argument("--tokens", type=int, help="tokens in a batch of one device")
+            stage.add_argument("--compile", choices=("dynamic", "static", "none"), default="dynamic")
+        if name == "compile":
+            continue
         if name == "wall":
             stage.add_argument(
                 "--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of each picture, in pixels"
@@ -38,8 +44,6 @@ def main(arguments: list[str] | None = None) -> None:
             stage.add_argument("--start", type=Path, help="go on from this teacher.safetensors")
             stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
             stage.add_argument("--cooldown", type=float, help="last share of the training in which the rate falls")
-            stage.add_argument("--tokens", type=int, help="tokens in a batch of one device")
-            stage.add_argument("--compile", choices=("dynamic", "static", "none"), default="dynamic")
     options = parser.parse_args(arguments)
     preset, rank = PRESETS[options.preset], Rank.join()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -52,9 +56,15 @@ def main(arguments: list[str] | None = None) -> None:
             draw_wall(preset.sizes, options.out, rank.device, size=size, steps=options.steps, guidance=options.guidance)
         )
         return
+    preset = dataclasses.replace(preset, **_given(options, {"tokens": "tokens"}))
+    if options.stage == "compile":
+        from fluxnb.train.second.teacher import warm
+
+        warm(preset, rank, options.compile)
+        return
     names = {"learning_rate": "rate"} | {n: n for n in ("seconds", "iterations", "warmup", "cooldown", "scenes")}
     schedule = dataclasses.replace(getattr(preset, options.stage), **_given(options, names))
-    preset = dataclasses.replace(preset, **{options.stage: schedule}, **_given(options, {"tokens": "tokens"}))
+    preset = dataclasses.replace(preset, **{options.stage: schedule})
     if options.stage == "autoencoder":
         from fluxnb.train.second.autoencoder import train_autoencoder
 

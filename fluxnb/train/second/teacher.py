@@ -7,6 +7,8 @@ and as many pictures as make its tokens equal in number, so that every iteration
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import math
 import random
 import time
@@ -145,6 +147,39 @@ def _compile(model: Denoiser, dynamic: bool) -> None:
     blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
     for block in [*blocks, *model.text_encoder_2.encoder.block]:
         block.compile(dynamic=dynamic)
+
+
+def warm(preset: Preset, rank: Rank, compiled: str) -> None:
+    """Compile for every shape and log how long a step takes, so that a training finds the kernels on disk.
+
+    Compiling takes a minute or two of CPU time, which the autoencoder's training leaves free.
+    """
+    model = build_denoiser(preset.sizes).train().to(rank.device)
+    optimiser = _optimiser(model, preset.teacher)
+    cuda = rank.device.type == "cuda"
+    if cuda and compiled != "none":
+        _compile(model, dynamic=compiled == "dynamic")
+    paddings = dict.fromkeys([preset.paddings[0][0], preset.paddings[-1][0]])
+    for padding, shape in itertools.product(paddings, preset.shapes):
+        table = Table(
+            shape,
+            torch.randn(8, preset.sizes.latent_channels, shape.height // 8, shape.width // 8, device=rank.device),
+            torch.ones(8, preset.sizes.clip_tokens, dtype=torch.int16, device=rank.device),
+            torch.zeros(8, preset.sizes.caption_tokens, dtype=torch.int16, device=rank.device),
+        )
+        only = dataclasses.replace(preset, paddings=((padding, 1.0),))
+        batches = draw_batches([table], only, rank, (table.clip_ids[:1], table.t5_ids[:1]))
+        seconds = []
+        for batch in itertools.islice(batches, 5):
+            began = time.perf_counter()
+            with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
+                flow_loss(model, batch).mean().backward()
+            step_with(model, optimiser, 0.0, rank)
+            if cuda:
+                torch.cuda.synchronize()
+            seconds.append(round(time.perf_counter() - began, 4))
+        facts = {"shape": [shape.height, shape.width], "padding": padding, "batch": len(batch.sigmas)}
+        print(json.dumps(facts | {"first": seconds[0], "step": min(seconds)}), flush=True)
 
 
 def cache(
