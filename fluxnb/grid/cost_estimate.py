@@ -24,7 +24,7 @@ from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep
 from fluxnb.records.recipe import ResolvedRecipe
-from fluxnb.sampling.sampler import take
+from fluxnb.sampling.sampler import sample
 from fluxnb.units import byte_size, duration
 
 __all__ = ["Pace", "Work", "measure", "pace_of", "remember", "work_of"]
@@ -138,11 +138,11 @@ def pace_of(flux: Flux, recipe: ResolvedRecipe, store: Store | None) -> Pace | N
 def measure(flux: Flux, recipe: ResolvedRecipe) -> Pace:
     """Encode once, make one evaluation and decode one picture, each timed; remembered from then on."""
     once = dataclasses.replace(recipe, steps=1, sigmas=None)
-    take(flux, once, flux.encode(once), keep=Keep.nothing())  # the first makes ready what is made ready once
+    sample(flux, once, flux.encode(once), keep=Keep.nothing())  # the first makes ready what is made ready once
     started = time.perf_counter()
     encoded = flux.encode(once)
     spent = time.perf_counter() - started
-    trajectory = take(flux, once, encoded, keep=Keep.nothing())
+    trajectory = sample(flux, once, encoded, keep=Keep.nothing())
     pace = Pace(
         encode=spent,
         evaluation=trajectory.seconds["denoise"] / flux.evaluations_of(once),

@@ -77,7 +77,7 @@ class Finisher:
         decoders = (threads if spread else 1) * (threads > 1) if on_cpu else flux.decoders_beside(*size)
         self._decodes = beside and decoders > 0
         self._together = on_cpu and spread and self._decodes and math.prod(size) <= SMALL
-        self._at_once = AT_ONCE if flux.takes_turns else FEW if self._together else 1
+        self._at_once = AT_ONCE if flux.decoder_displaces_transformer else FEW if self._together else 1
         # Where the decoder needs the transformer's place, a thread writes all the same.
         self._lanes = decoders if self._decodes else int(beside and not on_cpu)
         self._pool: ThreadPoolExecutor | None = None
@@ -130,7 +130,7 @@ class Finisher:
         pictures: list[tuple[Image.Image, float]] = []
         for _, alike in itertools.groupby(several, key=lambda each: (each.trajectory.height, each.trajectory.width)):
             latents, started = torch.cat([_latents(each.trajectory) for each in alike]), time.perf_counter()
-            images = self._flux.decode(latents, in_turn=not self._decodes, together=self._together)
+            images = self._flux.decode(latents, lock=not self._decodes, batched=self._together)
             spent = (time.perf_counter() - started) / len(images)
             pictures += [(image, spent) for image in images]
         return pictures

@@ -23,7 +23,7 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.prompts import Encoded
 from fluxnb.records import Cell, Keep, Step, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
-from fluxnb.sampling.sampler import STOP, Watcher, take_together
+from fluxnb.sampling.sampler import STOP, StepCallback, sample_batch
 
 __all__ = ["Making", "starts", "text_of"]
 
@@ -56,7 +56,7 @@ class Making:
     store: Store | None = None
     keep: Keep | None = None
     batch: int = 1
-    watcher: Watcher | None = None
+    watcher: StepCallback | None = None
     beside: bool = False
     evaluations: int = field(default=0, init=False)
     encodes: int = field(default=0, init=False)
@@ -118,12 +118,12 @@ class Making:
             encoded = [self._encoded(recipe) for recipe in recipes]
             # Everything, since later cells may go on from here; what is not to be kept goes when the cell is made.
             whole = Keep() if self.keep is None else Keep(attention=self.keep.attention, heads=self.keep.heads)
-            trajectories = take_together(
+            trajectories = sample_batch(
                 self.flux,
                 recipes,
                 [prompt for prompt, _ in encoded],
                 keep=whole,
-                watcher=self._watch(recipes[0]),
+                on_step=self._watch(recipes[0]),
                 known=[() if donor is None else donor.steps[:count] for _, _, donor in these],
                 decode=False,
             )
@@ -212,7 +212,7 @@ class Making:
                 self._prompts.popitem(last=False)
         return self._prompts[text]
 
-    def _watch(self, recipe: ResolvedRecipe) -> Watcher | None:
+    def _watch(self, recipe: ResolvedRecipe) -> StepCallback | None:
         """The watcher, who is remembered to have said STOP, and a sign of life for claims that take long."""
         store = self.store if _slow(recipe) else None
         if self.watcher is None and store is None:

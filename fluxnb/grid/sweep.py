@@ -26,7 +26,7 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep, Step, Sweep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.run import OnStep
-from fluxnb.sampling.sampler import Watcher
+from fluxnb.sampling.sampler import StepCallback
 
 __all__ = ["Stream", "Work", "plan_sweep", "stream", "sweep"]
 
@@ -63,7 +63,7 @@ class _Asked:
     store: Store | None
     keep: Keep | None
     batch: int
-    watcher: Watcher | None
+    watcher: StepCallback | None
 
     @property
     def recipes(self) -> list[ResolvedRecipe]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice, validates_own_input
 from fluxnb.io.files import user_path
-from fluxnb.pipeline.preview import decoded, measure
+from fluxnb.pipeline.preview import decode_latents, measure
 from fluxnb.records import SHOWN, Film, Trajectory
 
 __all__ = ["Tiny", "film", "tiny"]
@@ -40,7 +40,7 @@ class Tiny:
         device = next(self._vae.parameters()).device
         pictures: list[Image.Image] = []
         for latent in latents:
-            pictures += decoded(self._vae, self._processor, latent[None], device, "pil")
+            pictures += decode_latents(self._vae, self._processor, latent[None], device, "pil")
         return pictures
 
 

@@ -1,13 +1,8 @@
-"""load(): from a name, a folder, a hub id or somebody's own pipeline to a Flux handle under a plan.
-
-What is known of each pipeline is remembered here, so that a recorder around a plain diffusers call can say whose
-call it was.
-"""
+"""load(): a Flux handle from a name, a folder, a hub id or a user's own pipeline, under a plan."""
 
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,9 @@ from fluxnb.checkpoints import sources as weights
 from fluxnb.checkpoints.checksums import sampled_fingerprint
 from fluxnb.errors import InputError, unknown_choice, validates_own_input
 from fluxnb.families.defaults import defaults_of
+from fluxnb.pipeline.compat import execution_device
 from fluxnb.pipeline.flux import Flux
+from fluxnb.pipeline.state import state_of
 from fluxnb.planning import choose as planning
 from fluxnb.planning.choose import is_large
 from fluxnb.planning.model_size import anatomy_of
@@ -30,16 +27,18 @@ from fluxnb.runtime.exclusive import protect
 
 __all__ = ["handle_of", "load"]
 
-# What is known of a pipeline, so that a recorder around somebody's own call can say whose call it was. Only names
-# and numbers, no handle: a handle holds the pipeline and would keep it alive for ever.
-_KNOWN: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
-
 
 def handle_of(pipe: Any) -> Flux | None:
-    """A handle for a FluxPipeline, loaded by us or not; None for other pipelines."""
-    if pipe not in _KNOWN and "FluxPipeline" in {base.__name__ for base in type(pipe).__mro__}:
-        return _adopt(pipe)
-    return Flux(pipe, **_KNOWN[pipe]) if pipe in _KNOWN else None
+    """A handle for a FluxPipeline, loaded by fluxnb or not; None for other pipelines."""
+    if not _is_flux_pipeline(pipe):
+        return None
+    facts = state_of(pipe).facts
+    return Flux(pipe, **facts) if facts else _adopt(pipe)
+
+
+def _is_flux_pipeline(pipe: Any) -> bool:
+    # By name: importing diffusers for a pipeline of another library would take seconds.
+    return "FluxPipeline" in {base.__name__ for base in type(pipe).__mro__}
 
 
 @validates_own_input
@@ -75,7 +74,7 @@ def load(
         Recipe(prompt="-", dtype=dtype)  # says what is possible
     if fast not in (True, False, "fp8"):
         raise unknown_choice("fast", fast, ("True", "False", "fp8"))
-    # The plan comes first: nobody should download 34 GB to learn that they do not fit.
+    # The plan comes first, so that a model that does not fit is refused before its 34 GB are downloaded.
     chosen = planning.plan(model, preset=preset)
     source = weights.locate(model)
     if dtype != "auto":
@@ -93,7 +92,7 @@ def load(
         named = f"{chosen.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else chosen.preset
         chosen = dataclasses.replace(chosen, preset=named, exact=False, fast=report)
     flux = _remember(Flux(pipe, model=source.name, revision=source.revision, defaults=defaults, plan=chosen))
-    _ = flux.preview  # fitted here, where waiting is expected, and not in the first run
+    _ = flux.preview  # fitted here, where waiting is expected, and not during the first run
     return flux
 
 
@@ -124,32 +123,28 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
 
 
 def _remember(flux: Flux) -> Flux:
-    _KNOWN[flux.pipe] = {
-        "model": flux.model,
-        "revision": flux.revision,
-        "defaults": flux.defaults,
-        "plan": flux.plan,
-    }
+    # Names and numbers alone: a handle holds the pipeline and would keep it alive.
+    state_of(flux.pipe).facts.update(model=flux.model, revision=flux.revision, defaults=flux.defaults, plan=flux.plan)
     return flux
 
 
 def _adopt(pipe: Any) -> Flux:
-    kinds = {base.__name__ for base in type(pipe).__mro__}
-    if "FluxPipeline" not in kinds:
-        other = "watch other pipelines with fnb.recording(pipe)" if "DiffusionPipeline" in kinds else None
+    if not _is_flux_pipeline(pipe):
+        kinds = {base.__name__ for base in type(pipe).__mro__}
+        other = "record other pipelines with fnb.recording(pipe)" if "DiffusionPipeline" in kinds else None
         raise InputError(
             f"model of type {type(pipe).__name__}",
             "a name, a folder, a hub id or a FluxPipeline is possible",
             other or 'try fnb.load("pocket")',
         )
-    device = pipe._execution_device
+    device = execution_device(pipe)
     protect(pipe, device)
     name = str(pipe.config.get("_name_or_path") or "pipeline")
-    name = Path(name).name if Path(name).is_absolute() else name  # a recipe should not carry somebody's home folder
+    name = Path(name).name if Path(name).is_absolute() else name  # a recipe carries no folder of the user
     held = Plan(preset="as given", device=device.type, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
-    # Each of them has a hand in the picture: with another decoder, a kept one would be stale.
+    # Each of them decides the picture: with another decoder, a stored one would be stale.
     parts = (pipe.components.get(name) for name in ("transformer", "vae", "text_encoder", "text_encoder_2"))
     revision = sampled_fingerprint(*(part for part in parts if part is not None))
     flux = _remember(Flux(pipe, model=name, revision=revision, defaults=defaults_of(pipe), plan=held))
-    _ = flux.preview  # here too, and not in the first run
+    _ = flux.preview
     return flux

@@ -1,33 +1,31 @@
-"""The scheduler as a recipe wants it: its noise levels, its sampler and its shift, for the length of one call.
-
-diffusers' own scheduler makes every step; here it is only told how.
-"""
+"""Schedulers for one call: copies with the recipe's noise levels, sampler and shift; the pipeline's own stays as is."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from fluxnb.pipeline.compat import calculate_shift, own_instance, progress_bar_config
+from fluxnb.pipeline.state import mark_as_view
 from fluxnb.records.latents import tokens_in
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
-__all__ = ["Draws", "given_sigmas", "planned", "sampling_as"]
+__all__ = ["Generators", "pipeline_view", "prepared_scheduler", "scheduler_for", "unshifted_sigmas"]
 
 # Where noise comes from: one generator for a picture, or one for each picture of a batch.
-Draws: TypeAlias = torch.Generator | Sequence[torch.Generator]
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 
 
-def given_sigmas(recipe: Recipe) -> list[float]:
-    """What is handed to the scheduler, before it shifts; the even ones exactly as FluxPipeline makes them.
+def unshifted_sigmas(recipe: Recipe) -> list[float]:
+    """The noise levels that the scheduler is given, before it shifts them; the even ones exactly as FluxPipeline's.
 
     Example:
-        >>> given_sigmas(Recipe(prompt="a fox", steps=4))
+        >>> unshifted_sigmas(Recipe(prompt="a fox", steps=4))
         [1.0, 0.75, 0.5, 0.25]
     """
     if recipe.sigmas is not None:
@@ -36,51 +34,48 @@ def given_sigmas(recipe: Recipe) -> list[float]:
     return even
 
 
-@contextlib.contextmanager
-def sampling_as(scheduler: Any, recipe: Recipe, draws: Draws) -> Iterator[None]:
-    """Set a scheduler to the recipe's sampler and shift inside the block.
-
-    The scheduler object stays the same, so that whoever watches it goes on seeing every step.
-    """
-    before, shift = scheduler.config, scheduler.shift
-    stepping = vars(scheduler).get("step")
-    try:
-        if recipe.sampler == "renoise":
-            scheduler.register_to_config(stochastic_sampling=True)
-            # FluxPipeline hands no generator on, and the noise would come from the global one.
-            scheduler.step = functools.partial(scheduler.step, generator=draws)
-        if recipe.shift is not None:
-            scheduler.register_to_config(use_dynamic_shifting=False)
-            scheduler.set_shift(recipe.shift)
-        yield
-    finally:
-        scheduler._internal_dict = before
-        scheduler.set_shift(shift)
-        if recipe.sampler == "renoise":
-            vars(scheduler).pop("step", None)
-            if stepping is not None:
-                scheduler.step = stepping
-
-
-def planned(scheduler: Any, recipe: ResolvedRecipe, device: torch.device) -> Any:
-    """A copy of a scheduler, set up for this recipe and ready to step; the given one is not touched.
+def scheduler_for(scheduler: Any, recipe: Recipe, generators: Generators) -> Any:
+    """A copy of a scheduler, set to the recipe's sampler and shift.
 
     Arguments:
-        device: where its numbers lie: a dt on the CPU would be rounded differently in bfloat16.
+        generators: of the fresh noise that the "renoise" sampler draws.
     """
-    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+    # A method that somebody replaced on the instance is bound to the original and would step that one.
+    own = copy.copy(scheduler)
+    for name in ("step", "set_timesteps"):
+        vars(own).pop(name, None)
+    if recipe.sampler == "renoise":
+        own.register_to_config(stochastic_sampling=True)
+        # FluxPipeline passes no generator to `step`, and the noise would come from the global one.
+        own.step = functools.partial(own.step, generator=generators)
+    if recipe.shift is not None:
+        own.register_to_config(use_dynamic_shifting=False)
+        own.set_shift(recipe.shift)
+    return own
 
-    scheduler = copy.copy(scheduler)
-    for watched in ("step", "set_timesteps"):
-        vars(scheduler).pop(watched, None)
-    config, tokens = scheduler.config, tokens_in(recipe.height, recipe.width)
-    mu = calculate_shift(
-        tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
-    with sampling_as(scheduler, recipe, torch.Generator()):
-        scheduler.set_timesteps(sigmas=given_sigmas(recipe), mu=mu, device=device)
-    return scheduler
+
+def prepared_scheduler(scheduler: Any, recipe: ResolvedRecipe, generators: Generators, device: torch.device) -> Any:
+    """The scheduler of a recipe with its timesteps set, ready to step.
+
+    Arguments:
+        device: of its sigmas: a dt on the CPU would be rounded differently in bfloat16.
+    """
+    own = scheduler_for(scheduler, recipe, generators)
+    tokens = tokens_in(recipe.height, recipe.width)
+    own.set_timesteps(sigmas=unshifted_sigmas(recipe), mu=calculate_shift(tokens, own.config), device=device)
+    return own
+
+
+def pipeline_view(pipe: Any, recipe: ResolvedRecipe, generators: Generators) -> Any:
+    """A pipeline over the same modules for one call: its own scheduler, progress bar and loop state.
+
+    What a call writes on its pipeline (`_interrupt`, guidance, timesteps) stays on the view, so a user's own call of
+    the original may run at the same time.
+    """
+    view = own_instance(pipe, scheduler_for(pipe.scheduler, recipe, generators))
+    mark_as_view(view, pipe)
+    # A bar that ends before it could be read only flickers.
+    short = recipe.height * recipe.width * recipe.steps <= 30 * 256 * 256
+    shown = {"leave": False, **progress_bar_config(pipe)}
+    view.set_progress_bar_config(**{**shown, **({"disable": True} if short else {})})
+    return view

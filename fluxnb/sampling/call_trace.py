@@ -1,10 +1,19 @@
-"""What passes by while a pipeline is called: what was asked, each step as it went, and what came of it."""
+"""The trace of one pipeline call: what was requested, every step as it passes, and the trajectories it leaves.
+
+A trace patches three methods of the call's own pipeline and scheduler instances for the length of the call: the
+scheduler's `set_timesteps` and `step`, where sigma, x and v pass, and the pipeline's `prepare_latents`, which has the
+size. No module is touched, so offload hooks and compiled transformers work as before. A failure of the trace's own
+bookkeeping never reaches the call: it becomes one warning and an incomplete trajectory.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,19 +22,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fluxnb.errors import FluxnbError
+from fluxnb.pipeline.compat import tensor_version
 from fluxnb.pipeline.flux import Flux
-from fluxnb.pipeline.preview import known_preview
-from fluxnb.records import Step, Trajectory
-from fluxnb.records.recipe import ResolvedRecipe
-from fluxnb.sampling.attention import Words
+from fluxnb.pipeline.state import state_of
+from fluxnb.records import Keep, Step, Trajectory
+from fluxnb.sampling.attention import AttentionCapture, PromptWords, capture_attention, words_of
+from fluxnb.sampling.patched_method import Wrapper, bound_arguments, patched_method
+from fluxnb.sampling.recorded_recipe import recipe_of
 
-__all__ = ["Call", "Raw", "fresh_seeds", "mark", "pictures", "recipe_of", "step_of", "trajectories_of"]
+__all__ = ["CallTrace", "OnVelocity", "RecordingWarning", "StepTrace", "trajectories_of"]
+
+# Called with the batch's velocities on their device, and a function that makes the Step of one picture.
+OnVelocity = Callable[[Tensor, Callable[[int], Step]], None]
+
+
+class RecordingWarning(UserWarning):
+    """A recording is incomplete because fluxnb failed to follow a call; the call itself is not affected."""
 
 
 @dataclass(kw_only=True)
-class Raw:
-    """One step as it passed by, on its device, the whole batch."""
+class StepTrace:
+    """One step of the whole batch, on its device."""
 
     index: int
     sigma: float
@@ -35,185 +52,287 @@ class Raw:
     mark: Any
 
 
-@dataclass(kw_only=True)
-class Call:
-    """A pipeline call under way."""
+@dataclass(kw_only=True, eq=False)
+class CallTrace:
+    """One call of a pipeline, from its arguments to its trajectories.
 
-    started: float
-    prompt: Any = None
-    words: tuple[Words, ...] = ()  # of each prompt, where attention is looked at
-    height: int | None = None
-    width: int | None = None
-    length: int | None = None
-    generator: Any = None
-    seeds: tuple[int | None, ...] = ()
-    given: Any = None  # sigmas as handed to the scheduler, before it shifts them
-    levels: list[float] = field(default_factory=list)
-    first: int = 0
-    encodes: int = 0
-    kin: bool = False  # img2img or inpaint: there is more to the question than a recipe holds
-    raws: list[Raw] = field(default_factory=list)
-    prepared: float = 0.0
-    denoised: float = 0.0
-    begin: Any = None
-    images: list[Image.Image] | None = None
-    out: Tensor | None = None
-    out_version: int | None = None
+    Arguments:
+        pipe: the pipeline instance that is called.
+        keep: which steps and tensors to keep.
+        given: the arguments of the call by name.
+        defaults: the default values of the call's other parameters.
+        flux: the handle that describes the model, None for pipelines of other kinds.
+        prompts: for a call with prompt embeddings, the prompts that they encode.
+        on_velocity: called after each step.
+    """
 
-    @property
-    def prompts(self) -> list[Any]:
-        """What was asked for, one or several."""
-        return self.prompt if isinstance(self.prompt, list) else [self.prompt]
+    pipe: Any
+    keep: Keep
+    given: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+    flux: Flux | None = None
+    prompts: list[str] | None = None
+    on_velocity: OnVelocity | None = None
 
+    def __post_init__(self) -> None:
+        self.started = time.perf_counter()
+        self.height: int | None = self.given.get("height")
+        self.width: int | None = self.given.get("width")
+        self.seeds = _fresh_seeds(self.given.get("generator"))
+        self.words: tuple[PromptWords, ...] = ()
+        self.levels: list[float] = []
+        self.first = 0
+        self.steps: list[StepTrace] = []
+        self.prepared = self.denoised = 0.0
+        self.begin: Any = None
+        self.images: list[Image.Image] | None = None
+        self.altered = False  # a callback or a mask changed x between two steps
+        self.broken = False
+        self._x_next: tuple[Tensor, int | None] | None = None
+        self._attention: AttentionCapture | None = None
+        self._thread = threading.get_ident()
+
+    # ------------------------------------------------------------------------------------------------ what it covers
     @property
     def count(self) -> int:
         """Pictures in the batch."""
-        return len(self.raws[0].norms["v"])
+        return len(self.steps[0].norms["v"])
 
     @property
     def planned(self) -> int:
-        """Steps that the call will take if nothing stops it."""
+        """Steps that the call takes if nothing stops it."""
         return len(self.levels) - 1 - self.first
 
     def words_of(self, item: int) -> tuple[str, ...]:
-        """The words of one picture's prompt."""
+        """The words of one picture's prompt, where attention is recorded."""
         return self.words[item * len(self.words) // self.count].words if self.words else ()
 
+    @contextlib.contextmanager
+    def observed(self) -> Iterator[CallTrace]:
+        """Patch the pipeline and its scheduler inside the block, which makes the call."""
+        scheduler = self.pipe.scheduler
+        patches: list[tuple[Any, str, Wrapper]] = [
+            (scheduler, "set_timesteps", self._set_timesteps),
+            (scheduler, "step", self._step),
+            (self.pipe, "prepare_latents", self._prepare_latents),
+        ]
+        with contextlib.ExitStack() as stack:
+            if self.keep.attention is not None:
+                self._attention = stack.enter_context(
+                    capture_attention(
+                        self.pipe.transformer,
+                        blocks=self.keep.attention,
+                        heads=self.keep.heads,
+                        wanted=self._keeps_next_step,
+                    )
+                )
+                with self._guarded():
+                    self._aim(self._attention)
+            for owner, name, wrapper in patches:
+                if hasattr(owner, name):
+                    stack.enter_context(patched_method(owner, name, self._if_own_thread(wrapper)))
+            yield self
 
-def mark(on_cuda: bool) -> Any:
-    """This moment, of the device's own clock where there is one: no wait for it is needed until it is read."""
-    if not on_cuda:
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
+    def finish(self, output: Any = None) -> tuple[Trajectory, ...]:
+        """The trajectories of the call, one a picture; none where no step was taken.
+
+        Arguments:
+            output: what the pipeline returned, None where it raised.
+        """
+        if not self.steps:
+            return ()
+        with self._guarded():
+            if output is not None and self.given.get("output_type", "pil") != "latent":
+                self.images = _pictures(output)
+            if self.on_velocity is None:  # a caller that follows the steps needs the last one whole
+                self._discard(self.steps[-1])
+        try:
+            return trajectories_of(self)
+        except Exception as problem:
+            self._give_up(problem)
+            return ()
+
+    # ------------------------------------------------------------------------------------------------- the patches
+    def _if_own_thread(self, wrapper: Wrapper) -> Wrapper:
+        """Another thread may call the same pipeline; its steps are not those of this call."""
+
+        def filtered(original: Wrapper, *args: Any, **kwargs: Any) -> Any:
+            if self.broken or threading.get_ident() != self._thread:
+                return original(*args, **kwargs)
+            return wrapper(original, *args, **kwargs)
+
+        return filtered
+
+    @contextlib.contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Keep a failure of the bookkeeping inside the block from the caller's call."""
+        try:
+            yield
+        except Exception as problem:
+            self._give_up(problem)
+
+    def _give_up(self, problem: Exception) -> None:
+        if not self.broken:
+            self.broken = True
+            name = type(self.pipe).__name__
+            warnings.warn(
+                f"recording {name} stopped after {len(self.steps)} steps ({type(problem).__name__}: {problem}); "
+                "the picture is not affected",
+                RecordingWarning,
+                stacklevel=2,
+            )
+
+    def _prepare_latents(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
+        given: dict[str, Any] = {}
+        with self._guarded():
+            given = bound_arguments(original, args, kwargs)
+            self.height = int(given.get("height") or self.height or 0) // 16 * 16
+            self.width = int(given.get("width") or self.width or 0) // 16 * 16
+        result = original(*args, **kwargs)
+        with self._guarded():
+            self.prepared, self.begin = time.perf_counter(), _mark(_on_cuda(given))
+        return result
+
+    def _set_timesteps(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
+        given: dict[str, Any] = {}
+        with self._guarded():
+            given = bound_arguments(original, args, kwargs)
+        result = original(*args, **kwargs)
+        with self._guarded():
+            # One transfer of the levels here, before any work is queued, saves a wait for the GPU in every step.
+            self.levels = [float(level) for level in self.pipe.scheduler.sigmas.tolist()]
+            self.prepared, self.begin = time.perf_counter(), _mark(_on_cuda(given))
+        return result
+
+    def _step(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
+        step: StepTrace | None = None
+        with self._guarded():
+            given = bound_arguments(original, args, kwargs)
+            step = self._before(given["sample"], given["model_output"])
+        result = original(*args, **kwargs)
+        if step is not None:
+            with self._guarded():
+                self._after(step, given["model_output"], result)
+            if self.on_velocity is not None and not self.broken:
+                self.on_velocity(given["model_output"], lambda item: _step_of(self, step, item))
+            if len(self.steps) > 1:  # the step before is complete now: this one began from its x_next
+                self._discard(self.steps[-2])
+        return result
+
+    def _before(self, x: Tensor, v: Tensor) -> StepTrace:
+        """Copy x and v before the scheduler gets them."""
+        shared: Tensor | None = None
+        if self.steps:
+            known, version = self._x_next if self._x_next is not None else (None, None)
+            x_next = self.steps[-1].tensors.get("x_next")
+            if x is known and version is not None and tensor_version(x) == version:
+                shared = x_next
+            elif x_next is None or not torch.equal(x, x_next):
+                self.altered = True
+        tensors = {"x": shared if shared is not None else x.detach().clone(), "v": v.detach().clone()}
+        norms = {name: torch.linalg.vector_norm(value.flatten(1).float(), dim=1) for name, value in tensors.items()}
+        return StepTrace(index=len(self.steps), sigma=0.0, sigma_next=0.0, tensors=tensors, norms=norms, mark=None)
+
+    def _after(self, step: StepTrace, v: Tensor, result: Any) -> None:
+        out = result[0] if isinstance(result, tuple) else result.prev_sample
+        position = self.pipe.scheduler.step_index - 1  # a plain int, initialised by the step itself
+        if not self.steps:
+            self.first = position
+        step.sigma, step.sigma_next = self.levels[position], self.levels[position + 1]
+        # The next step's x is this very tensor, unless a callback or a mask changes it; then both are kept.
+        step.tensors["x_next"] = out.detach().clone()
+        self._x_next = out, tensor_version(out)
+        if self._attention is not None and (maps := self._attention.take()) is not None:
+            step.tensors["attention"] = maps[:, : v.shape[1]]  # some pipelines put a second picture behind the first
+        step.mark, self.denoised = _mark(v.device.type == "cuda"), time.perf_counter()
+        self.steps.append(step)
+
+    def _discard(self, step: StepTrace) -> None:
+        """Drop the tensors of a step that are not to be kept."""
+        wanted = self.keep.tensors if self.keep.wants(step.index, self.planned) else ()
+        step.tensors = {name: value for name, value in step.tensors.items() if name in wanted}
+
+    # --------------------------------------------------------------------------------------------------- attention
+    def _aim(self, attention: AttentionCapture) -> None:
+        """Capture attention for the words that T5 reads; CLIP's single vector has no words in it."""
+        prompt = self.given.get("prompt_2") or self.given.get("prompt") or self.prompts
+        prompts: list[Any] = prompt if isinstance(prompt, list) else [prompt]
+        tokenizer = getattr(self.pipe, "tokenizer_2", None)
+        length = self.given.get("max_sequence_length") or self.defaults.get("max_sequence_length") or 512
+        if tokenizer is not None and all(isinstance(each, str) for each in prompts):
+            self.words = tuple(words_of(tokenizer, each, length) for each in prompts)
+        attention.aim(self.words if any(each.words for each in self.words) else ())
+
+    def _keeps_next_step(self) -> bool:
+        """Whether the evaluation that is about to run belongs to a step that is kept."""
+        if self.broken or threading.get_ident() != self._thread:
+            return False
+        if not self.steps:
+            self.first = self.pipe.scheduler.begin_index or 0
+        return self.keep.wants(len(self.steps), self.planned)
 
 
-def _between(start: Any, end: Any) -> float:
-    if isinstance(start, float) or isinstance(end, float):
-        return end - start if isinstance(start, float) and isinstance(end, float) else 0.0
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1000
-
-
-def step_of(call: Call, raw: Raw, item: int, moved: dict[int, Tensor] | None = None) -> Step:
-    """One picture's share of a step, on the CPU; tensors that two steps share stay shared."""
-    moved = {} if moved is None else moved
-    for value in raw.tensors.values():
-        if id(value) not in moved:
-            moved[id(value)] = value.to("cpu")
-    tensors = {name: moved[id(value)][item] for name, value in raw.tensors.items()}
-    if "attention" in tensors:
-        tensors["attention"] = tensors["attention"][:, : len(call.words_of(item))]
-    start = call.raws[raw.index - 1].mark if raw.index else call.begin
-    return Step(
-        index=raw.index,
-        sigma=raw.sigma,
-        dt=raw.sigma_next - raw.sigma,
-        height=call.height or 0,
-        width=call.width or 0,
-        tensors=tensors,
-        norms={name: float(value[item]) for name, value in raw.norms.items()},
-        seconds=_between(start, raw.mark) if start is not None else 0.0,
-    )
-
-
-def trajectories_of(call: Call, flux: Flux | None, pipe: Any) -> tuple[Trajectory, ...]:
-    """What is left of a call when it has ended, well or not: one Trajectory a picture."""
-    ended = time.perf_counter()
-    if not call.height or not call.width:  # a call that told no size: the picture is taken to be square
-        found = next((value for raw in call.raws for value in raw.tensors.values()), None)
+def trajectories_of(call: CallTrace) -> tuple[Trajectory, ...]:
+    """The trajectories of a call that has ended, completed or not: one a picture."""
+    ended, flux, pipe = time.perf_counter(), call.flux, call.pipe
+    if not call.height or not call.width:  # the call gave no size: assume a square picture
+        found = next((value for step in call.steps for value in step.tensors.values()), None)
         call.height = call.width = int(np.sqrt(found.shape[-2])) * 16 if found is not None else 0
     moved: dict[int, Tensor] = {}
-    marks = [each for each in (call.begin, *(raw.mark for raw in call.raws)) if each is not None]
+    marks = [each for each in (call.begin, *(step.mark for step in call.steps)) if each is not None]
     seconds = {
         "encode": max(0.0, call.prepared - call.started),
-        "denoise": sum(_between(a, b) for a, b in itertools.pairwise(marks)),
+        "denoise": sum(_seconds_between(a, b) for a, b in itertools.pairwise(marks)),
         "decode": ended - call.denoised if call.images else 0.0,
     }
     trajectories = []
     for item in range(call.count):
-        steps = tuple(step_of(call, raw, item, moved) for raw in call.raws)
+        steps = tuple(_step_of(call, step, item, moved) for step in call.steps)
         trajectories.append(
             Trajectory(
                 image=call.images[item] if call.images and item < len(call.images) else None,
-                recipe=recipe_of(call, item, flux, pipe),
-                finished=len(call.raws) == call.planned,
+                recipe=recipe_of(call, item),
+                finished=len(call.steps) == call.planned and not call.broken,
                 sigmas=tuple(call.levels[call.first :]),
-                # A whole batch's tensor must not stay alive for the sake of one of its pictures.
-                steps=_own(steps) if call.count > 1 else steps,
+                # The tensors of a whole batch must not stay alive for one of its pictures.
+                steps=_own_tensors(steps) if call.count > 1 else steps,
                 height=call.height or 0,
                 width=call.width or 0,
                 seconds=seconds,
-                versions=flux.versions_on(call.raws[0].norms["v"].device) if flux else {},
+                versions=flux.versions_on(call.steps[0].norms["v"].device) if flux else {},
                 model=flux.model if flux else type(pipe).__name__,
                 preset=flux.plan.preset if flux else "",
                 numerics=flux.numerics(call.count) if flux else "exact",
-                preview=known_preview(pipe.vae) if flux else None,
+                preview=state_of(pipe).preview(pipe.vae) if flux else None,
                 words=call.words_of(item),
             )
         )
     return tuple(trajectories)
 
 
-def recipe_of(call: Call, item: int, flux: Flux | None, pipe: Any) -> ResolvedRecipe | None:
-    """What was asked, if the call told all of it; a recipe that repeats something else would be worse than none."""
-    prompts, images = call.prompts, call.count
-    seed = call.seeds[item] if len(call.seeds) == images else None
-    told = seed is not None and isinstance(prompts[0], str) and images % len(prompts) == 0
-    plain = not call.kin and call.encodes == 1 and not pipe.scheduler.config.get("stochastic_sampling", False)
-    if flux is None or not told or not plain or not (call.height and call.width and call.length):
-        return None
-    given = None if call.given is None else tuple(float(level) for level in np.asarray(call.given).tolist())
-    even = tuple(np.linspace(1.0, 1 / call.planned, call.planned).tolist())
-    kind = flux.defaults.guidance_kind
-    try:
-        return ResolvedRecipe(
-            prompt=prompts[item // (images // len(prompts))],
-            seed=seed or 0,
-            steps=call.planned,
-            height=call.height,
-            width=call.width,
-            # A call that encodes one prompt is not guided by a second evaluation.
-            guidance={"embedded": pipe.guidance_scale, "true_cfg": 1.0}.get(kind),
-            negative="" if kind == "true_cfg" else None,
-            sigmas=None if given == even else given,
-            max_sequence_length=call.length,
-            model=flux.model,
-            revision=flux.revision,
-            dtype=flux.dtype,
-        )
-    except FluxnbError:
-        return None  # an empty prompt, say: a legal call, but no recipe of ours
+def _step_of(call: CallTrace, step: StepTrace, item: int, moved: dict[int, Tensor] | None = None) -> Step:
+    """One picture's part of a step, on the CPU; tensors that two steps share stay shared."""
+    moved = {} if moved is None else moved
+    for value in step.tensors.values():
+        if id(value) not in moved:
+            moved[id(value)] = value.to("cpu")
+    tensors = {name: moved[id(value)][item] for name, value in step.tensors.items()}
+    if "attention" in tensors:
+        tensors["attention"] = tensors["attention"][:, : len(call.words_of(item))]
+    start = call.steps[step.index - 1].mark if step.index else call.begin
+    return Step(
+        index=step.index,
+        sigma=step.sigma,
+        dt=step.sigma_next - step.sigma,
+        height=call.height or 0,
+        width=call.width or 0,
+        tensors=tensors,
+        norms={name: float(value[item]) for name, value in step.norms.items()},
+        seconds=_seconds_between(start, step.mark) if start is not None else 0.0,
+    )
 
 
-def fresh_seeds(generator: Any) -> tuple[int | None, ...]:
-    """The seeds of CPU generators that have drawn nothing yet; None for any other."""
-    each = generator if isinstance(generator, list | tuple) else [generator]
-    seeds: list[int | None] = []
-    for one in each:
-        fresh = isinstance(one, torch.Generator) and one.device.type == "cpu"
-        if fresh:
-            untouched = torch.Generator().manual_seed(one.initial_seed())
-            fresh = torch.equal(untouched.get_state(), one.get_state())
-        seeds.append(one.initial_seed() if fresh else None)
-    return tuple(seeds)
-
-
-def pictures(result: Any) -> list[Image.Image] | None:
-    """What a pipeline's image processor returned, as pictures: PIL, an array or a tensor (0 to 1)."""
-    if isinstance(result, list) and result and all(isinstance(each, Image.Image) for each in result):
-        return list(result)
-    if isinstance(result, np.ndarray):
-        result = torch.from_numpy(result).movedim(-1, 1)
-    if isinstance(result, Tensor) and result.ndim == 4:
-        # To bytes where the picture is: as floats it is four times as much to bring to a CPU, and slow to turn there.
-        small = (result.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-        return [Image.fromarray(each) for each in small.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
-    return None
-
-
-def _own(steps: Sequence[Step]) -> tuple[Step, ...]:
+def _own_tensors(steps: Sequence[Step]) -> tuple[Step, ...]:
     """The same steps with tensors of their own instead of views into a batch; shared ones stay shared."""
     copies: dict[int, Tensor] = {}
     owned = []
@@ -224,3 +343,51 @@ def _own(steps: Sequence[Step]) -> tuple[Step, ...]:
             tensors[name] = copies[value.data_ptr()]
         owned.append(replace(step, tensors=tensors))
     return tuple(owned)
+
+
+def _fresh_seeds(generator: Any) -> tuple[int | None, ...]:
+    """The seeds of CPU generators that have drawn nothing yet; None for any other."""
+    seeds: list[int | None] = []
+    for one in generator if isinstance(generator, list | tuple) else [generator]:
+        fresh = isinstance(one, torch.Generator) and one.device.type == "cpu"
+        if fresh:
+            untouched = torch.Generator().manual_seed(one.initial_seed())
+            fresh = torch.equal(untouched.get_state(), one.get_state())
+        seeds.append(one.initial_seed() if fresh else None)
+    return tuple(seeds)
+
+
+def _pictures(output: Any) -> list[Image.Image] | None:
+    """The pictures that a pipeline returned: PIL, an array or a tensor (0 to 1)."""
+    result = getattr(output, "images", output[0] if isinstance(output, tuple) and output else None)
+    if isinstance(result, list) and result and all(isinstance(each, Image.Image) for each in result):
+        return list(result)
+    if isinstance(result, np.ndarray):
+        result = torch.from_numpy(result).movedim(-1, 1)
+    if isinstance(result, Tensor) and result.ndim == 4 and result.shape[1] == 3:
+        # Converted to bytes on the device: floats are four times as much to transfer, and slow to convert on a CPU.
+        small = (result.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+        return [Image.fromarray(each) for each in small.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+    return None
+
+
+def _mark(on_cuda: bool) -> Any:
+    """This moment, on the device's clock where there is one; reading it later does not make the device wait now."""
+    if not on_cuda:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds_between(start: Any, end: Any) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        return end - start if isinstance(start, float) and isinstance(end, float) else 0.0
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1000
+
+
+def _on_cuda(given: dict[str, Any]) -> bool:
+    """Whether a method of the pipeline was given a GPU; looking it up on the pipeline takes milliseconds."""
+    device = given.get("device")
+    return device is not None and torch.device(device).type == "cuda"

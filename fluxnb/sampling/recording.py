@@ -1,66 +1,86 @@
-"""recording(pipe): watch any FluxPipeline call from outside and change no bit of it.
+"""recording(pipe): record any pipeline call from outside without changing a bit of it.
 
-A recorder stands in front of a few methods, on the instances alone: the scheduler's `set_timesteps` and `step`, where
-sigma, x and v pass by, and four of the pipeline's own that mark where a call begins, what it was asked, and where it
-ends. No module is touched, so offload hooks and compiled transformers go on as they are. When the block ends, every
-shadow is gone, whatever happened inside.
+A recorder follows the calls that its own context makes of its pipeline. Where a call begins and ends is known from the
+call itself: while a recording is open, `__call__` of the pipeline's class is wrapped, and passes everything on to the
+original where no recorder of the calling context follows the instance. `CallTrace` observes the call in between.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
+import contextvars
+import functools
+import inspect
+import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from fluxnb.errors import InputError
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.load import handle_of
-from fluxnb.records import Keep, Step, Trajectory
-from fluxnb.sampling.attention import Attention, looking, words_of
-from fluxnb.sampling.call_trace import Call, Raw, fresh_seeds, mark, pictures, step_of, trajectories_of
-from fluxnb.sampling.patched_methods import Around, bound, shadow
+from fluxnb.pipeline.state import original_of
+from fluxnb.records import Keep, Trajectory
+from fluxnb.sampling.attention import attention_modules
+from fluxnb.sampling.call_trace import CallTrace
+from fluxnb.sampling.patched_method import bound_arguments
 
 __all__ = ["Recorder", "recording"]
 
-Watch = Callable[[Tensor, Callable[[int], Step]], None]  # the velocities on their device, and a way to each step
-
 
 class Recorder:
-    """What `recording` yields: `.trajectories` grows by one per picture whenever a call ends."""
+    """Made by `recording`: `.trajectories` grows by one per picture whenever a call ends."""
 
-    def __init__(self, keep: Keep, flux: Flux | None, watch: Watch | None, prompts: list[str] | None) -> None:
+    def __init__(self, pipe: Any, keep: Keep, flux: Flux | None) -> None:
         self.trajectories: tuple[Trajectory, ...] = ()
+        self._pipe: Any = pipe
         self._keep = keep
         self._flux = flux
-        self._watch = watch
-        self._prompts = prompts
-        self._call: Call | None = None
 
     def __repr__(self) -> str:
         return f"Recorder({len(self.trajectories)} trajectories)"
 
+    def _follows(self, pipe: Any) -> bool:
+        return self._pipe is not None and original_of(pipe) is self._pipe
+
+    @contextlib.contextmanager
+    def _call(self, pipe: Any, given: dict[str, Any], defaults: dict[str, Any]) -> Iterator[list[Any]]:
+        """Trace one call, made inside the block; what the pipeline returned is put into the list."""
+        trace = CallTrace(pipe=pipe, keep=self._keep, given=given, defaults=defaults, flux=self._flux)
+        output: list[Any] = []
+        try:
+            with trace.observed():
+                yield output
+        finally:
+            self.trajectories += trace.finish(*output)
+
+    def _close(self) -> None:
+        self._pipe = self._flux = None  # a recorder that is kept does not keep the model alive
+
+
+# The open recorders of this thread or task, in the order in which they were opened.
+_OPEN: contextvars.ContextVar[tuple[Recorder, ...]] = contextvars.ContextVar("fluxnb_open_recorders", default=())
+
 
 @contextlib.contextmanager
-def recording(
-    pipe: Any, *, keep: Keep | None = None, _watch: Watch | None = None, _prompts: list[str] | None = None
-) -> Iterator[Recorder]:
-    """Record every call of a FluxPipeline, or of its img2img and inpaint kin, made inside the block.
+def recording(pipe: Any, *, keep: Keep | None = None) -> Iterator[Recorder]:
+    """Record every call of a diffusers pipeline made inside the block.
 
-    The call's output is the same to the bit. One Trajectory per picture, so a batch gives several; a call that
-    raises or is interrupted leaves what there was, marked unfinished. Blocks may nest.
+    The call's output is the same to the bit. Each picture gives one Trajectory, so a batch gives several; a call that
+    raises or is interrupted leaves the steps it took, marked unfinished. Blocks may nest. Calls that another thread
+    makes of the same pipeline, and calls of other pipelines that share its parts, are not recorded.
 
     Arguments:
         pipe: a diffusers pipeline, or a Flux.
-        keep: which steps and tensors to keep; all by default. With `Keep(attention="all")`, where the model looked for
-            each word of the prompt; under true CFG in the evaluation with the prompt. A call that is given embeddings
-            has no words to look for.
+        keep: which steps and tensors to keep; all by default. `Keep(attention="all")` adds how much each place of the
+            picture attended to each word of the prompt, under true CFG in the evaluation with the prompt. A call that
+            is given embeddings has no words.
 
     Raises:
-        InputError: no diffusers pipeline with a scheduler, or attention of a model that cannot be looked into.
+        InputError: not a diffusers pipeline with a scheduler, or attention of a model whose attention is not known.
+
+    Warns:
+        RecordingWarning: fluxnb failed to follow a call; its record is incomplete and the call is not affected.
 
     Example:
         >>> with recording(pipe) as recorder:                                       # doctest: +SKIP
@@ -77,182 +97,64 @@ def recording(
             "a diffusers pipeline with a scheduler is needed",
             'try pipe = fnb.load("pocket").pipe',
         )
-    recorder = Recorder(keep or Keep(), flux or handle_of(pipe), _watch, _prompts)
-    eyes = _Eyes(recorder, pipe)
-    watched: list[tuple[Any, str, Around]] = [
-        (scheduler, "set_timesteps", eyes.set_timesteps),
-        (scheduler, "step", eyes.step),
-        (pipe, "check_inputs", eyes.check_inputs),
-        (pipe, "encode_prompt", eyes.encode_prompt),
-        (pipe, "prepare_latents", eyes.prepare_latents),
-        (pipe, "maybe_free_model_hooks", eyes.maybe_free_model_hooks),
-        (getattr(pipe, "image_processor", None), "postprocess", eyes.postprocess),
-    ]
-    with contextlib.ExitStack() as shadows:
-        if recorder._keep.attention is not None:
-            looked = looking(
-                getattr(pipe, "transformer", None),
-                blocks=recorder._keep.attention,
-                heads=recorder._keep.heads,
-                wanted=eyes.wants_attention,
-            )
-            eyes.attention = shadows.enter_context(looked)
-        for owner, name, around in watched:
-            if hasattr(owner, name):
-                shadows.enter_context(shadow(owner, name, around))
-        try:
+    keep = keep or Keep()
+    if keep.attention is not None:
+        attention_modules(getattr(pipe, "transformer", None), keep.attention, keep.heads)  # refuse before the call
+    recorder = Recorder(pipe, keep, flux or handle_of(pipe))
+    try:
+        _OPEN.set((*_OPEN.get(), recorder))
+        with _observed_class(type(pipe)):
             yield recorder
-        finally:
-            eyes.close()
-            recorder._flux = None  # whoever keeps the recorder should not keep the model
+    finally:
+        recorder._close()
+        _OPEN.set(tuple(each for each in _OPEN.get() if each is not recorder))
 
 
-class _Eyes:
-    """The functions that stand in front of the pipeline's methods; each calls the original with what it was given."""
-
-    def __init__(self, recorder: Recorder, pipe: Any) -> None:
-        self.recorder, self.pipe = recorder, pipe
-        self.attention: Attention | None = None
-
-    # ------------------------------------------------------------------------------- where a call begins and ends
-    def check_inputs(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        self._begin()
-        given = bound(original, args, kwargs)
-        call = self._call()
-        call.prompt = given.get("prompt")
-        call.height, call.width = given.get("height"), given.get("width")
-        call.length = given.get("max_sequence_length")
-        call.kin = "strength" in given
-        if self.attention is not None:
-            self._aim(self.attention, call, given.get("prompt_2") or call.prompt or self.recorder._prompts)
-        return original(*args, **kwargs)
-
-    def encode_prompt(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        self._call().encodes += 1
-        return original(*args, **kwargs)
-
-    def prepare_latents(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        call, given = self._call(), bound(original, args, kwargs)
-        call.height = int(given.get("height") or call.height or 0) // 16 * 16
-        call.width = int(given.get("width") or call.width or 0) // 16 * 16
-        call.kin = call.kin or given.get("image") is not None
-        if given.get("latents") is None:
-            call.seeds = fresh_seeds(given.get("generator"))
-        result = original(*args, **kwargs)
-        call.prepared, call.begin = time.perf_counter(), mark(_on_cuda(given))
-        return result
-
-    def set_timesteps(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        call, given = self._call(), bound(original, args, kwargs)
-        call.given = given.get("sigmas")
-        call.kin = call.kin or given.get("timesteps") is not None
-        result = original(*args, **kwargs)
-        # One read of the levels here, before any work is queued, saves a wait for the GPU in every step.
-        call.levels = [float(level) for level in self.pipe.scheduler.sigmas.tolist()]
-        call.prepared, call.begin = time.perf_counter(), mark(_on_cuda(given))
-        return result
-
-    def postprocess(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        call = self.recorder._call
-        if call is not None and call.raws:
-            call.images = pictures(result)
-        return result
-
-    def maybe_free_model_hooks(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        call = self.recorder._call
-        # Writing a walk down waits for the device. Whoever watches gives it something more to do before the block ends.
-        if call is not None and call.raws and self.recorder._watch is None:
-            self._end(call)
-        return result
-
-    def _aim(self, attention: Attention, call: Call, prompt: Any) -> None:
-        """Look for the words of the prompt that T5 reads; CLIP's one vector has no words in it."""
-        prompts, tokenizer = prompt if isinstance(prompt, list) else [prompt], getattr(self.pipe, "tokenizer_2", None)
-        if tokenizer is not None and all(isinstance(each, str) for each in prompts):
-            call.words = tuple(words_of(tokenizer, each, call.length or 512) for each in prompts)
-        attention.aim(call.words if any(each.words for each in call.words) else ())
-
-    def wants_attention(self) -> bool:
-        """Whether the evaluation about to be made belongs to a step that is to be kept."""
-        call = self._call()
-        if not call.raws:
-            call.first = self.pipe.scheduler.begin_index or 0
-        return self.recorder._keep.wants(len(call.raws), call.planned)
-
-    def close(self) -> None:
-        """Keep what a call that broke off has left."""
-        call = self.recorder._call
-        if call is not None and call.raws:
-            self._end(call)
-        self.recorder._call = None
-
-    # --------------------------------------------------------------------------------------------------- the step
-    def step(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        given = bound(original, args, kwargs)
-        v, x = given["model_output"], given["sample"]
-        call = self._call()
-        raw = self._look(call, x, v)
-        watch = self.recorder._watch
-        result = original(*args, **kwargs)
-        out = result[0] if isinstance(result, tuple) else result.prev_sample
-        scheduler = self.pipe.scheduler
-        position = scheduler.step_index - 1  # a plain int, initialised by the step itself
-        if not call.raws:
-            call.first = position
-        raw.index = len(call.raws)
-        raw.sigma, raw.sigma_next = call.levels[position], call.levels[position + 1]
-        # The next x is this very tensor, unless a callback or a mask changes it; then there are two copies.
-        raw.tensors["x_next"] = out.detach().clone()
-        call.out, call.out_version = out, _version(out)
-        if self.attention is not None and (maps := self.attention.take()) is not None:
-            raw.tensors["attention"] = maps[:, : x.shape[1]]  # some kin put a second picture behind the first
-        raw.mark, call.denoised = mark(v.device.type == "cuda"), time.perf_counter()
-        call.raws.append(raw)
-        if watch is not None:
-            watch(v, lambda item: step_of(call, raw, item))
-        if len(call.raws) > 1:  # the step before has had its use: this one began from its x_next
-            self._thin(call, call.raws[-2])
-        return result
-
-    def _look(self, call: Call, x: Tensor, v: Tensor) -> Raw:
-        """Copy x and v before the scheduler sees them."""
-        same = call.raws and x is call.out and _version(x) is not None and _version(x) == call.out_version
-        seen = call.raws[-1].tensors.get("x_next") if same else None
-        tensors = {"x": seen if seen is not None else x.detach().clone(), "v": v.detach().clone()}
-        norms = {name: torch.linalg.vector_norm(value.flatten(1).float(), dim=1) for name, value in tensors.items()}
-        return Raw(index=0, sigma=0.0, sigma_next=0.0, tensors=tensors, norms=norms, mark=None)
-
-    def _thin(self, call: Call, raw: Raw) -> None:
-        """Let go of what is not to be kept."""
-        keep = self.recorder._keep
-        wanted = keep.tensors if keep.wants(raw.index, call.planned) else ()
-        raw.tensors = {name: value for name, value in raw.tensors.items() if name in wanted}
-
-    # ------------------------------------------------------------------------------------------------ bookkeeping
-    def _call(self) -> Call:
-        if self.recorder._call is None:
-            self.recorder._call = Call(started=time.perf_counter())
-        return self.recorder._call
-
-    def _begin(self) -> None:
-        self.close()
-        self._call()
-
-    def _end(self, call: Call) -> None:
-        self.recorder._call = None
-        if self.recorder._watch is None:  # whoever watches needs the last step whole, for the picture of a broken walk
-            self._thin(call, call.raws[-1])
-        self.recorder.trajectories += trajectories_of(call, self.recorder._flux, self.pipe)
+# How many recordings of each pipeline class are open, and what `__call__` was before the first of them.
+_OBSERVED: dict[Any, tuple[int, Any]] = {}
+_LOCK = threading.Lock()
 
 
-def _on_cuda(given: dict[str, Any]) -> bool:
-    """Whether a method of the pipeline was told to work on a GPU; to ask the pipeline itself takes milliseconds."""
-    device = given.get("device")
-    return device is not None and torch.device(device).type == "cuda"
+@contextlib.contextmanager
+def _observed_class(kind: Any) -> Iterator[None]:
+    """Wrap `__call__` of a pipeline class while at least one recording of it is open."""
+    with _LOCK:
+        count, before = _OBSERVED.get(kind, (0, vars(kind).get("__call__")))
+        _OBSERVED[kind] = (count + 1, before)
+        if not count:
+            kind.__call__ = _observed(kind, kind.__call__)
+    try:
+        yield
+    finally:
+        with _LOCK:
+            count, before = _OBSERVED.pop(kind)
+            if count > 1:
+                _OBSERVED[kind] = (count - 1, before)
+            elif before is None:
+                del kind.__call__
+            else:
+                kind.__call__ = before
 
 
-def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was written in place; None where torch does not count (inference mode)."""
-    return None if tensor.is_inference() else int(tensor._version)
+def _observed(kind: type, original: Callable[..., Any]) -> Callable[..., Any]:
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(original).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # A subclass that calls `super().__call__` has a wrapper of its own.
+        recorders = [each for each in _OPEN.get() if each._follows(self)] if type(self) is kind else []
+        if not recorders:
+            return original(self, *args, **kwargs)
+        given = bound_arguments(types.MethodType(original, self), args, kwargs)
+        with contextlib.ExitStack() as stack:
+            outputs = [stack.enter_context(each._call(self, given, defaults)) for each in recorders]
+            result = original(self, *args, **kwargs)
+            for output in outputs:
+                output.append(result)
+            return result
+
+    return call

@@ -11,7 +11,7 @@ from fluxnb.errors import InputError, shorten, validates_own_input
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
-from fluxnb.sampling.sampler import take
+from fluxnb.sampling.sampler import sample
 
 __all__ = ["OnStep", "resolve", "run"]
 
@@ -80,8 +80,8 @@ def run(
     started = time.perf_counter()
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started
-    watcher = None if on_step is None else lambda step, _: on_step(step)
-    trajectory = take(flux, recipe, encoded, keep=keep or Keep(), watcher=watcher)
+    callback = None if on_step is None else lambda step, _: on_step(step)
+    trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=callback)
     return dataclasses.replace(trajectory, seconds={**trajectory.seconds, "encode": spent})
 
 

@@ -1,13 +1,12 @@
-"""Walks of resolved recipes. The loop is diffusers' own; a recorder watches it."""
+"""The sampler: trajectories of resolved recipes. The loop is diffusers' own; a call trace observes it."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,17 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.errors import FluxnbError, RunError
+from fluxnb.pipeline.compat import interrupt
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.prompts import Encoded
-from fluxnb.pipeline.schedule import Draws
+from fluxnb.pipeline.schedule import Generators
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.latents import unpack
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.attention import words_of
-from fluxnb.sampling.finite import Finite
-from fluxnb.sampling.recording import recording
+from fluxnb.sampling.call_trace import CallTrace
 
-__all__ = ["STOP", "Watcher", "take", "take_together"]
+__all__ = ["STOP", "FiniteCheck", "StepCallback", "sample", "sample_batch"]
 
 
 class _Stop(enum.Enum):
@@ -37,13 +36,13 @@ class _Stop(enum.Enum):
 
 
 STOP: Final = _Stop.STOP
-Watcher = Callable[[Step, ResolvedRecipe], Any]
-Drawn = tuple[Image.Image | None, float]  # a picture and the seconds it took
+StepCallback = Callable[[Step, ResolvedRecipe], Any]
+Decoded = tuple[Image.Image | None, float]  # a picture and the seconds that decoding it took
 
 
 @dataclass(frozen=True)
-class _Begun:
-    """How far walks have come without an evaluation: the steps that are known, the tokens after them, all levels."""
+class _Prefix:
+    """The steps that need no evaluation: known steps per picture, how many, the tokens after them, all levels."""
 
     steps: list[tuple[Step, ...]]
     count: int = 0
@@ -51,141 +50,168 @@ class _Begun:
     levels: tuple[float, ...] = ()
 
 
-def take(
+def sample(
     flux: Flux,
     recipe: ResolvedRecipe,
     encoded: Encoded,
     *,
     keep: Keep,
-    watcher: Watcher | None = None,
+    on_step: StepCallback | None = None,
     known: Sequence[Step] = (),
     decode: bool = True,
 ) -> Trajectory:
-    """One walk of a resolved recipe from its encoded prompt; see `take_together`."""
-    return take_together(flux, [recipe], [encoded], keep=keep, watcher=watcher, known=[known], decode=decode)[0]
+    """Sample one resolved recipe from its encoded prompt; see `sample_batch`."""
+    return sample_batch(flux, [recipe], [encoded], keep=keep, on_step=on_step, known=[known], decode=decode)[0]
 
 
-def take_together(
+def sample_batch(
     flux: Flux,
     recipes: Sequence[ResolvedRecipe],
     encoded: Sequence[Encoded],
     *,
     keep: Keep,
-    watcher: Watcher | None = None,
+    on_step: StepCallback | None = None,
     known: Sequence[Sequence[Step]],
     decode: bool = True,
 ) -> list[Trajectory]:
-    """Walks of resolved recipes that differ in prompt and seed alone, in one call.
+    """Sample resolved recipes that differ in prompt and seed alone in one call.
 
-    Alone a walk has the bytes of the plain diffusers call; in company its numbers may differ in the last place.
+    A single recipe gives the bytes of the plain diffusers call; in a batch the last digit may differ.
 
     Arguments:
-        watcher: called with each Step and its recipe; returning STOP ends all of them there.
-        known: for each, the first steps of another walk that begins the same way; equally many. Their evaluations
-            are not made again.
+        on_step: called with each Step and its recipe; returning STOP ends the whole batch after that step.
+        known: for each recipe, the first steps of another trajectory with the same beginning, equally many; their
+            evaluations are not repeated.
         decode: False leaves the pictures to the caller.
     """
-    first, together = recipes[0], Encoded.together(encoded)
-    generators = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
-    draws: Draws = generators if len(generators) > 1 else generators[0]
-    begun = _begin(flux, first, known, draws)
-    after: Sequence[Trajectory] = ()
-    drawn: list[Drawn] = []
-    if begun.count < first.steps:
-        after, drawn = _go_on(flux, recipes, together, draws, begun, keep, watcher, decode)
-    if decode and not drawn:
-        ends = [(each.steps[-1], each.finished) for each in after] or [(steps[-1], True) for steps in begun.steps]
-        drawn = [_decoded(flux, recipe, *end) for recipe, end in zip(recipes, ends, strict=True)]
+    first, prompts = recipes[0], Encoded.batch(encoded)
+    each = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
+    generators: Generators = each if len(each) > 1 else each[0]
+    prefix = _known_prefix(flux, first, known, generators)
+    rest: Sequence[Trajectory] = ()
+    decoded: list[Decoded] = []
+    if prefix.count < first.steps:
+        rest, decoded = _sample_rest(
+            flux, recipes, prompts, generators, prefix, keep=keep, on_step=on_step, decode=decode
+        )
+    if decode and not decoded:
+        ends = [(part.steps[-1], part.finished) for part in rest] or [(steps[-1], True) for steps in prefix.steps]
+        decoded = [_decode_end(flux, recipe, *end) for recipe, end in zip(recipes, ends, strict=True)]
     return [
-        _finished(
-            flux, recipe, begun.steps[item], after[item] if after else None, begun.levels, keep,
-            drawn[item] if drawn else (None, 0.0), flux.numerics(len(recipes)),
+        _joined(
+            flux,
+            recipe,
+            prefix.steps[item],
+            rest[item] if rest else None,
+            levels=prefix.levels,
+            keep=keep,
+            decoded=decoded[item] if decoded else (None, 0.0),
+            numerics=flux.numerics(len(recipes)),
         )
         for item, recipe in enumerate(recipes)
-    ]  # fmt: skip
+    ]
 
 
-def _begin(flux: Flux, recipe: ResolvedRecipe, known: Sequence[Sequence[Step]], draws: Draws) -> _Begun:
-    """Take the steps that are known."""
+def _known_prefix(
+    flux: Flux, recipe: ResolvedRecipe, known: Sequence[Sequence[Step]], generators: Generators
+) -> _Prefix:
+    """Replay the known steps on this recipe's schedule."""
     count = len(known[0])
     if not count:
-        return _Begun([() for _ in known])
+        return _Prefix([() for _ in known])
     levels = flux.schedule(recipe)
     velocities = [torch.stack([steps[index].v for steps in known]) for index in range(count)]
-    path = flux.replay(recipe, torch.stack([steps[0].x for steps in known]), velocities, draws)
-    steps = [_replayed(each, [x[item] for x in path], levels) for item, each in enumerate(known)]
-    return _Begun(steps, count, path[-1], levels)
+    path = flux.replay(recipe, torch.stack([steps[0].x for steps in known]), velocities, generators)
+    steps = [_on_schedule(each, [x[item] for x in path], levels) for item, each in enumerate(known)]
+    return _Prefix(steps, count, path[-1], levels)
 
 
-def _go_on(
-    flux: Flux, recipes: Sequence[ResolvedRecipe], encoded: Encoded, draws: Draws, begun: _Begun, keep: Keep,
-    watcher: Watcher | None, decode: bool,
-) -> tuple[Sequence[Trajectory], list[Drawn]]:  # fmt: skip
-    """Take the other steps: their record, and with `decode` the pictures if the walks came to their end."""
-    pipe, first, numbers = flux.pipe, recipes[0], Finite(recipes)
+def _sample_rest(
+    flux: Flux,
+    recipes: Sequence[ResolvedRecipe],
+    encoded: Encoded,
+    generators: Generators,
+    prefix: _Prefix,
+    *,
+    keep: Keep,
+    on_step: StepCallback | None,
+    decode: bool,
+) -> tuple[Sequence[Trajectory], list[Decoded]]:
+    """Sample the steps after the prefix: their trajectories, and with `decode` the pictures of a completed call."""
+    first, finite = recipes[0], FiniteCheck(recipes)
+    view = flux.view(first, generators)
     halted: list[object] = []
     failure: FluxnbError | None = None
 
-    def watch(v: Tensor, step: Callable[[int], Step]) -> None:
-        numbers.check(v, step, late=v.is_cuda and watcher is None)
-        for item, recipe in enumerate(recipes if watcher is not None else ()):
+    def on_velocity(v: Tensor, step: Callable[[int], Step]) -> None:
+        finite.check(v, step, late=v.is_cuda and on_step is None)
+        for item, recipe in enumerate(recipes if on_step is not None else ()):
             now = step(item)
-            now = dataclasses.replace(now, index=now.index + begun.count)
-            if watcher is not None and watcher(now, recipe) is STOP:
+            now = dataclasses.replace(now, index=now.index + prefix.count)
+            if on_step is not None and on_step(now, recipe) is STOP:
                 halted.append(STOP)
-                pipe._interrupt = True  # diffusers' own way of leaving the loop
+                interrupt(view)
 
-    prompts = [recipe.prompt for recipe in recipes]
-    with flux.turn, _bar(pipe, first), recording(flux, keep=keep, _watch=watch, _prompts=prompts) as recorder:
+    given = {"max_sequence_length": first.max_sequence_length, "output_type": "latent"}
+    trace = CallTrace(
+        pipe=view,
+        keep=keep,
+        given=given,
+        flux=flux,
+        prompts=[recipe.prompt for recipe in recipes],
+        on_velocity=on_velocity,
+    )
+    with flux.lock:
         tokens, fetch = None, None
         try:
-            tokens = flux.denoise(first, encoded, draws=draws, latents=begun.latents, done=begun.count)
+            with trace.observed():
+                tokens = flux.denoise(
+                    view, first, encoded, generators=generators, latents=prefix.latents, done=prefix.count
+                )
         except KeyboardInterrupt:
             halted.append(KeyboardInterrupt)
         except torch.cuda.OutOfMemoryError:
-            failure = _out_of_memory(flux, first)
-        finally:
-            pipe._interrupt = False
+            failure = flux.plan.out_of_memory(f"{first.height} x {first.width} px with {flux.model}")
         if decode and tokens is not None and not halted:
-            numbers.settle()
+            finite.settle()
             started = time.perf_counter()
             fetch = flux.begin_decoding(unpack(tokens, first.height, first.width))
-    # When that block ended the walks were written down, while a GPU decoded.
+        trajectories = trace.finish()  # a GPU decodes while the trajectories are copied from it
     if failure is not None or halted:
-        _settle(pipe)
+        _free_memory(flux.pipe)
     if failure is not None:
-        raise failure  # outside the except: a traceback would hold on to the tensors
-    numbers.settle()
+        raise failure  # outside the except: a traceback would keep the tensors alive
+    finite.settle()
     images = fetch() if fetch is not None else ()
-    drawn: list[Drawn] = [(image, (time.perf_counter() - started) / len(images)) for image in images]
-    trajectories = recorder.trajectories[-len(recipes) :]
+    decoded: list[Decoded] = [(image, (time.perf_counter() - started) / len(images)) for image in images]
     if not trajectories:
-        raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to show
-    return trajectories, drawn
+        raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to return
+    return trajectories, decoded
 
 
-def _decoded(flux: Flux, recipe: ResolvedRecipe, last: Step, done: bool) -> Drawn:
-    """The picture of a walk that ends with this step; of one that was broken off, of the clean estimate there."""
-    started, tokens = time.perf_counter(), last.x_next if done else last.clean.to(last.x.dtype)
+def _decode_end(flux: Flux, recipe: ResolvedRecipe, last: Step, completed: bool) -> Decoded:
+    """The picture after this step; for an interrupted trajectory that of the clean estimate."""
+    started, tokens = time.perf_counter(), last.x_next if completed else last.clean.to(last.x.dtype)
     image = flux.decode_tokens(tokens, recipe.height, recipe.width)
     return image, time.perf_counter() - started
 
 
-def _finished(
+def _joined(
     flux: Flux,
     recipe: ResolvedRecipe,
     before: tuple[Step, ...],
     after: Trajectory | None,
+    *,
     levels: tuple[float, ...],
     keep: Keep,
-    drawn: Drawn,
+    decoded: Decoded,
     numerics: str,
 ) -> Trajectory:
-    """The record: the steps known and the steps taken as one, the picture, and only what is to be kept."""
+    """The trajectory of a recipe: its known and its sampled steps as one, reduced to what is to be kept."""
     steps = before + tuple(
         dataclasses.replace(step, index=step.index + len(before)) for step in (after.steps if after else ())
     )
-    image, decoding = drawn
+    image, decoding = decoded
     return Trajectory(
         image=image,
         recipe=recipe,
@@ -208,8 +234,8 @@ def _words(flux: Flux, recipe: ResolvedRecipe) -> tuple[str, ...]:
     return words_of(flux.pipe.tokenizer_2, recipe.prompt, recipe.max_sequence_length).words
 
 
-def _replayed(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence[float]) -> tuple[Step, ...]:
-    """The known steps as steps of this walk: same x and v, but another way to go."""
+def _on_schedule(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence[float]) -> tuple[Step, ...]:
+    """The known steps on another schedule: the same x and v, and a different distance to the next level."""
     moved = [x.to("cpu") for x in path]
     return tuple(
         dataclasses.replace(
@@ -219,28 +245,67 @@ def _replayed(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence[fl
     )
 
 
-@contextlib.contextmanager
-def _bar(pipe: Any, recipe: ResolvedRecipe) -> Iterator[None]:
-    """The progress bar of diffusers, but none for a walk that is over before it could be read."""
-    before = getattr(pipe, "_progress_bar_config", None)
-    small = recipe.height * recipe.width * recipe.steps <= 30 * 256 * 256
-    pipe.set_progress_bar_config(**{"leave": False, **(before or {}), **({"disable": True} if small else {})})
-    try:
-        yield
-    finally:
-        if before is None:
-            vars(pipe).pop("_progress_bar_config", None)
-        else:
-            pipe._progress_bar_config = before
-
-
-def _settle(pipe: Any) -> None:
-    """What diffusers does at the end of a call, for a call that never got there, and the memory back."""
+def _free_memory(pipe: Any) -> None:
+    """What diffusers does at the end of a call, for a call that did not reach it, and return cached memory."""
     pipe.maybe_free_model_hooks()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _out_of_memory(flux: Flux, recipe: ResolvedRecipe) -> RunError:
-    return flux.plan.out_of_memory(f"{recipe.height} x {recipe.width} px with {flux.model}")
+class FiniteCheck:
+    """Checks that the velocities of a batch are finite without making a GPU wait.
+
+    Arguments:
+        recipes: of the pictures of the batch, in order, for the error message.
+
+    Example:
+        >>> finite = FiniteCheck([recipe])                                          # doctest: +SKIP
+        >>> finite.check(v, step, late=True), finite.settle()                       # doctest: +SKIP
+    """
+
+    def __init__(self, recipes: Sequence[ResolvedRecipe]) -> None:
+        self._recipes = recipes
+        self._pending: tuple[Tensor, Any, Callable[[int], Step]] | None = None
+
+    def check(self, v: Tensor, step: Callable[[int], Step], *, late: bool) -> None:
+        """Check the velocities (batch, tokens, 64) of a step; `step` makes the record of one picture's.
+
+        With `late` the result is read at the next step or by `settle`, since a GPU would be idle while the host waits.
+
+        Raises:
+            RunError: a velocity is not finite; with `late` one of the step before.
+        """
+        self.settle()
+        finite = torch.isfinite(v).flatten(1).all(1).to("cpu", non_blocking=True)
+        copied = torch.cuda.Event() if v.is_cuda else None
+        if copied is not None:
+            copied.record()
+        self._pending = finite, copied, step
+        if not late:
+            self.settle()
+
+    def settle(self) -> None:
+        """Read the result that is still pending; raises as `check` does."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        finite, copied, step = pending
+        if copied is not None:
+            copied.synchronize()
+        if not bool(finite.all()):
+            item = int((~finite).nonzero()[0])
+            raise _not_finite(step(item), self._recipes[item])
+
+
+def _not_finite(step: Step, recipe: ResolvedRecipe) -> RunError:
+    advice = "load a float32 model and compare"
+    if recipe.dtype == "float16":
+        advice = 'load with dtype="bfloat16" or dtype="float32": float16 overflows above 65504'
+    elif recipe.dtype == "bfloat16":
+        advice = 'load with dtype="float32"; if the error stays, the weights may be damaged'
+    return RunError(
+        f"the velocity of step {step.index} (sigma {step.sigma:.3g}, {recipe.dtype}) is not finite",
+        "sampling needs finite numbers and stopped there",
+        advice,
+    )

@@ -197,7 +197,7 @@ def test_what_was_walked_when_a_sweep_is_stopped_is_finished(toy, tmp_path):
 
 
 def test_where_decoder_and_transformer_take_turns_several_pictures_are_decoded_at_once(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(Flux, "takes_turns", property(lambda self: True))
+    monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: True))
     at_once, decode = [], Flux.decode
     monkeypatch.setattr(Flux, "decode", lambda self, z, **how: at_once.append(len(z)) or decode(self, z, **how))
     cells = list(fnb.stream(toy, **GRID, store=tmp_path))
@@ -208,7 +208,7 @@ def test_where_decoder_and_transformer_take_turns_several_pictures_are_decoded_a
 
 @pytest.mark.parametrize("turns", [True, False])
 def test_pictures_of_several_sizes_may_wait_for_one_decoder(toy, turns, monkeypatch):
-    monkeypatch.setattr(Flux, "takes_turns", property(lambda self: turns))
+    monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: turns))
     asked = {"prompts": "a fox", "seeds": [0, 1, 2], "steps": 1, "width": 32, "height": [32, 48]}
     with threads(2):
         cells = list(fnb.stream(toy, **asked) if turns else fnb.sweep(toy, **asked, batch=2))
@@ -250,7 +250,7 @@ def test_ctrl_c_while_a_picture_is_decoded_ends_the_sweep(toy, count, monkeypatc
 
 
 def test_walks_that_wait_for_the_decoder_are_not_lost_when_the_loop_is_left(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(Flux, "takes_turns", property(lambda self: True))
+    monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: True))
     steps = []
     stop = lambda step: steps.append(step) or (fnb.STOP if len(steps) == 5 else None)  # noqa: E731
     cells = list(fnb.stream(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path, on_step=stop))

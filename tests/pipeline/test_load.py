@@ -12,7 +12,7 @@ import fluxnb as fnb
 from fluxnb.checkpoints import sources as weights
 from fluxnb.errors import InputError, StorageError
 from fluxnb.families.defaults import DEFAULTS, ModelDefaults
-from fluxnb.pipeline.preview import known_preview
+from fluxnb.pipeline.state import state_of
 from tests.conftest import toy_pipeline
 from tests.plain_calls import plain_call
 
@@ -62,7 +62,7 @@ def test_a_pipeline_with_another_part_has_another_revision(toy_pipe, part):
 def test_a_pipeline_is_given_its_preview_before_its_first_run():
     pipe = toy_pipeline(seed=3)
     fnb.load(pipe)
-    assert known_preview(pipe.vae) is not None
+    assert state_of(pipe).preview(pipe.vae) is not None
 
 
 def test_another_kind_of_object_is_told(toy_pipe):

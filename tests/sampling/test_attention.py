@@ -9,7 +9,7 @@ import torch
 
 import fluxnb as fnb
 from fluxnb.errors import InputError
-from fluxnb.sampling.attention import looking, words_of
+from fluxnb.sampling.attention import capture_attention, words_of
 from tests.conftest import toy_pipeline
 from tests.sampling.test_recording import call, untouched
 
@@ -203,10 +203,16 @@ def test_an_ip_adapter_is_looked_through(toy_pipe):
 
 
 def test_every_hook_is_gone_afterwards_also_on_error(toy_pipe):
-    before = hooks_in(toy_pipe.transformer)
+    before, during = hooks_in(toy_pipe.transformer), []
+
+    def note(pipe, *_):
+        during.append(hooks_in(pipe.transformer))
+        return {}
+
     with fnb.recording(toy_pipe, keep=LOOK):
-        assert hooks_in(toy_pipe.transformer) > before
-    assert hooks_in(toy_pipe.transformer) == before
+        call(toy_pipe, callback_on_step_end=note)
+        assert hooks_in(toy_pipe.transformer) == before
+    assert min(during) > before
 
     def fail(*_):
         raise RuntimeError("the cable")
@@ -331,12 +337,12 @@ def test_more_words_than_a_head_has_numbers_are_all_looked_for(toy_pipe):
 
 
 def test_another_kind_of_transformer_is_told():
-    with pytest.raises(InputError, match="FluxTransformer2DModel"), looking(torch.nn.Identity()):
+    with pytest.raises(InputError, match="FluxTransformer2DModel"), capture_attention(torch.nn.Identity()):
         raise AssertionError("nothing runs")
 
 
 def test_looking_may_stand_alone(toy_pipe):
-    with looking(toy_pipe.transformer) as attention:
+    with capture_attention(toy_pipe.transformer) as attention:
         attention.aim([words_of(toy_pipe.tokenizer_2, "a red fox", 48)])
         call(toy_pipe, steps=1)
         assert attention.take().shape == (1, 6, 3) and attention.take() is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fluxnb as fnb
-from fluxnb.sampling.finite import Finite
+from fluxnb.sampling.sampler import FiniteCheck
 from tests.conftest import toy_pipeline
 from tests.trajectories import resolved
 
@@ -22,7 +22,7 @@ def trajectory():
 
 @pytest.fixture
 def numbers():
-    return Finite([resolved(prompt="a fox", dtype="float16"), resolved(prompt="a cat", dtype="bfloat16")])
+    return FiniteCheck([resolved(prompt="a fox", dtype="float16"), resolved(prompt="a cat", dtype="bfloat16")])
 
 
 def test_numbers_pass(numbers, trajectory):
@@ -71,8 +71,8 @@ def test_a_walk_stopped_by_hand_shows_no_picture_of_no_numbers(monkeypatch):
             raise KeyboardInterrupt
         return (out[0] * math.nan,)
 
-    check = Finite.check
-    monkeypatch.setattr(Finite, "check", lambda self, v, step, late: check(self, v, step, late=True))
+    check = FiniteCheck.check
+    monkeypatch.setattr(FiniteCheck, "check", lambda self, v, step, late: check(self, v, step, late=True))
     flux.pipe.transformer.register_forward_hook(spoil)
     with pytest.raises(fnb.RunError, match="step 0 "):
         fnb.run(flux, "a fox", **ASKED)

@@ -77,11 +77,19 @@ def test_the_walk_begins_with_the_noise_of_the_seed(toy_pipe):
     assert torch.equal(recorder.trajectories[0].x_T, pack(noise)[0])
 
 
-def test_every_shadow_is_gone_afterwards(toy_pipe):
+def test_methods_are_patched_during_a_call_and_at_no_other_time(toy_pipe):
+    before, during = type(toy_pipe).__call__, []
+
+    def note(pipe, *_):
+        during.append(untouched(pipe))
+        return {}
+
     with fnb.recording(toy_pipe) as recorder:
-        assert isinstance(recorder, fnb.Recorder) and not untouched(toy_pipe)
-        call(toy_pipe)
-    assert untouched(toy_pipe)
+        assert isinstance(recorder, fnb.Recorder) and untouched(toy_pipe)
+        call(toy_pipe, callback_on_step_end=note)
+        assert untouched(toy_pipe)
+    assert during == [False, False, False]
+    assert type(toy_pipe).__call__ is before
 
 
 @pytest.mark.parametrize("broken_at", [0, 1, 2])

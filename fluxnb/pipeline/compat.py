@@ -1,0 +1,131 @@
+"""Private and undocumented parts of diffusers, transformers and torch that fluxnb relies on.
+
+Each stands here once, with the reason why the public interface is not enough. `tests/pipeline/test_compat.py` checks
+them on the oldest and the newest supported versions, so that a change upstream fails there first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "apply_rope",
+    "calculate_shift",
+    "execution_device",
+    "has_model_hooks",
+    "interrupt",
+    "is_compiled",
+    "is_parallel",
+    "own_instance",
+    "progress_bar_config",
+    "silenced",
+    "tensor_version",
+]
+
+
+def execution_device(pipe: Any) -> torch.device:
+    """The device that a pipeline computes on.
+
+    `DiffusionPipeline.device` gives the device of the weights, which under an offload is the CPU.
+    """
+    device: torch.device = pipe._execution_device
+    return device
+
+
+def has_model_hooks(pipe: Any) -> bool:
+    """Whether `enable_model_cpu_offload` is on; there is no public way to ask."""
+    return bool(getattr(pipe, "_all_hooks", None))
+
+
+def interrupt(pipe: Any) -> None:
+    """End the denoising loop of a running call after the current step.
+
+    This is the documented way of diffusers (guide "Pipeline callbacks"), which has no public setter for it.
+    """
+    pipe._interrupt = True
+
+
+def own_instance(pipe: Any, scheduler: Any) -> Any:
+    """A pipeline over the same modules with attributes of its own, so that a call changes nothing on the original.
+
+    `from_pipe` re-runs the constructor and registers every module again; a shallow copy costs a thousandth of that.
+    The attributes are set without `DiffusionPipeline.__setattr__`, which would register the scheduler in the
+    configuration. Freeing model hooks stays with the original, whose list of hooks it replaces.
+    """
+    view = copy.copy(pipe)
+    vars(view)["scheduler"] = scheduler
+    if has_model_hooks(pipe):
+        vars(view)["maybe_free_model_hooks"] = pipe.maybe_free_model_hooks
+    return view
+
+
+def progress_bar_config(pipe: Any) -> dict[str, Any]:
+    """The settings that `set_progress_bar_config` stored; there is a public setter and no getter."""
+    return dict(getattr(pipe, "_progress_bar_config", None) or {})
+
+
+def calculate_shift(tokens: int, config: Any) -> float:
+    """The shift `mu` that FluxPipeline computes from the number of image tokens (module function, undocumented)."""
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift as original
+
+    return float(
+        original(
+            tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+    )
+
+
+def apply_rope(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary embedding of queries or keys (batch, tokens, heads, features) as FLUX's attention applies it."""
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    rotated: Tensor = apply_rotary_emb(x, cos_sin, sequence_dim=1)
+    return rotated
+
+
+def is_compiled(module: Any) -> bool:
+    """Whether `torch.compile` wrapped a module (`_orig_mod`) or `Module.compile` replaced its call."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def is_parallel(transformer: Any) -> bool:
+    """Whether diffusers splits the sequence over several devices (`enable_parallelism`)."""
+    return getattr(transformer, "_parallel_config", None) is not None
+
+
+def tensor_version(tensor: Tensor) -> int | None:
+    """How often a tensor was written in place, or None in inference mode, where torch does not count."""
+    return None if tensor.is_inference() else int(tensor._version)
+
+
+# The loggers that warn about truncated prompts; fluxnb warns itself and quotes the right words.
+LOGGERS = ("diffusers.pipelines.flux.pipeline_flux", "transformers.tokenization_utils_base")
+_SILENCED: contextvars.ContextVar[bool] = contextvars.ContextVar("fluxnb_silenced", default=False)
+
+
+def _pass_unless_silenced(record: logging.LogRecord) -> bool:
+    return not _SILENCED.get()
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """Drop the truncation warnings of diffusers and transformers in this context; other threads still get them."""
+    for name in LOGGERS:
+        logging.getLogger(name).addFilter(_pass_unless_silenced)  # adding a filter twice has no effect
+    token = _SILENCED.set(True)
+    try:
+        yield
+    finally:
+        _SILENCED.reset(token)

@@ -1,0 +1,63 @@
+"""What fluxnb remembers about a pipeline for as long as the pipeline lives."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
+
+from fluxnb.records.latents import LinearRGB
+
+__all__ = ["PipelineState", "original_of", "state_of"]
+
+
+@dataclass(eq=False)
+class PipelineState:
+    """The lock, the known facts and the caches of one pipeline; nothing in it refers to the pipeline.
+
+    Arguments:
+        lock: held while one of our calls uses the pipeline, so that calls of several threads follow each other.
+        facts: model, revision, defaults and plan, from which `Flux` handles are made; empty until the first.
+        timings: seconds per evaluation by picture size, for cost estimates.
+    """
+
+    lock: Any = field(default_factory=threading.RLock)
+    facts: dict[str, Any] = field(default_factory=dict)
+    timings: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _preview: tuple[weakref.ref[Any], LinearRGB] | None = None
+
+    def preview(self, vae: Any) -> LinearRGB | None:
+        """The linear preview that was fitted to this VAE, or None; another VAE has another preview."""
+        known = self._preview
+        return known[1] if known is not None and known[0]() is vae else None
+
+    def keep_preview(self, vae: Any, preview: LinearRGB) -> None:
+        """Remember the preview of a VAE."""
+        self._preview = (weakref.ref(vae), preview)
+
+
+_STATES: weakref.WeakKeyDictionary[Any, PipelineState] = weakref.WeakKeyDictionary()
+_CREATING = threading.Lock()
+_ORIGINAL = "_fluxnb_original"  # on a view: a weak reference to the pipeline that it was made from
+
+
+def state_of(pipe: Any) -> PipelineState:
+    """The state of a pipeline, created when first needed; a view shares the state of its original."""
+    pipe = original_of(pipe)
+    with _CREATING:
+        if pipe not in _STATES:
+            _STATES[pipe] = PipelineState()
+        return _STATES[pipe]
+
+
+def original_of(pipe: Any) -> Any:
+    """The pipeline that a view was made from, or the pipeline itself."""
+    reference = getattr(pipe, "__dict__", {}).get(_ORIGINAL)
+    original = None if reference is None else reference()
+    return pipe if original is None else original
+
+
+def mark_as_view(view: Any, original: Any) -> None:
+    """Note on a view which pipeline it was made from."""
+    vars(view)[_ORIGINAL] = weakref.ref(original)

@@ -1,0 +1,62 @@
+"""Patching one method of one object for the length of a block."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+__all__ = ["Wrapper", "bound_arguments", "patched_method"]
+
+Wrapper = Callable[..., Any]  # called with the original method and its arguments
+
+
+class _Patch:
+    """A function in the place of a method, active until its block ends."""
+
+    def __init__(self, original: Callable[..., Any], wrapper: Wrapper, replaced: object) -> None:
+        functools.update_wrapper(self, original)  # diffusers reads the signature of set_timesteps
+        self.original, self.wrapper, self.replaced, self.active = original, wrapper, replaced, True
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapper(self.original, *args, **kwargs) if self.active else self.original(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def patched_method(owner: Any, name: str, wrapper: Wrapper) -> Iterator[None]:
+    """Call `wrapper(original, *args, **kwargs)` in place of `owner.name(*args, **kwargs)` inside the block.
+
+    Blocks may nest and may end in any order; the last one to end restores the method.
+    """
+    patch = _Patch(getattr(owner, name), wrapper, vars(owner).get(name))
+    try:
+        setattr(owner, name, patch)
+        yield
+    finally:
+        patch.active = False
+        # Blocks that are held by generators may end out of order; the patch on top removes those that ended before it.
+        while isinstance(top := vars(owner).get(name), _Patch) and not top.active:
+            if top.replaced is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, top.replaced)
+
+
+def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, positional ones included; pipelines disagree on their order."""
+    while isinstance(function, _Patch | functools.partial):
+        function = function.original if isinstance(function, _Patch) else function.func
+    plain = getattr(function, "__func__", None)
+    try:
+        if plain is None:
+            return dict(inspect.signature(function).bind_partial(*args, **kwargs).arguments)
+        bound = _signature(plain).bind_partial(None, *args, **kwargs).arguments
+        return dict(list(bound.items())[1:])  # without self
+    except (TypeError, ValueError):
+        return dict(kwargs)  # the call is about to raise its own error
+
+
+# Reading a signature takes as long as a small matrix product, and there are only a handful of these functions.
+_signature = functools.lru_cache(maxsize=64)(inspect.signature)
