@@ -83,9 +83,7 @@ def test_steps_of_a_copy_share_memory_as_those_of_the_original_do(copied, toy_tr
 def test_a_view_into_a_batch_is_pickled_without_the_batch():
     step = trajectory()[0]
     batch = step.x.expand(64, *step.x.shape).clone()
-    made = fnb.Trajectory(
-        **{**vars(trajectory()), "steps": (type(step)(**{**vars(step), "tensors": {"x": batch[3]}}),)}
-    )
+    made = dataclasses.replace(trajectory(), steps=(dataclasses.replace(step, tensors={"x": batch[3]}),))
     assert len(pickle.dumps(made)) < batch.nbytes / 8
     assert torch.equal(pickle.loads(pickle.dumps(made))[0].x, step.x)
 
