@@ -1,8 +1,7 @@
-"""The errors of fluxnb: what came, what is possible, what to type.
+"""Exceptions in three parts: what was given, what is possible, what to type.
 
-Every foreseeable failure is one of three kinds, and each is also the built-in error one would expect, so that
-nobody has to learn ours: `InputError` is a ValueError (what was asked cannot be), `RunError` a RuntimeError (the run
-went wrong), `StorageError` an OSError (a file, a folder, a disk or the hub).
+Each kind is also the built-in exception that fits, so callers need not import ours: `InputError` is a ValueError,
+`UnavailableError` an AttributeError too, `RunError` a RuntimeError, `StorageError` an OSError.
 """
 
 from __future__ import annotations
@@ -26,7 +25,12 @@ T = TypeVar("T")
 
 
 class FluxnbError(Exception):
-    """An error in three parts, kept apart as `.came`, `.possible` and `.remedy`.
+    """Base of all exceptions of fluxnb: one message in three parts.
+
+    Arguments:
+        given: what was given, such as "steps=0".
+        possible: what is possible instead.
+        remedy: what to type.
 
     Example:
         >>> str(FluxnbError("steps=0", "at least 1 is needed", "try steps=4"))
@@ -40,7 +44,7 @@ class FluxnbError(Exception):
 
 
 class InputError(FluxnbError, ValueError):
-    """What was asked cannot be: a wrong value, a wrong type, an unknown name."""
+    """An argument has a wrong value, a wrong type or an unknown name."""
 
 
 class UnavailableError(InputError, AttributeError):
@@ -51,27 +55,27 @@ class UnavailableError(InputError, AttributeError):
 
 
 class RunError(FluxnbError, RuntimeError):
-    """The run itself went wrong: not a number, out of memory, a model that cannot do this."""
+    """Sampling failed: values that are not finite, too little memory, or a model that does not support the request."""
 
 
 class StorageError(FluxnbError, OSError):
-    """A file, a folder, a disk or the hub said no."""
+    """A file, a folder, a disk or the model hub cannot be read or written."""
 
 
-def validates_own_input(door: T) -> T:
-    """Mark a function or class that meets users and tells them of wrong types in our words.
+def validates_own_input(entry_point: T) -> T:
+    """Mark a function or class that checks the types of its arguments and raises InputError.
 
-    The tests check every annotation; at these doors that would come before the door's own answer.
+    The tests check every other annotation at run time, which would raise before the entry point itself does.
     """
-    door.__no_type_check__ = True  # type: ignore[attr-defined]
-    return door
+    entry_point.__no_type_check__ = True  # type: ignore[attr-defined]
+    return entry_point
 
 
 def unknown_choice(name: str, given: object, options: Iterable[str]) -> InputError:
-    """The error for a value that is none of the known ones, with the nearest known one as the thing to type.
+    """The error for a value that is not among `options`; the remedy names the most similar option.
 
     Example:
-        >>> str(one_of("sampler", "eular", ["euler", "renoise"]))
+        >>> str(unknown_choice("sampler", "eular", ["euler", "renoise"]))
         "sampler='eular': known are 'euler' and 'renoise'. Try sampler='euler'."
     """
     known = list(options)
@@ -82,13 +86,13 @@ def unknown_choice(name: str, given: object, options: Iterable[str]) -> InputErr
 
 
 def shorten(value: object, limit: int = 60) -> str:
-    """The repr of a value, shorten so that a hostile or huge one cannot flood a message.
+    """The repr of a value, cut to `limit` characters so that a huge value does not flood a message.
 
     Example:
-        >>> cut("a" * 100, limit=12)
+        >>> shorten("a" * 100, limit=12)
         "'aaaaaaaaaa…"
     """
-    # Slicing first keeps the repr of a gigabyte of text from being built at all.
+    # The text is cut first, so that the repr of a very long text is never built.
     text = repr(value[: limit + 1]) if isinstance(value, str | bytes) else repr(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -1,11 +1,11 @@
 r"""The mathematics of a rectified flow, as pure functions on tensors.
 
-The path from noise to data is a straight line, sigma its clock, from 1 (noise) down to 0 (data):
+The path from noise to data is a straight line, parametrized by sigma from 1 (noise) down to 0 (data):
 
     x_sigma = (1 - sigma) x0 + sigma noise        Liu et al., 2209.03003; FLUX and SD3 (2403.03206) use this sign
-    v       = dx/dsigma = noise - x0              what the network is trained to give
+    v       = dx/dsigma = noise - x0              the target of the network
 
-so that from any x and v, at any sigma, both ends of the line follow:
+Both ends of the line follow from x and v at any sigma:
 
     clean = x - sigma v          noise = x + (1 - sigma) v          x = (1 - sigma) clean + sigma noise
 """
@@ -39,11 +39,17 @@ Level = float | int | Float[Tensor, "*#shape"]
 
 
 def schedule(steps: int, sigmas: Sequence[float] | None = None, shift: float = 1.0) -> tuple[float, ...]:
-    """The noise levels a run visits, steps + 1 of them, from (usually) 1 to exactly 0, as diffusers computes them.
+    """The steps + 1 noise levels of a run, from (usually) 1 to exactly 0.
 
-    Without own `sigmas` the levels are even, 1, (n-1)/n, ..., 1/n, as `FluxPipeline` passes them; `shift` then bends
-    them, shift s / (1 + (shift - 1) s) (SD3, 2403.03206, eq. 23), spending more steps at high noise when above 1.
-    The numbers are float32, bit for bit those of `FlowMatchEulerDiscreteScheduler.set_timesteps`.
+    They are the float32 numbers of `FlowMatchEulerDiscreteScheduler.set_timesteps`, bit for bit.
+
+    Arguments:
+        steps: at least 1.
+        sigmas: own levels before the shift; by default 1, (n-1)/n, ..., 1/n, as in `FluxPipeline`.
+        shift: s becomes shift s / (1 + (shift - 1) s) (SD3, 2403.03206, eq. 23); above 1 more steps have high noise.
+
+    Raises:
+        InputError: fewer than one step.
 
     Example:
         >>> schedule(4)
@@ -58,9 +64,9 @@ def schedule(steps: int, sigmas: Sequence[float] | None = None, shift: float = 1
 
 
 def dynamic_shift(tokens: int, *, base: float = 0.5, top: float = 1.15, few: int = 256, many: int = 4096) -> float:
-    """The shift that FLUX.1-dev uses for a picture of so many image tokens: e**mu, mu linear in the token count.
+    """The shift of FLUX.1-dev for an image of `tokens` tokens: e**mu with mu linear in the number of tokens.
 
-    256 tokens (256 px) give e**0.5, 4096 tokens (1024 px) e**1.15; from black-forest-labs/flux `sampling.py`.
+    256 tokens (256 px) give e**0.5, 4096 tokens (1024 px) e**1.15 (black-forest-labs/flux, `sampling.py`).
 
     Example:
         >>> round(dynamic_shift(4096), 3)
@@ -70,42 +76,42 @@ def dynamic_shift(tokens: int, *, base: float = 0.5, top: float = 1.15, few: int
 
 
 def interpolate(x0: Array, noise: Array, sigma: Level) -> Array:
-    """The point of the straight line at sigma: (1 - sigma) x0 + sigma noise. Any shape; sigma broadcasts."""
+    """The point at sigma on the line from x0 to noise, (1 - sigma) x0 + sigma noise; sigma broadcasts."""
     return (1 - sigma) * x0 + sigma * noise
 
 
 def velocity_target(x0: Array, noise: Array) -> Array:
-    """What the network should answer anywhere on the line from x0 to noise: noise - x0."""
+    """The target velocity anywhere on the line from x0 to noise: noise - x0."""
     return noise - x0
 
 
 def euler_step(x: Array, v: Array, sigma: float, sigma_next: float) -> Array:
-    """One straight step along the velocity: x + (sigma_next - sigma) v, in the dtype of x.
+    """One Euler step, x + (sigma_next - sigma) v, in the dtype of x.
 
-    The run itself lets diffusers' scheduler do this, whose rounding in bfloat16 differs; this one is for reading,
-    for teaching and for training.
+    Sampling uses the scheduler of diffusers, which rounds differently in bfloat16.
     """
     return x + (sigma_next - sigma) * v
 
 
 def clean_estimate(x: Array, v: Array, sigma: Level) -> Array:
-    """The picture the model already has in mind, x - sigma v, in float32 at least; any shape."""
+    """The estimate of x0, x - sigma v, in float32 or wider; any shape."""
     return _wide(x) - sigma * _wide(v)
 
 
 def noise_estimate(x: Array, v: Array, sigma: Level) -> Array:
-    """The noise the model believes is in x, x + (1 - sigma) v, in float32 at least; any shape."""
+    """The estimate of the noise in x, x + (1 - sigma) v, in float32 or wider; any shape."""
     return _wide(x) + (1 - sigma) * _wide(v)
 
 
 def share_prefixes(schedules: Sequence[Sequence[float]]) -> tuple[tuple[int, int], ...]:
-    """For runs from the same noise and prompt: from whom each may take its first evaluations, and how many.
+    """The evaluations that runs from the same noise and prompt can share.
 
-    Two runs see the same x and sigma, and so get the same velocity, as long as all their levels so far are equal.
-    Even schedules of different step counts agree only on sigma 1, so they share exactly one evaluation.
+    As long as all levels so far are equal, so are x and the velocity. Even schedules of different step counts have only
+    sigma 1 in common, so they share exactly one evaluation.
 
     Returns:
-        One (donor, count) per schedule, where the donor is an earlier index; (-1, 0) for a run that starts alone.
+        For each schedule a pair (donor, count): the index of an earlier schedule, and the number of evaluations at the
+        start that both have in common; (-1, 0) if there is none.
 
     Example:
         >>> share_prefixes([schedule(4), schedule(2), schedule(1)])
@@ -116,7 +122,7 @@ def share_prefixes(schedules: Sequence[Sequence[float]]) -> tuple[tuple[int, int
         best = (-1, 0)
         for donor in range(index):
             count = 0
-            # The last level is the end of the walk and never evaluated.
+            # The last level is never evaluated.
             for mine, theirs in zip(levels[:-1], schedules[donor][:-1], strict=False):
                 if mine != theirs:
                     break
@@ -128,7 +134,7 @@ def share_prefixes(schedules: Sequence[Sequence[float]]) -> tuple[tuple[int, int
 
 
 def shared_evaluations(schedules: Sequence[Sequence[float]]) -> tuple[int, int]:
-    """How many evaluations the runs need with sharing and without, from one noise and prompt.
+    """The number of evaluations with shared prefixes and without, for runs from the same noise and prompt.
 
     Example:
         >>> shared_evaluations([schedule(n) for n in (1, 2, 3, 4)])
@@ -139,5 +145,5 @@ def shared_evaluations(schedules: Sequence[Sequence[float]]) -> tuple[int, int]:
 
 
 def _wide(x: Tensor) -> Tensor:
-    # Below float32 the difference of two near-equal numbers would be mostly rounding.
+    # In bfloat16 the difference of two nearly equal numbers is mostly rounding error.
     return x if x.dtype in (torch.float32, torch.float64) else x.float()

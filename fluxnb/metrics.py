@@ -1,7 +1,7 @@
-"""How straight, how long, how sure: measures of a walk and of a set of pictures.
+"""Measures of a trajectory and of a set of images: straightness, length, convergence, diversity.
 
-All are pure functions of a Trajectory (or of several), in float64. On a walk of few steps they see a polygon of few
-corners and nothing between; `coarseness` says how few.
+All are pure functions, computed in float64. A trajectory of few steps is a polygon of few corners, and nothing between
+them is measured; `coarseness` is the longest gap.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Points = Float[Tensor, "points numbers"]
 
 
 def straightness(trajectory: Trajectory) -> float:
-    """How far the velocity is from the chord, as a share of the chord: 0 is a straight line walked evenly.
+    """The mean squared deviation of the velocity from the chord, relative to the chord: 0 for a straight line.
 
-    S = sum_k (-dt_k) |c - v_k|^2 / |c|^2 with c = (x_T - x_end) / (sigma_T - sigma_end), the constant velocity that
-    would have led to the same picture. The integral of Liu et al. 2209.03003 (section 3), over the steps taken and
-    relative to the chord. Unit: none. The walk should go from sigma 1 to 0; another stretch is weighed by its length.
+    S = sum_k (-dt_k) |c - v_k|^2 / |c|^2 with c = (x_T - x_end) / (sigma_T - sigma_end), the constant velocity between
+    the same ends. It is the integral of Liu et al. 2209.03003 (section 3) over the steps taken, divided by the squared
+    chord and by the range of sigma. Unit: none.
     """
     span = sum(-step.dt for step in trajectory.steps)
     even = (_start(trajectory) - _end(trajectory)) / span
@@ -64,22 +64,22 @@ def chord(trajectory: Trajectory) -> float:
 
 
 def length_over_chord(trajectory: Trajectory) -> float:
-    """The path's length by the straight distance: 1 is straight, more is a detour. Unit: none.
+    """The length of the path divided by the distance of its ends: 1 for a straight line. Unit: none.
 
-    One step is always exactly 1. Over many walks report the median: a tiny chord makes the mean meaningless.
+    A trajectory of one step has exactly 1. Report the median over several: a short chord dominates the mean.
     """
     return length(trajectory) / _not_zero(chord(trajectory))
 
 
 def turning_angle(trajectory: Trajectory) -> tuple[float, ...]:
-    """The angle between one step's velocity and the next, arccos(v_k . v_{k+1} / |v_k| |v_{k+1}|).
+    """The angle between the velocities of consecutive steps, arccos(v_k . v_{k+1} / |v_k| |v_{k+1}|).
 
-    Unit: degrees, 0 to 180, one number between each two steps. 0 everywhere is a straight line.
+    Unit: degrees, 0 to 180; one number per pair of steps. A straight line has 0 everywhere.
     """
     velocities = [step.v.double().flatten() for step in trajectory.steps]
     angles = []
     for one, other in itertools.pairwise(velocities):
-        # atan2 of the two diagonals of the rhombus stays exact where arccos loses half its digits, near 0.
+        # 2 atan2(|a - b|, |a + b|) keeps all digits near 0, where arccos loses half of them.
         a, b = one / _not_zero(float(one.norm())), other / _not_zero(float(other.norm()))
         angles.append(math.degrees(2 * math.atan2(float((a - b).norm()), float((a + b).norm()))))
     return tuple(angles)
@@ -88,36 +88,36 @@ def turning_angle(trajectory: Trajectory) -> tuple[float, ...]:
 def velocity_norm(trajectory: Trajectory) -> tuple[float, ...]:
     """The root mean square of the velocity at each step, |v_k| / sqrt(n).
 
-    Unit: latent standard deviations per unit of sigma. For unit noise and unit data it is near sqrt(2) at first.
-    Known for every step, also where tensors were not kept.
+    Unit: latent standard deviations per unit of sigma. Near sqrt(2) at first for unit noise and unit data. Needs no
+    kept tensors.
     """
     numbers = 64 * (trajectory.height // 16) * (trajectory.width // 16)
     return tuple(step.norms["v"] / math.sqrt(numbers) for step in trajectory.steps)
 
 
 def drift(trajectory: Trajectory) -> tuple[float, ...]:
-    """How much the clean estimate changes from one step to the next, rms of clean_{k+1} - clean_k.
+    """The change of the clean estimate between consecutive steps, rms of clean_{k+1} - clean_k.
 
-    Unit: latent standard deviations; one number between each two steps. Sustained drift is a model still deciding.
+    Unit: latent standard deviations; one number per pair of steps.
     """
     clean = [step.clean.double() for step in trajectory.steps]
     return tuple(float((b - a).pow(2).mean().sqrt()) for a, b in itertools.pairwise(clean))
 
 
 def distance_to_final(trajectory: Trajectory) -> tuple[float, ...]:
-    """How far each clean estimate is from the end of the walk, rms of clean_k - x_end.
+    """The distance of each clean estimate from the end of the trajectory, rms of clean_k - x_end.
 
-    Unit: latent standard deviations, one number per step that kept x and v. The last is 0 for Euler down to sigma 0.
+    Unit: latent standard deviations, one number per step that kept x and v. With Euler steps to sigma 0 the last is 0.
     """
     final = _end(trajectory)
     return tuple(float((step.clean.double().flatten() - final).pow(2).mean().sqrt()) for step in _kept(trajectory))
 
 
 def lock_in(trajectory: Trajectory, share: float = 0.1) -> int:
-    """The first step from which on the clean estimate stays within `share` of the final picture's own spread.
+    """The first step from which the clean estimate stays within `share` of the spread of the final latents.
 
-    Step k locks in if rms(clean_j - x_end) <= share std(x_end) for all j >= k. Unit: a step index, 0 to steps - 1.
-    Compare walks by `walk.steps[k].sigma`, not by k, where their step counts differ.
+    The smallest k with rms(clean_j - x_end) <= share std(x_end) for all j >= k. Unit: a step index, 0 to steps - 1.
+    Compare trajectories of different step counts by `trajectory.steps[k].sigma`.
     """
     limit = share * float(_end(trajectory).std(correction=0))
     steps, distances = _kept(trajectory), distance_to_final(trajectory)
@@ -128,23 +128,26 @@ def lock_in(trajectory: Trajectory, share: float = 0.1) -> int:
 def principal_path(
     trajectory: Trajectory, count: int = 2
 ) -> tuple[Float[np.ndarray, "points count"], tuple[float, ...]]:
-    """The points of the walk in the plane (or space) that holds most of it, and how much each axis holds.
+    """The points of a trajectory in its first `count` principal components.
 
-    Principal components of x_T, ..., x_end about their mean. Returns (steps + 1, count) coordinates, in latent standard
-    deviations, and each axis' share of the variance, 0 to 1. See `principal`.
+    Returns:
+        Coordinates (steps + 1, count) of x_T, ..., x_end about their mean, in latent standard deviations, and the share
+        of the variance on each axis, 0 to 1. See `principal`.
     """
     return principal(_points(trajectory), count)
 
 
 def principal(points: Points, count: int = 2) -> tuple[Float[np.ndarray, "points count"], tuple[float, ...]]:
-    """Points in the directions in which they differ most, about their mean, and each direction's share of the variance.
+    """Principal component analysis (Pearson 1901) of points, about their mean.
 
-    Principal component analysis (Pearson 1901). Signs are arbitrary there and fixed here: the first point lies on the
-    negative side of each axis. Directions that the points do not have are filled with zeros.
+    Signs are chosen so that the first point is on the negative side of each axis. Missing components are zeros.
+
+    Returns:
+        Coordinates (points, count), and the share of the variance on each axis, 0 to 1.
     """
-    centred = points.double() - points.double().mean(dim=0)
-    # Through the small Gram matrix: at 1024 px a point has 262144 numbers, and there are a few dozen points.
-    values, vectors = torch.linalg.eigh(centred @ centred.T)
+    centered = points.double() - points.double().mean(dim=0)
+    # The Gram matrix is small: there are a few dozen points of up to 262144 numbers (1024 px).
+    values, vectors = torch.linalg.eigh(centered @ centered.T)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     coordinates = (vectors * values.sqrt())[:, :count]
     coordinates = coordinates * torch.where(coordinates[0] > 0, -1.0, 1.0)
@@ -154,14 +157,19 @@ def principal(points: Points, count: int = 2) -> tuple[Float[np.ndarray, "points
 
 
 def diversity(pictures: Sequence[Trajectory | Image.Image | Tensor]) -> float:
-    """How different a set is: the mean over all pairs of the rms difference.
+    """The mean rms difference over all pairs of a set, D = 2 / (n (n - 1)) sum_{i<j} rms(p_i - p_j).
 
-    D = 2 / (n (n - 1)) sum_{i<j} rms(p_i - p_j). Of trajectories it compares the final latents (unit: latent standard
-    deviations), of images the pixels (0 to 1), of tensors what they hold, features for example. Unlike the Vendi
-    score (2210.02410) it does not grow with n, so sets of different size may be compared.
+    Unlike the Vendi score (2210.02410) it does not grow with n, so sets of different size can be compared.
+
+    Arguments:
+        pictures: at least two trajectories (compared by final latents, in latent standard deviations), images (pixels,
+            0 to 1) or tensors (such as features).
+
+    Raises:
+        InputError: fewer than two.
     """
     if len(pictures) < 2:
-        raise InputError(f"{len(pictures)} pictures", "a difference needs at least 2", "give several seeds")
+        raise InputError(f"{len(pictures)} pictures", "at least 2 are needed", "run several seeds")
     rows = torch.stack([_row(picture) for picture in pictures])
     count = len(rows)
     pairs = [float((rows[i] - rows[i + 1 :]).pow(2).mean(dim=1).sqrt().sum()) for i in range(count - 1)]
@@ -169,7 +177,7 @@ def diversity(pictures: Sequence[Trajectory | Image.Image | Tensor]) -> float:
 
 
 def coarseness(trajectory: Trajectory) -> float:
-    """The longest stretch of sigma that no measure can see into: the largest |dt|. 1 for one step, 0.25 for four."""
+    """The largest |dt|, the longest range of sigma without an evaluation: 1 for one step, 0.25 for four even ones."""
     return max(-step.dt for step in trajectory.steps)
 
 
@@ -182,26 +190,26 @@ def _row(picture: Trajectory | Image.Image | Tensor) -> Float[Tensor, "numbers"]
 
 
 def _start(trajectory: Trajectory) -> Tensor:
-    return _some(trajectory).steps[0].x.double().flatten()
+    return _with_steps(trajectory).steps[0].x.double().flatten()
 
 
 def _end(trajectory: Trajectory) -> Tensor:
-    return _some(trajectory).steps[-1].x_next.double().flatten()
+    return _with_steps(trajectory).steps[-1].x_next.double().flatten()
 
 
 def _points(trajectory: Trajectory) -> Points:
-    steps = _some(trajectory).steps
+    steps = _with_steps(trajectory).steps
     return torch.stack([step.x.double().flatten() for step in steps] + [_end(trajectory)])
 
 
 def _kept(trajectory: Trajectory) -> list[Step]:
-    """The steps that kept x and v; where none did, the first one says how to keep them."""
-    return [step for step in _some(trajectory).steps if step.kept] or [trajectory.steps[0]]
+    """The steps that kept x and v; if none did, the first, whose properties raise an error with the remedy."""
+    return [step for step in _with_steps(trajectory).steps if step.kept] or [trajectory.steps[0]]
 
 
-def _some(trajectory: Trajectory) -> Trajectory:
+def _with_steps(trajectory: Trajectory) -> Trajectory:
     if not trajectory.steps:
-        raise InputError("a walk without steps", "measures need at least one", "run it again")
+        raise InputError("a trajectory without steps", "measures need at least one", "run it again")
     return trajectory
 
 

@@ -1,6 +1,6 @@
-"""What a model is used with when nothing is said: size, steps, guidance, text length.
+"""Default size, steps, guidance and text length per model.
 
-A profile comes from the model's own card, or by name, or is read off the pipeline's configuration.
+They come from the card of the model, from its name, or from the configuration of the pipeline, in this order.
 """
 
 from __future__ import annotations
@@ -24,12 +24,21 @@ class ModelDefaults:
     """The defaults of one model.
 
     Arguments:
-        size: default height and width in pixels.
-        steps: what the model is made for.
-        guidance_kind: "none"; "true_cfg", two evaluations a step, one with the negative prompt; or "embedded", a
-            number given to the network, as FLUX.1-dev takes it.
-        guidance: its default strength, None for "none".
+        size: height and width in pixels.
+        steps: the number of steps that the model is trained for.
+        guidance_kind: "none"; "true_cfg", two evaluations per step, one with the negative prompt; or "embedded", a
+            number that the network takes as an input, as FLUX.1-dev does.
+        guidance: strength, None for "none".
         max_sequence_length: T5 tokens.
+
+    Raises:
+        InputError: a value that a recipe cannot have, or guidance without a strength.
+
+    Example:
+        >>> defaults = ModelDefaults(size=128, guidance_kind="true_cfg", guidance=1.5)
+        >>> recipe = defaults.resolve(Recipe(prompt="a fox"), model="toy", revision="1", dtype="float32")
+        >>> recipe.height, recipe.guidance, recipe.negative
+        (128, 1.5, '')
     """
 
     size: int = 1024
@@ -41,7 +50,13 @@ class ModelDefaults:
     def __post_init__(self) -> None:
         if self.guidance_kind not in GUIDANCE:
             raise unknown_choice("guidance_kind", self.guidance_kind, GUIDANCE)
-        # A recipe's checks are the checks here too; a card is a file, and files are not trusted.
+        if self.guidance_kind != "none" and self.guidance is None:
+            raise InputError(
+                f"guidance_kind={self.guidance_kind!r} without guidance",
+                "it has a default strength",
+                "try guidance=3.5",
+            )
+        # The values may come from a card, which is a file and not trusted; a recipe checks them.
         Recipe(
             prompt="-",
             steps=self.steps,
@@ -71,9 +86,7 @@ class ModelDefaults:
                 "leave guidance out, or use pocket-base",
             )
         if self.guidance_kind != "true_cfg" and negative:
-            raise InputError(
-                f"negative={shorten(negative)}", f"{model} does not look at a negative prompt", "leave negative out"
-            )
+            raise InputError(f"negative={shorten(negative)}", f"{model} takes no negative prompt", "leave negative out")
         if self.guidance_kind == "none":
             guidance = None
         elif guidance is None:
@@ -96,7 +109,7 @@ class ModelDefaults:
         )
 
 
-# guidance 3.5 and 512 tokens are FLUX.1-dev's own defaults, 256 tokens schnell's (black-forest-labs/flux).
+# Guidance 3.5 and 512 tokens are the defaults of FLUX.1-dev, 256 tokens those of schnell (black-forest-labs/flux).
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "pocket": {"size": 128, "steps": 4, "max_sequence_length": 48},
     "pocket-base": {
@@ -112,25 +125,31 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def defaults_of(pipe: Any, name: str = "", card: Mapping[str, Any] | None = None) -> ModelDefaults:
-    """The profile of a loaded pipeline: from its card, else by its name, else from its configuration."""
-    values: dict[str, Any] = dict(DEFAULTS.get(name) or _read_off(pipe))
-    stated = (card or {}).get("defaults", {})
-    if isinstance(stated, Mapping):
-        stated = stated.get(name, stated)  # one card may speak for several models
-    if isinstance(stated, Mapping):
+    """The defaults of a loaded pipeline.
+
+    Arguments:
+        pipe: a FluxPipeline.
+        name: of the model, such as "schnell".
+        card: the content of its card.json; its "defaults" are used before those of the name.
+    """
+    values: dict[str, Any] = dict(DEFAULTS.get(name) or _configured(pipe))
+    on_card = (card or {}).get("defaults", {})
+    if isinstance(on_card, Mapping):
+        on_card = on_card.get(name, on_card)  # one card may hold the defaults of several models, by name
+    if isinstance(on_card, Mapping):
         known = {field.name for field in dataclasses.fields(ModelDefaults)}
-        values.update({key: value for key, value in stated.items() if key in known})
+        values.update({key: value for key, value in on_card.items() if key in known})
     return ModelDefaults(**values)
 
 
-def _read_off(pipe: Any) -> dict[str, Any]:
+def _configured(pipe: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if getattr(pipe.transformer.config, "guidance_embeds", False):
         values.update(DEFAULTS["dev"])
     sample = getattr(pipe.vae.config, "sample_size", None)
     if isinstance(sample, int) and 64 <= sample <= 2048 and sample % 16 == 0:
         values["size"] = sample
-    # A tokenizer without a limit says 1e30; FLUX's own says 512.
+    # The limit of a tokenizer is 512 for FLUX, 1e30 where none is set.
     limit = getattr(pipe.tokenizer_2, "model_max_length", None)
     if isinstance(limit, int) and 0 < limit < values.get("max_sequence_length", 256):
         values["max_sequence_length"] = limit

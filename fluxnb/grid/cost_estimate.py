@@ -188,4 +188,6 @@ def _kind(recipe: ResolvedRecipe) -> tuple[Any, ...]:
 def _bytes(flux: Flux, recipe: ResolvedRecipe, keep: Keep | None) -> float:
     height, width = recipe.height, recipe.width
     wide = 4 if flux.dtype == "float32" else 2
-    return BYTES_A_PIXEL * height * width + (0 if keep is None else keep.nbytes(height, width, recipe.steps, wide))
+    return BYTES_A_PIXEL * height * width + (
+        0 if keep is None else keep.nbytes(height, width, recipe.steps, bytes_per_number=wide)
+    )

@@ -158,7 +158,7 @@ class Finisher:
         recipe, seconds = sampled.recipe, {**sampled.trajectory.seconds, "decode": spent}
         kept, path = None, None
         if self._keep is not None:
-            steps = tuple(step.thinned(self._keep, len(sampled.trajectory.steps)) for step in sampled.trajectory.steps)
+            steps = tuple(step.reduced(self._keep, len(sampled.trajectory.steps)) for step in sampled.trajectory.steps)
             kept = dataclasses.replace(sampled.trajectory, recipe=recipe, steps=steps, image=image, seconds=seconds)
         if self._store is not None:
             path = self._store.put(

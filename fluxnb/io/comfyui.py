@@ -1,9 +1,9 @@
-"""A recipe as ComfyUI's graph, for the recipes that ComfyUI can follow.
+"""A recipe as a ComfyUI graph.
 
-ComfyUI opens a picture that carries its graph in the `prompt` chunk, in the form that its server takes. The graph is
-that of the official FLUX.1 templates: a loader each for the transformer, the two encoders and the VAE, one KSampler.
-The picture it makes has the same composition and not the same bytes: its encoders round differently, and its "simple"
-levels are rounded to thousandths where the step count does not divide 1000 (3 steps, say).
+ComfyUI opens a PNG whose `prompt` chunk holds a graph in the API format. The graph is that of the official FLUX.1
+templates: one loader each for the transformer, the two text encoders and the VAE, and one KSampler. It gives the same
+composition but not the same bytes: the encoders round differently, and the levels of the "simple" schedule are rounded
+to thousandths, which matters for step counts that do not divide 1000, such as 3.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fluxnb.records.recipe import Recipe
 
 __all__ = ["comfy_graph"]
 
-# As they are named in recipes, and the file that ComfyUI's templates and the hub call it by.
+# From the model of a recipe to the file name in the templates of ComfyUI and on the hub.
 FILES = {
     "schnell": "flux1-schnell.safetensors",
     "dev": "flux1-dev.safetensors",
@@ -24,14 +24,14 @@ FILES = {
 
 
 def comfy_graph(recipe: Recipe) -> dict[str, Any] | None:
-    """The graph in API form, nodes by number; None where ComfyUI has no such thing.
+    """The graph in the API format, nodes by number; None for a recipe that ComfyUI cannot repeat.
 
-    It has none for models other than FLUX.1's own (a tiny one is refused by its loader), for "renoise", own sigmas or
-    an own shift, and for a prompt that names an embedding file.
+    That is any model other than FLUX.1 schnell and dev, the sampler "renoise", own sigmas or an own shift, a negative
+    prompt, a recipe without a size, and a prompt that names an embedding file.
 
     Example:
-        >>> asked = Recipe(prompt="a fox", seed=3, height=1024, width=1024, model="schnell")
-        >>> comfy_graph(asked)["31"]["inputs"]["seed"], comfy_graph(asked.replace(model="pocket"))
+        >>> recipe = Recipe(prompt="a fox", seed=3, height=1024, width=1024, model="schnell")
+        >>> comfy_graph(recipe)["31"]["inputs"]["seed"], comfy_graph(recipe.replace(model="pocket"))
         (3, None)
     """
     file = FILES.get(recipe.model or "")
@@ -39,7 +39,7 @@ def comfy_graph(recipe: Recipe) -> dict[str, Any] | None:
     if file is None or not plain or recipe.negative or not recipe.height or not recipe.width:
         return None
     if "embedding:" in recipe.prompt.lower():
-        return None  # there it is the name of a file, and nothing escapes it
+        return None  # ComfyUI would load a file of that name; the syntax cannot be escaped
     graph = {
         "38": _node("UNETLoader", unet_name=file, weight_dtype="default"),
         "40": _node(
@@ -66,7 +66,7 @@ def comfy_graph(recipe: Recipe) -> dict[str, Any] | None:
         "9": _node("SaveImage", filename_prefix="fluxnb", images=["8", 0]),
     }
     if "dev" in file:
-        # dev's levels are shifted by the picture's size, and its guidance is a number that the network reads.
+        # The levels of dev are shifted by the size of the image, and its guidance is an input of the network.
         sizes = {"width": recipe.width, "height": recipe.height}
         graph["30"] = _node("ModelSamplingFlux", model=["38", 0], max_shift=1.15, base_shift=0.5, **sizes)
         graph["26"] = _node(
@@ -81,5 +81,5 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 
 def _literal(prompt: str) -> str:
-    """Brackets are weights there, unless a backslash stands before them."""
+    """The prompt with its brackets escaped, which ComfyUI would read as weights."""
     return prompt.replace("(", "\\(").replace(")", "\\)")

@@ -1,9 +1,8 @@
-"""PNG files that carry their recipe, and a reader that trusts nothing in them.
+"""PNG files with a recipe in their metadata.
 
-The recipe travels as canonical JSON, pure ASCII, in a tEXt chunk named `fluxnb`; beside it stand the `parameters` that
-A1111 and its kin show and read, and the graph that ComfyUI opens where there is one. Reading walks the chunks itself:
-nothing is decompressed, nothing larger than a recipe can be is held, and every length is checked against the file
-before it is believed.
+The recipe is stored as canonical ASCII JSON in a tEXt chunk named `fluxnb`. Two more chunks are for other programs: the
+`parameters` of A1111, and the graph of ComfyUI if there is one. The reader iterates over the chunks itself: it
+decompresses nothing, reads no chunk longer than a recipe can be, and checks each length against the file.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def encode_png(image: Image.Image, recipe: Recipe | None = None, *, numerics: st
 
     Arguments:
         image: the picture.
-        recipe: what it is the answer to.
+        recipe: the recipe of the picture.
         numerics: as in `Trajectory.numerics`; anything but "exact" is named in the `parameters`.
     """
     info = PngInfo()
@@ -46,7 +45,7 @@ def encode_png(image: Image.Image, recipe: Recipe | None = None, *, numerics: st
         if (graph := comfy_graph(recipe)) is not None:
             info.add_text("prompt", json.dumps(graph))
     buffer = io.BytesIO()
-    # Level 1 costs a third of the time of 6 and some percent of size; sweeps write many.
+    # Compression level 1 takes a third of the time of level 6 for files that are a few percent larger.
     image.save(buffer, "PNG", pnginfo=info, compress_level=1)
     return buffer.getvalue()
 
@@ -64,7 +63,7 @@ def write_png(image: Image.Image, path: str | Path, recipe: Recipe | None = None
 
 
 def parameters(recipe: Recipe, numerics: str = "exact") -> str:
-    """The recipe as A1111's `parameters`: the prompt, the negative prompt, and a line of facts.
+    """The recipe in the format of the A1111 `parameters`: prompt, negative prompt, and a line of settings.
 
     Example:
         >>> parameters(Recipe(prompt="a fox", seed=3, model="pocket")).splitlines()[1]
@@ -72,10 +71,10 @@ def parameters(recipe: Recipe, numerics: str = "exact") -> str:
     """
     embedded = recipe.guidance is not None and (recipe.model or "").endswith("dev")
     cfg = recipe.guidance if recipe.guidance and not embedded else 1
-    facts = {
+    settings = {
         "Steps": recipe.steps,
         "Sampler": "Euler" if recipe.sampler == "euler" else recipe.sampler.capitalize(),
-        # What its readers know by name is the even schedule; own levels or an own shift are told by our chunk alone.
+        # "Simple" is the even schedule; own sigmas or an own shift have no name there.
         "Schedule type": "Simple" if recipe.sigmas is None and recipe.shift is None else None,
         "CFG scale": f"{cfg:g}",
         "Distilled CFG Scale": f"{recipe.guidance:g}" if embedded else None,
@@ -85,27 +84,30 @@ def parameters(recipe: Recipe, numerics: str = "exact") -> str:
         "Numerics": None if numerics == "exact" else numerics,
         "Version": "fluxnb",
     }
-    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in facts.items() if value is not None)
+    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None)
     negative = [f"Negative prompt: {recipe.negative}"] if recipe.negative else []
     return "\n".join([recipe.prompt, *negative, line])
 
 
 def _quoted(value: str) -> str:
-    """As its readers expect a value that holds what stands between values."""
+    """A value in quotes if it contains a separator, as readers of `parameters` expect."""
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) else value
 
 
 @validates_own_input
 def open_recipe(png: str | Path | bytes | IO[bytes]) -> Recipe:
-    """The recipe that a PNG carries: a path, the bytes, or an open file.
+    """Read the recipe of a PNG.
+
+    Arguments:
+        png: a path, the bytes, or an open file.
 
     Raises:
-        StorageError: no such file, no PNG, or a broken one.
-        InputError: a PNG without a recipe, or with one that is not valid.
+        StorageError: no such file, not a PNG, or a damaged one.
+        InputError: a PNG without a recipe, or with an invalid one.
 
     Example:
-        >>> asked = Recipe(prompt="a fox", seed=2**64 - 1)
-        >>> open_recipe(encode_png(Image.new("RGB", (16, 16)), asked)) == asked
+        >>> recipe = Recipe(prompt="a fox", seed=2**64 - 1)
+        >>> open_recipe(encode_png(Image.new("RGB", (16, 16)), recipe)) == recipe
         True
     """
     if isinstance(png, bytes | bytearray):
@@ -124,12 +126,14 @@ def open_recipe(png: str | Path | bytes | IO[bytes]) -> Recipe:
 def _from_stream(stream: Any) -> Recipe:
     if stream.read(8) != SIGNATURE:
         raise StorageError(
-            "a file that is no PNG", "recipes travel in PNG files", "give the picture as fluxnb saved it"
+            "a file that is not a PNG", "recipes are stored in PNG files", "give the file that fluxnb wrote"
         )
     for _ in range(MOST_CHUNKS):
         head = stream.read(8)
         if not head or head[4:] == b"IEND":
-            raise InputError("a PNG without a recipe", "fluxnb writes one into its own pictures", "give one of those")
+            raise InputError(
+                "a PNG without a recipe", "fluxnb writes one into its PNG files", "give the file that fluxnb wrote"
+            )
         if len(head) < 8:
             break
         length, kind = struct.unpack(">I4s", head)
@@ -145,12 +149,12 @@ def _from_stream(stream: Any) -> Recipe:
         elif length >= 2**31:
             break
         else:
-            stream.seek(length + 4, io.SEEK_CUR)  # also a chunk of our name that is too large to be a recipe
-    raise StorageError("a damaged PNG", "its chunks do not add up", "give the picture as fluxnb saved it")
+            stream.seek(length + 4, io.SEEK_CUR)  # including a `fluxnb` chunk that is too long
+    raise StorageError("a damaged PNG", "its chunks or checksums are wrong", "give the file that fluxnb wrote")
 
 
 def _text(kind: bytes, body: bytes) -> bytes | None:
-    """The text of our own chunk, None for anybody else's and for compressed ones, which we never write."""
+    """The text of a `fluxnb` chunk; None for other chunks and for compressed ones, which are never written."""
     keyword, separator, rest = body.partition(b"\0")
     if keyword != KEYWORD or not separator:
         return None

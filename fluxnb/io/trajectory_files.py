@@ -1,6 +1,6 @@
-"""A trajectory in one file: tensors as safetensors, all else as JSON in its header; nothing is ever unpickled.
+"""Trajectory files: tensors as safetensors, everything else as JSON in the header; nothing is unpickled.
 
-Reading trusts nothing: every number, name and shape in the file is checked before a record is made of it.
+Every number, name and shape of a file is checked before a Trajectory is made of it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from fluxnb.errors import FluxnbError, StorageError, shorten
 from fluxnb.io.files import atomic_write, user_path
 from fluxnb.io.png import encode_png
-from fluxnb.records import KINDS, Step, Trajectory
+from fluxnb.records import KEPT_TENSORS, Step, Trajectory
 from fluxnb.records.latents import LinearRGB, tokens_in
 from fluxnb.records.recipe import ResolvedRecipe
 
@@ -32,13 +32,17 @@ LARGEST_IMAGE = 2**26  # bytes of PNG; an 8192 px picture has less
 
 
 def save(trajectory: Trajectory, path: str | Path) -> Path:
-    """Write a trajectory to one safetensors file; its recipe and numbers stand in the header as JSON.
+    """Write a trajectory to one safetensors file with a JSON header.
 
     Returns:
-        The path, with `.safetensors` added if it had no suffix.
+        The path, with `.safetensors` added if it has no suffix.
 
     Raises:
-        StorageError: the disk or the folder said no; nothing half-written remains.
+        StorageError: the file cannot be written; an older file of that name is unchanged.
+
+    Example:
+        >>> open_trajectory(save(trajectory, "fox")).caption                        # doctest: +SKIP
+        'a fox, pocket, seed 3, 4 steps'
     """
     from safetensors.torch import save as encode
 
@@ -49,7 +53,7 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
     for step in trajectory.steps:
         for name, value in step.tensors.items():
             if name == "x" and previous is not None and (value is previous or value.data_ptr() == previous.data_ptr()):
-                continue  # it is the x_next of the step before
+                continue  # equal to x_next of the previous step, stored once
             tensors[f"{step.index:04d}.{name}"] = value.clone().contiguous()
         previous = step.tensors.get("x_next")
     if trajectory.image is not None:
@@ -85,7 +89,7 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
         "words": trajectory.words,
         "steps": steps,
     }
-    # An empty file would be no safetensors file; a walk kept without tensors and without a picture still has a header.
+    # safetensors does not write a file without tensors.
     tensors = tensors or {"empty": torch.zeros(1)}
     data = encode(tensors, metadata={"fluxnb": json.dumps(header, sort_keys=True, allow_nan=False)})
     with atomic_write(target) as part:
@@ -94,10 +98,10 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
 
 
 def open_trajectory(path: str | Path) -> Trajectory:
-    """Read a trajectory that `save` wrote. Needs no model and no GPU; everything in the file is checked.
+    """Read a trajectory file written by `save`; needs neither a model nor a GPU.
 
     Raises:
-        StorageError: no such file, damaged, from a newer format, or not a trajectory.
+        StorageError: no such file, a damaged one, one of a newer format, or not a trajectory.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -108,26 +112,28 @@ def open_trajectory(path: str | Path) -> Trajectory:
         with safe_open(source, framework="pt", device="cpu") as opened:
             header = json.loads((opened.metadata() or {})["fluxnb"])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        return _walk(header, tensors)
+        return _trajectory(header, tensors)
     except FluxnbError as problem:
-        raise StorageError(f"{source} ({problem.given})", "it is no whole trajectory", "save it again") from problem
+        raise StorageError(
+            f"{source} ({problem.given})", "it is not a complete trajectory file", "save it again"
+        ) from problem
     except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as problem:
         reason = shorten(f"{type(problem).__name__}: {problem}", 120)
-        raise StorageError(f"{source} ({reason})", "it is no whole trajectory", "save it again") from problem
+        raise StorageError(f"{source} ({reason})", "it is not a complete trajectory file", "save it again") from problem
 
 
-def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajectory:
+def _trajectory(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajectory:
     if type(header["format"]) is not int or header["format"] not in READABLE:
         raise ValueError(f"format {shorten(header['format'])}; this fluxnb reads {READABLE[0]} to {READABLE[-1]}")
     height, width = _number(header["height"], int), _number(header["width"], int)
     steps: list[Step] = []
     previous: Tensor | None = None
-    for position, told in enumerate(header["steps"]):
-        if told["index"] != position:
-            raise ValueError(f"step {shorten(told['index'])} in place {position}")
+    for position, values in enumerate(header["steps"]):
+        if values["index"] != position:
+            raise ValueError(f"step {shorten(values['index'])} in place {position}")
         kept: dict[str, Tensor] = {}
-        for name in told["kept"]:
-            if name not in KINDS:
+        for name in values["kept"]:
+            if name not in KEPT_TENSORS:
                 raise ValueError(f"unknown tensor {shorten(name)}")
             stored = tensors.get(f"{position:04d}.{name}")
             value = previous if stored is None and name == "x" else stored
@@ -140,13 +146,13 @@ def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajector
         steps.append(
             Step(
                 index=position,
-                sigma=_number(told["sigma"], float),
-                dt=_number(told["dt"], float),
+                sigma=_number(values["sigma"], float),
+                dt=_number(values["dt"], float),
                 height=height,
                 width=width,
                 tensors=kept,
-                norms={str(name): _number(value, float) for name, value in told["norms"].items()},
-                seconds=_number(told["seconds"], float),
+                norms={str(name): _number(value, float) for name, value in values["norms"].items()},
+                seconds=_number(values["seconds"], float),
             )
         )
     sigmas = tuple(_number(sigma, float) for sigma in header["sigmas"])
@@ -154,7 +160,7 @@ def _walk(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajector
         raise ValueError(f"{len(sigmas)} sigmas for {len(steps)} steps")
     preview, words = header["preview"], tuple(str(word) for word in header.get("words", ()))
     if any(step.attention.shape[1] != len(words) for step in steps if "attention" in step.tensors):
-        raise ValueError(f"{len(words)} words do not fit the maps of attention")
+        raise ValueError(f"{len(words)} words do not fit the columns of attention")
     return Trajectory(
         image=_picture(tensors["image"]) if "image" in tensors else None,
         recipe=None if header["recipe"] is None else ResolvedRecipe.from_json(header["recipe"]),
@@ -187,13 +193,13 @@ def _numerics(header: Mapping[str, Any]) -> str:
 
 def _number(value: object, kind: type) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{shorten(value)} is no number")
+        raise ValueError(f"{shorten(value)} is not a number")
     return kind(value)
 
 
 def _picture(stored: Tensor) -> Image.Image:
     if stored.dtype != torch.uint8 or stored.ndim != 1 or stored.numel() > LARGEST_IMAGE:
-        raise ValueError("the picture is no PNG")
-    # Only the PNG decoder is let near the bytes, and it refuses to fill more memory than a picture needs.
+        raise ValueError("the image is not a PNG")
+    # Only the PNG decoder of Pillow may open the bytes; it refuses images of absurd size.
     with Image.open(io.BytesIO(stored.numpy().tobytes()), formats=("PNG",)) as opened:
         return opened.convert("RGB")

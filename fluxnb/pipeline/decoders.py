@@ -17,7 +17,7 @@ from torch import Tensor
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice, validates_own_input
 from fluxnb.io.files import user_path
 from fluxnb.pipeline.preview import decode_latents, measure
-from fluxnb.records import SHOWN, Film, Trajectory
+from fluxnb.records import STEP_QUANTITIES, Film, Trajectory
 
 __all__ = ["Tiny", "film", "tiny"]
 
@@ -116,8 +116,8 @@ def film(flux: Any, trajectory: Trajectory, *, what: str = "clean", by: Any = "v
         >>> film(flux, walk, what="clean").frames[0]                                # doctest: +SKIP
         <PIL.Image.Image image mode=RGB size=128x128>
     """
-    if what not in SHOWN:
-        raise unknown_choice("what", what, SHOWN)
+    if what not in STEP_QUANTITIES:
+        raise unknown_choice("what", what, STEP_QUANTITIES)
     decode, name, error = _decoder(flux, trajectory, by)
     needed = {"x_next"} if what == "x_next" else {what} if what in ("x", "v") else {"x", "v"}
     steps = [step for step in trajectory.steps if needed <= set(step.tensors)]

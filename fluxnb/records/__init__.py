@@ -1,12 +1,12 @@
-"""What a run leaves behind: Step, Trajectory, Film, Cell, Sweep, and Keep, which says how much of it.
+"""Frozen values without a model: Recipe, Keep, Step, Trajectory, Film, Cell and Sweep.
 
-Records are frozen. Their tensors are detached copies on the CPU, and nothing in them refers to a pipeline, so they
-outlive the model and open anywhere. Frozen does not freeze a tensor's numbers: do not write into them.
+Their tensors are detached copies on the CPU. They can be pickled, deep-copied and opened without a GPU. The elements of
+a tensor are not protected; do not write into them.
 """
 
 from fluxnb.records.film import Film
-from fluxnb.records.keep import GROUPS, KINDS, Keep
+from fluxnb.records.keep import BLOCK_GROUPS, KEPT_TENSORS, Keep
 from fluxnb.records.sweep import Cell, Sweep
-from fluxnb.records.trajectory import SHOWN, Step, Trajectory
+from fluxnb.records.trajectory import STEP_QUANTITIES, Step, Trajectory
 
-__all__ = ["GROUPS", "KINDS", "SHOWN", "Cell", "Film", "Keep", "Step", "Sweep", "Trajectory"]
+__all__ = ["BLOCK_GROUPS", "KEPT_TENSORS", "STEP_QUANTITIES", "Cell", "Film", "Keep", "Step", "Sweep", "Trajectory"]

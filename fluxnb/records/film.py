@@ -1,4 +1,4 @@
-"""Film: the decoded frames of a walk."""
+"""Film: the decoded frames of a trajectory."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ __all__ = ["Film"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Film:
-    """The decoded frames of a walk: what they show and who decoded them.
+    """The decoded frames of a trajectory.
 
     Arguments:
-        frames: one picture per step shown, in order.
-        what: "x", "v", "clean", "noise" or "x_next".
-        by: "vae", "linear", "tiny" ... the decoder.
-        sigmas: the level of each frame.
+        frames: one image per decoded step, in order.
+        what: the decoded quantity: "x", "v", "clean", "noise" or "x_next".
+        by: the decoder: "vae", "linear", or the name of another.
+        sigmas: the noise level of each frame.
         steps: the step index of each frame.
-        caption: one line that says whose walk it is.
-        error: root mean square difference from the VAE's pictures (0 to 1 scale), where known; 0.0 for the VAE.
-        seconds: for decoding all frames.
+        caption: of the trajectory.
+        error: root mean square difference from the images of the VAE (0 to 1 scale); 0.0 for the VAE, None if unknown.
+        seconds: time spent on decoding all frames.
+
+    Example:
+        >>> fnb.film(flux, trajectory, what="clean").frames[0].size                 # doctest: +SKIP
+        (128, 128)
     """
 
     frames: tuple[Image.Image, ...] = field(repr=False)

@@ -1,7 +1,7 @@
 """Latents and tokens: packing, sizes, and a linear map from latent channels to RGB.
 
-The VAE turns 8 x 8 pixels into one latent cell of 16 channels; FLUX packs 2 x 2 cells into one token of 64 numbers.
-So a picture of h x w pixels is `latents` (16, h/8, w/8) and `tokens` (h/16 w/16, 64).
+The VAE encodes 8 x 8 pixels as one latent cell of 16 channels; FLUX packs 2 x 2 cells into one token of 64 numbers.
+An image of h x w pixels has latents (16, h/8, w/8) and tokens (h/16 w/16, 64).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Pixels = UInt8[Tensor, "*batch height width 3"]
 
 
 def pack(latents: Latents) -> Tokens:
-    """Latents (..., 16, h/8, w/8) as FLUX's tokens (..., h/16 w/16, 64); no number changes.
+    """Rearrange latents (..., 16, h/8, w/8) into the tokens of FLUX (..., h/16 w/16, 64).
 
     Example:
         >>> pack(torch.zeros(1, 16, 4, 6)).shape
@@ -41,23 +41,23 @@ def pack(latents: Latents) -> Tokens:
 
 
 def unpack(tokens: Tokens, height: int, width: int) -> Latents:
-    """Tokens (..., h/16 w/16, 64) as latents (..., 16, h/8, w/8) of a picture of height x width pixels.
+    """Rearrange tokens (..., h/16 w/16, 64) into latents (..., 16, h/8, w/8) of an image of height x width pixels.
 
     Raises:
-        InputError: so many tokens are not a picture of that size.
+        InputError: the number of tokens does not fit the size.
     """
     rows, columns = token_grid(height, width)
     if tokens.shape[-2] != rows * columns:
         raise InputError(
             f"{tokens.shape[-2]} tokens for {height} x {width} pixels",
             f"that size has {rows} x {columns} = {rows * columns} tokens",
-            "give the size the tokens were made for",
+            "give the height and width of the run",
         )
     return rearrange(tokens, "... (h w) (c ph pw) -> ... c (h ph) (w pw)", h=rows, w=columns, ph=2, pw=2)
 
 
 def token_grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tokens in a picture of so many pixels.
+    """Rows and columns of tokens in an image of height x width pixels.
 
     Example:
         >>> token_grid(128, 256)
@@ -67,20 +67,23 @@ def token_grid(height: int, width: int) -> tuple[int, int]:
 
 
 def tokens_in(height: int, width: int) -> int:
-    """How many image tokens a picture of so many pixels has: 64 at 128 px, 4096 at 1024 px."""
+    """The number of tokens of an image: 64 at 128 px, 4096 at 1024 px."""
     rows, columns = token_grid(height, width)
     return rows * columns
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRGB:
-    """A straight line from the 16 latent channels to red, green and blue: a preview for next to nothing.
+    """A linear map from the 16 latent channels to RGB, at one eighth of the size: a preview without the VAE.
 
-    It stands for the VAE at one eighth of the size; `error` says how well, as the root mean square difference of its
-    pictures, drawn at full size, from the VAE's own (0 to 1 scale), on the pictures it was fitted on.
+    Arguments:
+        weight: one row per color, one number per latent channel.
+        bias: of red, green and blue.
+        error: root mean square difference (0 to 1 scale) from the images of the VAE at full size, on the images of the
+            fit.
     """
 
-    weight: tuple[tuple[float, ...], ...]  # one row per colour, one number per channel
+    weight: tuple[tuple[float, ...], ...]
     bias: tuple[float, float, float]
     error: float
 
@@ -92,26 +95,26 @@ class LinearRGB:
         return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
 
     def pictures(self, latents: Latents, size: tuple[int, int] | None = None) -> list[Image.Image]:
-        """The previews of latents (n, 16, h/8, w/8) as pictures, brought to (width, height) pixels where asked."""
+        """The previews of latents (n, 16, h/8, w/8) as images, resized to `size` (width, height) if given."""
         frames = [Image.fromarray(frame.numpy()) for frame in self(latents).cpu()]
         return frames if size is None else [frame.resize(size, Image.Resampling.BICUBIC) for frame in frames]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers; `from_json` has it again, equal to the last bit."""
+        """A dictionary of plain numbers; `from_json` restores an equal map from it."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> LinearRGB:
-        """The map that `to_json` told; what came from a file is checked.
+    def from_json(cls, values: Mapping[str, Any]) -> LinearRGB:
+        """The map of a dictionary written by `to_json`; every number is checked.
 
         Raises:
-            ValueError, KeyError, TypeError: it is no such map.
+            ValueError, KeyError, TypeError: not such a dictionary.
         """
-        rows = tuple(tuple(_number(value) for value in row) for row in told["weight"])
-        red, green, blue = (_number(value) for value in told["bias"])
+        rows = tuple(tuple(_number(value) for value in row) for row in values["weight"])
+        red, green, blue = (_number(value) for value in values["bias"])
         if len(rows) != 3 or len({len(row) for row in rows}) != 1 or not rows[0]:
             raise ValueError("a preview has three rows of one length")
-        return cls(weight=rows, bias=(red, green, blue), error=_number(told["error"]))
+        return cls(weight=rows, bias=(red, green, blue), error=_number(values["error"]))
 
 
 def _number(value: object) -> float:
@@ -123,11 +126,11 @@ def _number(value: object) -> float:
 def fit_linear(
     latents: Sequence[Float[Tensor, "channels _h _w"]], pictures: Sequence[Float[Tensor, "3 _height _width"]]
 ) -> LinearRGB:
-    """The least-squares map from latents to the pictures they stand for, averaged down to the latent grid.
+    """The least-squares map from latents to their images, averaged down to the latent grid.
 
     Arguments:
-        latents: one (16, h/8, w/8) per picture, scaled as the transformer sees them.
-        pictures: one (3, h, w) per latent, 0 to 1.
+        latents: one (16, h/8, w/8) per image, in the scale of the transformer.
+        pictures: one image (3, h, w) per latent, 0 to 1.
     """
     rows, goals = [], []
     for latent, picture in zip(latents, pictures, strict=True):
@@ -136,10 +139,10 @@ def fit_linear(
         goals.append(rearrange(small, "c h w -> (h w) c"))
     inputs, target = torch.cat(rows).double(), torch.cat(goals).double()
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=torch.float64)], dim=1)
-    # A pinch of ridge: an untrained VAE may give two equal channels, and the plain solution would then be anything.
+    # A small ridge term: two channels of an untrained VAE may be equal, and the problem would be singular.
     ridge = 1e-6 * len(inputs) * torch.eye(inputs.shape[1], dtype=torch.float64)
     solution = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ target)
-    # What the fit leaves over at its own size; `fit_preview` replaces it by the distance from the VAE.
+    # The residual at the size of the latents; `fit_preview` replaces it by the distance from the VAE.
     error = float((inputs @ solution - target).pow(2).mean().sqrt())
     red, green, blue = solution[-1].tolist()
     return LinearRGB(weight=tuple(tuple(row) for row in solution[:-1].T.tolist()), bias=(red, green, blue), error=error)

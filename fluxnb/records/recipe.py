@@ -117,7 +117,7 @@ class Recipe:
         """A recipe from its JSON text, of this format or an older one; every field is checked.
 
         Raises:
-            InputError: not JSON, too long, an unknown format, an unknown, missing or doubled field, a wrong type or
+            InputError: not JSON, too long, an unknown format, an unknown, missing or repeated field, a wrong type or
                 value.
         """
         fields = _parsed(text)
@@ -190,20 +190,20 @@ class ResolvedRecipe(Recipe):
 
 
 def _checked(recipe: Recipe) -> dict[str, Any]:
-    """The fields of a recipe as plain, finite, in-range Python values, or the error of the first that cannot be."""
+    """The fields of a recipe as plain Python values; raises for the first that is invalid."""
     prompt = _text("prompt", recipe.prompt)
     if not prompt.strip():
         raise InputError(
             f"prompt={shorten(prompt)}", "a prompt has at least one word", 'try prompt="a fox in the snow"'
         )
     sigmas = recipe.sigmas if recipe.sigmas is None else _falling(recipe.sigmas)
-    steps = _whole("steps", recipe.steps, 1, MOST_STEPS, "schnell and pocket are made for 1 to 4; try steps=4")
+    steps = _integer("steps", recipe.steps, 1, MOST_STEPS, "schnell and pocket are made for 1 to 4; try steps=4")
     if sigmas is not None and steps != len(sigmas):
         if steps != DEFAULT_STEPS:
             raise InputError(
                 f"steps={steps} with {len(sigmas)} sigmas",
                 "each sigma is one step",
-                f"leave steps out or say steps={len(sigmas)}",
+                f"leave steps out, or try steps={len(sigmas)}",
             )
         steps = len(sigmas)
     if not isinstance(recipe.sampler, str) or recipe.sampler not in SAMPLERS:
@@ -214,7 +214,7 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
     return {
         "prompt": prompt,
         "negative": None if recipe.negative is None else _text("negative", recipe.negative),
-        "seed": _whole("seed", recipe.seed, 0, 2**64 - 1, "try seed=0"),
+        "seed": _integer("seed", recipe.seed, 0, 2**64 - 1, "try seed=0"),
         "steps": steps,
         "height": None if recipe.height is None else _side("height", recipe.height),
         "width": None if recipe.width is None else _side("width", recipe.width),
@@ -222,7 +222,7 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
         "sampler": recipe.sampler,
         "sigmas": sigmas,
         "shift": None if shift is None else _real("shift", shift, 0.01, 100.0, 3.0),
-        "max_sequence_length": None if length is None else _whole("max_sequence_length", length, 1, 512, "try 256"),
+        "max_sequence_length": None if length is None else _integer("max_sequence_length", length, 1, 512, "try 256"),
         "model": None if recipe.model is None else _text("model", recipe.model),
         "revision": None if recipe.revision is None else _text("revision", recipe.revision),
         "dtype": recipe.dtype,
@@ -233,17 +233,17 @@ def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name}={shorten(value)} ({type(value).__name__})", "it must be text", f'try {name}="..."')
     if len(value) > LONGEST_TEXT:
-        raise InputError(f"{name} of {len(value)} characters", f"at most {LONGEST_TEXT} are taken", "shorten it")
+        raise InputError(f"{name} of {len(value)} characters", f"at most {LONGEST_TEXT} are possible", "shorten it")
     if re.search("[\ud800-\udfff]", value):
-        raise InputError(f"{name}={shorten(value)}", "half a character (a lone surrogate) is no text", "remove it")
+        raise InputError(f"{name}={shorten(value)}", "a lone surrogate is not a character", "remove it")
     return str(value)
 
 
-def _whole(name: str, value: object, low: int, high: int, remedy: str) -> int:
-    """An integer in range; numpy's and torch's integers are welcome, True, "3" and 3.0 are not."""
-    truth = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # numpy's, under either of its names
+def _integer(name: str, value: object, low: int, high: int, remedy: str) -> int:
+    """An integer in range. Integers of numpy and torch are accepted; True, "3" and 3.0 are not."""
+    boolean = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")  # both names of the type of numpy
     try:
-        number = None if truth else operator.index(value)  # type: ignore[arg-type]
+        number = None if boolean else operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError, ValueError):
         number = None
     if number is None:
@@ -256,7 +256,7 @@ def _whole(name: str, value: object, low: int, high: int, remedy: str) -> int:
 
 
 def _side(name: str, value: object) -> int:
-    side = _whole(name, value, 16, LARGEST_SIDE, f"try {name}=1024, or {name}=128 for pocket")
+    side = _integer(name, value, 16, LARGEST_SIDE, f"try {name}=1024, or {name}=128 for pocket")
     if side % 16:
         below, above = side // 16 * 16, min(side // 16 * 16 + 16, LARGEST_SIDE)
         raise InputError(
@@ -267,7 +267,7 @@ def _side(name: str, value: object) -> int:
 
 def _real(name: str, value: object, low: float, high: float, example: float) -> float:
     try:
-        # float("3.5") would take text, and float(True) a yes: both are confusion, not numbers.
+        # float() would also convert "3.5" and True.
         number = math.nan if isinstance(value, str | bytes | bool) else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
@@ -277,19 +277,19 @@ def _real(name: str, value: object, low: float, high: float, example: float) -> 
             f"it must be a number from {low:g} to {high:g}",
             f"try {name}={example:g}",
         )
-    return number + 0.0  # -0.0 and 0.0 are one question and must have one key
+    return number + 0.0  # turns -0.0 into 0.0, so that equal recipes have equal keys
 
 
 def _falling(value: object) -> tuple[float, ...]:
-    example = "try sigmas=(1.0, 0.75, 0.5, 0.25); the last 0 is added for you"
+    example = "try sigmas=(1.0, 0.75, 0.5, 0.25); the final 0 is added"
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise InputError(f"sigmas={shorten(value)}", "they are a list of numbers within (0, 1]", example)
+        raise InputError(f"sigmas={shorten(value)}", "a list of numbers within (0, 1] is needed", example)
     given = list(itertools.islice(value, MOST_STEPS + 1))
     if not 1 <= len(given) <= MOST_STEPS:
         raise InputError(f"{len(given)} sigmas", f"1 to {MOST_STEPS} are possible", example)
     sigmas = tuple(_real("sigmas", sigma, 0.0, 1.0, 0.5) for sigma in given)
     if sigmas[-1] == 0.0 or any(a <= b for a, b in itertools.pairwise(sigmas)):
-        raise InputError(f"sigmas={shorten(sigmas)}", "they fall strictly and stay above 0", example)
+        raise InputError(f"sigmas={shorten(sigmas)}", "they must fall strictly and stay above 0", example)
     return sigmas
 
 
@@ -317,9 +317,9 @@ def _parsed(text: object) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) != len(pairs):
-        raise InputError("a recipe with a doubled field", "each field stands once", "remove one of them")
+        raise InputError("a recipe with a repeated field", "each field is given once", "remove one of them")
     return fields
 
 
 def _no_constant(name: str) -> float:
-    raise InputError(f"{name} in a recipe", "numbers are finite", "write a finite number")
+    raise InputError(f"{name} in a recipe", "only finite numbers are possible", "write a finite number")

@@ -1,4 +1,4 @@
-"""Cell and Sweep: a grid of recipes and their pictures, and what it cost."""
+"""Cell and Sweep: a grid of recipes with their images, times and evaluation counts."""
 
 from __future__ import annotations
 
@@ -20,19 +20,18 @@ __all__ = ["Cell", "Sweep"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cell:
-    """One square of a grid: a recipe and its picture.
+    """One cell of a grid: a recipe and its image.
 
     Arguments:
-        recipe: what was asked, fully resolved.
+        recipe: the resolved recipe.
+        key: the address in a store, `recipe.key(versions, numerics=numerics)`.
         path: the PNG in the store, None without a store.
-        key: the address in the store.
-        numerics: "exact", or what changes the numbers against the plain diffusers call: a lossy preset, "batch"
-            or both.
-        made: True if this sweep computed it, False if the store had it.
-        evaluations: of the transformer that this cell cost, shared ones counted where they were first made.
-        seconds: of "denoise" and "decode".
-        trajectory: the walk, where it was asked for.
-        picture: the image itself, None where it rests on disk; read `.image`.
+        numerics: "exact", or why the image may differ from the plain diffusers call: a lossy preset, "batch" or both.
+        made: True if this sweep computed it, False if it came from the store.
+        evaluations: of the transformer for this cell; shared evaluations count where they were made.
+        seconds: spent on "encode", "denoise" and "decode".
+        trajectory: the trajectory, if the sweep kept it.
+        picture: the image in memory, None if it is only on disk; read `.image`.
     """
 
     recipe: ResolvedRecipe
@@ -55,11 +54,17 @@ class Cell:
 
     @property
     def image(self) -> Image.Image:
-        """The picture, read from disk where it is not held."""
+        """The image, read from disk if it is not in memory.
+
+        Raises:
+            UnavailableError: the image is neither in memory nor in a store.
+        """
         if self.picture is not None:
             return self.picture
         if self.path is None:
-            raise UnavailableError("a cell without a picture", "it was neither held nor stored", "run the sweep again")
+            raise UnavailableError(
+                "a cell without an image", "it was neither kept in memory nor stored", "run the sweep again"
+            )
         with Image.open(self.path) as opened:
             return opened.convert("RGB")
 
@@ -69,15 +74,21 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sweep:
-    """The finished grid: its cells in the order of the axes, and what it cost.
+    """A grid of cells in the order of its axes.
 
     Arguments:
-        cells: in the order of the axes, the last axis fastest; fewer than asked for if the sweep was stopped.
+        cells: in the order of the axes, the last axis fastest; incomplete if the sweep was stopped.
         axes: the field names and their values, in order.
         finished: False if it was stopped.
         seconds: wall time.
-        evaluations: of the transformer, made by this sweep.
-        encodes: of prompts, made by this sweep.
+        evaluations: of the transformer by this sweep.
+        encodes: prompts encoded by this sweep.
+        model: name of the model.
+
+    Example:
+        >>> grid = fnb.sweep(flux, prompts="a fox", seeds=range(4), steps=[1, 4])   # doctest: +SKIP
+        >>> len(grid), len(grid.select(steps=4))                                    # doctest: +SKIP
+        (8, 4)
     """
 
     cells: tuple[Cell, ...] = field(repr=False)
@@ -101,20 +112,20 @@ class Sweep:
         return self.cells[index]
 
     def select(self, **fields: Any) -> tuple[Cell, ...]:
-        """The cells whose recipes have these values, for example `grid.select(seed=3, steps=4)`."""
+        """The cells whose recipes have the given values, such as `grid.select(seed=3, steps=4)`."""
         return tuple(
             cell for cell in self.cells if all(getattr(cell.recipe, name) == value for name, value in fields.items())
         )
 
     @property
     def caption(self) -> str:
-        """One line that says what this is; plain text, not escaped."""
+        """Axes, model and number of cells in one line of plain text, not escaped."""
         sizes = " x ".join(f"{len(values)} {name}" for name, values in self.axes.items())
         missing = "" if self.finished else ", unfinished"
         return ", ".join(part for part in (sizes, self.model, f"{len(self.cells)} cells") if part) + missing
 
     def to_html(self, path: str | Path, **options: Any) -> Path:
-        """Write a self-contained page that explores the grid; options are those of `fluxnb.html.grid_page.write`."""
+        """Write a self-contained page for exploring the grid; for options see `fluxnb.html.grid_page.write`."""
         return write_page(self, path, **options)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Step and Trajectory: one walk from noise to picture, and what the model saw and answered on the way."""
+"""Step and Trajectory: the record of one sampling run, from noise to image."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from fluxnb.records.keep import Keep
 from fluxnb.records.latents import LinearRGB, token_grid, unpack
 from fluxnb.records.recipe import ResolvedRecipe
 
-__all__ = ["SHOWN", "Step", "Trajectory"]
+__all__ = ["STEP_QUANTITIES", "Step", "Trajectory"]
 
-SHOWN = ("x", "v", "clean", "noise", "x_next")  # what can be read from a step
+STEP_QUANTITIES = ("x", "v", "clean", "noise", "x_next")  # tensors that can be read from a step
 
 Tokens = Float[Tensor, "tokens features"]
 Latents = Float[Tensor, "channels height width"]
@@ -32,19 +32,22 @@ Latents = Float[Tensor, "channels height width"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Step:
-    """One evaluation of the model: at sigma it saw x and answered v.
+    """One evaluation of the model: its input x at noise level sigma, and its output v.
 
-    Tensors are tokens (h/16 w/16, 64) in the dtype of the run, exactly as the model saw and gave them;
-    `step.x[None]` goes back into a pipeline as `latents=`. The estimates are computed from x and v in float32, so
-    that x = (1 - sigma) clean + sigma noise holds to float precision.
+    Tensors are tokens (h/16 w/16, 64) in the dtype of the run, bit for bit those of the call; `step.x[None]` is a valid
+    `latents=` of the pipeline. The estimates are computed from x and v in float32, so that
+    x = (1 - sigma) clean + sigma noise holds to float precision.
 
     Arguments:
         index: 0 for the first.
-        sigma, dt: the noise level, and how far the step went (negative; sigma + dt is the next level).
-        height, width: the picture in pixels.
-        tensors: what was kept of "x", "v", "x_next" and "attention".
-        norms: Euclidean lengths of x and v, kept even where the tensors are not.
-        seconds: from the step before (or the first evaluation's start) to this one.
+        sigma, dt: the noise level, and its change in this step (negative; sigma + dt is the next level).
+        height, width: of the image in pixels.
+        tensors: those of "x", "v", "x_next" and "attention" that were kept.
+        norms: Euclidean norms of x and v, also where the tensors were not kept.
+        seconds: since the previous step, or since the start of the first evaluation.
+
+    Raises:
+        UnavailableError: by the properties below, for a tensor that was not kept.
     """
 
     index: int
@@ -62,22 +65,22 @@ class Step:
 
     @property
     def x(self) -> Tokens:
-        """What the model saw at this sigma."""
+        """The input of the model at this sigma."""
         return self._kept("x")
 
     @property
     def v(self) -> Tokens:
-        """The velocity, the model's own output; under true CFG the combined one."""
+        """The velocity, the output of the model; with true CFG the combination of both evaluations."""
         return self._kept("v")
 
     @property
     def x_next(self) -> Tokens:
-        """What the scheduler made of x and v."""
+        """The output of the scheduler, the input of the next step."""
         return self._kept("x_next")
 
     @property
     def attention(self) -> Float[Tensor, "tokens words"]:
-        """The share of its attention, 0 to 1, that each place gave to each word of `walk.words`, in float32."""
+        """The attention weight, 0 to 1 in float32, that each image token gives to each word of `trajectory.words`."""
         return self._kept("attention")
 
     @property
@@ -92,59 +95,59 @@ class Step:
 
     def latents(self, what: str = "clean") -> Latents:
         """One of "x", "v", "clean", "noise", "x_next" as spatial latents (16, h/8, w/8)."""
-        if what not in SHOWN:
-            raise unknown_choice("what", what, SHOWN)
+        if what not in STEP_QUANTITIES:
+            raise unknown_choice("what", what, STEP_QUANTITIES)
         return unpack(getattr(self, what), self.height, self.width)
 
     @property
     def kept(self) -> bool:
-        """Whether x and v are there, and with them the estimates."""
+        """Whether x and v were kept, and the estimates can be computed."""
         return "x" in self.tensors and "v" in self.tensors
 
-    def thinned(self, keep: Keep, count: int) -> Step:
-        """This step of a walk of `count` steps with nothing but what is to be kept of it."""
-        wanted = keep.tensors if keep.wants(self.index, count) else ()
-        if set(wanted) >= set(self.tensors):
+    def reduced(self, keep: Keep, count: int) -> Step:
+        """This step with only the tensors that `keep` retains of it, in a trajectory of `count` steps."""
+        retained = keep.tensors if keep.wants(self.index, count) else ()
+        if set(retained) >= set(self.tensors):
             return self
-        tensors = {name: tensor for name, tensor in self.tensors.items() if name in wanted}
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name in retained}
         return dataclasses.replace(self, tensors=tensors)
 
     def _kept(self, name: str) -> Tensor:
         if name not in self.tensors:
-            there = ", ".join(sorted(self.tensors)) or "nothing"
-            how = 'fnb.Keep(attention="all")' if name == "attention" else "fnb.Keep()"
+            kept = ", ".join(sorted(self.tensors)) or "nothing"
+            keep = 'fnb.Keep(attention="all")' if name == "attention" else "fnb.Keep()"
             raise UnavailableError(
-                f"{name} of step {self.index}", f"this run kept {there} of it", f"run again with keep={how}"
+                f"{name} of step {self.index}", f"this run kept {kept} of it", f"run again with keep={keep}"
             )
         return self.tensors[name]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trajectory:
-    """The whole walk from noise to picture: what was asked, every step, the picture, and what it took.
+    """The record of one sampling run: recipe, steps, image and times.
 
     Arguments:
-        image: the picture; for an unfinished walk the decoded clean estimate so far; None where the call that was
-            watched gave no picture.
-        recipe: what was asked, fully resolved; None where a watched call does not tell (embeddings instead of a
-            prompt, a generator without a known seed, another picture to start from).
-        finished: False for a walk that was stopped or broke off.
-        sigmas: the levels planned, the final 0 included, so one more than the steps planned.
+        image: the image; of an unfinished run the decoded clean estimate of its last step; None if a recorded call
+            returned none.
+        recipe: the resolved recipe; None if a recorded call cannot be repeated by a recipe (embeddings instead of a
+            prompt, a generator without a known seed, an image to start from).
+        finished: False for a run that was stopped or failed.
+        sigmas: the planned noise levels including the final 0, one more than the planned steps.
         steps: the steps taken.
-        height, width: pixels.
-        seconds: of "encode", "denoise" and "decode".
-        versions: of the libraries and of fluxnb.
-        model: whose walk this is, for captions.
-        preset: how the model was held in memory, for captions.
-        numerics: "exact", or what changes the numbers against the plain diffusers call: a lossy preset, "batch", both,
+        height, width: of the image in pixels.
+        seconds: spent on "encode", "denoise" and "decode".
+        versions: of the libraries and the device.
+        model: name of the model, for captions.
+        preset: how the weights were held in memory, for captions.
+        numerics: "exact", or why the numbers may differ from the plain diffusers call: a lossy preset, "batch", both,
             or "unknown".
-        preview: linear map from latents to colours, so that the walk can show itself without its model.
-        words: of the prompt, as many as `step.attention` has columns; empty where attention was not kept.
+        preview: linear map from latents to RGB, for frames without the model.
+        words: of the prompt, one per column of `step.attention`; empty if attention was not kept.
 
     Example:
-        >>> walk.finished, len(walk), walk.sigmas                                   # doctest: +SKIP
+        >>> trajectory.finished, len(trajectory), trajectory.sigmas                 # doctest: +SKIP
         (True, 4, (1.0, 0.75, 0.5, 0.25, 0.0))
-        >>> walk.steps[0].latents("clean").shape                                    # doctest: +SKIP
+        >>> trajectory.steps[0].latents("clean").shape                              # doctest: +SKIP
         torch.Size([16, 16, 16])
     """
 
@@ -182,12 +185,12 @@ class Trajectory:
 
     @property
     def x_T(self) -> Tokens:
-        """Where the walk began: pure noise for a text-to-image run."""
+        """The first input: pure noise for a text-to-image run."""
         return self._step(0).x
 
     @property
     def final(self) -> Tokens:
-        """Where it ended: the last step's x_next, which the decoder turned into the picture."""
+        """The last x_next, the tokens of the image."""
         return self._step(-1).x_next
 
     @property
@@ -197,35 +200,35 @@ class Trajectory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the tensors; one that two steps share counts once."""
+        """Bytes held by the tensors; memory that steps share counts once."""
         seen = {tensor.data_ptr(): tensor.nbytes for step in self.steps for tensor in step.tensors.values()}
         return sum(seen.values())
 
     @property
     def caption(self) -> str:
-        """One line that says what this is: prompt, model, seed, steps; plain text, not escaped."""
+        """Prompt, model, seed and steps in one line of plain text, not escaped."""
         count = f"{len(self.steps)} of {len(self.sigmas) - 1} steps, unfinished"
         if self.finished:
             count = f"{len(self.steps)} step{'' if len(self.steps) == 1 else 's'}"
         if self.recipe is None:
-            return ", ".join(part for part in ("a watched call", self.model, count) if part)
-        asked = self.recipe
-        extra = [asked.sampler] if asked.sampler != "euler" else []
-        extra += [f"guidance {asked.guidance:g}"] if asked.guidance else []
-        return ", ".join(part for part in (asked.prompt, self.model, f"seed {asked.seed}", count, *extra) if part)
+            return ", ".join(part for part in ("a recorded call", self.model, count) if part)
+        recipe = self.recipe
+        extra = [recipe.sampler] if recipe.sampler != "euler" else []
+        extra += [f"guidance {recipe.guidance:g}"] if recipe.guidance else []
+        return ", ".join(part for part in (recipe.prompt, self.model, f"seed {recipe.seed}", count, *extra) if part)
 
     def attention(self, word: str | int) -> Float[Tensor, "steps rows columns"]:
-        """How much each place of the picture looked at a word, at each step that kept it: shares, 0 to 1.
+        """The attention weight, 0 to 1, that each image token gives to a word, at each step that kept attention.
 
         Arguments:
-            word: one of `walk.words`, whatever its case, all of its occurrences together; or an index into them.
+            word: one of `trajectory.words` in any case, of which all occurrences are summed, or an index into them.
 
         Raises:
-            InputError: no such word, or a walk whose run did not keep attention.
+            InputError: an unknown word, or a run that did not keep attention.
         """
         if not self.words:
-            told = "its call was given no prompt to read words from" if self.recipe is None else "its run kept none"
-            raise InputError("a walk without attention", told, 'run again with keep=fnb.Keep(attention="all")')
+            reason = "its call was given no prompt" if self.recipe is None else "its run kept none"
+            raise InputError("a trajectory without attention", reason, 'run again with keep=fnb.Keep(attention="all")')
         if isinstance(word, str):
             columns = [place for place, known in enumerate(self.words) if known.casefold() == word.casefold()]
         else:
@@ -242,11 +245,11 @@ class Trajectory:
         return self.steps[index]
 
     def save(self, path: str | Path) -> Path:
-        """Write everything to one file, safetensors with a JSON header; see `fnb.open_trajectory`."""
+        """Write everything to one safetensors file and return its path; see `fnb.open_trajectory`."""
         return write_trajectory(self, path)
 
     def to_html(self, path: str | Path, **options: Any) -> Path:
-        """Write a self-contained page that scrubs through the steps, no kernel and no network needed."""
+        """Write a self-contained page with a slider over the steps; for options see `fluxnb.html.page.write`."""
         return write_page(self, path, **options)
 
     def __repr__(self) -> str:
@@ -273,7 +276,7 @@ def _compact(steps: tuple[Step, ...]) -> tuple[Step, ...]:
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """A picture as PNG bytes."""
+    """An image as PNG bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

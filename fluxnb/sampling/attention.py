@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fluxnb.errors import InputError, shorten, unknown_choice
 from fluxnb.pipeline.compat import apply_rope, is_compiled, is_parallel
-from fluxnb.records import GROUPS
+from fluxnb.records import BLOCK_GROUPS
 
 __all__ = ["AttentionCapture", "PromptWords", "attention_modules", "capture_attention", "words_of"]
 
@@ -226,8 +226,8 @@ def attention_modules(
         kind = type(getattr(transformer, "_orig_mod", transformer)).__name__
         raise InputError(f"attention of {kind}", refused, "leave attention out of Keep, or use the plain model")
     if isinstance(blocks, str):
-        if blocks not in GROUPS:
-            raise unknown_choice("attention", blocks, GROUPS)
+        if blocks not in BLOCK_GROUPS:
+            raise unknown_choice("attention", blocks, BLOCK_GROUPS)
         chosen = {"all": every, "double": double, "single": every[len(double) :]}[blocks]
     elif blocks and all(0 <= index < len(every) for index in blocks):
         chosen = [every[index] for index in blocks]

@@ -217,7 +217,7 @@ def _joined(
         recipe=recipe,
         finished=after is None or after.finished,
         sigmas=levels or (after.sigmas if after else ()),
-        steps=tuple(step.thinned(keep, recipe.steps) for step in steps),
+        steps=tuple(step.reduced(keep, recipe.steps) for step in steps),
         height=recipe.height,
         width=recipe.width,
         seconds={"encode": 0.0, "denoise": sum(step.seconds for step in steps), "decode": decoding},

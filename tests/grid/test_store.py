@@ -60,7 +60,7 @@ def test_a_saved_walk_opens_as_it_was(trajectory, tmp_path):
 )
 def test_whatever_was_kept_comes_back(trajectory, tmp_path, keep):
     thin = dataclasses.replace(
-        trajectory, steps=tuple(step.thinned(keep, 2) for step in trajectory), image=None, recipe=None
+        trajectory, steps=tuple(step.reduced(keep, 2) for step in trajectory), image=None, recipe=None
     )
     assert same(open_trajectory(save(thin, tmp_path / "thin.safetensors")), thin)
 
@@ -121,7 +121,7 @@ def rewritten(path: Path, change) -> None:
 def test_a_tampered_file_is_an_error_of_ours(trajectory, tmp_path, change):
     path = save(trajectory, tmp_path / "a.safetensors")
     rewritten(path, change)
-    with pytest.raises(StorageError, match="no whole trajectory"):
+    with pytest.raises(StorageError, match="not a complete trajectory file"):
         open_trajectory(path)
 
 

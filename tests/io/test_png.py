@@ -157,3 +157,10 @@ def test_an_uncompressed_itxt_of_ours_is_read():
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         open_recipe(tmp_path / "none.png")
+
+
+def test_only_lossy_numerics_are_named_in_the_parameters():
+    recipe = Recipe(prompt="a")
+    assert "Numerics" not in parameters(recipe) and "Numerics: gguf-q8, Version" in parameters(recipe, "gguf-q8")
+    with Image.open(io.BytesIO(encode_png(TINY, recipe, numerics="gguf-q8"))) as opened:
+        assert "Numerics: gguf-q8" in opened.text["parameters"]

@@ -69,7 +69,7 @@ def test_texts_have_no_memory_addresses(trajectory):
 def test_the_caption_says_prompt_model_seed_and_steps(trajectory):
     assert trajectory.caption == "a fox, toy, seed 7, 4 steps"
     assert dataclasses.replace(trajectory, finished=False).caption.endswith("4 of 4 steps, unfinished")
-    assert dataclasses.replace(trajectory, recipe=None).caption == "a watched call, toy, 4 steps"
+    assert dataclasses.replace(trajectory, recipe=None).caption == "a recorded call, toy, 4 steps"
 
 
 def test_a_walk_shows_itself_as_png(trajectory):
@@ -111,5 +111,5 @@ def test_a_keep_that_cannot_be_is_told(wrong, says):
 def test_the_memory_keep_states_is_the_memory_it_takes(steps, every, tensors):
     keep = Keep(steps=steps, every=every, tensors=tensors)
     trajectory = sample_trajectory(lambda x, s: x.sin(), noise().float(), SIGMAS)
-    thin = dataclasses.replace(trajectory, steps=tuple(step.thinned(keep, 4) for step in trajectory))
+    thin = dataclasses.replace(trajectory, steps=tuple(step.reduced(keep, 4) for step in trajectory))
     assert thin.nbytes == keep.nbytes(32, 32, steps=4)
