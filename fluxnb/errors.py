@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 __all__ = [
+    "ArgumentError",
     "FluxnbError",
     "InputError",
     "RunError",
@@ -45,6 +46,10 @@ class FluxnbError(Exception):
 
 class InputError(FluxnbError, ValueError):
     """An argument has a wrong value, a wrong type or an unknown name."""
+
+
+class ArgumentError(InputError, TypeError):
+    """A function was called with an unknown keyword, without a needed argument, or with a value of a wrong type."""
 
 
 class UnavailableError(InputError, AttributeError):
