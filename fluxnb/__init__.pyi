@@ -22,8 +22,8 @@ from .pipeline.decoders import tiny as tiny
 from .pipeline.flux import Flux as Flux
 from .pipeline.load import load as load
 from .pipeline.prompts import PromptWarning as PromptWarning
-from .planning.choose import plan as plan
 from .planning.plan import Plan as Plan
+from .planning.plan import plan as plan
 from .plots import compare as compare
 from .plots import contact_sheet as contact_sheet
 from .plots import filmstrip as filmstrip

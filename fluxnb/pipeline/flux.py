@@ -25,12 +25,12 @@ from fluxnb.pipeline.preview import decode_latents, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
 from fluxnb.pipeline.schedule import Generators, pipeline_view, prepared_scheduler, unshifted_sigmas
 from fluxnb.pipeline.state import state_of
-from fluxnb.planning.detection import detect
-from fluxnb.planning.hardware import GIB
-from fluxnb.planning.plan import Plan, memory_told
+from fluxnb.planning.hardware import GIB, detect
+from fluxnb.planning.plan import Plan, convert_out_of_memory
 from fluxnb.planning.presets import DECODING
 from fluxnb.records.latents import LinearRGB, unpack
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
+from fluxnb.runtime.adaln_cache import expecting
 
 __all__ = ["Flux"]
 
@@ -137,7 +137,7 @@ class Flux:
 
     def _encode(self, prompt: str, length: int) -> tuple[Tensor, Tensor]:
         warn_of_truncation(self.pipe, prompt, length)
-        with memory_told(self.plan, f"encoding a prompt with {self.model}"):
+        with convert_out_of_memory(self.plan, f"encoding a prompt with {self.model}"):
             return encode_prompt(self.pipe, prompt, length, self.device)
 
     # ----------------------------------------------------------------------------------------------- denoise
@@ -174,19 +174,20 @@ class Flux:
             options["negative_pooled_prompt_embeds"] = encoded.negative_pooled
         elif self.defaults.guidance_kind == "embedded":
             options["guidance_scale"] = recipe.guidance
-        result = view(
-            prompt_embeds=encoded.embeds,
-            pooled_prompt_embeds=encoded.pooled,
-            height=recipe.height,
-            width=recipe.width,
-            num_inference_steps=recipe.steps - done,
-            generator=generators,
-            latents=latents,
-            max_sequence_length=recipe.max_sequence_length,
-            output_type="latent",
-            return_dict=False,
-            **options,
-        )
+        with expecting(view.scheduler):
+            result = view(
+                prompt_embeds=encoded.embeds,
+                pooled_prompt_embeds=encoded.pooled,
+                height=recipe.height,
+                width=recipe.width,
+                num_inference_steps=recipe.steps - done,
+                generator=generators,
+                latents=latents,
+                max_sequence_length=recipe.max_sequence_length,
+                output_type="latent",
+                return_dict=False,
+                **options,
+            )
         tokens: Tensor = result[0]
         return tokens
 
@@ -250,7 +251,7 @@ class Flux:
         # hooks that move weights cannot use afterwards, so it is for the CPU alone.
         no_gradients = torch.inference_mode() if device.type == "cpu" else torch.no_grad()
         guard = self.lock if lock and device.type != "cpu" else contextlib.nullcontext()
-        with no_gradients, guard, memory_told(self.plan, f"decoding with {self.model}"):
+        with no_gradients, guard, convert_out_of_memory(self.plan, f"decoding with {self.model}"):
             for part in latents.split(len(latents) if batched else 1):
                 colors = decode_latents(vae, self.pipe.image_processor, part, device, "pt")
                 # diffusers rounds on the CPU; rounding on the device gives the same bytes and transfers a quarter.
@@ -262,7 +263,7 @@ class Flux:
     @property
     def decoder_displaces_transformer(self) -> bool:
         """Whether decoding moves the transformer off the GPU, so that several pictures are best decoded at once."""
-        return has_model_hooks(self.pipe) or self.plan.park
+        return has_model_hooks(self.pipe) or self.plan.offload_blocks
 
     def decoders_beside(self, height: int, width: int) -> int:
         """How many pictures of this size a GPU can decode while its transformer samples another; 0 for none.

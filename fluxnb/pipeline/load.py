@@ -15,10 +15,9 @@ from fluxnb.families.defaults import defaults_of
 from fluxnb.pipeline.compat import execution_device
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.state import state_of
-from fluxnb.planning import choose as planning
-from fluxnb.planning.choose import is_large
-from fluxnb.planning.model_size import anatomy_of
-from fluxnb.planning.plan import Plan, memory_told
+from fluxnb.planning import plan as planning
+from fluxnb.planning.model_size import model_size_of
+from fluxnb.planning.plan import Plan, convert_out_of_memory, is_large
 from fluxnb.planning.presets import PRESETS
 from fluxnb.records.recipe import Recipe
 from fluxnb.runtime.assembly import assemble
@@ -79,7 +78,7 @@ def load(
     source = weights.locate(model)
     if dtype != "auto":
         chosen = dataclasses.replace(chosen, dtype=dtype)
-    with memory_told(chosen, f"loading {source.name}"):
+    with convert_out_of_memory(chosen, f"loading {source.name}"):
         pipe = _held(source, chosen)
         protect(pipe, torch.device(chosen.device))
     teacher_alone = source.name == "pocket" and not source.parts
@@ -88,7 +87,7 @@ def load(
     if fast or PRESETS[chosen.preset].compiled:
         size, text = defaults.size, defaults.max_sequence_length
         tight = PRESETS[chosen.preset].compiled  # its plan counts with the compiled decoder
-        report = quicken(pipe, size=size, text=text, fp8=fast == "fp8", graphs=not chosen.park, tight=tight)
+        report = quicken(pipe, size=size, text=text, fp8=fast == "fp8", graphs=not chosen.offload_blocks, tight=tight)
         named = f"{chosen.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else chosen.preset
         chosen = dataclasses.replace(chosen, preset=named, exact=False, fast=report)
     flux = _remember(Flux(pipe, model=source.name, revision=source.revision, defaults=defaults, plan=chosen))
@@ -101,11 +100,11 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
     preset, device = PRESETS[chosen.preset], torch.device(chosen.device)
     gguf = weights.gguf_file(source, preset.gguf) if preset.gguf else None
     folder = weights.fetch(source, without_transformer=gguf is not None)
-    large = is_large(anatomy_of(folder, source.parts))
+    large = is_large(model_size_of(folder, source.parts))
     computes = getattr(torch, chosen.dtype)
     if not large and preset.name in ("resident", "cpu"):
         return weights.read(source, computes, loud=False).to(device)
-    if preset.text == "offloaded":
+    if preset.text_encoders == "offloaded":
         pipe = weights.read(dataclasses.replace(source, place=str(folder), local=True), computes, loud=large)
         enable = pipe.enable_model_cpu_offload if preset.offload == "model" else pipe.enable_sequential_cpu_offload
         enable(device=device)
@@ -117,8 +116,8 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
         dtype=computes,
         parts=source.parts,
         gguf=gguf,
-        park=chosen.park,
-        keep=chosen.keep,
+        offload_blocks=chosen.offload_blocks,
+        cache_weights=chosen.cache_weights,
     )
 
 

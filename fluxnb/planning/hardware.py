@@ -1,40 +1,54 @@
-"""What a machine is, its accelerator, memory, disk and how fast they are: described by a name or by numbers."""
+"""Hardware: accelerator, memory, disk and their speeds, of this machine or of one described by a name or numbers."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
 
-__all__ = ["CARDS", "MACHINES", "Hardware", "described"]
+__all__ = [
+    "CARDS",
+    "GIB",
+    "MACHINES",
+    "Hardware",
+    "available_cores",
+    "available_ram",
+    "describe_hardware",
+    "detect",
+    "free_disk",
+]
 
 GIB = 2**30
-CORE = 0.05  # TFLOP/s that one CPU core reaches in bfloat16
+CORE_TFLOPS = 0.05  # of one CPU core in bfloat16
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # the share of the cores that a container may use
 
 
 @validates_own_input
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """One machine, as far as a plan needs to know it.
+    """The properties of a machine that a plan depends on.
 
     Arguments:
         device: "cuda", "mps" or "cpu".
         name: of the accelerator, or "CPU".
-        vram_gib: memory of the accelerator that is free; 0 on a CPU.
-        ram_gib: main memory that is available, also under the limit of a container.
+        vram_gib: free memory of the accelerator; 0 on a CPU.
+        ram_gib: available main memory, within the limit of a container.
         cores: CPU cores this process may use.
-        bf16: whether bfloat16 is native; a T4 has none, whatever `torch.cuda.is_bf16_supported()` says.
-        disk_gib: room where downloads go.
-        capability: of a CUDA card, (8, 9) for instance.
-        tflops: what plain PyTorch reaches on FLUX in 16 bits, TFLOP/s; about half of a data sheet's number.
-        bandwidth: of the accelerator's memory, GB/s.
-        pcie: between main memory and the accelerator, GB/s.
-        disk: read from the disk that downloads are on, GB/s.
+        bf16: whether bfloat16 is native. It is not on a T4, although `torch.cuda.is_bf16_supported()` returns True.
+        disk_gib: free space on the disk of the hub's cache.
+        capability: compute capability of a CUDA card, for example (8, 9).
+        tflops: TFLOP/s that plain PyTorch reaches on FLUX in 16 bits; about half of the data sheet's number.
+        bandwidth: GB/s of the accelerator's memory.
+        pcie: GB/s between main memory and the accelerator.
+        disk: GB/s read from the disk of the hub's cache.
     """
 
     device: str
@@ -52,27 +66,33 @@ class Hardware:
 
     @property
     def without_accelerator(self) -> Hardware:
-        """The same machine with its accelerator left alone."""
+        """The same machine without the use of its accelerator."""
         if self.device == "cpu":
             return self
         return dataclasses.replace(
-            self, device="cpu", vram_gib=0.0, bf16=True, capability=(0, 0), tflops=CORE * self.cores, bandwidth=40.0
+            self,
+            device="cpu",
+            vram_gib=0.0,
+            bf16=True,
+            capability=(0, 0),
+            tflops=CORE_TFLOPS * self.cores,
+            bandwidth=40.0,
         )
 
     @property
     def float8(self) -> bool:
-        """Whether matrix units compute in 8-bit floating point."""
+        """Whether the matrix units compute in 8-bit floating point."""
         return self.capability >= (8, 9)
 
 
 @validates_own_input
 @dataclass(frozen=True)
 class Card:
-    """A kind of accelerator: total GiB, capability, TFLOP/s reached by plain PyTorch, memory GB/s, PCIe GB/s reached.
+    """A CUDA card: total GiB, compute capability, TFLOP/s, memory GB/s and PCIe GB/s.
 
-    TFLOP/s: of an evaluation of FLUX at 1024 px, measured here for H100 and H200 (`tests/benchmarks/results`) and
-    published for others from T4 to B200; else the data sheet's dense 16-bit rate with 32-bit sums times 0.7 (GeForce)
-    or 0.4 (the rest).
+    TFLOP/s are those of an evaluation of FLUX at 1024 px in plain PyTorch: measured for H100 and H200
+    (`tests/benchmarks/results`), published by others from T4 to B200, and otherwise the data sheet's dense 16-bit rate
+    with 32-bit accumulation times 0.7 (GeForce) or 0.4 (others).
     """
 
     vram: float
@@ -114,9 +134,9 @@ CARDS: dict[str, Card] = {
 }
 ALIASES = {"rtx-3060-12gb": "rtx-3060", "a100": "a100-40gb", "v100": "v100-16gb", "rtx-4060-ti": "rtx-4060-ti-16gb"}
 
-# Machines people have by name. A desktop is given 32 GiB of RAM, of which its owner uses some.
+# A desktop is assumed to have 32 GiB of RAM, part of which is in use.
 MACHINES: dict[str, tuple[str, float, float, int, float]] = {
-    # name: card, RAM available in GiB, room on the disk in GiB, cores, GB/s read from the disk
+    # name: card, available RAM in GiB, free disk in GiB, cores, GB/s read from the disk
     "colab-t4": ("t4", 11.2, 70.0, 2, 0.3),
     "colab-l4": ("l4", 50.0, 180.0, 12, 0.5),
     "colab-a100": ("a100-40gb", 80.0, 180.0, 12, 0.5),
@@ -130,17 +150,17 @@ APPLE: dict[str, tuple[float, float, float]] = {
     "mac-m2-pro-32gb": (32.0, 5.0, 200.0),
     "mac-m4-max-64gb": (64.0, 14.0, 546.0),
 }
-DESKTOP = (26.0, 200.0, 8)
+DESKTOP = (26.0, 200.0, 8)  # available RAM in GiB, free disk in GiB, cores
 
 
-def described(text: str | Mapping[str, Any] | Hardware) -> Hardware:
-    """A machine from its name, from "12gb" or "12gb/32gb" (GPU and main memory), or from a mapping of numbers.
+def describe_hardware(text: str | Mapping[str, Any] | Hardware) -> Hardware:
+    """A machine from a name, from "12gb" or "12gb/32gb" (GPU and main memory), or from a mapping of numbers.
 
     Raises:
-        InputError: nothing that is known; says what is.
+        InputError: unknown name or field; the message lists those that are known.
 
     Example:
-        >>> described("rtx-3060-12gb").capability, described("colab-t4").bf16
+        >>> describe_hardware("rtx-3060-12gb").capability, describe_hardware("colab-t4").bf16
         ((8, 6), False)
     """
     if isinstance(text, Hardware):
@@ -171,7 +191,7 @@ def described(text: str | Mapping[str, Any] | Hardware) -> Hardware:
 
 
 def usable(total: float) -> float:
-    """Of a card's memory in GiB, what a model can have: a screen, the CUDA context and the allocator need the rest."""
+    """GiB of a card's memory left to a model by the display, the CUDA context and the allocator."""
     return max(0.0, total * 0.94 - 0.3)
 
 
@@ -194,7 +214,7 @@ def _with_card(card: str, name: str, ram: float, disk: float, cores: int) -> Har
 
 def _apple(name: str) -> Hardware:
     memory, tflops, bandwidth = APPLE[name]
-    # macOS lets the GPU have about three quarters.
+    # macOS limits the GPU to about three quarters of the memory.
     return Hardware(
         device="mps",
         name=name,
@@ -218,7 +238,7 @@ def _from_numbers(given: Mapping[str, Any]) -> Hardware:
     if device not in ("cuda", "mps", "cpu"):
         raise unknown_choice("device", device, ("cuda", "mps", "cpu"))
     total = float(given.get("vram_gib", 0.0))
-    # A card that nobody named is taken for a middling one of its time.
+    # An unnamed card is assumed to be of medium speed for its generation.
     base = Hardware(
         device=str(device),
         name=f"a card of {total:g} GiB" if device == "cuda" else "CPU" if device == "cpu" else "Apple GPU",
@@ -235,3 +255,129 @@ def _from_numbers(given: Mapping[str, Any]) -> Hardware:
         rest["capability"] = tuple(rest["capability"])
         rest.setdefault("bf16", rest["capability"] >= (8, 0))
     return dataclasses.replace(base, **rest)
+
+
+def detect() -> Hardware:
+    """The machine this process runs on. Nothing is cached, since free memory changes."""
+    import torch
+
+    ram, disk = available_ram(), free_disk()
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        allocated = torch.cuda.memory_allocated()
+        free += torch.cuda.memory_reserved() - allocated  # cached by this process and unused
+        if hasattr(torch.cuda, "get_per_process_memory_fraction"):
+            free = min(free, int(torch.cuda.get_per_process_memory_fraction() * total) - allocated)
+        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        card = _card_from_driver(name)
+        units = torch.cuda.get_device_properties(0).multi_processor_count
+        return Hardware(
+            device="cuda",
+            name=name,
+            vram_gib=free / GIB,
+            ram_gib=ram,
+            cores=available_cores(),
+            # is_bf16_supported() also counts emulation, which is too slow to use.
+            bf16=capability >= (8, 0),
+            disk_gib=disk,
+            capability=capability,
+            tflops=card.tflops if card else _estimate_tflops(capability, units),
+            bandwidth=card.bandwidth if card else 400.0,
+            pcie=card.pcie if card else 10.0,
+        )
+    if torch.backends.mps.is_available():  # shared memory
+        return Hardware(
+            device="mps",
+            name="Apple GPU",
+            vram_gib=ram,
+            ram_gib=ram,
+            cores=available_cores(),
+            disk_gib=disk,
+            tflops=5.0,
+            bandwidth=150.0,
+        )
+    return Hardware(
+        device="cpu",
+        name="CPU",
+        vram_gib=0.0,
+        ram_gib=ram,
+        cores=available_cores(),
+        disk_gib=disk,
+        tflops=CORE_TFLOPS * available_cores(),
+    )
+
+
+def available_cores(quota: Path = CPU_QUOTA) -> int:
+    """The number of CPU cores this process may use, within its affinity and its container's quota, rounded up."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        microseconds, period = quota.read_text().split()
+        return max(1, min(allowed, -(-int(microseconds) // int(period))))  # "max" raises ValueError: no limit
+    except (OSError, ValueError, ZeroDivisionError):
+        return max(1, allowed)
+
+
+def _card_from_driver(name: str) -> Card | None:
+    """The card of a driver's name: "NVIDIA GeForce RTX 4090" is "rtx-4090"."""
+    words = re.sub(r"nvidia|geforce|tesla|-sxm\d?|-pcie", " ", name.lower())
+    flat = re.sub(r"[\s-]+", "-", words).strip("-")
+    if flat in CARDS:
+        return CARDS[flat]
+    # "rtx-4060-ti" is a prefix of a key; "rtx-pro-6000-blackwell" has a key as its prefix.
+    fits = [key for key in CARDS if key.startswith(f"{flat}-")] or [key for key in CARDS if flat.startswith(f"{key}-")]
+    return CARDS[max(fits, key=len)] if fits else None
+
+
+def _estimate_tflops(capability: tuple[int, int], units: int) -> float:
+    """TFLOP/s from the number of multiprocessors, for a card that is not in the table."""
+    per_unit = {7: 0.5, 8: 0.65, 9: 3.0, 10: 4.3, 12: 0.86}.get(capability[0], 0.2)
+    return units * (1.39 if capability == (8, 0) else 0.9 if capability == (8, 9) else per_unit)
+
+
+def free_disk() -> float:
+    """Free GiB on the disk of the hub's cache, which may not exist yet."""
+    from huggingface_hub import constants
+
+    place = Path(constants.HF_HUB_CACHE)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    return shutil.disk_usage(place).free / GIB
+
+
+def available_ram(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """GiB of main memory this process can still allocate, within the limits of its container or job.
+
+    Arguments:
+        cgroups: the folder of Linux's control groups.
+        own: the file that lists the groups of this process; limits of the groups above them apply too.
+    """
+    import psutil
+
+    free = float(psutil.virtual_memory().available)
+    for group in _groups(cgroups, own):
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            try:
+                ceiling = int((group / limit).read_text())  # "max" raises ValueError: no limit
+                cached = re.search(
+                    r"^(?:total_)?inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE
+                )
+                taken = int((group / used).read_text()) - (int(cached[1]) if cached else 0)
+            except (OSError, ValueError):
+                continue
+            free = min(free, max(0, ceiling - taken))
+    return free / GIB
+
+
+def _groups(cgroups: Path, own: Path) -> list[Path]:
+    """Folders of the memory groups of this process, of cgroup v1 and v2, the outermost first."""
+    roots, groups = {"": cgroups, "memory": cgroups / "memory"}, [cgroups, cgroups / "memory"]
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return groups
+    for line in lines:
+        _, controllers, place = line.split(":", 2) if line.count(":") >= 2 else ("", "none", "")
+        for name in controllers.split(","):
+            parts = Path(place.lstrip("/")).parts if name in roots else ()
+            groups += [roots[name].joinpath(*parts[: i + 1]) for i in range(len(parts)) if ".." not in parts]
+    return groups

@@ -1,6 +1,6 @@
-"""What a FLUX-shaped model is made of: weights by part and arithmetic per picture, counted from its configuration.
+"""Model size: number of weights by part, and arithmetic per evaluation, computed from the configuration files.
 
-Nothing is loaded and nothing imported: a plan is made before 34 GB are fetched.
+No weights are loaded and no model library is imported, so that a plan is made before 34 GB are downloaded.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from fluxnb.errors import StorageError
 
-__all__ = ["FLUX", "Anatomy", "anatomy_of", "counted"]
+__all__ = ["FLUX1", "ModelSize", "flux1_size", "model_size_of"]
 
 # The configurations of FLUX.1-schnell; dev differs in `guidance_embeds` alone.
-FLUX: dict[str, dict[str, Any]] = {
+FLUX1: dict[str, dict[str, Any]] = {
     "transformer": {
         "num_layers": 19,
         "num_single_layers": 38,
@@ -40,17 +40,18 @@ VAE_WEIGHTS = 83_819_683
 
 
 @dataclass(frozen=True, kw_only=True)
-class Anatomy:
-    """Weights of each part, and the arithmetic of one evaluation.
+class ModelSize:
+    """Numbers of weights by part, and the shape of the transformer.
 
     Arguments:
-        modulation: weights of the transformer's adaLN layers, which tables replace.
-        blocks: weights of the blocks' linear layers, which quantisation makes smaller.
+        modulation: weights of the transformer's adaLN layers, which the adaLN cache replaces.
+        blocks: weights of the linear layers in the blocks, which quantization makes smaller.
         rest: the transformer's other weights.
         t5, clip, vae: weights of the other components.
-        layer: the largest single layer of the transformer outside modulation, and of the text encoders.
-        width: of the transformer's stream.
-        depth: its blocks.
+        layer: weights of the transformer's largest layer outside modulation.
+        text_layer: weights of the largest layer of the text encoders.
+        width: features of a token in the transformer.
+        depth: number of blocks.
     """
 
     modulation: int
@@ -80,11 +81,16 @@ class Anatomy:
         return float(linear + 4 * self.depth * self.width * tokens**2)
 
 
-def counted(configs: Mapping[str, Mapping[str, Any]] = FLUX, *, vae: int = VAE_WEIGHTS) -> Anatomy:
-    """Count from the configurations of "transformer", "text_encoder" and "text_encoder_2".
+def flux1_size(configs: Mapping[str, Mapping[str, Any]] = FLUX1, *, vae: int = VAE_WEIGHTS) -> ModelSize:
+    """The size of a model with FLUX.1's architecture; that of FLUX.1-schnell by default.
+
+    Arguments:
+        configs: the configurations of "transformer", "text_encoder" and "text_encoder_2".
+        vae: weights of the VAE.
+
 
     Example:
-        >>> counted().transformer, counted().modulation
+        >>> flux1_size().transformer, flux1_size().modulation
         (11891178560, 3247448064)
     """
     t = configs["transformer"]
@@ -113,7 +119,7 @@ def counted(configs: Mapping[str, Mapping[str, Any]] = FLUX, *, vae: int = VAE_W
     hidden, middle = int(clip["hidden_size"]), int(clip["intermediate_size"])
     clip_block = 4 * _linear(hidden, hidden) + _linear(hidden, middle) + _linear(middle, hidden) + 4 * hidden
     words = int(clip["vocab_size"]) + int(clip["max_position_embeddings"])
-    return Anatomy(
+    return ModelSize(
         modulation=modulation,
         blocks=double * 2 * stream + single * alone,
         rest=rest,
@@ -127,18 +133,22 @@ def counted(configs: Mapping[str, Mapping[str, Any]] = FLUX, *, vae: int = VAE_W
     )
 
 
-def anatomy_of(folder: Path, parts: Mapping[str, Path] | None = None) -> Anatomy:
-    """Count a model in diffusers' layout; its VAE by the size of its file.
+def model_size_of(folder: Path, parts: Mapping[str, Path] | None = None) -> ModelSize:
+    """The size of a model in diffusers' layout; that of the VAE is estimated from its file.
+
+    Arguments:
+        parts: components that are in another folder.
+
 
     Raises:
-        StorageError: a configuration is missing or says too little.
+        StorageError: a configuration is missing or incomplete.
     """
-    places = {name: (parts or {}).get(name, folder / name) for name in (*FLUX, "vae")}
+    places = {name: (parts or {}).get(name, folder / name) for name in (*FLUX1, "vae")}
     try:
-        configs = {name: json.loads((places[name] / "config.json").read_text(encoding="utf-8")) for name in FLUX}
+        configs = {name: json.loads((places[name] / "config.json").read_text(encoding="utf-8")) for name in FLUX1}
         stored = sum(path.stat().st_size for path in places["vae"].glob("*.safetensors"))
-        # Stored in 4 or 2 bytes a weight; a VAE is small enough for the difference not to matter to a plan.
-        return counted(configs, vae=stored // 2 or VAE_WEIGHTS)
+        # Stored in 4 or 2 bytes per weight; the VAE is small enough for a plan not to depend on it.
+        return flux1_size(configs, vae=stored // 2 or VAE_WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise StorageError(
             f"the configurations in {folder} ({type(problem).__name__}: {problem})",

@@ -1,57 +1,73 @@
-"""The Plan: a preset with its numbers, how it shows itself, and what it says when the GPU is too small after all."""
+"""plan(): the preset for a model and a machine, what it requires, and why the others were refused.
+
+A plan is made before anything is downloaded.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import html
-from collections.abc import Iterator
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from fluxnb.errors import RunError, validates_own_input
-from fluxnb.planning.hardware import Hardware
-from fluxnb.planning.presets import Needs, Preset
+from fluxnb.checkpoints import hub
+from fluxnb.checkpoints import sources as weights
+from fluxnb.errors import RunError, unknown_choice, validates_own_input
+from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
+from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of
+from fluxnb.planning.presets import PRESETS, Preset, Requirements, Workload, requirements
 from fluxnb.units import duration
 
-__all__ = ["Option", "Plan", "memory_told"]
+__all__ = ["Option", "Plan", "convert_out_of_memory", "is_large", "plan"]
+
+OFFLOAD_ABOVE = 0.8  # share of the GPU from which quantized blocks move to main memory during decoding
+LARGE = 10**9  # weights from which a model computes in 16 bits and is assembled part by part
+TINY = ModelSize(
+    modulation=0, blocks=10**7, rest=0, t5=10**6, clip=10**6, vae=10**6, layer=10**5, text_layer=10**5, width=192,
+    depth=9,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One preset on one machine: what it needs, and why not it ("" where it fits)."""
+    """One preset on one machine: what it requires, and why it was refused ("" where it fits)."""
 
     preset: Preset
-    needs: Needs
+    requirements: Requirements
     refused: str = ""
 
     @property
     def cost(self) -> float:
-        """Seconds of a picture as a person feels them."""
-        return self.needs.seconds * self.preset.patience
+        """Predicted seconds for a picture times the preset's penalty. The plan takes the option of the lowest cost."""
+        return self.requirements.seconds * self.preset.penalty
 
 
 @validates_own_input
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which preset, what it needs, why it was chosen, and why the others were not.
+    """A preset for a model on a machine, what it requires, and why the others were refused.
 
     Arguments:
         preset: one of `fluxnb.planning.presets.PRESETS`, or "as given".
         device: "cuda", "mps" or "cpu".
         vram_gib: predicted peak on the accelerator, from the prompt to the picture.
-        ram_gib: predicted main memory, the disk's cache not counted.
-        exact: True if the numbers are those of the plain model.
-        why: one sentence.
+        ram_gib: predicted main memory, without the page cache.
+        exact: True if the results equal those of the plain model.
+        why: why this preset was chosen.
         refused: the presets that do not fit, and why.
-        disk_gib, download_gib: room for the files, and what of them has to be fetched.
-        seconds: predicted for a picture of a known prompt; `prompt_seconds` come on top for a new one.
-        dtype: what is computed in.
-        park: whether part of the transformer waits in main memory during decoding.
-        keep: whether what is read again for each new prompt is kept in main memory.
-        model, machine: what was planned for what.
-        options: every preset with its numbers.
-        fast: what `fast` gave, where it was asked for.
+        disk_gib, download_gib: size of the files, and how much of it is not in the cache.
+        seconds: predicted for a picture of an encoded prompt; a new prompt adds `prompt_seconds`.
+        dtype: number format of the computation.
+        offload_blocks: whether part of the transformer moves to main memory during decoding.
+        cache_weights: whether weights that each new prompt reads are cached in main memory.
+        model, machine: what the plan was made for.
+        options: every preset with its requirements.
+        fast: the measurements of `fast`, where it was requested.
     """
 
     preset: str
@@ -66,8 +82,8 @@ class Plan:
     seconds: float = 0.0
     prompt_seconds: float = 0.0
     dtype: str = "float32"
-    park: bool = False
-    keep: bool = False
+    offload_blocks: bool = False
+    cache_weights: bool = False
     model: str = ""
     machine: Hardware | None = None
     options: tuple[Option, ...] = ()
@@ -75,12 +91,12 @@ class Plan:
 
     @property
     def next_smaller(self) -> str:
-        """The preset to try when this one runs out of memory: the quickest that needs a fifth less; "" if none does."""
-        less = [each for each in self.options if not each.refused and each.needs.vram_gib < 0.8 * self.vram_gib]
+        """The fastest preset that requires at most 80 % of this one's GPU memory; "" if there is none."""
+        less = [each for each in self.options if not each.refused and each.requirements.vram_gib < 0.8 * self.vram_gib]
         return min(less, key=lambda option: option.cost).preset.name if less else ""
 
     def out_of_memory(self, given: str) -> RunError:
-        """The error for a GPU that was too small after all; names the preset to try next."""
+        """The error for a computation that ran out of GPU memory; it names the preset to try next."""
         smaller = self.next_smaller
         return RunError(
             f"{given} ({self.preset}) ran out of GPU memory",
@@ -121,21 +137,25 @@ class Plan:
         return f"computes in {self.dtype}, {exact}; {fetch}; a new prompt adds about {duration(self.prompt_seconds)}"
 
     def _row(self, option: Option) -> tuple[str, ...]:
-        need, mark = option.needs, "→" if option.preset.name == self.preset else ""
+        required, mark = option.requirements, "→" if option.preset.name == self.preset else ""
         return (
             mark,
             option.preset.name,
-            f"{need.vram_gib:.1f} GiB" if need.vram_gib else "-",
-            f"{need.ram_gib:.0f} GiB",
-            duration(need.seconds),
+            f"{required.vram_gib:.1f} GiB" if required.vram_gib else "-",
+            f"{required.ram_gib:.0f} GiB",
+            duration(required.seconds),
             "exact" if option.preset.exact else "lossy",
-            f"no: {option.refused}" if option.refused else option.preset.says,
+            f"no: {option.refused}" if option.refused else option.preset.description,
         )
 
 
 @contextlib.contextmanager
-def memory_told(plan: Plan, given: str) -> Iterator[None]:
-    """Tell of a GPU that is too small in our words, and give its memory back."""
+def convert_out_of_memory(plan: Plan, given: str) -> Iterator[None]:
+    """Convert a CUDA out-of-memory error into RunError and free cached memory.
+
+    Arguments:
+        given: what ran out of memory, the first part of the error.
+    """
     import torch
 
     failure: RunError | None = None
@@ -143,7 +163,228 @@ def memory_told(plan: Plan, given: str) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError:
         failure = plan.out_of_memory(given)
-    if failure is not None:  # outside the except: a traceback would hold on to the tensors
+    if failure is not None:  # outside the except block, whose traceback holds references to tensors
         gc.collect()
         torch.cuda.empty_cache()
         raise failure
+
+
+@validates_own_input
+def plan(
+    model: str | Path = "pocket",
+    hardware: Hardware | str | Mapping[str, Any] | None = None,
+    *,
+    preset: str = "auto",
+    size: int | None = None,
+) -> Plan:
+    """Choose the preset for a model on this machine or a described one, before anything is downloaded.
+
+    The fastest preset that fits is chosen. An exact preset is preferred to a lossy one unless it takes much longer:
+    1.6 times as long as 8 bits, 2.5 times as long as 4 bits.
+
+    Arguments:
+        model: a name, a folder, or a hub id, of which the configuration is downloaded.
+        hardware: a name such as "colab-t4" or "rtx-3060-12gb", "12gb/32gb", a mapping such as {"vram_gib": 12}, or a
+            Hardware; None for this machine.
+        preset: one of `fluxnb.planning.presets.PRESETS`, to plan that preset or learn why it does not fit.
+        size: of the pictures in pixels; 1024, or 128 for pocket, by default.
+
+    Raises:
+        InputError: unknown preset or hardware.
+        RunError: the requested preset, or every preset, requires more than there is.
+
+    Example:
+        >>> plan("schnell", "rtx-4090").preset
+        'lean'
+    """
+    machine = detect() if hardware is None else describe_hardware(hardware)
+    if preset != "auto" and preset not in PRESETS:
+        raise unknown_choice("preset", preset, ("auto", *PRESETS))
+    model = weights.expanded(model)
+    model_size = _model_size(model)
+    downloaded = _downloaded_gib(model) if hardware is None else 0.0
+    request = _Request(
+        model=model_size,
+        machine=machine,
+        workload=_workload(model_size, size),
+        preset=preset,
+        this_machine=hardware is None,
+        free_disk=machine.disk_gib + downloaded if _from_hub(model) else math.inf,
+    )
+    options = tuple(request.option(each) for each in PRESETS.values())
+    fits = [option for option in options if not option.refused and preset in ("auto", option.preset.name)]
+    refused = tuple((option.preset.name, option.refused) for option in options if option.refused)
+    if not fits:
+        raise _nothing_fits(f"{model}", request, options)
+    best = min(fits, key=lambda option: option.cost)
+    return Plan(
+        preset=best.preset.name,
+        device="cpu" if best.preset.name == "cpu" else machine.device,
+        vram_gib=best.requirements.vram_gib,
+        ram_gib=best.requirements.ram_gib,
+        exact=best.preset.exact,
+        why=_why(best, fits, options, preset),
+        refused=refused,
+        disk_gib=best.requirements.disk_gib,
+        download_gib=max(0.0, best.requirements.disk_gib - downloaded) if _from_hub(model) else 0.0,
+        seconds=best.requirements.seconds,
+        prompt_seconds=best.requirements.prompt_seconds,
+        dtype=natural_dtype(
+            machine.without_accelerator if best.preset.name == "cpu" else machine, is_large(model_size)
+        ),
+        offload_blocks=best.requirements.offload_blocks,
+        cache_weights=best.requirements.cache_weights,
+        model=str(model) if not Path(str(model)).is_absolute() else Path(str(model)).name,
+        machine=machine,
+        options=options,
+    )
+
+
+def is_large(model: ModelSize) -> bool:
+    """Whether a model computes in 16 bits and is assembled part by part."""
+    return model.total >= LARGE
+
+
+def natural_dtype(machine: Hardware, large: bool) -> str:
+    """The number format of a model on a machine where none is requested."""
+    if not large:
+        return "float32"
+    return "bfloat16" if machine.bf16 or machine.device != "cuda" else "float16"
+
+
+def _workload(model: ModelSize, size: int | None) -> Workload:
+    if is_large(model):
+        return Workload(size=size or 1024)
+    return Workload(size=size or 128, text=48, bytes=4)
+
+
+def _model_size(model: str | Path) -> ModelSize:
+    if str(model) in ("pocket", "pocket-base") and not isinstance(model, Path):
+        return model_size_of(weights.POCKET / "base") if (weights.POCKET / "base").is_dir() else TINY
+    folder = Path(str(model))
+    if (folder / "transformer" / "config.json").is_file():
+        return model_size_of(folder)
+    if str(model) in weights.HUB or weights.HUB.get("schnell") == str(model):
+        return flux1_size()
+    return model_size_of(hub.configurations(str(model))) if _from_hub(model) else TINY
+
+
+def _from_hub(model: str | Path) -> bool:
+    return str(model) in weights.HUB or (isinstance(model, str) and model.count("/") == 1 and not Path(model).exists())
+
+
+def _downloaded_gib(model: str | Path) -> float:
+    """GiB of this model in the hub's cache."""
+    from huggingface_hub import constants
+
+    repo = weights.HUB.get(str(model), str(model)).replace("/", "--")
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo}" / "blobs"
+    return sum(path.stat().st_size for path in blobs.glob("*") if path.is_file()) / GIB if blobs.is_dir() else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """What a plan is made for.
+
+    Arguments:
+        preset: the one that was requested, or "auto".
+        this_machine: False for a described machine, on which any library may be installed.
+        free_disk: GiB for the files of the model, those that are downloaded already included.
+    """
+
+    model: ModelSize
+    machine: Hardware
+    workload: Workload
+    preset: str
+    this_machine: bool
+    free_disk: float
+
+    def option(self, preset: Preset) -> Option:
+        """A preset with its requirements and the reason to refuse it."""
+        machine = self.machine.without_accelerator if preset.name == "cpu" else self.machine
+        required = requirements(preset, self.model, machine, self.workload)
+        # Compiled code cannot follow weights that move.
+        may_offload = preset.storage != "plain" and not preset.compiled and machine.device == "cuda"
+        if may_offload and required.vram_gib > OFFLOAD_ABOVE * machine.vram_gib:
+            required = requirements(preset, self.model, machine, self.workload, offload_blocks=True)
+        return Option(preset=preset, requirements=required, refused=self.refusal(preset, required, machine))
+
+    def refusal(self, preset: Preset, required: Requirements, machine: Hardware) -> str:
+        """Why a preset cannot be chosen; "" where it can."""
+        if required.disk_gib > self.free_disk:
+            return f"needs {required.disk_gib:.0f} GiB of disk, {self.free_disk:.0f} are free"
+        if preset.name == "cpu":
+            # pocket is small enough to be started whatever the free memory.
+            return _too_little_memory(preset, required, machine) if is_large(self.model) else ""
+        if machine.device == "cpu":
+            # Most presets also work on a CPU, where they save nothing; they are available on request.
+            works = self.preset == preset.name and preset.offload in ("", "leaf") and not preset.compiled
+            return "" if works else "there is no GPU"
+        return (
+            self._unsupported(preset, machine)
+            or _too_little_memory(preset, required, machine)
+            or self._missing_library(preset)
+        )
+
+    def _unsupported(self, preset: Preset, machine: Hardware) -> str:
+        if machine.device not in preset.devices:
+            return "on Apple the GPU's memory is the main memory" if preset.offload else "needs a CUDA card"
+        if machine.device == "cuda" and machine.capability < (7, 0):
+            version = ".".join(map(str, machine.capability))
+            return f"PyTorch's builds have no kernels for capability {version} now"
+        if not is_large(self.model) and preset.name not in (self.preset, "resident"):
+            return "the model is small"
+        if preset.storage == "fp8-rows" and not machine.float8:
+            return "needs 8-bit matrix units (capability 8.9)"
+        if preset.storage == "int8" and machine.capability < (8, 0):
+            return "needs 8-bit matrix units and a compiler for them (capability 8.0)"
+        return ""
+
+    def _missing_library(self, preset: Preset) -> str:
+        if self.this_machine and preset.library and importlib.util.find_spec(preset.library) is None:
+            return f"needs pip install {preset.library}"
+        return ""
+
+
+def _too_little_memory(preset: Preset, required: Requirements, machine: Hardware) -> str:
+    if preset.name != "cpu" and required.vram_gib > machine.vram_gib:
+        return f"needs {required.vram_gib:.1f} GiB on the GPU, {machine.vram_gib:.1f} are free"
+    if required.ram_gib > machine.ram_gib and required.ram_gib > 4:
+        return f"needs {required.ram_gib:.0f} GiB of RAM, {machine.ram_gib:.1f} are free"
+    return ""
+
+
+def _why(best: Option, fits: list[Option], options: tuple[Option, ...], requested: str) -> str:
+    if requested != "auto":
+        return "requested"
+    if len(fits) == 1:
+        return "the only one that fits"
+    faster = [
+        each for each in fits if each.requirements.seconds < best.requirements.seconds and not each.preset.compiled
+    ]
+    if best.preset.exact and faster:
+        return "exact, and nearly as fast as the lossy ones that fit"
+    if best.preset.exact:
+        return "exact, and the fastest that fits"
+    exact = [option for option in fits if option.preset.exact]
+    if exact:
+        slower = min(option.requirements.seconds for option in exact) / best.requirements.seconds
+        return f"the exact ones that fit take {slower:.0f} times as long"
+    return "no exact one fits"
+
+
+def _nothing_fits(name: str, request: _Request, options: tuple[Option, ...]) -> RunError:
+    machine, preset = request.machine, request.preset
+    given = f"{name} on {machine.name} ({machine.vram_gib:.0f} GiB free there, {machine.ram_gib:.0f} GiB of RAM)"
+    least = min(option.requirements.disk_gib for option in options)
+    if least > request.free_disk:
+        return RunError(
+            given,
+            f"at least {least:.0f} GiB have to be downloaded and {request.free_disk:.0f} GiB of disk are free",
+            'set HF_HOME to a larger disk, or try fnb.load("pocket")',
+        )
+    reasons = {option.preset.name: option.refused for option in options if option.refused}
+    if preset != "auto":
+        return RunError(given, f"{preset}: {reasons[preset]}", 'leave preset out, or try fnb.load("pocket")')
+    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return RunError(given, f"no preset fits ({listed})", 'free some memory, or try fnb.load("pocket")')

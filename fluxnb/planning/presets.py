@@ -1,6 +1,6 @@
-"""The ways to hold a model in memory, as values, and what each will need: memory, disk and seconds.
+"""Offload presets, and the memory, disk space and seconds that each requires.
 
-A new preset is one line of `PRESETS`.
+A new preset is one entry of `PRESETS`.
 """
 
 from __future__ import annotations
@@ -8,48 +8,59 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluxnb.planning.hardware import GIB, Hardware
-from fluxnb.planning.model_size import Anatomy
+from fluxnb.planning.model_size import ModelSize
 
-__all__ = ["BYTES", "PRESETS", "Needs", "Preset", "course", "needs", "stages"]
+__all__ = [
+    "PRESETS",
+    "WEIGHT_BYTES",
+    "Preset",
+    "Requirements",
+    "Workload",
+    "memory_by_stage",
+    "memory_timeline",
+    "requirements",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One way to hold a model.
+    """One way to hold a model in memory.
 
     Arguments:
-        says: one clause for people.
-        text: where the text encoders are: "resident"; "by layer", read and let go layer by layer; "offloaded".
-        tables: whether adaLN tables stand for the modulation layers.
-        storage: how the blocks' weights are stored, see `fluxnb.runtime.quantisation`.
-        offload: "" keeps the transformer on the device; "leaf" streams it through from page-locked memory, "mapped"
-            from the disk's cache; "model" and "sequential" are diffusers' offloads.
-        devices: where it makes sense.
-        patience: how many times longer than this one a person would wait for an exact preset; long for those that
-            are compiled for minutes first, so that they are chosen by hand.
-        library: what has to be installed beside diffusers.
-        compiled: whether it is only worth having compiled.
+        name: as in `fnb.load(preset=...)`.
+        description: one clause, printed in a plan.
+        text_encoders: "resident" on the device; "by layer", each layer read for its call; or "offloaded" by diffusers.
+        adaln_cache: whether the adaLN cache replaces the modulation layers.
+        storage: how the weights of the blocks are stored, see `fluxnb.runtime.quantisation`.
+        offload: "" for a transformer on the device; "leaf" streams it from page-locked memory and "mapped" from the
+            page cache; "model" and "sequential" are the offloads of diffusers.
+        devices: where the preset is available.
+        penalty: factor on the predicted seconds when presets are compared, see `Option.cost`. It is 1 for exact
+            presets. A lossy preset with penalty 1.6 is chosen only if every exact one takes 1.6 times as long. Presets
+            that compile for minutes have 5, so that they are chosen by hand.
+        library: the package that is required in addition to diffusers.
+        compiled: whether the preset is always compiled.
     """
 
     name: str
-    says: str
-    text: str = "by layer"
-    tables: bool = True
+    description: str
+    text_encoders: str = "by layer"
+    adaln_cache: bool = True
     storage: str = "plain"
     offload: str = ""
     devices: tuple[str, ...] = ("cuda",)
-    patience: float = 1.0
+    penalty: float = 1.0
     library: str = ""
     compiled: bool = False
 
     @property
     def gguf(self) -> str:
-        """The kind of GGUF file that holds the transformer, as files are named; "" where it is the model's own."""
+        """The type of GGUF file that holds the transformer, as in file names; "" for safetensors."""
         return {"gguf-q8": "Q8_0", "gguf-q4": "Q4_K_S"}.get(self.storage, "")
 
     @property
     def exact(self) -> bool:
-        """Whether every number is that of the plain model."""
+        """Whether the results equal those of the plain model."""
         return self.storage == "plain"
 
 
@@ -57,37 +68,38 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            name="resident", says="everything on the device", text="resident", tables=False, devices=("cuda", "mps")
+            name="resident", description="everything on the device", text_encoders="resident", adaln_cache=False,
+            devices=("cuda", "mps"),
         ),
-        Preset(name="lean", says="adaLN tables for 3.2 billion weights", devices=("cuda", "mps")),
-        Preset(name="lean-fp8", says="and 8-bit storage, computed in 16", storage="fp8", patience=1.6),
+        Preset(name="lean", description="an adaLN cache in place of 3.2 billion weights", devices=("cuda", "mps")),
+        Preset(name="lean-fp8", description="and 8-bit storage, computed in 16", storage="fp8", penalty=1.6),
         Preset(
-            name="lean-fp8-rows", says="and 8-bit arithmetic, compiled", storage="fp8-rows", patience=5.0,
+            name="lean-fp8-rows", description="and 8-bit arithmetic, compiled", storage="fp8-rows", penalty=5.0,
             library="torchao", compiled=True,
         ),
         Preset(
-            name="lean-int8", says="and 8-bit integer arithmetic, compiled", storage="int8", patience=5.0,
+            name="lean-int8", description="and 8-bit integer arithmetic, compiled", storage="int8", penalty=5.0,
             library="torchao", compiled=True,
         ),
-        Preset(name="lean-nf4", says="and 4-bit storage", storage="nf4", patience=2.5, library="bitsandbytes"),
-        Preset(name="gguf-q8", says="a GGUF file of 12.7 GB", storage="gguf-q8", patience=1.6, library="gguf"),
-        Preset(name="gguf-q4", says="a GGUF file of 6.8 GB", storage="gguf-q4", patience=2.5, library="gguf"),
-        Preset(name="stream", says="layers come from main memory as they run", offload="leaf"),
-        Preset(name="stream-mapped", says="layers come from the disk's cache as they run", offload="mapped"),
+        Preset(name="lean-nf4", description="and 4-bit storage", storage="nf4", penalty=2.5, library="bitsandbytes"),
+        Preset(name="gguf-q8", description="a GGUF file of 12.7 GB", storage="gguf-q8", penalty=1.6, library="gguf"),
+        Preset(name="gguf-q4", description="a GGUF file of 6.8 GB", storage="gguf-q4", penalty=2.5, library="gguf"),
+        Preset(name="stream", description="layers are streamed from main memory", offload="leaf"),
+        Preset(name="stream-mapped", description="layers are streamed from the page cache", offload="mapped"),
         Preset(
-            name="model-offload", says="diffusers' recipe: one part at a time", text="offloaded", tables=False,
-            offload="model",
+            name="model-offload", description="diffusers' offload of one model at a time", text_encoders="offloaded",
+            adaln_cache=False, offload="model",
         ),
         Preset(
-            name="sequential-offload", says="diffusers' recipe: one layer at a time", text="offloaded", tables=False,
-            offload="sequential",
+            name="sequential-offload", description="diffusers' offload of one layer at a time",
+            text_encoders="offloaded", adaln_cache=False, offload="sequential",
         ),
-        Preset(name="cpu", says="weights read from the disk's cache", devices=("cuda", "mps", "cpu")),
+        Preset(name="cpu", description="weights are read from the page cache", devices=("cuda", "mps", "cpu")),
     )
 }  # fmt: skip
 
-# Bytes a weight of the blocks takes; NF4 has a scale for 64 weights in 8 bits, and one for 256 scales in 32.
-BYTES = {
+# Bytes per weight of the blocks. NF4 has an 8-bit scale per 64 weights, and a 32-bit scale per 256 of those.
+WEIGHT_BYTES = {
     "plain": 2.0,
     "fp8": 1.0,
     "int8": 1.0 + 2 / 3072,
@@ -98,42 +110,75 @@ BYTES = {
 }
 
 # Measured on an H200 at 1024 px, 4096 + 256 tokens, bfloat16 (see tests/benchmarks/results).
-ACTIVATIONS = 0.44 * GIB / 4352 / 3072  # bytes a token and unit of width, weights and text apart
-DECODING = 2.42 * GIB / 1024**2  # bytes a pixel
+ACTIVATIONS = 0.44 * GIB / 4352 / 3072  # bytes per token and unit of width
+DECODING = 2.42 * GIB / 1024**2  # bytes per pixel
 DECODING_COMPILED = 1.33 * GIB / 1024**2  # the same, compiled in channels-last; measured on an H100
-DECODE_FLOP = 10.47e12 / 1024**2  # a pixel; the decoder reaches 0.29 of the transformer's rate
-DECODE_RATE = 0.29
-DECODE_COMPILED = 0.42  # of the time, on an H100, where one compiled evaluation takes these shares of a plain one:
+DECODE_FLOP = 10.47e12 / 1024**2  # per pixel
+DECODE_RATE = 0.29  # of the transformer's FLOP/s
+DECODE_COMPILED = 0.42  # of the plain time, on an H100
+# The time of a compiled evaluation as a share of a plain one, on an H100.
 COMPILED = {"int8": 0.82, "fp8-rows": 0.54}
-# The GGUF rows from seconds published for an H100 (huggingface/blog, "Exploring Quantization Backends").
-CAST = {
+# Bytes of memory traffic per weight for converting the storage format to the compute format. Those of GGUF are from
+# seconds published for an H100 (huggingface/blog, "Exploring Quantization Backends").
+CAST_BYTES = {
     "fp8": 158e9 / 8.6e9,
     "nf4": 64e9 / 8.6e9,
     "gguf-q8": 23.0,
     "gguf-q4": 82.0,
-}  # bytes of traffic a weight that undoing the storage costs
-PAGEABLE = 2.5  # GB/s both ways of diffusers' model offload, which moves memory that is not page-locked: 1.8 to 3.4
-READING = 2.5  # GB/s from the disk's cache to the device, tensor by tensor; the best host measured reached 7
-COPYING = 1.5  # GB/s a core from the disk's cache to page-locked memory, while the device computes: 25 by 16 cores
-PINNED = 1.7  # page-locked blocks are rounded up to powers of two: the transformer's, and
-KEPT = 1.35  # those of the text encoders and the modulation layers
-SPARE = 16.0  # GiB that a machine has left before anything is kept that need not be
-PARKED = 0.25  # of the transformer, while the decoder runs
+}
+PAGEABLE = 2.5  # GB/s of diffusers' offloads, whose memory is not page-locked; measured 1.8 to 3.4
+READING = 2.5  # GB/s from the page cache to the device, tensor by tensor; up to 7 were measured
+COPYING = 1.5  # GB/s per core from the page cache to page-locked memory during computation; 25 with 16 cores
+# Page-locked blocks are rounded up to powers of two.
+PINNED_TRANSFORMER = 1.7
+PINNED_CACHE = 1.35  # text encoders and modulation layers
+SPARE_RAM = 16.0  # GiB that must remain free for weights to be cached in main memory
+OFFLOADED_SHARE = 0.25  # of the transformer, during decoding
 PYTHON = 3.0  # GiB of main memory for the libraries and the CUDA context
 
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
-    """What a preset takes for one model at one size.
+class Workload:
+    """The pictures a plan is made for.
 
     Arguments:
-        vram_gib: the peak on the device, from the prompt to the picture.
-        ram_gib: main memory that cannot be given back; the disk's cache comes on top and may go at any time.
-        disk_gib: of the downloaded files; as much is downloaded.
-        seconds: a picture of a prompt that is known.
-        prompt_seconds: in addition, for a new prompt.
-        park: whether part of the transformer has to wait in main memory during decoding.
-        keep: whether there is room to keep in main memory what is read again for each new prompt.
+        size: height and width in pixels.
+        steps: denoising steps.
+        text: T5 tokens.
+        bytes: of a weight that is not quantized: 2, or 4 for float32.
+    """
+
+    size: int = 1024
+    steps: int = 4
+    text: int = 256
+    bytes: int = 2
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the transformer, image and text together."""
+        return (self.size // 16) ** 2 + self.text
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a picture."""
+        return self.size**2
+
+
+FULL_SIZE = Workload()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirements:
+    """Predicted memory, disk space and seconds of a preset for one model, machine and workload.
+
+    Arguments:
+        vram_gib: peak on the accelerator, from the prompt to the picture.
+        ram_gib: main memory, without the page cache of the operating system.
+        disk_gib: size of the downloaded files.
+        seconds: for a picture of a prompt that is already encoded.
+        prompt_seconds: added by a new prompt.
+        offload_blocks: whether part of the transformer moves to main memory during decoding.
+        cache_weights: whether main memory is large enough to cache what is read again for each new prompt.
     """
 
     vram_gib: float
@@ -141,142 +186,144 @@ class Needs:
     disk_gib: float
     seconds: float
     prompt_seconds: float
-    park: bool = False
-    keep: bool = False
+    offload_blocks: bool = False
+    cache_weights: bool = False
 
 
-def needs(
-    preset: Preset, model: Anatomy, machine: Hardware, *, size: int = 1024, steps: int = 4, text: int = 256,
-    bytes_each: int = 2, park: bool = False,
-) -> Needs:  # fmt: skip
-    """What this preset takes on this machine.
+def requirements(
+    preset: Preset,
+    model: ModelSize,
+    machine: Hardware,
+    workload: Workload = FULL_SIZE,
+    *,
+    offload_blocks: bool = False,
+) -> Requirements:
+    """Predict what a preset requires on a machine.
 
     Arguments:
-        size: height and width in pixels.
-        text: T5 tokens.
-        bytes_each: of a weight that is not quantised; 4 for float32.
-        park: count with part of the transformer in main memory during decoding.
+        offload_blocks: predict with part of the transformer in main memory during decoding.
     """
-    tokens, pixels = (size // 16) ** 2 + text, size**2
-    held = transformer_bytes(preset, model, bytes_each)
-    encoders = (model.t5 + model.clip) * bytes_each
-    peak = max(stages(preset, model, size=size, text=text, bytes_each=bytes_each, park=park).values()) * GIB
-    waiting = held * PARKED if park else 0.0
-    moved = {"model": held + model.vae * bytes_each, "sequential": held, "leaf": held * PINNED}
-    ram = PYTHON + moved.get(preset.offload, 0.0) / GIB + (encoders / GIB if preset.text == "offloaded" else 0)
-    ram += PINNED * waiting / GIB
+    held = transformer_bytes(preset, model, workload.bytes)
+    encoders = (model.t5 + model.clip) * workload.bytes
+    peak = max(memory_by_stage(preset, model, workload, offload_blocks=offload_blocks).values()) * GIB
+    moved_blocks = held * OFFLOADED_SHARE if offload_blocks else 0.0
+    in_ram = {"model": held + model.vae * workload.bytes, "sequential": held, "leaf": held * PINNED_TRANSFORMER}
+    ram = PYTHON + in_ram.get(preset.offload, 0.0) / GIB
+    ram += encoders / GIB if preset.text_encoders == "offloaded" else 0
+    ram += PINNED_TRANSFORMER * moved_blocks / GIB
     if machine.device in ("cpu", "mps"):
         ram, peak = 1.5 + peak / GIB, 0.0 if machine.device == "cpu" else peak
-    reading = 0.0
-    if preset.text == "by layer":
-        reading = float(encoders + (model.modulation * bytes_each if preset.tables else 0))
-    keep = machine.device == "cuda" and 0 < ram + KEPT * reading / GIB < machine.ram_gib - SPARE and reading > GIB
-    ram += KEPT * reading / GIB if keep else 0.0
-    cached = machine.ram_gib - ram
+    read = 0.0  # bytes for each new prompt
+    if preset.text_encoders == "by layer":
+        read = float(encoders + (model.modulation * workload.bytes if preset.adaln_cache else 0))
+    cached_gib = PINNED_CACHE * read / GIB
+    cache = machine.device == "cuda" and 0 < ram + cached_gib < machine.ram_gib - SPARE_RAM and read > GIB
+    ram += cached_gib if cache else 0.0
+    page_cache = (machine.ram_gib - ram) * GIB
     streamed = held if preset.offload == "mapped" or machine.device == "cpu" else 0.0
-    seconds = _seconds(preset, model, machine, tokens, pixels, steps, bytes_each, held, cached * GIB > streamed)
-    return Needs(
+    costs = _Costs(preset, model, machine, workload)
+    quantized_files = model.transformer * (2 - WEIGHT_BYTES[preset.storage]) if preset.gguf else 0
+    return Requirements(
         vram_gib=peak / GIB,
         ram_gib=ram,
-        disk_gib=(model.total * 2 - (model.transformer * (2 - BYTES[preset.storage]) if preset.gguf else 0)) / GIB,
-        seconds=seconds + 2 * waiting / (machine.pcie * 1e9),
-        prompt_seconds=_prompt_seconds(
-            preset, model, machine, bytes_each, reading, keep, cached * GIB > streamed + reading
-        ),
-        park=park,
-        keep=keep,
+        disk_gib=(model.total * 2 - quantized_files) / GIB,
+        seconds=costs.picture(held, in_page_cache=page_cache > streamed) + 2 * moved_blocks / (machine.pcie * 1e9),
+        prompt_seconds=costs.prompt(read, pinned=cache, in_page_cache=page_cache > streamed + read),
+        offload_blocks=offload_blocks,
+        cache_weights=cache,
     )
 
 
-def stages(
-    preset: Preset, model: Anatomy, *, size: int = 1024, text: int = 256, bytes_each: int = 2, park: bool = False
+def memory_by_stage(
+    preset: Preset, model: ModelSize, workload: Workload = FULL_SIZE, *, offload_blocks: bool = False
 ) -> dict[str, float]:
-    """GiB on the device while the prompt is encoded, while modulation is tabled, while it denoises and decodes.
-
-    Arguments:
-        size, text, bytes_each, park: as for `needs`.
-    """
-    tokens, pixels = (size // 16) ** 2 + text, size**2
-    held, vae = transformer_bytes(preset, model, bytes_each), float(model.vae * bytes_each)
-    encoders = float((model.t5 + model.clip) * bytes_each)
-    active = ACTIVATIONS * tokens * model.width * bytes_each / 2
-    decoding = (DECODING_COMPILED if preset.compiled else DECODING) * pixels * bytes_each / 2
-    layer = 3 * model.layer * bytes_each  # the one at work and the two on their way
-    coming = model.text_layer * bytes_each * 1.3
-    modulation = 9.0 * model.width**2 * bytes_each if preset.tables else 0.0
-    parts: tuple[float, float, float, float]
+    """GiB on the accelerator in each stage: "prompt", "modulation", "denoise" and "decode"."""
+    held, each = transformer_bytes(preset, model, workload.bytes), workload.bytes
+    vae, encoders = float(model.vae * each), float((model.t5 + model.clip) * each)
+    activations = ACTIVATIONS * workload.tokens * model.width * each / 2
+    decoding = (DECODING_COMPILED if preset.compiled else DECODING) * workload.pixels * each / 2
+    layer = 3 * model.layer * each  # one that computes and two in transfer
+    text_layer = model.text_layer * each * 1.3
+    modulation = 9.0 * model.width**2 * each if preset.adaln_cache else 0.0
+    stages: tuple[float, float, float, float]
     if preset.offload == "model":
-        parts = (encoders, 0.0, held + active, vae + decoding)
+        stages = (encoders, 0.0, held + activations, vae + decoding)
     elif preset.offload == "sequential":
-        parts = (coming, 0.0, layer + active, decoding)
+        stages = (text_layer, 0.0, layer + activations, decoding)
     elif preset.offload:
-        parts = (vae + coming, vae + modulation, vae + layer + active, vae + decoding)
+        stages = (vae + text_layer, vae + modulation, vae + layer + activations, vae + decoding)
     else:
-        fixed = held + vae + (encoders if preset.text == "resident" else 0.0)
-        arriving = 0.0 if preset.text == "resident" else coming
-        left = held * PARKED if park else 0.0
-        parts = (fixed + arriving, fixed + modulation, fixed + active, fixed - left + decoding)
-    return dict(zip(("prompt", "modulation", "denoise", "decode"), (part / GIB for part in parts), strict=True))
+        resident_text = preset.text_encoders == "resident"
+        fixed = held + vae + (encoders if resident_text else 0.0)
+        moved = held * OFFLOADED_SHARE if offload_blocks else 0.0
+        arriving = 0.0 if resident_text else text_layer
+        stages = (fixed + arriving, fixed + modulation, fixed + activations, fixed - moved + decoding)
+    return dict(zip(("prompt", "modulation", "denoise", "decode"), (part / GIB for part in stages), strict=True))
 
 
-def course(preset: Preset, model: Anatomy, machine: Hardware) -> list[tuple[float, float]]:
-    """Predicted (seconds, GiB) over one picture of a new prompt at 1024 px; each level holds until the next point.
+def memory_timeline(preset: Preset, model: ModelSize, machine: Hardware) -> list[tuple[float, float]]:
+    """Predicted (seconds, GiB) for one picture of a new prompt at 1024 px; a level holds until the next point.
 
     Example:
-        >>> course(PRESETS["lean"], counted(), described("rtx-4090"))[0]            # doctest: +SKIP
+        >>> memory_timeline(PRESETS["lean"], flux1_size(), describe_hardware("rtx-4090"))[0]  # doctest: +SKIP
         (0.0, 16.6)
     """
-    need = needs(preset, model, machine)
-    levels = list(stages(preset, model, park=need.park).values())
-    modulation = need.prompt_seconds * 0.4 if preset.tables else 0.0
-    decoding = DECODE_FLOP * 1024**2 / (DECODE_RATE * _rate(machine, 2))
-    lasts = (need.prompt_seconds - modulation, modulation, need.seconds - decoding, decoding)
-    starts = [sum(lasts[:i]) for i in range(5)]
+    required = requirements(preset, model, machine)
+    levels = list(memory_by_stage(preset, model, offload_blocks=required.offload_blocks).values())
+    modulation = required.prompt_seconds * 0.4 if preset.adaln_cache else 0.0
+    decoding = DECODE_FLOP * FULL_SIZE.pixels / (DECODE_RATE * _flop_rate(machine, FULL_SIZE.bytes))
+    durations = (required.prompt_seconds - modulation, modulation, required.seconds - decoding, decoding)
+    starts = [sum(durations[:i]) for i in range(5)]
     return [*zip(starts, levels, strict=False), (starts[-1], levels[-1])]
 
 
-def transformer_bytes(preset: Preset, model: Anatomy, bytes_each: int) -> float:
-    """The transformer's weights as the preset holds them."""
-    each = float(bytes_each) if preset.storage == "plain" else BYTES[preset.storage]
-    modulation = 0 if preset.tables else model.modulation * bytes_each
-    return float(model.blocks * each + model.rest * bytes_each + modulation)
+def transformer_bytes(preset: Preset, model: ModelSize, weight_bytes: int) -> float:
+    """Bytes of the transformer's weights as the preset stores them."""
+    each = float(weight_bytes) if preset.storage == "plain" else WEIGHT_BYTES[preset.storage]
+    modulation = 0 if preset.adaln_cache else model.modulation * weight_bytes
+    return float(model.blocks * each + model.rest * weight_bytes + modulation)
 
 
-def _rate(machine: Hardware, bytes_each: int) -> float:
-    return machine.tflops * 1e12 * (1.0 if bytes_each == 2 or machine.device == "cpu" else 0.5)
+def _flop_rate(machine: Hardware, weight_bytes: int) -> float:
+    return machine.tflops * 1e12 * (1.0 if weight_bytes == 2 or machine.device == "cpu" else 0.5)
 
 
-def _seconds(
-    preset: Preset, model: Anatomy, machine: Hardware, tokens: int, pixels: int, steps: int, bytes_each: int,
-    held: float, cached: bool,
-) -> float:  # fmt: skip
-    """A picture of a prompt that is known."""
-    rate = _rate(machine, bytes_each)
-    step = model.flop(tokens) / rate
-    step += CAST.get(preset.storage, 0.0) * model.blocks / (machine.bandwidth * 1e9)
-    step *= COMPILED.get(preset.storage, 1.0)
-    if preset.offload == "leaf":
-        step = max(step, held / (machine.pcie * 1e9))
-    elif preset.offload == "mapped":
-        source = COPYING * machine.cores if cached else machine.disk
-        step = max(step, held / (min(source, machine.pcie) * 1e9))
-    elif preset.offload == "sequential":
-        step += held / (PAGEABLE * 1e9)
-    elif machine.device == "cpu":
-        step = max(step, held / ((machine.bandwidth if cached else machine.disk) * 1e9))
-    picture = steps * step + DECODE_FLOP * pixels / (DECODE_RATE * rate) * (DECODE_COMPILED if preset.compiled else 1.0)
-    if preset.offload == "model":
-        picture += 2 * (held + model.vae * bytes_each) / (PAGEABLE * 1e9)
-    return picture
+@dataclass(frozen=True)
+class _Costs:
+    """Predicted seconds."""
 
+    preset: Preset
+    model: ModelSize
+    machine: Hardware
+    workload: Workload
 
-def _prompt_seconds(
-    preset: Preset, model: Anatomy, machine: Hardware, bytes_each: int, reading: float, keep: bool, cached: bool
-) -> float:
-    """What a new prompt adds."""
-    encoders = model.t5 + model.clip
-    computing = 2 * encoders * 256 / _rate(machine, bytes_each)
-    if preset.text == "offloaded":
-        return computing + 2 * encoders * bytes_each / (PAGEABLE * 1e9)
-    source = machine.pcie if keep else READING if cached else min(READING, machine.disk)
-    return computing + reading / (source * 1e9)
+    def picture(self, held: float, *, in_page_cache: bool) -> float:
+        """A picture of an encoded prompt, with `held` bytes of weights in the transformer."""
+        preset, machine = self.preset, self.machine
+        rate = _flop_rate(machine, self.workload.bytes)
+        step = self.model.flop(self.workload.tokens) / rate
+        step += CAST_BYTES.get(preset.storage, 0.0) * self.model.blocks / (machine.bandwidth * 1e9)
+        step *= COMPILED.get(preset.storage, 1.0)
+        if preset.offload == "leaf":
+            step = max(step, held / (machine.pcie * 1e9))
+        elif preset.offload == "mapped":
+            source = COPYING * machine.cores if in_page_cache else machine.disk
+            step = max(step, held / (min(source, machine.pcie) * 1e9))
+        elif preset.offload == "sequential":
+            step += held / (PAGEABLE * 1e9)
+        elif machine.device == "cpu":
+            step = max(step, held / ((machine.bandwidth if in_page_cache else machine.disk) * 1e9))
+        decoding = DECODE_FLOP * self.workload.pixels / (DECODE_RATE * rate)
+        total = self.workload.steps * step + decoding * (DECODE_COMPILED if preset.compiled else 1.0)
+        if preset.offload == "model":
+            total += 2 * (held + self.model.vae * self.workload.bytes) / (PAGEABLE * 1e9)
+        return total
+
+    def prompt(self, read: float, *, pinned: bool, in_page_cache: bool) -> float:
+        """What a new prompt adds, for which `read` bytes are read again."""
+        encoders = self.model.t5 + self.model.clip
+        computing = 2 * encoders * 256 / _flop_rate(self.machine, self.workload.bytes)
+        if self.preset.text_encoders == "offloaded":
+            return computing + 2 * encoders * self.workload.bytes / (PAGEABLE * 1e9)
+        source = self.machine.pcie if pinned else READING if in_page_cache else min(READING, self.machine.disk)
+        return computing + read / (source * 1e9)

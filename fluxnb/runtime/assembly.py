@@ -35,8 +35,8 @@ def assemble(
     text_dtype: torch.dtype | None = None,
     parts: Mapping[str, Path] | None = None,
     gguf: Path | None = None,
-    park: bool = False,
-    keep: bool = False,
+    offload_blocks: bool = False,
+    cache_weights: bool = False,
 ) -> Any:
     """The pipeline of a folder in diffusers' layout, held as the preset says.
 
@@ -45,14 +45,14 @@ def assemble(
         dtype: of the transformer and the VAE; text_dtype: of the text encoders, the same by default.
         parts: components that lie in another folder.
         gguf: the transformer's file, for a preset that takes one.
-        park: True puts part of the transformer into main memory while a picture is decoded.
-        keep: True keeps what is read again for each new prompt in page-locked main memory.
+        offload_blocks: move part of the transformer to main memory while a picture is decoded.
+        cache_weights: keep weights that each new prompt reads in page-locked main memory.
 
     Raises:
         StorageError: a part is missing or damaged.
         InputError: the preset's library is not installed, or it is one of diffusers' own offloads.
     """
-    if preset.text == "offloaded":
+    if preset.text_encoders == "offloaded":
         raise InputError(f"assemble with {preset.name}", "diffusers loads its own recipes", "try fnb.load")
     places = _places(folder, parts or {})
     windows = device.type != "cpu"
@@ -60,20 +60,20 @@ def assemble(
     for name in ("text_encoder", "text_encoder_2"):
         encoder, shelf = (
             getattr(pipe, name),
-            Shelf(places[name], keep=keep and preset.text == "by layer", windows=windows),
+            Shelf(places[name], keep=cache_weights and preset.text_encoders == "by layer", windows=windows),
         )
-        if preset.text == "by layer":
+        if preset.text_encoders == "by layer":
             by_layer(encoder, shelf, device)
             ExclusiveGroup(encoder, device=device)
         else:
             stream_in(encoder, shelf, device)
     stream_in(pipe.vae, Shelf(places["vae"], windows=windows), device)
-    if preset.text == "by layer":
+    if preset.text_encoders == "by layer":
         computes_on(pipe.vae, device)  # the first that a pipeline asks where it computes
-    _transformer(pipe, gguf or places["transformer"], preset, device, dtype, keep)
-    if preset.tables or preset.offload or park:
+    _transformer(pipe, gguf or places["transformer"], preset, device, dtype, cache_weights)
+    if preset.adaln_cache or preset.offload or offload_blocks:
         ExclusiveGroup(pipe.transformer, device=device)
-    if park:
+    if offload_blocks:
         _park_while_decoding(pipe)
     protect(pipe, device)
     if dtype is torch.float16:
@@ -92,7 +92,7 @@ def _transformer(pipe: Any, place: Path, preset: Preset, device: torch.device, d
     else:
         shelf, modulation = Shelf(place, windows=windows), Shelf(place, keep=keep, windows=windows)
     streamed = preset.offload in ("leaf", "mapped")
-    if preset.tables and not streamed:
+    if preset.adaln_cache and not streamed:
         Tables(transformer, modulation, expected_of(pipe))  # first: these layers' weights are then never read here
     arrive = prepare(transformer, preset.storage, dtype)
     stream_in(transformer, shelf, torch.device("cpu") if streamed else device, arrive)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxnb.errors import InputError
-from fluxnb.planning.model_size import Anatomy
+from fluxnb.planning.model_size import ModelSize
 from fluxnb.runtime.cuda_graphs import Replay
 from fluxnb.runtime.quantisation import block_layers, quantise_now
 from fluxnb.units import duration
@@ -259,7 +259,7 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype = torch.bfloat16, si
     return 2 * side**3 / seconds(lambda: a @ b, 10) / 1e12
 
 
-def share_of_ceiling(model: Anatomy, tokens: int, evaluation: float, ceiling: float) -> float:
+def share_of_ceiling(model: ModelSize, tokens: int, evaluation: float, ceiling: float) -> float:
     """How much of the matmul ceiling one evaluation reaches, 0 to 1."""
     return model.flop(tokens) / evaluation / 1e12 / ceiling
 

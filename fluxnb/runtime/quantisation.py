@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from fluxnb.errors import InputError, unknown_choice
-from fluxnb.planning.presets import BYTES
+from fluxnb.planning.presets import WEIGHT_BYTES
 from fluxnb.runtime.streaming import Arrival, put
 
 __all__ = ["STORAGES", "block_layers", "finish", "prepare", "quantise_now"]
 
-STORAGES = tuple(BYTES)
+STORAGES = tuple(WEIGHT_BYTES)
 SKIPPED = ("norm", "pos_embed", "time_text_embed", "x_embedder", "context_embedder", "^proj_out$")
 
 

@@ -113,7 +113,7 @@ class Bench:
     def load(self, preset: str) -> Any:
         """Our own door, plan and all."""
         import fluxnb as fnb
-        from fluxnb.planning import choose as planning
+        from fluxnb.planning import plan as planning
 
         automatic = planning.plan(self.folder, size=self.size).preset
         took, flux = self.clock(
@@ -122,7 +122,7 @@ class Bench:
         flux.pipe.set_progress_bar_config(disable=True)
         plan = flux.plan
         self.say(**{
-            "load seconds": took, "plan would take": automatic, "preset": plan.preset, "parked": plan.park,
+            "load seconds": took, "plan would take": automatic, "preset": plan.preset, "parked": plan.offload_blocks,
             "predicted GiB": plan.vram_gib, "predicted RAM GiB": plan.ram_gib, "predicted seconds": plan.seconds,
             "predicted new prompt seconds": plan.prompt_seconds, "loading peak GiB": self.peaks()["peak allocated GiB"],
         })  # fmt: skip
@@ -130,11 +130,12 @@ class Bench:
 
     def predicted(self, preset: str) -> dict[str, float]:
         """What a plan says of a recipe that is not loaded through our door."""
-        from fluxnb.planning.choose import _anatomy
-        from fluxnb.planning.hardware import described
-        from fluxnb.planning.presets import PRESETS, needs
+        from fluxnb.planning.hardware import describe_hardware
+        from fluxnb.planning.plan import _model_size
+        from fluxnb.planning.presets import PRESETS, Workload, requirements
 
-        need = needs(PRESETS[preset], _anatomy(self.folder), described("h200"), size=self.size, text=self.text)
+        workload = Workload(size=self.size, text=self.text)
+        need = requirements(PRESETS[preset], _model_size(self.folder), describe_hardware("h200"), workload)
         return {"predicted GiB": need.vram_gib, "predicted RAM GiB": need.ram_gib, "predicted seconds": need.seconds}
 
     def picture(self, flux: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4) -> Any:

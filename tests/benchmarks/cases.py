@@ -37,7 +37,7 @@ CASES: dict[str, tuple[float, str]] = {
 
 def resident(bench: Bench) -> None:
     """What everybody compares with."""
-    from fluxnb.planning.choose import _anatomy
+    from fluxnb.planning.plan import _model_size
     from fluxnb.runtime.compilation import matmul_ceiling, seconds, share_of_ceiling
 
     took, pipe = bench.clock(lambda: bench.plain(**({"device_map": "cuda"} if bench.cuda else {})))
@@ -54,7 +54,7 @@ def resident(bench: Bench) -> None:
     ceiling = matmul_ceiling(bench.device, side=512 if bench.tiny else 8192)
     bench.say(**{
         "evaluation seconds": forward, "matmul TFLOP/s": ceiling,
-        "share of ceiling": share_of_ceiling(_anatomy(bench.folder), tokens, forward, ceiling),
+        "share of ceiling": share_of_ceiling(_model_size(bench.folder), tokens, forward, ceiling),
         "decode seconds": seconds(decoding(bench, pipe)),
     })  # fmt: skip
 
@@ -136,8 +136,8 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
     def measure(bench: Bench) -> None:
         import fluxnb as fnb
         from fluxnb.pipeline.prompts import Encoded
-        from fluxnb.planning.choose import _anatomy
-        from fluxnb.planning.model_size import counted
+        from fluxnb.planning.model_size import flux1_size
+        from fluxnb.planning.plan import _model_size
         from fluxnb.runtime.adaln_cache import Tables, expected_of, modulation_layers
         from fluxnb.runtime.compilation import _question, matmul_ceiling, quicken, share_of_ceiling
 
@@ -169,7 +169,7 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
         forward = evaluation(bench, pipe)
         ceiling = matmul_ceiling(bench.device, side=512 if bench.tiny else 8192)
         tokens = (bench.size // 16) ** 2 + bench.text
-        shapes = _anatomy(bench.folder) if bench.tiny else counted()
+        shapes = _model_size(bench.folder) if bench.tiny else flux1_size()
         bench.say(**{
             "picture from embeddings seconds": after, "our picture from embeddings seconds": ours,
             "times plain diffusers": reference / after, "our times plain diffusers": reference / ours,

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fluxnb.planning.model_size import FLUX
+from fluxnb.planning.model_size import FLUX1
 from fluxnb.runtime.streaming import put, without_memory
 
 SHARD = 2 * 10**9  # bytes
@@ -39,8 +39,8 @@ def models(tiny: bool, depth: tuple[int, int, int] = (19, 38, 24)) -> dict[str, 
 
         pipe = toy_pipeline()
         return {name: getattr(pipe, name) for name in ("transformer", "vae", "text_encoder", "text_encoder_2")}
-    t = {**FLUX["transformer"], "num_layers": depth[0], "num_single_layers": depth[1]}
-    clip, t5 = FLUX["text_encoder"], {**FLUX["text_encoder_2"], "num_layers": depth[2]}
+    t = {**FLUX1["transformer"], "num_layers": depth[0], "num_single_layers": depth[1]}
+    clip, t5 = FLUX1["text_encoder"], {**FLUX1["text_encoder_2"], "num_layers": depth[2]}
     vae = {
         "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
         "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16, "sample_size": 1024,

@@ -156,7 +156,7 @@ def test_an_unknown_name_is_told():
 
 def test_a_large_model_is_refused_before_the_hub_is_asked(monkeypatch):
     from fluxnb.errors import RunError
-    from fluxnb.planning import choose as planning
+    from fluxnb.planning import plan as planning
     from fluxnb.planning.hardware import Hardware
 
     small = Hardware(device="cpu", name="CPU", vram_gib=0.0, ram_gib=8.0, cores=2, bf16=True)

@@ -4,9 +4,8 @@ import pytest
 
 import fluxnb as fnb
 from fluxnb.errors import InputError, RunError
-from fluxnb.planning.choose import plan
-from fluxnb.planning.detection import detect
-from fluxnb.planning.hardware import Hardware
+from fluxnb.planning.hardware import Hardware, detect
+from fluxnb.planning.plan import plan
 
 
 def machine(device="cuda", vram=0.0, ram=64.0, **more):
@@ -14,7 +13,7 @@ def machine(device="cuda", vram=0.0, ram=64.0, **more):
     return Hardware(device=device, name="test", vram_gib=vram, ram_gib=ram, tflops=100, bandwidth=900, **more)
 
 
-def test_a_plan_says_what_fits_and_why_not():
+def test_a_plan_names_what_fits_and_why_others_do_not():
     chosen = plan("schnell", machine(vram=23))
     assert isinstance(chosen, fnb.Plan) and chosen.preset == "lean" and chosen.exact
     assert chosen.vram_gib <= 23 and chosen.ram_gib <= 64
@@ -25,13 +24,13 @@ def test_pocket_runs_on_a_cpu_whatever_the_memory():
     assert plan("pocket", machine("cpu", ram=1)).preset == "cpu"
 
 
-def test_a_machine_too_small_is_told_before_anything_is_downloaded():
+def test_too_little_memory_is_an_error_before_anything_is_downloaded():
     with pytest.raises(RunError, match="no preset fits") as caught:
         plan("schnell", machine("cpu", ram=12))
     assert "pocket" in caught.value.remedy and "GiB of RAM" in str(caught.value)
 
 
-def test_a_disk_too_small_is_told_before_anything_is_downloaded():
+def test_too_little_disk_is_an_error_before_anything_is_downloaded():
     with pytest.raises(RunError, match=r"at least 15 GiB have to be downloaded and 10 GiB of disk") as caught:
         plan("schnell", machine(vram=80, disk_gib=10.0))
     assert "HF_HOME" in caught.value.remedy
@@ -43,19 +42,19 @@ def test_a_small_disk_takes_the_file_that_fits_it():
     assert "GiB of disk" in dict(chosen.refused)["lean"]
 
 
-def test_a_preset_asked_for_is_taken_or_refused_with_its_reason():
+def test_a_requested_preset_is_planned_or_refused_with_its_reason():
     assert plan("schnell", machine(vram=80), preset="model-offload").preset == "model-offload"
     with pytest.raises(RunError, match=r"needs 33\.8 GiB on the GPU, 24\.0 are free"):
         plan("schnell", machine(vram=24), preset="resident")
 
 
 @pytest.mark.parametrize("preset", ["lean-int8", "lean-fp8-rows"])
-def test_what_is_compiled_is_never_parked_and_counts_with_the_compiled_decoder(preset):
+def test_a_compiled_preset_never_offloads_blocks_and_is_planned_with_the_compiled_decoder(preset):
     chosen = plan("schnell", machine(vram=10.0), preset=preset)
-    assert not chosen.park and chosen.vram_gib < 9.7
+    assert not chosen.offload_blocks and chosen.vram_gib < 9.7
 
 
-def test_an_unknown_preset_is_told():
+def test_an_unknown_preset_is_an_error():
     with pytest.raises(InputError, match="Try preset='resident'"):
         plan("schnell", machine(), preset="residant")
 
@@ -68,7 +67,7 @@ def test_a_card_without_bfloat16_computes_in_float16():
 def test_the_next_smaller_preset_needs_less_and_fits():
     chosen = plan("schnell", machine(vram=23))
     smaller = {option.preset.name: option for option in chosen.options}[chosen.next_smaller]
-    assert smaller.needs.vram_gib < 0.8 * chosen.vram_gib and not smaller.refused
+    assert smaller.requirements.vram_gib < 0.8 * chosen.vram_gib and not smaller.refused
 
 
 def test_a_plan_prints_each_preset_on_a_line_and_as_a_table():
@@ -79,7 +78,7 @@ def test_a_plan_prints_each_preset_on_a_line_and_as_a_table():
     assert "31.4 GiB to download" in text and "float16" in text and page.count("<tr") == len(chosen.options) + 1
 
 
-def test_what_a_plan_shows_is_escaped(tmp_path):
+def test_the_html_of_a_plan_is_escaped(tmp_path):
     hostile = machine(vram=23)
     page = plan("schnell", Hardware(**{**vars(hostile), "name": "<script>"}))._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;" in page

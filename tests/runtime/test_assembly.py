@@ -162,7 +162,7 @@ def test_parking_changes_no_bytes(toy_folder, toy_trajectory, monkeypatch):
 
     monkeypatch.setattr(assembly, "parked", noted)
     assert (
-        plain_call(built(toy_folder, "lean", park=True), toy_trajectory.recipe).tobytes()
+        plain_call(built(toy_folder, "lean", offload_blocks=True), toy_trajectory.recipe).tobytes()
         == toy_trajectory.image.tobytes()
     )
     assert seen == [1]
@@ -180,7 +180,7 @@ def test_a_compiled_decoder_parks_too(toy_folder, monkeypatch):
         seen.append("back")
 
     monkeypatch.setattr(assembly, "parked", noted)
-    pipe = built(toy_folder, "lean", park=True)
+    pipe = built(toy_folder, "lean", offload_blocks=True)
     pipe.vae.decoder.compile(backend="eager")
     with torch.no_grad():
         for _ in range(2):
@@ -343,7 +343,7 @@ def test_weights_that_are_parked_are_not_replayed(toy_folder, monkeypatch):
     from fluxnb.pipeline import load as loading
 
     asked, chosen = {}, fnb.plan(toy_folder)
-    monkeypatch.setattr(loading.planning, "plan", lambda *_, **__: dataclasses.replace(chosen, park=True))
+    monkeypatch.setattr(loading.planning, "plan", lambda *_, **__: dataclasses.replace(chosen, offload_blocks=True))
     monkeypatch.setattr(loading, "quicken", lambda _, **given: asked.update(given))
     fnb.load(toy_folder, fast=True)
     assert asked["graphs"] is False

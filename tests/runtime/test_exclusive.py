@@ -338,7 +338,7 @@ def test_blocks_that_wait_in_main_memory_while_decoding_are_back_for_the_next_ev
             weight.data = data
 
     monkeypatch.setattr(assembly, "parked", moved)
-    pipe = built(toy_folder, "lean", park=True)
+    pipe = built(toy_folder, "lean", offload_blocks=True)
     question, latents = asked(pipe.transformer, [0.5]), torch.ones(1, 16, 8, 8)
 
     def evaluate():
@@ -454,4 +454,4 @@ def test_a_pipeline_that_is_given_with_offloading_is_protected():
 @pytest.mark.parametrize("preset", ["resident", "cpu"])
 def test_only_models_that_hold_state_are_exclusive(toy_folder, preset):
     pipe = assemble(toy_folder, PRESETS[preset], device=CPU, dtype=torch.float32)
-    assert (group_of(pipe.transformer) is not None) == PRESETS[preset].tables
+    assert (group_of(pipe.transformer) is not None) == PRESETS[preset].adaln_cache
