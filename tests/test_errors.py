@@ -10,7 +10,7 @@ from fluxnb.errors import FluxnbError, InputError, RunError, StorageError, short
 @pytest.mark.parametrize(
     ("kind", "builtin"), [(InputError, ValueError), (RunError, RuntimeError), (StorageError, OSError)]
 )
-def test_each_error_is_also_the_built_in_one(kind, builtin):
+def test_each_error_is_also_a_built_in_exception(kind, builtin):
     with pytest.raises(builtin):
         raise kind("a", "b", "c")
     assert issubclass(kind, FluxnbError)
@@ -23,11 +23,11 @@ def test_the_message_has_three_parts_in_order(kind):
     assert (error.given, error.possible, error.remedy) == ("steps=0", "at least 1 is needed", "try steps=4")
 
 
-def test_an_error_survives_being_sent_to_another_process():
+def test_an_error_can_be_pickled():
     assert str(pickle.loads(pickle.dumps(StorageError("a", "b", "c")))) == "a: b. C."
 
 
-def test_one_of_names_the_nearest_known_value():
+def test_the_remedy_names_the_most_similar_option():
     assert unknown_choice("sampler", "renoize", ["euler", "renoise"]).remedy == "try sampler='renoise'"
 
 

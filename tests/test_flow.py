@@ -77,7 +77,7 @@ def test_step_counts_share_their_first_evaluation_and_no_other():
     assert flow.share_prefixes([flow.schedule(n) for n in (4, 8)]) == ((-1, 0), (0, 1))
 
 
-def test_own_schedules_share_as_far_as_they_agree():
+def test_own_schedules_share_their_equal_beginning():
     plan = flow.share_prefixes([(1.0, 0.5, 0.2, 0.0), (1.0, 0.5, 0.0), (0.9, 0.5, 0.0), (1.0, 0.5, 0.2, 0.1, 0.0)])
     assert plan == ((-1, 0), (0, 2), (-1, 0), (0, 3))
 

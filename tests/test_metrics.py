@@ -52,7 +52,7 @@ def test_an_exponential_field_has_the_straightness_of_the_closed_form():
     assert metrics.length_over_chord(trajectory) == pytest.approx(1)
 
 
-def test_reversing_turns_by_half_a_circle():
+def test_a_reversal_is_a_turn_of_180_degrees():
     trajectory = sample_trajectory(lambda x, s: noise(3) if s > 0.5 else -noise(3), noise(0), (1.0, 0.5, 0.0))
     assert metrics.turning_angle(trajectory) == pytest.approx((180,))
 
@@ -69,7 +69,7 @@ def test_the_velocity_norm_is_a_root_mean_square():
     assert metrics.velocity_norm(trajectory) == pytest.approx((2, 2, 2, 2))
 
 
-def test_a_walk_locks_in_where_its_clean_estimate_stops_moving():
+def test_lock_in_is_where_the_clean_estimate_stops_changing():
     start = noise(0)
     goals = {1.0: noise(5), 0.75: noise(6), 0.5: DATA, 0.25: DATA}
     trajectory = sample_trajectory(lambda x, s: (x - goals[s]) / s, start, EVEN)
@@ -78,7 +78,7 @@ def test_a_walk_locks_in_where_its_clean_estimate_stops_moving():
     assert metrics.drift(trajectory)[1] > 0.5 and metrics.drift(trajectory)[2] == pytest.approx(0, abs=1e-12)
 
 
-def test_a_straight_walk_lies_on_one_principal_axis():
+def test_a_straight_trajectory_lies_on_one_principal_axis():
     coordinates, shares = metrics.principal_path(straight())
     assert shares == pytest.approx((1, 0), abs=1e-12)
     assert coordinates.shape == (5, 2) and coordinates[-1, 0] > coordinates[0, 0]
@@ -90,7 +90,7 @@ def test_the_first_point_is_on_the_negative_side_of_each_axis_and_missing_axes_a
     assert (coordinates[:, 3] == 0).all() and shares[3] == 0
 
 
-def test_a_walk_that_kept_every_other_step_is_measured_by_those():
+def test_only_steps_with_tensors_are_measured():
     trajectory = straight()
     bare = tuple(replace(step, tensors={}) if step.index % 2 else step for step in trajectory.steps[:3])
     some = replace(trajectory, steps=(*bare, trajectory.steps[3]))
@@ -100,7 +100,7 @@ def test_a_walk_that_kept_every_other_step_is_measured_by_those():
         metrics.distance_to_final(nothing)
 
 
-def test_principal_coordinates_keep_distances_of_a_flat_walk():
+def test_principal_coordinates_keep_the_distances_of_a_planar_trajectory():
     trajectory = sample_trajectory(lambda x, s: noise(3) if s > 0.5 else noise(4), noise(0), (1.0, 0.5, 0.0))
     coordinates, _ = metrics.principal_path(trajectory)
     assert float(torch.tensor(coordinates[2] - coordinates[0]).norm()) == pytest.approx(metrics.chord(trajectory))

@@ -1,4 +1,4 @@
-"""The graph against what ComfyUI's nodes take, written down by hand: inputs, types, ranges and outputs."""
+"""ComfyUI graphs, checked against the inputs, types, ranges and outputs of its nodes."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def check(graph):
 
 
 def read_by_comfy(text: str) -> str:
-    """Its reading of brackets: escaped ones are letters, and what is left of others would be a weight."""
+    """A prompt as ComfyUI parses it: escaped brackets are letters, others would be weights."""
     marked = text.replace("\\)", "\0\1").replace("\\(", "\0\2")
     assert "(" not in marked and ")" not in marked
     return marked.replace("\0\1", ")").replace("\0\2", "(")
 
 
-ours = st.builds(
+comfy_recipes = st.builds(
     Recipe,
     prompt=words.filter(lambda text: "\0" not in text and "embedding:" not in text.lower()),
     seed=st.integers(0, 2**64 - 1),
@@ -86,8 +86,8 @@ ours = st.builds(
 )
 
 
-@given(ours)
-def test_a_graph_is_what_its_nodes_take_and_asks_the_same(recipe):
+@given(comfy_recipes)
+def test_a_graph_has_valid_inputs_and_the_values_of_the_recipe(recipe):
     graph = comfy_graph(recipe)
     check(graph)
     sampler, size = graph["31"]["inputs"], graph["27"]["inputs"]
@@ -96,12 +96,12 @@ def test_a_graph_is_what_its_nodes_take_and_asks_the_same(recipe):
     assert read_by_comfy(graph["6"]["inputs"]["text"]) == recipe.prompt
 
 
-def test_guidance_that_the_network_reads_has_its_node():
+def test_embedded_guidance_has_a_node():
     graph = comfy_graph(Recipe(prompt="a", model="dev", height=64, width=64, guidance=2.0))
     assert graph["26"]["inputs"]["guidance"] == 2.0 and graph["31"]["inputs"]["positive"] == ["26", 0]
 
 
-FITS = Recipe(prompt="a fox", model="schnell", height=64, width=64)
+VALID = Recipe(prompt="a fox", model="schnell", height=64, width=64)
 
 
 @pytest.mark.parametrize(
@@ -117,13 +117,13 @@ FITS = Recipe(prompt="a fox", model="schnell", height=64, width=64)
         {"prompt": "a Embedding:style fox"},
     ],
 )
-def test_what_comfyui_cannot_follow_has_no_graph(changes):
-    assert comfy_graph(FITS) is not None and comfy_graph(FITS.replace(**changes)) is None
+def test_a_recipe_that_comfyui_cannot_repeat_has_no_graph(changes):
+    assert comfy_graph(VALID) is not None and comfy_graph(VALID.replace(**changes)) is None
 
 
-def test_the_picture_carries_it_as_ascii_where_comfyui_looks():
-    asked = FITS.replace(prompt="狐 (雪)")
-    with Image.open(io.BytesIO(encode_png(Image.new("RGB", (4, 4)), asked))) as opened:
-        assert opened.text["prompt"].isascii() and json.loads(opened.text["prompt"]) == comfy_graph(asked)
-    with Image.open(io.BytesIO(encode_png(Image.new("RGB", (4, 4)), asked.replace(model="pocket")))) as opened:
+def test_a_png_holds_the_graph_as_ascii_in_the_prompt_chunk():
+    recipe = VALID.replace(prompt="狐 (雪)")
+    with Image.open(io.BytesIO(encode_png(Image.new("RGB", (4, 4)), recipe))) as opened:
+        assert opened.text["prompt"].isascii() and json.loads(opened.text["prompt"]) == comfy_graph(recipe)
+    with Image.open(io.BytesIO(encode_png(Image.new("RGB", (4, 4)), recipe.replace(model="pocket")))) as opened:
         assert "prompt" not in opened.text

@@ -25,7 +25,7 @@ def png(*chunks: bytes) -> bytes:
     return SIGNATURE + b"".join(chunks) + chunk(b"IEND", b"")
 
 
-# One prompt in each of these, and whatever hypothesis thinks of besides.
+# One prompt per script.
 SCRIPTS = {
     "Arabic, right to left": "ثعلب في الثلج",
     "Hebrew with points": "שׁוּעָל בַּשֶּׁלֶג",
@@ -43,10 +43,10 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("prompt", SCRIPTS.values(), ids=SCRIPTS)
-def test_every_script_travels(prompt):
-    asked = Recipe(prompt=prompt, negative=prompt, model="schnell", height=16, width=16)
-    assert open_recipe(encode_png(TINY, asked)) == asked.replace()
-    with Image.open(io.BytesIO(encode_png(TINY, asked.replace(negative=None)))) as opened:
+def test_prompts_in_every_script_come_back(prompt):
+    recipe = Recipe(prompt=prompt, negative=prompt, model="schnell", height=16, width=16)
+    assert open_recipe(encode_png(TINY, recipe)) == recipe.replace()
+    with Image.open(io.BytesIO(encode_png(TINY, recipe.replace(negative=None)))) as opened:
         assert opened.text["parameters"].startswith(prompt)
 
 
@@ -54,7 +54,7 @@ def test_every_script_travels(prompt):
 @example(Recipe(prompt="a", seed=0))
 @example(Recipe(prompt="a", seed=2**64 - 1))
 @given(recipes())
-def test_a_picture_brings_its_recipe_back(recipe):
+def test_a_recipe_comes_back_from_its_png(recipe):
     assert open_recipe(encode_png(TINY, recipe)) == recipe
 
 
@@ -69,12 +69,12 @@ def test_a_picture_brings_its_recipe_back(recipe):
     ],
 )
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
-def test_any_prompt_and_seed_travel(prompt, seed):
-    ask = Recipe(prompt=prompt, seed=seed)
-    assert open_recipe(encode_png(TINY, ask)) == ask
+def test_hostile_prompts_and_extreme_seeds_come_back(prompt, seed):
+    recipe = Recipe(prompt=prompt, seed=seed)
+    assert open_recipe(encode_png(TINY, recipe)) == recipe
 
 
-def test_the_picture_itself_is_not_changed_and_opens_anywhere():
+def test_the_metadata_does_not_change_the_pixels():
     noisy = Image.effect_noise((33, 17), 90).convert("RGB")
     with Image.open(io.BytesIO(encode_png(noisy, Recipe(prompt="a")))) as opened:
         assert opened.tobytes() == noisy.tobytes()
@@ -94,13 +94,13 @@ def test_the_picture_itself_is_not_changed_and_opens_anywhere():
          'Model: "so, \\"quoted\\"", Version: fluxnb'),
     ],
 )  # fmt: skip
-def test_the_line_of_facts_is_the_one_that_other_programs_read(recipe, line):
+def test_the_settings_are_written_in_the_format_of_a1111(recipe, line):
     assert parameters(recipe).splitlines()[-1] == line
 
 
 def test_a_negative_prompt_has_its_own_line():
-    asked = Recipe(prompt="a fox\nin two lines", negative="blur", guidance=2.0, model="pocket-base")
-    assert parameters(asked).splitlines()[:3] == ["a fox", "in two lines", "Negative prompt: blur"]
+    recipe = Recipe(prompt="a fox\nin two lines", negative="blur", guidance=2.0, model="pocket-base")
+    assert parameters(recipe).splitlines()[:3] == ["a fox", "in two lines", "Negative prompt: blur"]
 
 
 def test_a_recipe_is_read_from_a_path_and_an_open_file(tmp_path):
@@ -144,17 +144,17 @@ GOOD = Recipe(prompt="a").to_json().encode()
         (png(*[chunk(b"tEXt", b"x\0y")] * 100_001), StorageError),
     ],
 )
-def test_a_hostile_png_is_an_error_of_ours(data, kind):
+def test_a_hostile_png_is_a_fluxnb_error(data, kind):
     with pytest.raises(kind) as caught:
         open_recipe(data)
     assert caught.value.remedy
 
 
-def test_an_uncompressed_itxt_of_ours_is_read():
+def test_an_uncompressed_itxt_chunk_is_read():
     assert open_recipe(png(chunk(b"iTXt", b"fluxnb\0\0\0\0\0" + GOOD))) == Recipe(prompt="a")
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         open_recipe(tmp_path / "none.png")
 

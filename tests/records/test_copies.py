@@ -116,7 +116,7 @@ def _sums(sweep):
     return sweep, [float(cell.trajectory[0].v.sum()) for cell in sweep]
 
 
-def test_records_travel_to_a_spawned_process_and_back():
+def test_records_can_be_sent_to_a_spawned_process_and_back():
     sweep = grid(trajectories=True, seeds=[0], steps=[1, 2])
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         other, sums = pool.apply(_sums, (sweep,))
@@ -140,7 +140,7 @@ def test_a_step_without_tensors_has_no_attribute_for_them(name):
         getattr(step, name)
 
 
-def test_every_record_can_be_inspected_whatever_it_lacks():
+def test_incomplete_records_can_be_inspected():
     empty = dataclasses.replace(trajectory(), steps=(), finished=False)
     without = fnb.Cell(recipe=resolved(), key="0")
     for record in (trajectory(keep=False), trajectory(keep=False)[0], empty, without, grid()):

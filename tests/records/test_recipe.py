@@ -71,23 +71,23 @@ def test_the_key_is_the_same_in_another_process():
 
 
 def test_library_versions_are_part_of_the_key():
-    ask = Recipe(prompt="a fox")
-    assert len({ask.key(), ask.key({"torch": "1"}), ask.key({"torch": "2"})}) == 3
+    recipe = Recipe(prompt="a fox")
+    assert len({recipe.key(), recipe.key({"torch": "1"}), recipe.key({"torch": "2"})}) == 3
 
 
-def test_a_number_is_one_number_however_it_is_written():
+def test_equal_numbers_of_different_types_give_equal_keys():
     plain = Recipe(prompt="a", seed=3, guidance=2.0, height=64)
     assert Recipe(prompt="a", seed=np.uint64(3), guidance=2, height=np.int32(64)).key() == plain.key()
     assert Recipe(prompt="a", guidance=-0.0).key() == Recipe(prompt="a", guidance=0.0).key()
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**53 + 1, 2**64 - 1])
-def test_any_seed_of_64_bits_is_a_seed(seed):
+def test_any_unsigned_64_bit_seed_is_valid(seed):
     assert Recipe.from_json(Recipe(prompt="a", seed=seed).to_json()).seed == seed
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"),
+    ("field", "value", "message"),
     [
         ("prompt", "", "at least one word"),
         ("prompt", " \n\t", "at least one word"),
@@ -129,10 +129,10 @@ def test_any_seed_of_64_bits_is_a_seed(seed):
         ("model", 3, "text"),
     ],
 )
-def test_a_value_that_cannot_be_is_told_in_three_parts(field, value, says):
+def test_an_invalid_value_raises_an_error_in_three_parts(field, value, message):
     with pytest.raises(InputError) as caught:
         Recipe(**{"prompt": "a fox", field: value})
-    assert says.lower() in str(caught.value).lower()
+    assert message.lower() in str(caught.value).lower()
     assert caught.value.given and caught.value.possible and caught.value.remedy
 
 
@@ -142,14 +142,14 @@ def test_sigmas_decide_the_count_of_steps():
         Recipe(prompt="a", steps=3, sigmas=[1.0, 0.5])
 
 
-def test_replace_checks_again_and_knows_its_fields():
-    ask = Recipe(prompt="a", sigmas=(1.0, 0.5))
-    assert ask.replace(steps=3).sigmas is None
-    assert ask.replace(sigmas=(0.9, 0.5, 0.1)).steps == 3
+def test_replace_checks_values_and_field_names():
+    recipe = Recipe(prompt="a", sigmas=(1.0, 0.5))
+    assert recipe.replace(steps=3).sigmas is None
+    assert recipe.replace(sigmas=(0.9, 0.5, 0.1)).steps == 3
     with pytest.raises(InputError, match="at least one word"):
-        ask.replace(prompt="")
+        recipe.replace(prompt="")
     with pytest.raises(InputError, match="Try field='seed'"):
-        ask.replace(sead=3)
+        recipe.replace(sead=3)
 
 
 @pytest.mark.parametrize(
@@ -200,16 +200,16 @@ def test_axes_are_the_product_with_the_last_axis_fastest():
     assert (len(grid), grid.shape) == (4, (2, 2))
 
 
-def test_an_axis_counts_equal_values_once():
+def test_equal_values_of_an_axis_count_once():
     assert len(Axes(Recipe(prompt="a"), seed=[3, np.int64(3), 4])) == 2
 
 
 @pytest.mark.parametrize(
-    ("axis", "says"),
+    ("axis", "message"),
     [({"sead": [1]}, "seed"), ({"seed": 3}, "list"), ({"seed": []}, "at least one"), ({"seed": "12"}, "list")],
 )
-def test_an_axis_that_cannot_be_is_told(axis, says):
-    with pytest.raises(InputError, match=says):
+def test_an_invalid_axis_is_an_input_error(axis, message):
+    with pytest.raises(InputError, match=message):
         Axes(Recipe(prompt="a"), **axis)
 
 

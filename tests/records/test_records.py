@@ -47,7 +47,7 @@ def test_latents_are_the_tokens_unpacked(trajectory):
         trajectory[0].latents("y")
 
 
-def test_what_was_not_kept_is_told_and_not_guessed(trajectory):
+def test_reading_a_tensor_that_was_not_kept_is_an_error(trajectory):
     bare = dataclasses.replace(trajectory[0], tensors={"x": trajectory[0].x})
     assert not bare.kept
     with pytest.raises(InputError, match="v of step 0: this run kept x of it"):
@@ -59,20 +59,20 @@ def test_shared_tensors_are_counted_once(trajectory):
     assert trajectory.nbytes == 9 * number  # five points and four velocities
 
 
-def test_texts_have_no_memory_addresses(trajectory):
+def test_reprs_contain_no_memory_address(trajectory):
     cell = Cell(recipe=trajectory.recipe, key="0" * 64, picture=trajectory.image)
     grid = Sweep(cells=(cell,), axes={"seed": (7,)})
     for record in (trajectory, trajectory[0], cell, grid, Keep(), trajectory.recipe):
         assert "0x" not in repr(record) and " at " not in repr(record)
 
 
-def test_the_caption_says_prompt_model_seed_and_steps(trajectory):
+def test_the_caption_holds_prompt_model_seed_and_steps(trajectory):
     assert trajectory.caption == "a fox, toy, seed 7, 4 steps"
     assert dataclasses.replace(trajectory, finished=False).caption.endswith("4 of 4 steps, unfinished")
     assert dataclasses.replace(trajectory, recipe=None).caption == "a recorded call, toy, 4 steps"
 
 
-def test_a_walk_shows_itself_as_png(trajectory):
+def test_a_trajectory_displays_as_png(trajectory):
     assert trajectory._repr_png_().startswith(b"\x89PNG")
 
 
@@ -90,7 +90,7 @@ def test_keep_takes_negative_indices_and_always_the_last_of_every_n():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         ({"tensors": ("y",)}, "tensors='y'"),
         ({"every": 0}, "at least 1"),
@@ -98,8 +98,8 @@ def test_keep_takes_negative_indices_and_always_the_last_of_every_n():
         ({"steps": ("0",)}, "indices"),
     ],
 )
-def test_a_keep_that_cannot_be_is_told(wrong, says):
-    with pytest.raises(InputError, match=says):
+def test_an_invalid_keep_is_an_input_error(wrong, message):
+    with pytest.raises(InputError, match=message):
         Keep(**wrong)
 
 
@@ -108,7 +108,7 @@ def test_a_keep_that_cannot_be_is_told(wrong, says):
     st.integers(1, 3),
     st.sets(st.sampled_from(["x", "v", "x_next"])).map(tuple),
 )
-def test_the_memory_keep_states_is_the_memory_it_takes(steps, every, tensors):
+def test_the_memory_predicted_by_keep_is_the_memory_used(steps, every, tensors):
     keep = Keep(steps=steps, every=every, tensors=tensors)
     trajectory = sample_trajectory(lambda x, s: x.sin(), noise().float(), SIGMAS)
     thin = dataclasses.replace(trajectory, steps=tuple(step.reduced(keep, 4) for step in trajectory))
