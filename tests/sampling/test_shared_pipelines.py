@@ -27,25 +27,6 @@ STATEFUL = ("lean", "lean-fp8", "stream")
 ATTENTION = fnb.Keep(attention="all")
 
 
-def fails_today(why):
-    return pytest.mark.xfail(strict=True, reason=why)
-
-
-SCHEDULER = fails_today("calls share the scheduler, and the recorder replaces its methods for every caller")
-RECORDER = fails_today("a recorder records whoever uses the scheduler object, and nobody who uses another")
-TABLES = fails_today("the rows of the adaLN tables and the casts of layers are state without a lock")
-LAYERS = fails_today("weights that come and go with a layer's call are state without a lock")
-TOKENIZER = fails_today("padding and truncation are settings of the shared tokenizers")
-CAPTURE = fails_today("hooks of attention capture see every caller's evaluations")
-PIPELINE = fails_today("a run sets and restores attributes of the shared pipeline")
-DECODER = fails_today("a sweep decodes in a new thread, which takes its number of CPU threads from elsewhere")
-
-
-def stateful(mark, *others):
-    """The presets under which modules keep state, marked, after those under which they keep none."""
-    return [*others, *(pytest.param(preset, marks=mark) for preset in STATEFUL)]
-
-
 # ------------------------------------------------------------------------------------------------------ callers
 def digest(data):
     return hashlib.sha256(data).hexdigest()[:16]
@@ -200,7 +181,6 @@ def under(*presets):
 
 
 # ------------------------------------------------------------------------- plain and recorded calls beside other work
-@SCHEDULER
 @pytest.mark.parametrize("kind", ["stream", "explore", "lab"])
 def test_a_plain_call_beside_background_work_gives_both_their_own_bytes(flux, kind):
     alone, cells_alone = call(flux.pipe), [content(cell) for cell in background_work(kind, flux)()]
@@ -213,7 +193,6 @@ def test_a_plain_call_beside_background_work_gives_both_their_own_bytes(flux, ki
     assert beside == alone
 
 
-@SCHEDULER
 @pytest.mark.parametrize("kind", ["stream", "explore", "lab"])
 def test_a_recorded_call_beside_background_work_gives_one_trajectory_of_its_own(flux, kind):
     with fnb.recording(flux.pipe) as recorder:
@@ -232,7 +211,6 @@ def test_a_recorded_call_beside_background_work_gives_one_trajectory_of_its_own(
     assert (trajectory.recipe.prompt, trajectory.recipe.seed, trajectory.recipe.steps) == ("a red dog", 5, 3)
 
 
-@SCHEDULER
 @pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])
 def test_a_run_in_the_middle_of_a_call_changes_neither(flux, recorded):
     block = fnb.recording if recorded else lambda _: contextlib.nullcontext()
@@ -255,7 +233,6 @@ def test_a_run_in_the_middle_of_a_call_changes_neither(flux, recorded):
         assert [content(each) for each in recorder.trajectories] == [content(expected)]
 
 
-@pytest.mark.xfail(strict=False, reason="calls share the scheduler; how they interleave is chance here")
 @pytest.mark.slow
 @pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])
 def test_many_calls_beside_an_explorer_of_pocket(recorded):
@@ -277,7 +254,7 @@ def test_many_calls_beside_an_explorer_of_pocket(recorded):
 
 
 # ------------------------------------------------------------------------------------- two handles over shared modules
-@under(*stateful(TABLES, "cpu"))
+@under("cpu", *STATEFUL)
 def test_two_handles_that_evaluate_at_the_same_time_give_their_own_bytes(handles):
     jobs = [(handles[0], "a fox", 1), (handles[1], "a blue cat", 2)]
 
@@ -290,7 +267,7 @@ def test_two_handles_that_evaluate_at_the_same_time_give_their_own_bytes(handles
         assert [each.result(LIMIT) for each in together] == alone
 
 
-@under(*stateful(TABLES))
+@under(*STATEFUL)
 def test_raw_transformer_calls_in_two_threads_give_their_own_outputs(handles):
     transformer = handles[0].pipe.transformer
     levels = (0.9, 0.3)
@@ -300,7 +277,6 @@ def test_raw_transformer_calls_in_two_threads_give_their_own_outputs(handles):
         assert [torch.equal(each.result(LIMIT), own) for each, own in zip(together, alone, strict=True)] == [True, True]
 
 
-@TABLES
 @under("lean-fp8")
 def test_a_layer_in_8_bits_stays_cast_while_a_thread_computes_with_it(handles, monkeypatch):
     transformer = handles[0].pipe.transformer
@@ -320,7 +296,7 @@ def test_a_layer_in_8_bits_stays_cast_while_a_thread_computes_with_it(handles, m
     assert torch.equal(first.result(LIMIT), alone[0])
 
 
-@under(*stateful(LAYERS, "cpu"))
+@under("cpu", *STATEFUL)
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
 def test_a_prompt_is_encoded_with_all_weights_while_another_thread_encodes(handles, name):
     encoder = getattr(handles[0].pipe, name)
@@ -355,7 +331,7 @@ def evaluate(transformer, level):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", stateful(TABLES, "cpu"))
+@pytest.mark.parametrize("preset", ["cpu", *STATEFUL])
 def test_two_handles_of_pocket_give_their_own_bytes(preset):
     first = fnb.load("pocket", preset=preset)
     jobs = [(first, "a fox", 1, 4), (fnb.load(sharing(first.pipe)), "a cat", 2, 3)]
@@ -373,7 +349,6 @@ def run_of(flux, prompt):
     return lambda: content(fnb.run(flux, prompt, steps=1, **SIZE))
 
 
-@TOKENIZER
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
 @pytest.mark.parametrize("pair", ["call, run", "call, run with attention", "run, call", "run, run of another handle"])
 def test_a_prompt_is_padded_as_its_own_call_asks(flux, monkeypatch, name, pair):
@@ -402,7 +377,6 @@ def test_a_prompt_is_padded_as_its_own_call_asks(flux, monkeypatch, name, pair):
 
 
 # -------------------------------------------------------------------------------------------------------- attention
-@CAPTURE
 @pytest.mark.parametrize("place", ["between two steps", "inside an evaluation"])
 @pytest.mark.parametrize("other", ["another handle", "a plain call"])
 def test_attention_maps_are_those_of_their_own_call(flux, place, other):
@@ -428,7 +402,6 @@ def test_attention_maps_are_those_of_their_own_call(flux, place, other):
 
 
 # -------------------------------------------------------------------------------------------------------- recording
-@RECORDER
 @pytest.mark.parametrize("other", ["run", "call", "stream"])
 def test_a_recording_holds_no_steps_of_another_thread(flux, other):
     work = {
@@ -441,7 +414,6 @@ def test_a_recording_holds_no_steps_of_another_thread(flux, other):
     assert recorder.trajectories == ()
 
 
-@RECORDER
 def test_recordings_in_two_threads_hold_their_own_calls(flux):
     def recorded(prompt):
         with fnb.recording(flux.pipe) as recorder:
@@ -454,7 +426,6 @@ def test_recordings_in_two_threads_hold_their_own_calls(flux):
     assert [each.recipe.prompt for each in recorder.trajectories] == ["a cat"]
 
 
-@RECORDER
 def test_a_call_of_a_sibling_pipeline_is_recorded_whole_or_not_at_all(pipe):
     from diffusers import FluxImg2ImgPipeline
 
@@ -487,7 +458,6 @@ def test_a_sibling_recorded_alone_is_recorded_whole(pipe):
     assert levels_are_its_own(trajectory) and len(trajectory) == 2 and trajectory.recipe is None
 
 
-@RECORDER
 def test_a_scheduler_exchanged_inside_the_block_is_recorded_with_its_own_levels(pipe):
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -583,7 +553,6 @@ def test_a_recorded_call_that_fails_leaves_nothing_on_the_pipeline(pipe, kind):
     assert held_by(pipe) == before
 
 
-@SCHEDULER
 @pytest.mark.parametrize("options", [*WAYS, {"on_step": fail(RuntimeError)}], ids=name_of)
 def test_a_run_leaves_the_schedule_of_the_pipeline_as_it_was(flux, options):
     call(flux.pipe, steps=3)
@@ -593,7 +562,6 @@ def test_a_run_leaves_the_schedule_of_the_pipeline_as_it_was(flux, options):
     assert schedule_of(flux.pipe) == before
 
 
-@PIPELINE
 @pytest.mark.parametrize("options", WAYS, ids=name_of)
 def test_another_thread_sees_no_change_in_the_middle_of_a_run(flux, options):
     before, seen = held_by(flux.pipe), []
@@ -607,7 +575,6 @@ def test_another_thread_sees_no_change_in_the_middle_of_a_run(flux, options):
     assert [{name: each[name] for name in parts} for each in seen] == [{name: before[name] for name in parts}] * 2
 
 
-@PIPELINE
 def test_what_the_user_changes_on_the_pipeline_in_the_middle_of_a_run_stays(flux):
     def change(*_):
         flux.pipe.set_progress_bar_config(disable=True, desc="mine")
@@ -638,7 +605,6 @@ def held_after_stop(pipe, monkeypatch):
     return hold, stop
 
 
-@PIPELINE
 def test_stop_ends_its_own_run_and_no_plain_call(flux, held_after_stop):
     hold, stop = held_after_stop
     alone, runs = call(flux.pipe), []
@@ -656,7 +622,6 @@ def test_stop_ends_its_own_run_and_no_plain_call(flux, held_after_stop):
     assert interrupted == alone
 
 
-@PIPELINE
 def test_a_plain_call_that_begins_does_not_undo_the_stop_of_a_run(flux, held_after_stop):
     hold, stop = held_after_stop
     alone, expected = call(flux.pipe), content(fnb.run(flux, "a fox", steps=3, on_step=lambda _: fnb.STOP, **SIZE))
@@ -668,7 +633,9 @@ def test_a_plain_call_that_begins_does_not_undo_the_stop_of_a_run(flux, held_aft
 
 
 # --------------------------------------------------------------------------------------------------- number of threads
-@DECODER
+@pytest.mark.xfail(
+    strict=True, reason="a new thread decodes, with the number of CPU threads that was set last anywhere"
+)
 def test_a_sweep_decodes_with_the_number_of_threads_of_its_caller(flux):
     # The decoder's sums depend on it. A new thread computes with the number that was set last, in whichever thread.
     before, seen = torch.get_num_threads(), []
