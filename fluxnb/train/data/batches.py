@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxnb.planning.detection import cores
+from fluxnb.planning.hardware import cores
 from fluxnb.train.config import Sizes
 from fluxnb.train.data.render import Layout, lay_out
 from fluxnb.train.data.tokens import Tokens

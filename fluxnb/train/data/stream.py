@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluxnb.planning.detection import cores
+from fluxnb.planning.hardware import cores
 from fluxnb.train.data import captions, scenes
 from fluxnb.train.data.layouts import Layout, lay_out
 from fluxnb.train.data.vocabulary import Tokens

@@ -1,0 +1,193 @@
+"""What decides the pictures of a pipeline, as a digest that is read when a key is made.
+
+A pipeline changes after it was loaded: adapters are added and scaled, weights are fused or quantized, the scheduler or
+the VAE is exchanged, a cache is enabled, an attention processor is replaced. The digest covers all of these and is
+cheap enough to compute for every sweep: of each tensor it reads a few values, not all. What it cannot see is listed, so
+that pictures of such a pipeline are computed and not stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Identity", "identity_of"]
+
+SAMPLES = 16  # values read of each tensor
+COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map", "vocab_size")
+# Entries of configurations that say where a model came from and do not change its pictures.
+WITHOUT_EFFECT = ("_name_or_path", "_diffusers_version", "transformers_version")
+# Hooks of diffusers and accelerate that move weights and leave the numbers as they are.
+HARMLESS_HOOKS = {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides a picture besides the recipe and the library versions.
+
+    Arguments:
+        digest: twelve hex digits, equal for pipelines that draw the same pictures.
+        unknown: what the digest does not cover, in words; empty where it covers everything.
+    """
+
+    digest: str
+    unknown: tuple[str, ...] = ()
+
+
+def identity_of(pipe: Any) -> Identity:
+    """The identity of a pipeline as it is now.
+
+    Example:
+        >>> before = identity_of(pipe)                                              # doctest: +SKIP
+        >>> pipe.load_lora_weights("style"); identity_of(pipe) == before            # doctest: +SKIP
+        False
+    """
+    digest, unknown = hashlib.sha256(), list[str]()
+    digest.update(type(pipe).__name__.encode())
+    for name in COMPONENTS:
+        module = getattr(pipe, name, None)
+        digest.update(f"\n{name}:{type(module).__name__}\n".encode())
+        if isinstance(module, nn.Module):
+            digest.update(_plain(getattr(module, "config", {})))
+            _update_with_module(digest, module, unknown, name)
+    for name in TOKENIZERS:
+        digest.update(_tokenizer(getattr(pipe, name, None)))
+    digest.update(_scheduler(pipe.scheduler))
+    digest.update(_plain(getattr(getattr(pipe, "image_processor", None), "config", {})))
+    return Identity(digest.hexdigest()[:12], tuple(unknown))
+
+
+# ------------------------------------------------------------------------------------------------------------ modules
+def _update_with_module(digest: Any, module: nn.Module, unknown: list[str], name: str) -> None:
+    samples: list[Tensor] = []
+    for path, tensor in _tensors(module):
+        digest.update(f"{path}:{type(tensor).__name__}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+        samples += [_sample(part) for part in _payloads(tensor)]
+    for values in _transferred(samples):
+        digest.update(values)
+    for path, part in module.named_modules():
+        digest.update(_adapters(part))
+        if "forward" in vars(part) and not _is_known_forward(vars(part)["forward"]):
+            unknown.append(f"{name}.{path or 'forward'} has a forward method of its own".replace("..", "."))
+        for hook in getattr(getattr(part, "_diffusers_hook", None), "hooks", {}):
+            if hook not in HARMLESS_HOOKS:
+                digest.update(f"{path}:{hook}".encode())
+    for setting in ("use_tiling", "use_slicing", "tile_sample_min_size", "tile_overlap_factor"):
+        digest.update(f"{setting}={getattr(module, setting, None)}".encode())
+    digest.update(_plain(getattr(module, "_cache_config", None)))
+    for path, processor in getattr(module, "attn_processors", {}).items():
+        digest.update(f"{path}:{type(processor).__module__}.{type(processor).__qualname__}".encode())
+        if not _is_library_object(processor):
+            unknown.append(f"{name} computes attention with {type(processor).__name__}, which is not part of diffusers")
+    unknown[:] = list(dict.fromkeys(unknown))
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _payloads(tensor: Tensor) -> list[Tensor]:
+    """The plain tensors that hold the numbers of a parameter; a quantized one has several."""
+    data = tensor.detach()
+    found: list[Tensor] = []
+    state = getattr(tensor, "quant_state", None)  # bitsandbytes keeps the scales beside the packed weights
+    for extra in (getattr(state, "absmax", None), getattr(state, "code", None)):
+        found += [extra] if isinstance(extra, Tensor) else []
+    if hasattr(data, "__tensor_flatten__"):
+        names, _ = data.__tensor_flatten__()
+        for name in names:
+            found += _payloads(getattr(data, name))
+        return found
+    return [*found, data.as_subclass(Tensor)]
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """A few values of a tensor, spread evenly, as float64 or integers on its device; empty without memory."""
+    if tensor.device.type == "meta" or tensor.numel() == 0:
+        return torch.empty(0)
+    flat = tensor.reshape(-1) if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
+    step = max(1, flat.numel() // SAMPLES)
+    chosen = flat[step // 2 :: step][:SAMPLES]
+    return chosen.to(torch.float32) if chosen.is_floating_point() else chosen.to(torch.int64)
+
+
+def _transferred(samples: list[Tensor]) -> Iterator[bytes]:
+    """The samples as bytes; those of a GPU are joined first, since each transfer waits for the device."""
+    for kind in (torch.float32, torch.int64):
+        for device in dict.fromkeys(sample.device for sample in samples):
+            group = [sample for sample in samples if sample.dtype == kind and sample.device == device]
+            if group:
+                yield torch.cat(group).to("cpu").numpy().tobytes()
+
+
+def _adapters(module: nn.Module) -> bytes:
+    """Which adapters of peft are active in a layer, and how strongly."""
+    scaling = getattr(module, "scaling", None)
+    if not isinstance(scaling, Mapping):
+        return b""
+    state = {
+        "scaling": {str(name): float(value) for name, value in scaling.items()},
+        "active": list(getattr(module, "active_adapters", ())),
+        "merged": list(getattr(module, "merged_adapters", ())),
+        "disabled": bool(getattr(module, "disable_adapters", False)),
+    }
+    return json.dumps(state, sort_keys=True).encode()
+
+
+def _is_known_forward(forward: Any) -> bool:
+    """Whether a forward method on an instance leaves the numbers as they are: hooks of accelerate, and our replay."""
+    inner = getattr(forward, "__wrapped__", forward)
+    module = getattr(inner, "__module__", None) or type(inner).__module__
+    origin = str(getattr(forward, "__module__", "") or type(forward).__module__)
+    return origin.startswith(("accelerate", "diffusers", "fluxnb", "torch")) or (
+        hasattr(forward, "func") and str(module).startswith(("accelerate", "diffusers", "fluxnb", "torch"))
+    )
+
+
+def _is_library_object(thing: Any) -> bool:
+    return type(thing).__module__.split(".")[0] in ("diffusers", "transformers", "torch", "fluxnb")
+
+
+# -------------------------------------------------------------------------------------------- schedulers and the rest
+def _scheduler(scheduler: Any) -> bytes:
+    config = dict(getattr(scheduler, "config", {}))
+    return _plain({"class": type(scheduler).__name__, **config, "shift now": getattr(scheduler, "shift", None)})
+
+
+def _tokenizer(tokenizer: Any) -> bytes:
+    if tokenizer is None:
+        return b"none"
+    settings = {name: getattr(tokenizer, name, None) for name in TOKENIZER_SETTINGS}
+    return _plain({"class": type(tokenizer).__name__, **settings})
+
+
+def _plain(value: Any) -> bytes:
+    """A configuration as canonical text; objects that are no plain values are named by their class."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {"class": type(value).__name__, **dataclasses.asdict(value)}
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        value = {
+            str(k): v
+            for k, v in value.items()
+            if k not in ("_name_or_path", "_diffusers_version", "transformers_version")
+        }
+    return json.dumps(value, sort_keys=True, default=_named).encode()
+
+
+def _named(value: Any) -> str:
+    return (
+        value.__qualname__ if inspect.isroutine(value) or isinstance(value, type) else f"{type(value).__name__}:{value}"
+    )
