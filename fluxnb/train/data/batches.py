@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxnb.planning.hardware import cores
+from fluxnb.planning.hardware import available_cores
 from fluxnb.train.config import Sizes
 from fluxnb.train.data.render import Layout, lay_out
 from fluxnb.train.data.tokens import Tokens
@@ -67,7 +67,7 @@ def batches(count: int, size: int, generator: torch.Generator, device: torch.dev
 
 def workers_here() -> int:
     """As many as this process may use cores; several ranks of one machine share them."""
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _split(count: int, seed: int) -> list[tuple[int, int, int]]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fluxnb.planning.hardware import cores
+from fluxnb.planning.hardware import available_cores
 from fluxnb.train.data import captions, scenes
 from fluxnb.train.data.layouts import Layout, lay_out
 from fluxnb.train.data.vocabulary import Tokens
@@ -73,7 +73,7 @@ def draw_pairs(
 
 def workers_here() -> int:
     """As many as this process may use cores; several ranks of one machine share them."""
-    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _one_thread() -> None:
