@@ -1,1 +1,1 @@
-"""Grids of pictures: axes, runner, store, cost estimate, sweep."""
+"""Grids of images: axes, runner, store, cost estimate and sweep."""

@@ -1,4 +1,4 @@
-"""A grid of recipes: Axes says which, and reads what somebody typed for prompts, seeds and steps."""
+"""Axes of a grid: the Cartesian product of values for the fields of a recipe."""
 
 from __future__ import annotations
 
@@ -15,9 +15,16 @@ __all__ = ["Axes"]
 
 
 class Axes:
-    """A grid of recipes: one base and, for some of its fields, the values to go through.
+    """The Cartesian product of values for some fields of a base recipe.
 
-    Iterating gives the recipes, the last axis fastest. A pure value: same base, same axes, same order.
+    Iteration yields the recipes, with the last axis varying fastest. The order depends on the arguments alone.
+
+    Arguments:
+        base: the recipe whose fields are replaced.
+        values: field names and lists of values.
+
+    Raises:
+        InputError: no such field, an empty list, or a value that a recipe cannot have.
 
     Example:
         >>> grid = Axes(Recipe(prompt="a fox"), seed=[1, 2], steps=[1, 4])
@@ -37,7 +44,7 @@ class Axes:
                 raise InputError(
                     f"{name}={shorten(given)}", "an axis is a list of values", f"try {name}=[{shorten(given)}]"
                 )
-            # Through the recipe's own check, so that np.int64(3), 3 and a doubled 3 are one value.
+            # The recipe normalizes the values, so that np.int64(3), 3 and a repeated 3 are one value.
             checked = tuple(dict.fromkeys(getattr(base.replace(**{name: value}), name) for value in given))
             if not checked:
                 raise InputError(f"{name}=[]", "an axis needs at least one value", f"leave {name} out or fill it")
@@ -54,7 +61,7 @@ class Axes:
         steps: int | Iterable[int] = 4,
         **further: Any,
     ) -> Axes:
-        """The grid of prompts x seeds x steps and of any further field, each one value or several.
+        """The grid of prompts x seeds x steps and further fields, each given as one value or several.
 
         Raises:
             InputError: no prompt, no such field, or a value that a recipe cannot have.
@@ -63,44 +70,44 @@ class Axes:
             >>> Axes.of(prompts="a fox", seeds=range(4), steps=[1, 4])
             Axes(1 prompt x 4 seed x 2 steps = 8)
         """
-        words = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not words:
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not texts:
             raise InputError("prompts=[]", "at least one prompt is needed", 'try prompts=["a fox in the snow"]')
-        values: dict[str, list[Any]] = {"prompt": words, "seed": _several(seeds), "steps": _several(steps)}
+        values: dict[str, list[Any]] = {"prompt": texts, "seed": _as_list(seeds), "steps": _as_list(steps)}
         for name, given in further.items():
             if name in ("prompt", "seed"):
-                raise InputError(f"{name}={shorten(given)}", f"the axis is called {name}s", f"say {name}s=...")
-            # Own sigmas are a list already, so an axis of them is a list of lists.
-            one = given is not None and name == "sigmas" and all(isinstance(level, int | float) for level in given)
-            values[name] = [tuple(given)] if one else _several(given)
+                raise InputError(f"{name}={shorten(given)}", f"the axis is called {name}s", f"type {name}s=...")
+            # A schedule is a list itself, so an axis of schedules is a list of lists.
+            is_schedule = name == "sigmas" and given is not None and all(isinstance(s, int | float) for s in given)
+            values[name] = [tuple(given)] if is_schedule else _as_list(given)
         if "sigmas" in values:
-            values.pop("steps")  # each list of sigmas has its own count
-        return cls(base or Recipe(prompt=words[0]), **values)
+            values.pop("steps")  # a schedule determines the number of steps
+        return cls(base or Recipe(prompt=texts[0]), **values)
 
     @property
-    def shown(self) -> dict[str, tuple[Any, ...]]:
-        """The axes as records and views have them: the three that every grid has, and those with several values."""
-        usual = ("prompt", "seed", "steps")
-        return {name: values for name, values in self.values.items() if name in usual or len(values) > 1}
+    def displayed(self) -> dict[str, tuple[Any, ...]]:
+        """The axes that records and views display: prompt, seed and steps, and every other with several values."""
+        always = ("prompt", "seed", "steps")
+        return {name: values for name, values in self.values.items() if name in always or len(values) > 1}
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """How many values each axis has, in order."""
+        """The number of values of each axis."""
         return tuple(len(given) for given in self.values.values())
 
     def __len__(self) -> int:
         return math.prod(self.shape)
 
     def __iter__(self) -> Iterator[Recipe]:
-        for chosen in itertools.product(*self.values.values()):
-            yield self.base.replace(**dict(zip(self.values, chosen, strict=True)))
+        for combination in itertools.product(*self.values.values()):
+            yield self.base.replace(**dict(zip(self.values, combination, strict=True)))
 
     def __repr__(self) -> str:
         sizes = " x ".join(f"{len(given)} {name}" for name, given in self.values.items())
         return f"Axes({sizes or '1 recipe'} = {len(self)})"
 
 
-def _several(given: Any) -> list[Any]:
+def _as_list(given: Any) -> list[Any]:
     if isinstance(given, Iterable) and not isinstance(given, str | bytes):
         return list(given)
     return [given]

@@ -1,7 +1,7 @@
-"""What a grid will cost before it starts: cells, evaluations, seconds and disk.
+"""Cost of a grid before it starts: cells, evaluations, seconds and disk space.
 
-Seconds are only said where they have been seen: in this process, or in the store's own cells of the same size, model
-and machine. Otherwise they are unknown, and `measure` makes one evaluation and one picture to know.
+Seconds are estimated only from timings: those of this process, or those of cells in the store with the same size, model
+and machine. Without any, the duration is unknown until `measure` times one evaluation and one image.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import shutil
 import statistics
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from fluxnb.flow import share_prefixes
-from fluxnb.grid.runner import starts, text_of
+from fluxnb.grid.runner import prompt_key, shared_prefixes
 from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep
@@ -27,15 +27,15 @@ from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.sampler import sample
 from fluxnb.units import byte_size, duration
 
-__all__ = ["Pace", "Work", "measure", "pace_of", "remember", "work_of"]
+__all__ = ["CostEstimate", "Timing", "estimate_cost", "measure", "record_timing", "recorded", "timing_of"]
 
-BYTES_A_PIXEL = 1.6  # of a photograph-like PNG at the level it is written with
-LOOKED_AT = 64  # cells of a store that are read for their timings
+PNG_BYTES_PER_PIXEL = 1.6  # of a photograph
+MAX_STORED_TIMINGS = 64  # cells of a store that are read for their timings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
-    """Seconds for a prompt, an evaluation and a picture of one size on this machine."""
+class Timing:
+    """Seconds for encoding a prompt, one evaluation and decoding an image, for one size on this machine."""
 
     encode: float
     evaluation: float
@@ -43,39 +43,39 @@ class Pace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What a sweep will cost, before it starts.
+class CostEstimate:
+    """What a sweep will cost.
 
     Arguments:
-        cells: pictures asked for.
-        missing: of those, not in the store.
-        evaluations: of the transformer, with sharing; a guided step counts twice.
-        alone: evaluations of all cells without sharing and without a store.
-        shared: evaluations that sharing saves among the missing cells.
+        cells: requested images.
+        missing: requested images that are not in the store.
+        evaluations: transformer evaluations, with sharing; a step under true CFG counts twice.
+        unshared_evaluations: evaluations of all cells without sharing and without a store.
+        saved_evaluations: evaluations that sharing saves among the missing cells.
         encodes: prompts to encode.
-        seconds: roughly, None where nothing of this size has been timed on this machine yet.
-        megabytes: of disk, roughly, for the missing cells.
-        free_megabytes: that the store's disk has, None without a store.
+        seconds: estimated duration, None if nothing of this size has been timed on this machine.
+        megabytes: estimated disk space of the missing cells, in 10^6 bytes.
+        free_megabytes: free space on the disk of the store, None without a store.
     """
 
     cells: int
     missing: int
     evaluations: int
-    alone: int
-    shared: int
+    unshared_evaluations: int
+    saved_evaluations: int
     encodes: int
     seconds: float | None
     megabytes: float
     free_megabytes: float | None = None
 
     def __str__(self) -> str:
-        took = "unknown time (nothing timed yet; measure=True times one evaluation)"
+        time_text = "unknown time (nothing timed yet; measure=True times one evaluation)"
         if self.seconds is not None:
-            took = f"about {duration(self.seconds)}"
+            time_text = f"about {duration(self.seconds)}"
         parts = [
-            f"{self.cells} cells, {self.missing} to make",
-            f"{self.evaluations} evaluations ({self.shared} shared), {self.encodes} prompts to encode",
-            took,
+            f"{self.cells} cells, {self.missing} to sample",
+            f"{self.evaluations} evaluations ({self.saved_evaluations} shared), {self.encodes} prompts to encode",
+            time_text,
             f"about {byte_size(self.megabytes * 1e6)}",
         ]
         if self.free_megabytes is not None and self.megabytes > self.free_megabytes:
@@ -83,111 +83,125 @@ class Work:
         return "; ".join(parts)
 
 
-def work_of(
+def estimate_cost(
     flux: Flux,
     recipes: Sequence[ResolvedRecipe],
+    *,
     missing: Sequence[ResolvedRecipe],
     store: Store | None,
     keep: Keep | None,
-) -> Work:
-    """The cost of resolved recipes, of which some are missing."""
+) -> CostEstimate:
+    """Estimate the cost of resolved recipes, of which some are missing in the store."""
     evaluations, saved, seconds = 0, 0, 0.0
-    paces: dict[tuple[Any, ...], Pace | None] = {}
-    for start in starts(missing):
-        schedules = [flux.schedule(recipe) for recipe in start.recipes]
-        first = start.recipes[0]
+    timings: dict[tuple[Any, ...], Timing | None] = {}
+    for group in shared_prefixes(missing):
+        schedules = [flux.schedule(recipe) for recipe in group.recipes]
+        first = group.recipes[0]
         shared = flux.evaluations_of(first, sum(count for _, count in share_prefixes(schedules)))
-        needed = sum(flux.evaluations_of(recipe) for recipe in start.recipes) - shared
+        needed = sum(flux.evaluations_of(recipe) for recipe in group.recipes) - shared
         evaluations, saved = evaluations + needed, saved + shared
-        if (kind := _kind(first)) not in paces:
-            paces[kind] = pace_of(flux, first, store)
-        pace = paces[kind]
-        seconds += math.nan if pace is None else needed * pace.evaluation + len(schedules) * pace.decode
-    texts = {text_of(each) for each in missing}
-    prompt = max((pace.encode for pace in paces.values() if pace is not None), default=0.0)
-    seconds += len(texts) * prompt
-    return Work(
+        if (key := _timing_key(first)) not in timings:
+            timings[key] = timing_of(flux, first, store)
+        timing = timings[key]
+        seconds += math.nan if timing is None else needed * timing.evaluation + len(schedules) * timing.decode
+    prompts = {prompt_key(each) for each in missing}
+    seconds += len(prompts) * max((timing.encode for timing in timings.values() if timing is not None), default=0.0)
+    return CostEstimate(
         cells=len(recipes),
         missing=len(missing),
         evaluations=evaluations,
-        alone=sum(flux.evaluations_of(each) for each in recipes),
-        shared=saved,
-        encodes=len(texts),
+        unshared_evaluations=sum(flux.evaluations_of(each) for each in recipes),
+        saved_evaluations=saved,
+        encodes=len(prompts),
         seconds=None if math.isnan(seconds) else seconds,
         megabytes=sum(_bytes(flux, each, keep) for each in missing) / 1e6,
         free_megabytes=None if store is None else shutil.disk_usage(store.folder).free / 1e6,
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- pace
-_SEEN: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Pace]] = weakref.WeakKeyDictionary()
+# ------------------------------------------------------------------------------------------------------------ timings
+_TIMINGS: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Timing]] = weakref.WeakKeyDictionary()
 
 
-def remember(flux: Flux, cell: Cell) -> None:
-    """Learn from a cell that was made."""
-    if cell.made and (pace := _read(flux, cell.recipe, cell.seconds)) is not None:
-        _SEEN.setdefault(flux.pipe, {})[_kind(cell.recipe)] = pace
+def recorded(flux: Flux, cells: Generator[Cell, None, None]) -> Generator[Cell, None, None]:
+    """Yield the same cells and record their timings. A stop ends the generator instead of raising."""
+    try:
+        for cell in cells:
+            record_timing(flux, cell)
+            yield cell
+    except KeyboardInterrupt:
+        return
+    finally:
+        cells.close()
 
 
-def pace_of(flux: Flux, recipe: ResolvedRecipe, store: Store | None) -> Pace | None:
-    """What this process has seen for pictures of this size, else what the store tells, else None."""
-    seen = _SEEN.get(flux.pipe, {}).get(_kind(recipe))
-    return seen if seen is not None or store is None else _told(flux, recipe, store)
+def record_timing(flux: Flux, cell: Cell) -> None:
+    """Record the timing of a cell for later estimates, if the cell has been sampled and not read from a store."""
+    if cell.made and (timing := _timing_from(flux, cell.recipe, cell.seconds)) is not None:
+        _TIMINGS.setdefault(flux.pipe, {})[_timing_key(cell.recipe)] = timing
 
 
-def measure(flux: Flux, recipe: ResolvedRecipe) -> Pace:
-    """Encode once, make one evaluation and decode one picture, each timed; remembered from then on."""
-    once = dataclasses.replace(recipe, steps=1, sigmas=None)
-    sample(flux, once, flux.encode(once), keep=Keep.nothing())  # the first makes ready what is made ready once
+def timing_of(flux: Flux, recipe: ResolvedRecipe, store: Store | None) -> Timing | None:
+    """The timing for images of this size from this process, else from the store, else None."""
+    known = _TIMINGS.get(flux.pipe, {}).get(_timing_key(recipe))
+    return known if known is not None or store is None else _stored_timing(flux, recipe, store)
+
+
+def measure(flux: Flux, recipe: ResolvedRecipe) -> Timing:
+    """Time one prompt, one evaluation and one decoded image, and record the result."""
+    one_step = dataclasses.replace(recipe, steps=1, sigmas=None)
+    sample(flux, one_step, flux.encode(one_step), keep=Keep.nothing())  # warm-up
     started = time.perf_counter()
-    encoded = flux.encode(once)
-    spent = time.perf_counter() - started
-    trajectory = sample(flux, once, encoded, keep=Keep.nothing())
-    pace = Pace(
-        encode=spent,
-        evaluation=trajectory.seconds["denoise"] / flux.evaluations_of(once),
+    encoded = flux.encode(one_step)
+    encode_seconds = time.perf_counter() - started
+    trajectory = sample(flux, one_step, encoded, keep=Keep.nothing())
+    timing = Timing(
+        encode=encode_seconds,
+        evaluation=trajectory.seconds["denoise"] / flux.evaluations_of(one_step),
         decode=trajectory.seconds["decode"],
     )
-    _SEEN.setdefault(flux.pipe, {})[_kind(recipe)] = pace
-    return pace
+    _TIMINGS.setdefault(flux.pipe, {})[_timing_key(recipe)] = timing
+    return timing
 
 
-def _told(flux: Flux, recipe: ResolvedRecipe, store: Store) -> Pace | None:
-    found: list[Pace] = []
-    for path in islice(store.folder.glob("*/*.json"), LOOKED_AT):
+def _stored_timing(flux: Flux, recipe: ResolvedRecipe, store: Store) -> Timing | None:
+    """The median timing of stored cells that are comparable."""
+    found: list[Timing] = []
+    for path in islice(store.folder.glob("*/*.json"), MAX_STORED_TIMINGS):
         try:
-            facts = json.loads(path.read_bytes())
-            other = ResolvedRecipe.from_json(facts["recipe"])
-            same = facts["versions"] == flux.versions and _kind(other) == _kind(recipe)
-            pace = _read(flux, other, {name: float(value) for name, value in facts["seconds"].items()})
+            metadata = json.loads(path.read_bytes())
+            stored = ResolvedRecipe.from_json(metadata["recipe"])
+            comparable = metadata["versions"] == flux.versions and _timing_key(stored) == _timing_key(recipe)
+            seconds = {name: float(value) for name, value in metadata["seconds"].items()}
+            timing = _timing_from(flux, stored, seconds)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # not whole, or not ours
-        if same and pace is not None:
-            found.append(pace)
+            continue  # incomplete or of another format
+        if comparable and timing is not None:
+            found.append(timing)
     if not found:
         return None
-    return Pace(
-        encode=statistics.median(pace.encode for pace in found),
-        evaluation=statistics.median(pace.evaluation for pace in found),
-        decode=statistics.median(pace.decode for pace in found),
+    return Timing(
+        encode=statistics.median(timing.encode for timing in found),
+        evaluation=statistics.median(timing.evaluation for timing in found),
+        decode=statistics.median(timing.decode for timing in found),
     )
 
 
-def _read(flux: Flux, recipe: ResolvedRecipe, seconds: Any) -> Pace | None:
-    spent = [seconds.get(name, 0.0) for name in ("encode", "denoise", "decode")]
-    if not all(math.isfinite(value) and value >= 0 for value in spent) or not spent[1]:
+def _timing_from(flux: Flux, recipe: ResolvedRecipe, seconds: Mapping[str, float]) -> Timing | None:
+    encode, denoise, decode = (seconds.get(name, 0.0) for name in ("encode", "denoise", "decode"))
+    if not all(math.isfinite(value) and value >= 0 for value in (encode, denoise, decode)) or not denoise:
         return None
-    return Pace(encode=spent[0], evaluation=spent[1] / flux.evaluations_of(recipe), decode=spent[2])
+    return Timing(encode=encode, evaluation=denoise / flux.evaluations_of(recipe), decode=decode)
 
 
-def _kind(recipe: ResolvedRecipe) -> tuple[Any, ...]:
-    """What decides how long an evaluation takes."""
+def _timing_key(recipe: ResolvedRecipe) -> tuple[Any, ...]:
+    """The fields that determine the duration of an evaluation."""
     return (recipe.model, recipe.revision, recipe.dtype, recipe.height, recipe.width, recipe.max_sequence_length)
 
 
 def _bytes(flux: Flux, recipe: ResolvedRecipe, keep: Keep | None) -> float:
-    height, width = recipe.height, recipe.width
-    wide = 4 if flux.dtype == "float32" else 2
-    return BYTES_A_PIXEL * height * width + (
-        0 if keep is None else keep.nbytes(height, width, recipe.steps, bytes_per_number=wide)
+    pixels, bytes_per_number = recipe.height * recipe.width, 4 if flux.dtype == "float32" else 2
+    trajectory = (
+        0 if keep is None else keep.nbytes(recipe.height, recipe.width, recipe.steps, bytes_per_number=bytes_per_number)
     )
+    return PNG_BYTES_PER_PIXEL * pixels + trajectory

@@ -1,8 +1,8 @@
-"""From finished walks to cells: decoded, encoded as PNG, written, and the claim let go.
+"""Decode workers: turn sampled trajectories into cells by decoding, PNG encoding and writing them.
 
-None of this needs the transformer, so a sweep does it beside the walking: in threads that decode and write, on a GPU
-in a queue of its own. Where the decoder needs the transformer's place, a thread only writes. Cells come out in the
-order they went in.
+None of this needs the transformer, so a sweep does it in worker threads while it samples the next cells. On a GPU each
+worker has a CUDA stream of its own. If the decoder displaces the transformer in GPU memory, the worker only writes.
+Cells are returned in the order of their trajectories.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from fluxnb.records import Cell, Keep, Trajectory
 from fluxnb.records.latents import unpack
 from fluxnb.records.recipe import ResolvedRecipe
 
-__all__ = ["Finisher", "Sampled"]
+__all__ = ["DecodeWorkers", "Sampled"]
 
-AT_ONCE = 8  # walks that wait for the decoder where it takes turns with the transformer
-FEW = 4  # small pictures that a CPU core decodes in one call, where sums may be in another order
-SMALL = 256 * 256  # pixels; what a decoder holds of larger ones leaves the cache anyway
-AHEAD = 2  # calls a lane may have waiting: enough to keep it busy, few enough to arrive soon
+SWAP_BATCH = 8  # trajectories that are decoded at once where the decoder displaces the transformer
+SMALL_BATCH = 4  # small images that a CPU core decodes in one call, where the order of summation may differ
+SMALL_PIXELS = 256 * 256  # above it the decoder's activations exceed the CPU cache, and batching gains nothing
+QUEUE_DEPTH = 2  # calls that may wait per worker: enough to keep it busy, few enough for cells to arrive soon
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sampled:
-    """A walk to the end, without its picture.
+    """A complete trajectory without its image.
 
     Arguments:
-        recipe: what was asked.
-        key: its address.
-        walk: every step.
-        evaluations: that it cost.
-        release: lets go of the claim; called once the cell is whole.
+        recipe: its recipe.
+        key: address of the cell in the store.
+        trajectory: every step.
+        evaluations: transformer evaluations that it took.
+        release: releases the claim; called once the cell is complete.
     """
 
     recipe: ResolvedRecipe
@@ -53,113 +53,121 @@ class Sampled:
     release: Callable[[], None]
 
 
-class Finisher:
-    """Takes walks and gives cells.
+class DecodeWorkers:
+    """A pool of threads that turns trajectories into cells.
 
     Arguments:
-        flux: whose decoder it is.
+        flux: provides the decoder.
         store: where cells are written, None for nowhere.
-        keep: what stays of the walks, None for nothing.
-        size: height and width of the pictures, or of the largest.
-        beside: True works in threads; False at once, in the caller's.
-        spread: True gives each CPU thread pictures of its own, a few at a time if they are small, instead of a share
-            of every picture. Faster, and the sums are taken in another order.
+        keep: which tensors a cell's trajectory retains, None for no trajectory.
+        size: height and width of the images, or of the largest one.
+        background: True works in threads, False in the calling thread.
+        batched: True lets each CPU thread decode images of its own, small ones several at a time, instead of all
+            threads working on one image. Faster, but sums are taken in another order.
     """
 
     def __init__(
-        self, flux: Flux, store: Store | None, keep: Keep | None, *, size: tuple[int, int], beside: bool, spread: bool
+        self,
+        flux: Flux,
+        store: Store | None,
+        keep: Keep | None,
+        *,
+        size: tuple[int, int],
+        background: bool,
+        batched: bool,
     ) -> None:
         self._flux, self._store, self._keep = flux, store, keep
         on_cpu, threads = flux.device.type == "cpu", torch.get_num_threads()
         self._waiting: list[Sampled] = []
         self._running: deque[Future[Cell]] = deque()
-        # On a CPU with one thread there is nothing to be had.
-        decoders = (threads if spread else 1) * (threads > 1) if on_cpu else flux.decoders_beside(*size)
-        self._decodes = beside and decoders > 0
-        self._together = on_cpu and spread and self._decodes and math.prod(size) <= SMALL
-        self._at_once = AT_ONCE if flux.decoder_displaces_transformer else FEW if self._together else 1
-        # Where the decoder needs the transformer's place, a thread writes all the same.
-        self._lanes = decoders if self._decodes else int(beside and not on_cpu)
+        # On a CPU with a single thread a decoding worker gains nothing.
+        decoders = (threads if batched else 1) * (threads > 1) if on_cpu else flux.decoders_beside(*size)
+        self._decodes = background and decoders > 0
+        self._batched = on_cpu and batched and self._decodes and math.prod(size) <= SMALL_PIXELS
+        self._batch_size = SWAP_BATCH if flux.decoder_displaces_transformer else SMALL_BATCH if self._batched else 1
+        # Where the decoder displaces the transformer, a worker still writes.
+        self._workers = decoders if self._decodes else int(background and not on_cpu)
         self._pool: ThreadPoolExecutor | None = None
-        if self._lanes:
+        if self._workers:
             self._pool = ThreadPoolExecutor(
-                self._lanes, thread_name_prefix="fluxnb-finish", initializer=_own_queue, initargs=(flux.device,)
+                self._workers, thread_name_prefix="fluxnb-decode", initializer=_use_own_stream, initargs=(flux.device,)
             )
-        if self._pool is not None and on_cpu and self._lanes > 1:
-            _one_thread_each(self._pool, self._lanes, threads)
+        if self._pool is not None and on_cpu and self._workers > 1:
+            _use_one_thread_per_worker(self._pool, self._workers, threads)
 
     def add(self, sampled: Sampled) -> None:
-        """Take a walk."""
+        """Queue a trajectory."""
         self._waiting.append(sampled)
-        if len(self._waiting) >= self._at_once:
-            self._start()
+        if len(self._waiting) >= self._batch_size:
+            self._submit()
 
-    def ready(self, *, all: bool = False) -> Iterator[Cell]:
-        """The cells that are done, in order; with `all` those that are not yet, too.
+    def finished(self, *, wait: bool = False) -> Iterator[Cell]:
+        """Yield the finished cells in order; with `wait` all cells.
 
         Raises:
             StorageError: a cell could not be written.
         """
-        if all:
-            self._start()
-        ahead = AHEAD * self._lanes * self._at_once
-        while self._running and (all or self._running[0].done() or len(self._running) > ahead):
+        if wait:
+            self._submit()
+        limit = QUEUE_DEPTH * self._workers * self._batch_size
+        while self._running and (wait or self._running[0].done() or len(self._running) > limit):
             yield self._running.popleft().result()
 
     def close(self) -> None:
-        """Finish what was taken, so that no walk is lost that a store could keep, and end the threads."""
+        """End the threads. With a store, the queued trajectories are written first."""
         if self._store is not None:
-            self._start()
+            self._submit()
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=self._store is None)
 
-    def _start(self) -> None:
+    def _submit(self) -> None:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        pictures = None if self._decodes else self._decode(waiting)
+        images = None if self._decodes else self._decode(waiting)
         cells: list[Future[Cell]] = [Future() for _ in waiting]
         if self._pool is not None:
-            self._pool.submit(self._finish, waiting, pictures, cells)
+            self._pool.submit(self._finish, waiting, images, cells)
         else:
-            self._finish(waiting, pictures, cells)
-        self._running += cells  # not before: whoever waits for these must not wait for ever
+            self._finish(waiting, images, cells)
+        self._running += cells  # only now: a failed submit must not leave futures that never complete
 
     def _decode(self, several: Sequence[Sampled]) -> list[tuple[Image.Image, float]]:
-        """Pictures and the seconds that each took; those of one size in one call."""
-        pictures: list[tuple[Image.Image, float]] = []
-        for _, alike in itertools.groupby(several, key=lambda each: (each.trajectory.height, each.trajectory.width)):
-            latents, started = torch.cat([_latents(each.trajectory) for each in alike]), time.perf_counter()
-            images = self._flux.decode(latents, lock=not self._decodes, batched=self._together)
-            spent = (time.perf_counter() - started) / len(images)
-            pictures += [(image, spent) for image in images]
-        return pictures
+        """Images and the seconds that each took; equal sizes are decoded in one call."""
+        decoded: list[tuple[Image.Image, float]] = []
+        for _, group in itertools.groupby(several, key=lambda each: (each.trajectory.height, each.trajectory.width)):
+            latents, started = torch.cat([_latents(each.trajectory) for each in group]), time.perf_counter()
+            images = self._flux.decode(latents, lock=not self._decodes, batched=self._batched)
+            seconds = (time.perf_counter() - started) / len(images)
+            decoded += [(image, seconds) for image in images]
+        return decoded
 
     def _finish(
         self,
         several: Sequence[Sampled],
-        pictures: list[tuple[Image.Image, float]] | None,
+        images: list[tuple[Image.Image, float]] | None,
         cells: Sequence[Future[Cell]],
     ) -> None:
-        """Each for itself: one that cannot be written keeps no other from being a cell."""
+        """Complete cells one by one, so that one that cannot be written does not affect the others."""
         try:
-            pictures = self._decode(several) if pictures is None else pictures
+            images = self._decode(several) if images is None else images
         except BaseException as problem:
             for cell in cells:
                 cell.set_exception(problem)
             return
-        for sampled, (image, spent), cell in zip(several, pictures, cells, strict=True):
+        for sampled, (image, seconds), cell in zip(several, images, cells, strict=True):
             try:
-                cell.set_result(self._cell(sampled, image, spent))
+                cell.set_result(self._cell(sampled, image, seconds))
             except BaseException as problem:
                 cell.set_exception(problem)
 
-    def _cell(self, sampled: Sampled, image: Image.Image, spent: float) -> Cell:
-        recipe, seconds = sampled.recipe, {**sampled.trajectory.seconds, "decode": spent}
-        kept, path = None, None
+    def _cell(self, sampled: Sampled, image: Image.Image, decode_seconds: float) -> Cell:
+        recipe, trajectory = sampled.recipe, sampled.trajectory
+        seconds = {**trajectory.seconds, "decode": decode_seconds}
+        retained, path = None, None
         if self._keep is not None:
-            steps = tuple(step.reduced(self._keep, len(sampled.trajectory.steps)) for step in sampled.trajectory.steps)
-            kept = dataclasses.replace(sampled.trajectory, recipe=recipe, steps=steps, image=image, seconds=seconds)
+            steps = tuple(step.reduced(self._keep, len(trajectory.steps)) for step in trajectory.steps)
+            retained = dataclasses.replace(trajectory, recipe=recipe, steps=steps, image=image, seconds=seconds)
         if self._store is not None:
             path = self._store.put(
                 sampled.key,
@@ -167,18 +175,18 @@ class Finisher:
                 image,
                 seconds=seconds,
                 versions=self._flux.versions,
-                numerics=sampled.trajectory.numerics,
-                trajectory=kept,
+                numerics=trajectory.numerics,
+                trajectory=retained,
             )
         sampled.release()
         return Cell(
             recipe=recipe,
             key=sampled.key,
             path=path,
-            numerics=sampled.trajectory.numerics,
+            numerics=trajectory.numerics,
             evaluations=sampled.evaluations,
             seconds=seconds,
-            trajectory=kept,
+            trajectory=retained,
             picture=image,
         )
 
@@ -187,21 +195,24 @@ def _latents(trajectory: Trajectory) -> torch.Tensor:
     return unpack(trajectory.final[None], trajectory.height, trajectory.width)
 
 
-def _own_queue(device: torch.device) -> None:
-    """Give this thread a queue of its own on a GPU, or its kernels would wait behind the transformer's."""
+def _use_own_stream(device: torch.device) -> None:
+    """Give this thread a CUDA stream of its own, so that its kernels do not queue behind the transformer's."""
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
-def _one_thread_each(pool: ThreadPoolExecutor, lanes: int, threads: int) -> None:
-    """Let every thread of the pool compute alone; the number is the thread's own, but the default is everybody's."""
-    gate = threading.Barrier(lanes + 1)
+def _use_one_thread_per_worker(pool: ThreadPoolExecutor, workers: int, threads: int) -> None:
+    """Let every worker compute with one thread.
 
-    def alone() -> None:
+    `torch.set_num_threads` also sets the default of threads that are started later, so it is restored at the end.
+    """
+    barrier = threading.Barrier(workers + 1)
+
+    def use_one_thread() -> None:
         torch.set_num_threads(1)
-        gate.wait()
+        barrier.wait()
 
-    for _ in range(lanes):
-        pool.submit(alone)
-    gate.wait()
+    for _ in range(workers):
+        pool.submit(use_one_thread)
+    barrier.wait()
     torch.set_num_threads(threads)

@@ -1,7 +1,7 @@
-"""The making of a grid: each cell claimed, walked once, sharing what its neighbours have walked already.
+"""The grid runner: claims each missing cell, samples it once and shares steps between cells.
 
-Recipes that start from the same prompt and noise are walked one after the other, and each goes on from the longest
-beginning that one before it has in common with it. With a batch, several such starts are walked side by side.
+Recipes with the same prompt and noise are sampled one after the other, and each starts from the longest prefix that it
+has in common with an earlier one. With a batch size above 1, several such groups are sampled in one call.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fluxnb.flow import share_prefixes
-from fluxnb.grid.decode_workers import Finisher, Sampled
+from fluxnb.grid.decode_workers import DecodeWorkers, Sampled
 from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.prompts import Encoded
@@ -25,52 +25,67 @@ from fluxnb.records import Cell, Keep, Step, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.sampler import STOP, StepCallback, sample_batch
 
-__all__ = ["Making", "starts", "text_of"]
+__all__ = ["GridRunner", "prompt_key", "shared_prefixes"]
 
-PATIENCE = 0.05  # seconds between looks at a cell that another process is making
-SIGN = 10.0  # seconds between signs of life for claims that are held
+POLL_INTERVAL = 0.05  # seconds between checks of a cell that another process is sampling
+HEARTBEAT_INTERVAL = 10.0  # seconds between heartbeats for the claims that are held
+LONG_RUN = 10 * 256 * 256  # pixels times steps above which a claim needs heartbeats
 
 
 @dataclass(eq=False)
-class Start:
-    """Recipes that differ in nothing but the way they go, and the walks made of them so far."""
+class SharedPrefix:
+    """Recipes with the same prompt, noise and guidance: all step counts of one prompt and seed.
+
+    Arguments:
+        recipes: they differ in their schedule alone.
+        trajectories: those sampled so far, whose first steps later ones may share.
+    """
 
     recipes: list[ResolvedRecipe]
     trajectories: list[Trajectory] = field(default_factory=list)
 
 
+@dataclass(frozen=True, eq=False)
+class _Pending:
+    """A claimed cell, and the trajectory whose first steps it shares, if there is one."""
+
+    group: SharedPrefix
+    recipe: ResolvedRecipe
+    donor: Trajectory | None
+
+
 @dataclass(kw_only=True, eq=False)
-class Making:
-    """One grid under way.
+class GridRunner:
+    """Samples the cells of one grid.
 
     Arguments:
         flux: from `fnb.load`.
-        store: where cells are looked for and written, None for nowhere.
-        keep: what stays of the walks, None for nothing.
-        batch: how many pictures are walked side by side; 1 is exact.
-        watcher: called with each Step that is computed and its recipe; returning STOP ends the making.
-        beside: True decodes and writes beside the walking, and cells come a little later for it.
+        store: where cells are read and written, None for nowhere.
+        keep: which tensors a cell's trajectory retains, None for no trajectory.
+        batch: number of images per transformer call; 1 is exact.
+        on_step: called with each computed Step and its recipe; returning STOP ends the run.
+        background: True decodes and writes in threads, so that cells are yielded a little later.
     """
 
     flux: Flux
     store: Store | None = None
     keep: Keep | None = None
     batch: int = 1
-    watcher: StepCallback | None = None
-    beside: bool = False
+    on_step: StepCallback | None = None
+    background: bool = False
     evaluations: int = field(default=0, init=False)
     encodes: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._prompts: OrderedDict[tuple[Any, ...], tuple[Encoded, float]] = OrderedDict()
         self._claims: dict[str, ExitStack] = {}
-        self._signed, self._stopped = time.monotonic(), False
+        self._last_heartbeat, self._stopped = time.monotonic(), False
 
     def cells(self, recipes: Sequence[ResolvedRecipe]) -> Generator[Cell, None, None]:
-        """The cells of resolved recipes as they finish, those that the store has first.
+        """Yield the cells of resolved recipes as they finish, beginning with those in the store.
 
         Raises:
-            KeyboardInterrupt: stopped; every walk that was at its end is a cell by then.
+            KeyboardInterrupt: the run was stopped. All complete trajectories have been yielded as cells before.
         """
         missing: list[ResolvedRecipe] = []
         for recipe in recipes:
@@ -78,99 +93,108 @@ class Making:
                 yield found
             else:
                 missing.append(recipe)
-        others: list[ResolvedRecipe] = []  # being made by other processes
-        spread = self.batch > 1
+        claimed_elsewhere: list[ResolvedRecipe] = []
         size = max(((each.height, each.width) for each in missing), key=math.prod, default=(0, 0))
-        finisher = Finisher(self.flux, self.store, self.keep, size=size, beside=self.beside, spread=spread)
+        workers = DecodeWorkers(
+            self.flux, self.store, self.keep, size=size, background=self.background, batched=self.batch > 1
+        )
         try:
-            for together in _companies(starts(missing), self.batch):
-                for members in _rounds(together):
-                    yield from self._walk(members, finisher, others)
-                    yield from finisher.ready()
-            yield from finisher.ready(all=True)
-            for recipe in others:
-                yield from self._await(recipe, finisher)
+            for groups in batches(shared_prefixes(missing), self.batch):
+                for members in _by_schedule(groups):
+                    yield from self._sample(members, workers, claimed_elsewhere)
+                    yield from workers.finished()
+            yield from workers.finished(wait=True)
+            for recipe in claimed_elsewhere:
+                yield from self._wait_for(recipe, workers)
         except KeyboardInterrupt:
-            yield from finisher.ready(all=True)
+            yield from workers.finished(wait=True)
             raise
         finally:
-            finisher.close()
+            workers.close()
             for key in list(self._claims):
                 self._release(key)
 
-    def _walk(
-        self, members: Sequence[tuple[Start, ResolvedRecipe]], finisher: Finisher, others: list[ResolvedRecipe]
+    def _sample(
+        self,
+        members: Sequence[tuple[SharedPrefix, ResolvedRecipe]],
+        workers: DecodeWorkers,
+        claimed_elsewhere: list[ResolvedRecipe],
     ) -> Iterator[Cell]:
-        """Claim what of these is still missing and walk it; yields what was finished elsewhere in the meantime."""
+        """Sample recipes of one schedule; yields those that another process has finished in the meantime."""
         levels = self.flux.schedule(members[0][1])
-        by_count: dict[int, list[tuple[Start, ResolvedRecipe, Trajectory | None]]] = {}
-        for start, recipe in members:
+        by_shared_steps: dict[int, list[_Pending]] = {}
+        for group, recipe in members:
             if not self._claim(recipe):
-                others.append(recipe)
+                claimed_elsewhere.append(recipe)
             elif (found := self.stored(recipe)) is not None:
                 self._release(self._claim_key(recipe))
                 yield found
             else:
-                index, count = share_prefixes([trajectory.sigmas for trajectory in start.trajectories] + [levels])[-1]
-                by_count.setdefault(count, []).append((start, recipe, start.trajectories[index] if count else None))
-        for count, these in by_count.items():
-            recipes = [recipe for _, recipe, _ in these]
-            encoded = [self._encoded(recipe) for recipe in recipes]
-            # Everything, since later cells may go on from here; what is not to be kept goes when the cell is made.
-            whole = Keep() if self.keep is None else Keep(attention=self.keep.attention, heads=self.keep.heads)
-            trajectories = sample_batch(
-                self.flux,
-                recipes,
-                [prompt for prompt, _ in encoded],
-                keep=whole,
-                on_step=self._watch(recipes[0]),
-                known=[() if donor is None else donor.steps[:count] for _, _, donor in these],
-                decode=False,
-            )
-            if not trajectories[0].finished:
-                raise KeyboardInterrupt  # half a walk is no cell; one that was stopped at its last step is
-            for (start, recipe, donor), taken, (_, spent) in zip(these, trajectories, encoded, strict=True):
-                seconds = {**taken.seconds, "encode": spent, "denoise": taken.seconds["denoise"] / len(these)}
-                # Steps shared with a trajectory of a batch have the numerics of the batch.
-                numerics = taken.numerics if donor is None or len(these) > 1 else donor.numerics
-                trajectory = dataclasses.replace(taken, seconds=seconds, numerics=numerics)
-                start.trajectories.append(trajectory)
-                cost = self.flux.evaluations_of(recipe, recipe.steps - count)
-                self.evaluations += cost
-                finisher.add(
-                    Sampled(
-                        recipe=recipe,
-                        key=self._key(recipe, numerics),
-                        trajectory=trajectory,
-                        evaluations=cost,
-                        release=self._letting_go(recipe),
-                    )
-                )
+                index, count = share_prefixes([each.sigmas for each in group.trajectories] + [levels])[-1]
+                donor = group.trajectories[index] if count else None
+                by_shared_steps.setdefault(count, []).append(_Pending(group, recipe, donor))
+        for count, pending in by_shared_steps.items():
+            for sampled in self._sample_together(pending, count):
+                workers.add(sampled)
             if self._stopped:
                 raise KeyboardInterrupt
 
-    def _await(self, recipe: ResolvedRecipe, finisher: Finisher) -> Iterator[Cell]:
-        """Wait for another process's cell, and take over from one that died."""
+    def _sample_together(self, pending: Sequence[_Pending], shared_steps: int) -> Iterator[Sampled]:
+        """Sample claimed cells, which share equally many steps with earlier trajectories, in one call."""
+        recipes = [each.recipe for each in pending]
+        encoded = [self._encoded(recipe) for recipe in recipes]
+        # Every step is retained, since later cells may start from it; the decode workers drop what is not kept.
+        keep = Keep() if self.keep is None else Keep(attention=self.keep.attention, heads=self.keep.heads)
+        trajectories = sample_batch(
+            self.flux,
+            recipes,
+            [prompt for prompt, _ in encoded],
+            keep=keep,
+            on_step=self._step_callback(recipes[0]),
+            known=[() if each.donor is None else each.donor.steps[:shared_steps] for each in pending],
+            decode=False,
+        )
+        if not trajectories[0].finished:
+            raise KeyboardInterrupt  # an incomplete trajectory is no cell
+        for each, sampled, (_, encode_seconds) in zip(pending, trajectories, encoded, strict=True):
+            denoise_seconds = sampled.seconds["denoise"] / len(pending)
+            seconds = {**sampled.seconds, "encode": encode_seconds, "denoise": denoise_seconds}
+            # Steps that are shared with a trajectory of a batch have the numerics of the batch.
+            numerics = sampled.numerics if each.donor is None or len(pending) > 1 else each.donor.numerics
+            trajectory = dataclasses.replace(sampled, seconds=seconds, numerics=numerics)
+            each.group.trajectories.append(trajectory)
+            evaluations = self.flux.evaluations_of(each.recipe, each.recipe.steps - shared_steps)
+            self.evaluations += evaluations
+            yield Sampled(
+                recipe=each.recipe,
+                key=self._key(each.recipe, numerics),
+                trajectory=trajectory,
+                evaluations=evaluations,
+                release=self._releaser(each.recipe),
+            )
+
+    def _wait_for(self, recipe: ResolvedRecipe, workers: DecodeWorkers) -> Iterator[Cell]:
+        """Wait for the cell of another process, or sample it if that process has died."""
         while True:
             if (found := self.stored(recipe)) is not None:
                 yield found
                 return
-            again: list[ResolvedRecipe] = []
-            yield from self._walk([(Start([recipe]), recipe)], finisher, again)
-            if not again:
-                yield from finisher.ready(all=True)
+            still_claimed: list[ResolvedRecipe] = []
+            yield from self._sample([(SharedPrefix([recipe]), recipe)], workers, still_claimed)
+            if not still_claimed:
+                yield from workers.finished(wait=True)
                 return
-            time.sleep(PATIENCE)
+            time.sleep(POLL_INTERVAL)
 
     # --------------------------------------------------------------------------------------------- store and claims
     def _key(self, recipe: ResolvedRecipe, numerics: str) -> str:
         return recipe.key(self.flux.versions, numerics=numerics)
 
     def stored(self, recipe: ResolvedRecipe) -> Cell | None:
-        """The cell that the store has for a resolved recipe, if it has one."""
+        """The cell of a resolved recipe in the store, None if there is none."""
         if self.store is None:
             return None
-        # A sweep with a batch also accepts cells made one by one; a sweep without never accepts those of a batch.
+        # A sweep with a batch also accepts cells sampled one by one; a sweep without never accepts those of a batch.
         for numerics in dict.fromkeys((self.flux.numerics(), self.flux.numerics(self.batch))):
             key = self._key(recipe, numerics)
             found = self.store.get(key, recipe, numerics=numerics, trajectory=self.keep is not None)
@@ -179,7 +203,7 @@ class Making:
         return None
 
     def _claim_key(self, recipe: ResolvedRecipe) -> str:
-        """The key of the claim is that of the answer of a single run, so that one process makes the cell."""
+        """Key of the claim: that of a batch of one, so that only one process samples the cell for any batch size."""
         return self._key(recipe, self.flux.numerics())
 
     def _claim(self, recipe: ResolvedRecipe) -> bool:
@@ -195,78 +219,74 @@ class Making:
         if (claim := self._claims.pop(key, None)) is not None:
             claim.close()
 
-    def _letting_go(self, recipe: ResolvedRecipe) -> Callable[[], None]:
+    def _releaser(self, recipe: ResolvedRecipe) -> Callable[[], None]:
         key = self._claim_key(recipe)
         return lambda: self._release(key)
 
-    # ----------------------------------------------------------------------------------------- prompts and watching
+    # ----------------------------------------------------------------------------------------- prompts and callbacks
     def _encoded(self, recipe: ResolvedRecipe) -> tuple[Encoded, float]:
-        """The prompt, encoded once, and how long that took; recipes come sorted by prompt, so few are held."""
-        text = text_of(recipe)
-        if text not in self._prompts:
+        """The encoded prompt and the seconds it took. Recipes are sorted by prompt, so a small cache is enough."""
+        key = prompt_key(recipe)
+        if key not in self._prompts:
             started = time.perf_counter()
             encoded = self.flux.encode(recipe)
-            self._prompts[text] = (encoded, time.perf_counter() - started)
+            self._prompts[key] = (encoded, time.perf_counter() - started)
             self.encodes += 1
             while len(self._prompts) > self.batch:
                 self._prompts.popitem(last=False)
-        return self._prompts[text]
+        return self._prompts[key]
 
-    def _watch(self, recipe: ResolvedRecipe) -> StepCallback | None:
-        """The watcher, who is remembered to have said STOP, and a sign of life for claims that take long."""
-        store = self.store if _slow(recipe) else None
-        if self.watcher is None and store is None:
+    def _step_callback(self, recipe: ResolvedRecipe) -> StepCallback | None:
+        """The user's callback with heartbeats for long runs; a STOP that it returns is noted."""
+        store = self.store if recipe.height * recipe.width * recipe.steps > LONG_RUN else None
+        if self.on_step is None and store is None:
             return None
 
-        def watch(step: Step, recipe: ResolvedRecipe) -> Any:
-            if store is not None and time.monotonic() - self._signed > SIGN:
-                self._signed = time.monotonic()
+        def callback(step: Step, recipe: ResolvedRecipe) -> Any:
+            if store is not None and time.monotonic() - self._last_heartbeat > HEARTBEAT_INTERVAL:
+                self._last_heartbeat = time.monotonic()
                 for key in list(self._claims):
                     store.touch(key)
-            answer = None if self.watcher is None else self.watcher(step, recipe)
+            answer = None if self.on_step is None else self.on_step(step, recipe)
             self._stopped = self._stopped or answer is STOP
             return answer
 
-        return watch
+        return callback
 
 
-def starts(recipes: Sequence[ResolvedRecipe]) -> list[Start]:
-    """Recipes by what they start from; prompts stay together, too."""
-    found: dict[ResolvedRecipe, Start] = {}
-    order = {text: place for place, text in enumerate(dict.fromkeys(text_of(each) for each in recipes))}
-    for recipe in sorted(recipes, key=lambda each: order[text_of(each)]):
-        noise = dataclasses.replace(recipe, steps=4, sigmas=None, shift=None)
-        found.setdefault(noise, Start([])).recipes.append(recipe)
-    return list(found.values())
+def shared_prefixes(recipes: Sequence[ResolvedRecipe]) -> list[SharedPrefix]:
+    """Group recipes that differ in their schedule alone; groups of one prompt follow each other."""
+    groups: dict[ResolvedRecipe, SharedPrefix] = {}
+    order = {key: index for index, key in enumerate(dict.fromkeys(prompt_key(each) for each in recipes))}
+    for recipe in sorted(recipes, key=lambda each: order[prompt_key(each)]):
+        without_schedule = dataclasses.replace(recipe, steps=4, sigmas=None, shift=None)
+        groups.setdefault(without_schedule, SharedPrefix([])).recipes.append(recipe)
+    return list(groups.values())
 
 
-def text_of(recipe: ResolvedRecipe) -> tuple[Any, ...]:
-    """What decides the encoded prompt; guidance decides whether there is a negative one."""
+def prompt_key(recipe: ResolvedRecipe) -> tuple[Any, ...]:
+    """The fields that determine the encoded prompt. Guidance determines whether the negative prompt is encoded."""
     guided = recipe.guidance is not None and recipe.guidance > 1.0
     return (recipe.prompt, recipe.negative if guided else None, recipe.max_sequence_length, guided)
 
 
-def _companies(starts: Sequence[Start], batch: int) -> Iterator[list[Start]]:
-    """Starts that may be walked side by side: they differ in prompt and seed alone."""
-    alike: dict[ResolvedRecipe, list[Start]] = {}
-    for start in starts:
-        kind = dataclasses.replace(start.recipes[0], prompt="-", seed=0, steps=4, sigmas=None, shift=None)
-        alike.setdefault(kind, []).append(start)
-    for these in alike.values():
-        for first in range(0, len(these), batch):
-            yield these[first : first + batch]
+def batches(groups: Sequence[SharedPrefix], batch: int) -> Iterator[list[SharedPrefix]]:
+    """Batches of groups that can be sampled in one call, because they differ in prompt and seed alone."""
+    compatible: dict[ResolvedRecipe, list[SharedPrefix]] = {}
+    for group in groups:
+        key = dataclasses.replace(group.recipes[0], prompt="-", seed=0, steps=4, sigmas=None, shift=None)
+        compatible.setdefault(key, []).append(group)
+    for several in compatible.values():
+        for first in range(0, len(several), batch):
+            yield several[first : first + batch]
 
 
-def _rounds(together: Sequence[Start]) -> Iterator[list[tuple[Start, ResolvedRecipe]]]:
-    """What of them goes the same way, way by way."""
-    every = itertools.chain.from_iterable(start.recipes for start in together)
-    for way in dict.fromkeys(_way(recipe) for recipe in every):
-        yield [(start, recipe) for start in together for recipe in start.recipes if _way(recipe) == way]
+def _by_schedule(groups: Sequence[SharedPrefix]) -> Iterator[list[tuple[SharedPrefix, ResolvedRecipe]]]:
+    """The recipes of a batch, schedule by schedule."""
+    recipes = itertools.chain.from_iterable(group.recipes for group in groups)
+    for schedule in dict.fromkeys(_schedule_key(recipe) for recipe in recipes):
+        yield [(group, recipe) for group in groups for recipe in group.recipes if _schedule_key(recipe) == schedule]
 
 
-def _way(recipe: ResolvedRecipe) -> tuple[Any, ...]:
+def _schedule_key(recipe: ResolvedRecipe) -> tuple[Any, ...]:
     return (recipe.steps, recipe.sigmas, recipe.shift)
-
-
-def _slow(recipe: ResolvedRecipe) -> bool:
-    return recipe.height * recipe.width * recipe.steps > 10 * 256 * 256

@@ -1,7 +1,7 @@
-"""A folder of finished cells, addressed by their recipe's key; any number of processes may share one.
+"""A folder of finished cells, addressed by the key of their recipe and shared by any number of processes.
 
-Everything is written under another name and renamed when it is whole, so a reader sees a cell complete or not at
-all, whenever the writer was killed.
+Files are written under a temporary name and renamed, so that a reader sees a complete cell or none, even if the writer
+was killed.
 """
 
 from __future__ import annotations
@@ -29,16 +29,23 @@ from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["Store"]
 
-LEASE = 60.0  # seconds without a sign of life after which a claim from another machine is taken over
+LEASE = 60.0  # seconds without a heartbeat after which a claim of another machine is taken over
 
 
 @validates_own_input
 @dataclass(frozen=True)
 class Store:
-    """A folder of finished cells: `<key[:2]>/<key>.png`, beside it a JSON that says it is whole.
+    """A folder of finished cells: `<key[:2]>/<key>.png` with metadata in `<key>.json`.
 
-    Any number of processes may share one. A cell is claimed by a lock file before it is made; a claim whose process
-    died, or that gave no sign of life for a minute, is taken over.
+    Any number of processes may share a store. A process claims a cell with a lock file before it samples it. A claim
+    is taken over if its process has died or has sent no heartbeat for `lease` seconds.
+
+    Arguments:
+        folder: the folder, which is created if needed.
+        lease: seconds without a heartbeat after which a claim of another machine is void.
+
+    Raises:
+        StorageError: the folder cannot be created.
     """
 
     folder: Path
@@ -48,25 +55,25 @@ class Store:
         object.__setattr__(self, "folder", user_path(self.folder))
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweep_up()
+        self._remove_leftovers()
 
     def path(self, key: str, suffix: str = ".png") -> Path:
-        """Where a cell's file is or would be."""
+        """Path of a file of a cell, whether it exists or not."""
         return self.folder / key[:2] / f"{key}{suffix}"
 
     def get(
         self, key: str, recipe: ResolvedRecipe, *, numerics: str = "exact", trajectory: bool = False
     ) -> Cell | None:
-        """The finished cell of this recipe and these numerics, or None if there is none, or a damaged one."""
+        """The finished cell of a recipe and numerics, or None if it is missing or damaged."""
         try:
-            facts = json.loads(self.path(key, ".json").read_bytes())
-            if (facts["recipe"], facts["numerics"]) != (recipe.to_json(), numerics):
+            metadata = json.loads(self.path(key, ".json").read_bytes())
+            if (metadata["recipe"], metadata["numerics"]) != (recipe.to_json(), numerics):
                 return None
-            if _sum(self.path(key)) != facts["png"]:
+            if _sha256(self.path(key)) != metadata["png"]:
                 return None
             loaded = None
             if trajectory:
-                if _sum(self.path(key, ".safetensors")) != facts["trajectory"]:
+                if _sha256(self.path(key, ".safetensors")) != metadata["trajectory"]:
                     return None
                 loaded = open_trajectory(self.path(key, ".safetensors"))
             return Cell(
@@ -75,11 +82,11 @@ class Store:
                 path=self.path(key),
                 numerics=numerics,
                 made=False,
-                seconds={str(name): float(value) for name, value in facts["seconds"].items()},
+                seconds={str(name): float(value) for name, value in metadata["seconds"].items()},
                 trajectory=loaded,
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return None  # not there, not whole, or not ours: in each case it is made anew
+            return None  # missing, incomplete or of another format: it will be sampled again
 
     def put(
         self,
@@ -92,12 +99,12 @@ class Store:
         numerics: str = "exact",
         trajectory: Trajectory | None = None,
     ) -> Path:
-        """Write a cell; its JSON comes last and makes it count.
+        """Write a cell. The metadata is written last and marks the cell as complete.
 
         Raises:
-            StorageError: the disk is full or not writable; finished cells are as they were.
+            StorageError: the disk is full or not writable. Finished cells are unchanged.
         """
-        facts: dict[str, Any] = {
+        metadata: dict[str, Any] = {
             "recipe": recipe.to_json(),
             "seconds": dict(seconds),
             "versions": dict(versions),
@@ -107,11 +114,11 @@ class Store:
             self.path(key).parent.mkdir(parents=True, exist_ok=True)
         if trajectory is not None:
             save(trajectory, self.path(key, ".safetensors"))
-            facts["trajectory"] = _sum(self.path(key, ".safetensors"))
+            metadata["trajectory"] = _sha256(self.path(key, ".safetensors"))
         png = encode_png(image, recipe, numerics=numerics)
-        facts["png"] = hashlib.sha256(png).hexdigest()
+        metadata["png"] = hashlib.sha256(png).hexdigest()
         self._write(self.path(key), png)
-        self._write(self.path(key, ".json"), json.dumps(facts, sort_keys=True).encode())
+        self._write(self.path(key, ".json"), json.dumps(metadata, sort_keys=True).encode())
         return self.path(key)
 
     @staticmethod
@@ -121,53 +128,54 @@ class Store:
 
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
-        """Whether this process may make the cell; the claim ends with the block."""
+        """Claim a cell for the duration of the block; yields whether the claim was successful."""
         lock, token = self.path(key, ".lock"), f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
         with disk_errors(self.folder):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            mine = self._take(lock, token)
+            claimed = self._acquire(lock, token)
         try:
-            yield mine
+            yield claimed
         finally:
-            if mine and _read(lock) == token:
+            if claimed and _read_text(lock) == token:
                 lock.unlink(missing_ok=True)
 
     def touch(self, key: str) -> None:
-        """A sign of life for a claim that takes long."""
+        """Send a heartbeat for a claim that is held for long."""
         with contextlib.suppress(OSError):
             os.utime(self.path(key, ".lock"))
 
-    def _take(self, lock: Path, token: str) -> bool:
+    def _acquire(self, lock: Path, token: str) -> bool:
         try:
-            with open(lock, "x") as stream:  # O_EXCL: of two, one wins
+            with open(lock, "x") as stream:  # O_EXCL: of two processes one succeeds
                 stream.write(token)
             return True
         except FileExistsError:
-            if not self._abandoned(lock):
+            if not self._is_void(lock):
                 return False
-        # The claim is dead. Each that saw this puts its own in place; the last to do so finds its own after a moment.
+        # The claim is void. Every process that notices it puts its own lock in place; the last one finds its own token
+        # after a short wait.
         rival = lock.with_name(f"{lock.name}.{uuid.uuid4().hex}.part")
         rival.write_text(token)
-        if not self._abandoned(lock):
+        if not self._is_void(lock):
             rival.unlink(missing_ok=True)
             return False
         os.replace(rival, lock)
         time.sleep(0.05)
-        return _read(lock) == token
+        return _read_text(lock) == token
 
-    def _abandoned(self, lock: Path) -> bool:
+    def _is_void(self, lock: Path) -> bool:
         try:
             age = time.time() - lock.stat().st_mtime
         except OSError:
-            return True  # it was let go this moment
-        host, _, rest = _read(lock).partition(" ")
+            return True  # released in the meantime
+        host, _, rest = _read_text(lock).partition(" ")
         pid = rest.split(" ")[0]
         if host == socket.gethostname() and pid.isdecimal():
             return not _alive(int(pid)) or age > 10 * self.lease
         return age > self.lease
 
-    def _sweep_up(self) -> None:
-        """Remove what killed writers left under temporary names, once it is surely nobody's any more."""
+    def _remove_leftovers(self) -> None:
+        """Remove temporary files of killed writers, once they are older than the lease."""
         with contextlib.suppress(OSError):
             for leftover in self.folder.glob("*/*.part"):
                 if time.time() - leftover.stat().st_mtime > self.lease:
@@ -175,7 +183,7 @@ class Store:
 
 
 def _alive(pid: int) -> bool:
-    if os.name == "nt":  # there, signal 0 would end the process
+    if os.name == "nt":  # signal 0 would end the process on Windows
         import psutil
 
         return bool(psutil.pid_exists(pid))
@@ -188,12 +196,12 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _read(lock: Path) -> str:
+def _read_text(lock: Path) -> str:
     try:
         return lock.read_text()
     except OSError:
         return ""
 
 
-def _sum(path: Path) -> str:
+def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()

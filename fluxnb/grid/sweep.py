@@ -1,8 +1,8 @@
-"""sweep(): a grid of pictures in which nothing is computed twice, and which survives being stopped.
+"""sweep(), stream() and plan_sweep(): grids of images in which nothing is computed twice.
 
-Prompts are encoded once. Walks that start alike (same prompt, seed, size, guidance) share the evaluations that all of
-them would make: for step counts that is the first, at sigma 1, so {1, 2, 3, 4} cost 7 evaluations and not 10. What a
-store has is not made again.
+Each prompt is encoded once. Trajectories with the same prompt, seed, size and guidance share the evaluations at their
+common noise levels. For different step counts that is the first one, at sigma 1, so that {1, 2, 3, 4} steps cost 7
+evaluations instead of 10. Cells in the store are not sampled again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from fluxnb.errors import InputError, shorten, validates_own_input
 from fluxnb.grid.axes import Axes
-from fluxnb.grid.cost_estimate import Work, measure, remember, work_of
-from fluxnb.grid.runner import Making
+from fluxnb.grid.cost_estimate import CostEstimate, estimate_cost, measure, record_timing, recorded
+from fluxnb.grid.runner import GridRunner
 from fluxnb.grid.store import Store
 from fluxnb.io.files import user_path
 from fluxnb.pipeline.flux import Flux
@@ -28,19 +28,19 @@ from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.run import OnStep
 from fluxnb.sampling.sampler import StepCallback
 
-__all__ = ["Stream", "Work", "plan_sweep", "stream", "sweep"]
+__all__ = ["CostEstimate", "Stream", "plan_sweep", "stream", "sweep"]
 
-LARGEST_BATCH = 256
-Door = TypeVar("Door", bound=Callable[..., Any])
+MAX_BATCH = 256
+EntryPoint = TypeVar("EntryPoint", bound=Callable[..., Any])
 
 
 class Stream(Iterator[Cell]):
-    """Cells as they finish, and the grid that they will fill; leaving the loop or `close()` stops the work.
+    """An iterator of cells as they finish. Leaving the loop or `close()` stops the sampling.
 
     Arguments:
-        cells: makes them.
-        axes: the field names and their values, in order.
-        model: who draws.
+        cells: samples them.
+        axes: field names and their values, in order.
+        model: name of the model.
     """
 
     def __init__(self, cells: Generator[Cell, None, None], axes: dict[str, tuple[Any, ...]], model: str) -> None:
@@ -50,29 +50,34 @@ class Stream(Iterator[Cell]):
         return next(self._cells)
 
     def close(self) -> None:
-        """Stop; what is finished stays."""
+        """Stop the sampling; finished cells remain."""
         self._cells.close()
 
 
 @dataclass(kw_only=True)
-class _Asked:
-    """What the three doors take, read and checked."""
+class _Request:
+    """The validated arguments of the three entry points."""
 
     flux: Flux
-    grid: Axes
+    axes: Axes
     store: Store | None
     keep: Keep | None
     batch: int
-    watcher: StepCallback | None
+    on_step: StepCallback | None
 
     @property
     def recipes(self) -> list[ResolvedRecipe]:
-        """The recipes as this model takes them, each once; two that the defaults make equal are one."""
-        return list(dict.fromkeys(self.flux.resolve(recipe) for recipe in self.grid))
+        """The recipes with the model's defaults; recipes that become equal are listed once."""
+        return list(dict.fromkeys(self.flux.resolve(recipe) for recipe in self.axes))
 
-    def making(self, *, beside: bool) -> Making:
-        return Making(
-            flux=self.flux, store=self.store, keep=self.keep, batch=self.batch, watcher=self.watcher, beside=beside
+    def runner(self, *, background: bool) -> GridRunner:
+        return GridRunner(
+            flux=self.flux,
+            store=self.store,
+            keep=self.keep,
+            batch=self.batch,
+            on_step=self.on_step,
+            background=background,
         )
 
 
@@ -91,35 +96,35 @@ def sweep(
     progress: bool = False,
     **axes: Any,
 ) -> Sweep:
-    """Make a grid of pictures, prompts x seeds x steps and any further field of a recipe.
+    """Sample a grid of images: prompts x seeds x steps and any further field of a recipe.
 
-    Ctrl-C returns what is finished, marked unfinished; with a store the same call later makes only the rest.
+    Ctrl-C returns the finished cells in an unfinished Sweep; with a store, the same call later samples only the rest.
 
     Main arguments:
         flux: from `fnb.load`.
         prompts, seeds, steps: one value or several.
-        store: a folder for the cells; None keeps them in memory alone.
+        store: a folder for the cells; None keeps them in memory only.
         axes: further recipe fields, one value or a list: `guidance=[1, 2.5]`, `sampler=["euler", "renoise"]`.
 
     Other arguments:
-        recipe: the base from which the axes differ.
-        keep: what to keep of each walk; None keeps none, and cells have no `.trajectory`.
-        batch: how many pictures are walked side by side. At 1 every picture has the bytes of the plain diffusers
-            call. More is faster where pictures are small or weights are offloaded; a sum in another order may then
-            change the last digit, and such cells say `exact=False`.
-        on_step: called with each Step that is computed; returning `fnb.STOP` ends the sweep.
-        progress: show a bar.
+        recipe: the base recipe, whose fields the axes replace.
+        keep: which tensors each trajectory retains; None retains no trajectory.
+        batch: number of images per transformer call. At 1 every image has the bytes of the plain diffusers call. A
+            larger batch is faster for small images or offloaded weights; sums are then taken in another order, which
+            may change the last digit, and such cells have `exact=False`.
+        on_step: called with each computed Step; returning `fnb.STOP` ends the sweep.
+        progress: show a progress bar.
 
     Raises:
-        InputError: a grid that cannot be; told before anything runs.
-        StorageError: the disk is full or not writable; finished cells are whole.
+        InputError: a grid that is not possible; raised before anything is computed.
+        StorageError: the disk is full or not writable; finished cells are complete.
 
     Example:
         >>> grid = sweep(flux, prompts=["a fox"], seeds=range(4), steps=[1, 2, 3, 4])   # doctest: +SKIP
         >>> len(grid), grid.evaluations                                                  # doctest: +SKIP
         (16, 28)
     """
-    asked = _read(
+    request = _parse(
         flux,
         prompts=prompts,
         seeds=seeds,
@@ -131,15 +136,15 @@ def sweep(
         on_step=on_step,
         **axes,
     )
-    recipes, making = asked.recipes, asked.making(beside=True)
+    recipes, runner = request.recipes, request.runner(background=True)
     started, finished = time.perf_counter(), True
-    made: dict[ResolvedRecipe, Cell] = {}
+    found: dict[ResolvedRecipe, Cell] = {}
     bar = tqdm(total=len(recipes), disable=not progress, unit="cell", leave=False)
-    cells = making.cells(recipes)
+    cells = runner.cells(recipes)
     try:
         for cell in cells:
-            remember(flux, cell)
-            made[cell.recipe] = cell
+            record_timing(flux, cell)
+            found[cell.recipe] = cell
             bar.update()
     except KeyboardInterrupt:
         finished = False
@@ -147,90 +152,83 @@ def sweep(
         cells.close()
         bar.close()
     return Sweep(
-        cells=tuple(made[recipe] for recipe in recipes if recipe in made),
-        axes=asked.grid.shown,
-        finished=finished and len(made) == len(recipes),
+        cells=tuple(found[recipe] for recipe in recipes if recipe in found),
+        axes=request.axes.displayed,
+        finished=finished and len(found) == len(recipes),
         seconds=time.perf_counter() - started,
-        evaluations=making.evaluations,
-        encodes=making.encodes,
+        evaluations=runner.evaluations,
+        encodes=runner.encodes,
         model=flux.model,
     )
 
 
-def _takes_what_a_sweep_takes(*, but: tuple[str, ...] = (), also: str = "") -> Callable[[Door], Door]:
-    """Show the arguments of `sweep` where they are only handed on."""
+def _with_parameters_of_sweep(*, without: tuple[str, ...] = (), own: str = "") -> Callable[[EntryPoint], EntryPoint]:
+    """Show the parameters of `sweep` in the signature of a function that passes them on.
 
-    def marked(door: Door) -> Door:
-        asked = inspect.signature(sweep)
-        own = inspect.signature(door)
-        shown = [each for name, each in asked.parameters.items() if name not in but]
-        shown[-1:-1] = [own.parameters[also]] if also else []
-        door.__signature__ = own.replace(parameters=shown)  # type: ignore[attr-defined]
-        return door
+    Arguments:
+        without: parameters of `sweep` that the function does not take.
+        own: a parameter of the function itself.
+    """
 
-    return marked
+    def decorate(function: EntryPoint) -> EntryPoint:
+        signature = inspect.signature(function)
+        parameters = [each for name, each in inspect.signature(sweep).parameters.items() if name not in without]
+        parameters[-1:-1] = [signature.parameters[own]] if own else []
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 @validates_own_input
-@_takes_what_a_sweep_takes(but=("progress",))
-def stream(flux: Flux, **asked: Any) -> Stream:
-    """The same grid as `sweep`, cell by cell as they finish; leaving the loop stops the work.
+@_with_parameters_of_sweep(without=("progress",))
+def stream(flux: Flux, **arguments: Any) -> Stream:
+    """Sample the same grid as `sweep`, but yield each cell as it finishes.
 
-    Takes what `sweep` takes, but `progress`. Cells that the store has come first. `fnb.explore(fnb.stream(...))`
-    shows the grid while it fills.
+    Takes the arguments of `sweep` except `progress`. Cells in the store are yielded first. Leaving the loop stops the
+    sampling. `fnb.explore(fnb.stream(...))` displays the grid while it is sampled.
 
     Example:
         >>> for cell in stream(flux, prompts=["a fox"], seeds=range(4)):            # doctest: +SKIP
         ...     cell.image.show()
     """
-    read = _read(flux, **asked)
-    return Stream(_told(flux, read.making(beside=False).cells(read.recipes)), read.grid.shown, flux.model)
+    request = _parse(flux, **arguments)
+    cells = request.runner(background=False).cells(request.recipes)
+    return Stream(recorded(flux, cells), request.axes.displayed, flux.model)
 
 
 @validates_own_input
-@_takes_what_a_sweep_takes(but=("progress", "on_step", "batch"), also="measure")
-def plan_sweep(flux: Flux, *, measure: bool = False, **asked: Any) -> Work:
-    """What `sweep` with these arguments would cost; nothing is run.
+@_with_parameters_of_sweep(without=("progress", "on_step", "batch"), own="measure")
+def plan_sweep(flux: Flux, *, measure: bool = False, **arguments: Any) -> CostEstimate:
+    """Estimate the cost of `sweep` with these arguments without sampling.
 
-    Takes what `sweep` takes. Seconds come from cells of the same size that this process or the store has timed on
-    this machine; where there are none they are None.
+    Takes the arguments of `sweep`. Seconds are estimated from cells of the same size that this process or the store
+    has timed on this machine, and are None without any.
 
     Arguments:
-        measure: True makes one evaluation and one picture where nothing was timed yet.
+        measure: True times one evaluation and one image if nothing has been timed yet.
 
     Example:
         >>> print(plan_sweep(flux, prompts=["a fox"], seeds=range(4), steps=[1, 2, 3, 4]))   # doctest: +SKIP
-        16 cells, 16 to make; 28 evaluations (12 shared), 1 prompts to encode; about 2.1 s; about 409.2 KiB
+        16 cells, 16 to sample; 28 evaluations (12 shared), 1 prompts to encode; about 2.1 s; about 409.2 KiB
     """
-    read = _read(flux, **asked)
-    recipes, making = read.recipes, read.making(beside=False)
-    missing = [recipe for recipe in recipes if making.stored(recipe) is None]
-    work = work_of(flux, recipes, missing, read.store, read.keep)
-    if measure and work.seconds is None:
-        _measure(flux, missing)
-        work = work_of(flux, recipes, missing, read.store, read.keep)
-    return work
+    request = _parse(flux, **arguments)
+    recipes, runner = request.recipes, request.runner(background=False)
+    missing = [recipe for recipe in recipes if runner.stored(recipe) is None]
+    cost = estimate_cost(flux, recipes, missing=missing, store=request.store, keep=request.keep)
+    if measure and cost.seconds is None:
+        _measure_sizes(flux, missing)
+        cost = estimate_cost(flux, recipes, missing=missing, store=request.store, keep=request.keep)
+    return cost
 
 
-def _measure(flux: Flux, missing: list[ResolvedRecipe]) -> None:
-    for recipe in {(each.height, each.width): each for each in missing}.values():
+def _measure_sizes(flux: Flux, recipes: list[ResolvedRecipe]) -> None:
+    for recipe in {(each.height, each.width): each for each in recipes}.values():
         measure(flux, recipe)
 
 
-def _told(flux: Flux, cells: Generator[Cell, None, None]) -> Generator[Cell, None, None]:
-    """The same cells; what they took is remembered, and a stop is the end and no exception."""
-    try:
-        for cell in cells:
-            remember(flux, cell)
-            yield cell
-    except KeyboardInterrupt:
-        return
-    finally:
-        cells.close()
-
-
 @validates_own_input
-def _read(
+def _parse(
     flux: Flux,
     *,
     store: str | Path | Store | None = None,
@@ -239,22 +237,22 @@ def _read(
     batch: int = 1,
     on_step: OnStep | None = None,
     **axes: Any,
-) -> _Asked:
+) -> _Request:
     if not isinstance(flux, Flux):
         raise InputError(
             f"sweep({shorten(type(flux).__name__)})", "a loaded model comes first", 'try flux = fnb.load("pocket")'
         )
-    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= LARGEST_BATCH:
-        raise InputError(f"batch={shorten(batch)}", f"1 to {LARGEST_BATCH} pictures side by side", "try batch=16")
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
+        raise InputError(f"batch={shorten(batch)}", f"1 to {MAX_BATCH} images per call are possible", "try batch=16")
 
-    def watcher(step: Step, recipe: ResolvedRecipe) -> Any:
+    def step_callback(step: Step, recipe: ResolvedRecipe) -> Any:
         return on_step(step) if on_step is not None else None
 
-    return _Asked(
+    return _Request(
         flux=flux,
-        grid=Axes.of(recipe, **axes),
+        axes=Axes.of(recipe, **axes),
         store=store if store is None or isinstance(store, Store) else Store(user_path(store)),
         keep=keep,
         batch=batch,
-        watcher=None if on_step is None else watcher,
+        on_step=None if on_step is None else step_callback,
     )
