@@ -1,4 +1,4 @@
-"""Pictures walked side by side, decoded and written beside the walking, and what a grid costs before it starts."""
+"""Batches, decode workers and cost estimates of grids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 import fluxnb as fnb
 from fluxnb.errors import InputError, StorageError
 from fluxnb.grid import cost_estimate as costs
-from fluxnb.grid import decode_workers as finishing
+from fluxnb.grid import decode_workers
 from fluxnb.pipeline.flux import Flux
 from tests.plain_calls import counted, plain_call
 
@@ -38,7 +38,7 @@ def threads(count):
 
 @contextlib.contextmanager
 def batches(pipe):
-    """The batch size of every evaluation."""
+    """Record the batch size of every evaluation."""
     seen = []
     hook = pipe.transformer.register_forward_hook(lambda *given: seen.append(len(given[-1][0])))
     try:
@@ -47,94 +47,94 @@ def batches(pipe):
         hook.remove()
 
 
-def apart(a, b):
+def max_difference(a, b):
     return np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
 
 
-# ------------------------------------------------------------------------------------------------------ side by side
-def test_a_batch_makes_the_same_evaluations_in_fewer_calls(toy):
+# ----------------------------------------------------------------------------------------------------------- batches
+def test_a_batch_computes_the_same_evaluations_in_fewer_calls(toy):
     with batches(toy.pipe) as seen:
         grid = fnb.sweep(toy, **GRID, batch=16)
     assert seen == [12] * 7
     assert (grid.evaluations, grid.encodes, sum(cell.evaluations for cell in grid)) == (84, 3, 84)
 
 
-def test_a_picture_made_in_company_is_the_plain_one_but_for_rounding_and_says_so(toy):
+def test_an_image_of_a_batch_equals_the_plain_one_up_to_rounding_and_is_marked(toy):
     for cell in fnb.sweep(toy, **GRID, batch=5):
-        assert apart(cell.image, plain_call(toy.pipe, cell.recipe)) <= 1
+        assert max_difference(cell.image, plain_call(toy.pipe, cell.recipe)) <= 1
         assert not cell.exact and cell.numerics == "batch"
 
 
-def test_who_walks_alone_is_exact_whatever_the_batch(toy):
+def test_a_batch_of_one_is_exact_for_any_batch_argument(toy):
     for cell in fnb.sweep(toy, prompts="a fox", steps=[1, 3], height=32, width=32, batch=8):
         assert cell.exact and cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
 
 
-def test_every_picture_of_a_batch_has_its_own_noise_and_prompt(toy):
+def test_every_image_of_a_batch_has_its_own_noise_and_prompt(toy):
     grid = fnb.sweep(toy, **SMALL, batch=8, keep=fnb.Keep())
     for cell in grid:
-        alone = fnb.run(toy, cell.recipe)
-        assert torch.equal(cell.trajectory.x_T, alone.x_T)
-        assert torch.allclose(cell.trajectory.final, alone.final, atol=1e-4)
+        single = fnb.run(toy, cell.recipe)
+        assert torch.equal(cell.trajectory.x_T, single.x_T)
+        assert torch.allclose(cell.trajectory.final, single.final, atol=1e-4)
         assert cell.trajectory.recipe == cell.recipe and len(cell.trajectory) == cell.recipe.steps
 
 
 @pytest.mark.parametrize("options", [{"sampler": "renoise"}, {"shift": 3.0}, {"sigmas": [[1.0, 0.4], [1.0, 0.4, 0.2]]}])
-def test_a_batch_goes_every_way_that_a_single_picture_goes(toy, options):
-    asked = {**SMALL, **options}
+def test_a_batch_supports_every_sampler_and_schedule(toy, options):
+    axes = {**SMALL, **options}
     if "sigmas" in options:
-        asked.pop("steps")
-    grid = fnb.sweep(toy, **asked, batch=4)
+        axes.pop("steps")
+    grid = fnb.sweep(toy, **axes, batch=4)
     assert len(grid) == 8
     for cell in grid:
-        assert apart(cell.image, fnb.run(toy, cell.recipe).image) <= 1
+        assert max_difference(cell.image, fnb.run(toy, cell.recipe).image) <= 1
 
 
-def test_a_batch_under_true_cfg_steers_each_picture_by_its_own_prompt(toy_guided):
+def test_a_batch_under_true_cfg_guides_each_image_by_its_own_prompt(toy_guided):
     with counted(toy_guided.pipe) as counts:
         grid = fnb.sweep(toy_guided, **SMALL, batch=4)
     assert counts["transformer"] == 2 * 2 and grid.evaluations == 2 * 2 * 4
     for cell in grid:
-        assert apart(cell.image, fnb.run(toy_guided, cell.recipe).image) <= 1
+        assert max_difference(cell.image, fnb.run(toy_guided, cell.recipe).image) <= 1
 
 
-def test_pictures_that_differ_in_more_than_prompt_and_seed_do_not_share_a_batch(toy):
+def test_images_that_differ_in_more_than_prompt_and_seed_do_not_share_a_batch(toy):
     with batches(toy.pipe) as seen:
         fnb.sweep(toy, prompts="a fox", seeds=[0, 1], steps=1, height=[32, 48], width=32, batch=8)
     assert seen == [2, 2]
 
 
-def test_each_picture_of_a_batch_is_told_of_each_step(toy):
+def test_on_step_is_called_for_each_image_of_a_batch(toy):
     seen = []
     fnb.sweep(toy, prompts="a fox", seeds=range(3), steps=2, height=32, width=32, batch=3, on_step=seen.append)
     assert [step.index for step in seen] == [0, 0, 0, 1, 1, 1]
     assert len({float(step.x.sum()) for step in seen}) == 6
 
 
-def test_a_batch_that_is_stopped_leaves_no_half_cells(toy, tmp_path):
-    asked = {**SMALL, "steps": [1, 3], "batch": 4, "store": tmp_path}
-    grid = fnb.sweep(toy, **asked, on_step=lambda step: fnb.STOP if step.index == 1 else None)
+def test_a_stopped_batch_leaves_no_incomplete_cell(toy, tmp_path):
+    arguments = {**SMALL, "steps": [1, 3], "batch": 4, "store": tmp_path}
+    grid = fnb.sweep(toy, **arguments, on_step=lambda step: fnb.STOP if step.index == 1 else None)
     assert not grid.finished and len(grid) == 4 and {cell.recipe.steps for cell in grid} == {1}
     assert not list(tmp_path.rglob("*.lock"))
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_stopping_at_the_last_step_of_a_walk_keeps_it_and_goes_no_further(toy, batch):
+def test_a_stop_at_the_last_step_of_a_trajectory_keeps_its_cell(toy, batch):
     grid = fnb.sweep(toy, **SMALL, batch=batch, on_step=lambda step: fnb.STOP)
     assert not grid.finished and len(grid) == batch
 
 
-def test_exact_cells_serve_a_batch_and_never_the_other_way_round(toy, tmp_path):
+def test_a_batch_accepts_exact_cells_but_not_vice_versa(toy, tmp_path):
     fnb.sweep(toy, **{**SMALL, "prompts": PROMPTS[:1]}, store=tmp_path)
-    company = fnb.sweep(toy, **SMALL, store=tmp_path, batch=4)
-    assert [cell.exact for cell in company] == [True] * 4 + [False] * 4
-    assert [cell.made for cell in company] == [False] * 4 + [True] * 4
+    batch = fnb.sweep(toy, **SMALL, store=tmp_path, batch=4)
+    assert [cell.exact for cell in batch] == [True] * 4 + [False] * 4
+    assert [cell.made for cell in batch] == [False] * 4 + [True] * 4
     assert not any(cell.made for cell in fnb.sweep(toy, **SMALL, store=tmp_path, batch=4))
     exact = fnb.sweep(toy, **SMALL, store=tmp_path)
     assert all(cell.exact for cell in exact) and [cell.made for cell in exact] == [False] * 4 + [True] * 4
 
 
-def test_a_not_a_number_in_a_batch_names_the_right_picture(toy):
+def test_a_nan_in_a_batch_raises_an_error(toy):
     hook = toy.pipe.transformer.register_forward_hook(
         lambda m, i, out: (out[0].index_fill(0, torch.tensor(1), math.nan),)
     )
@@ -147,35 +147,35 @@ def test_a_not_a_number_in_a_batch_names_the_right_picture(toy):
 
 
 @pytest.mark.parametrize("batch", [0, -1, 257, 2.0, True, "auto"])
-def test_a_batch_that_cannot_be_is_told(toy, batch):
-    with pytest.raises(InputError, match="side by side"):
+def test_an_invalid_batch_is_refused(toy, batch):
+    with pytest.raises(InputError, match="images per call"):
         fnb.sweep(toy, prompts="a", batch=batch)
 
 
-# ----------------------------------------------------------------------------------------------------------- beside
+# -------------------------------------------------------------------------------------------------------------- decode workers
 @pytest.mark.parametrize("batch", [1, 4])
-def test_finishing_beside_the_walking_changes_no_byte_and_no_order(toy, tmp_path, batch):
+def test_background_decoding_changes_neither_bytes_nor_order(toy, tmp_path, batch):
     with threads(2):
         grid = fnb.sweep(toy, **SMALL, store=tmp_path, batch=batch)
-        alone = [plain_call(toy.pipe, cell.recipe) for cell in grid]
+        plain = [plain_call(toy.pipe, cell.recipe) for cell in grid]
         assert torch.get_num_threads() == 2
     order = [(cell.recipe.prompt, cell.recipe.seed, cell.recipe.steps) for cell in grid]
     assert order == list(itertools.product(PROMPTS[:2], [0, 1], [1, 2]))
-    for cell, picture in zip(grid, alone, strict=True):
-        assert cell.image.tobytes() == picture.tobytes() if batch == 1 else apart(cell.image, picture) <= 1
+    for cell, picture in zip(grid, plain, strict=True):
+        assert cell.image.tobytes() == picture.tobytes() if batch == 1 else max_difference(cell.image, picture) <= 1
     assert not list(tmp_path.rglob("*.lock")) and len(list(tmp_path.rglob("*.png"))) == 8
 
 
-def test_a_full_disk_met_beside_the_walking_is_told_and_leaves_whole_cells(toy, tmp_path, monkeypatch):
+def test_a_full_disk_during_background_writing_raises_and_leaves_complete_cells(toy, tmp_path, monkeypatch):
     write, written = Path.write_bytes, []
 
-    def fills_up(self, data):
+    def write_until_full(self, data):
         written.append(self)
         if len(written) > 5:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(self, data)
 
-    monkeypatch.setattr(Path, "write_bytes", fills_up)
+    monkeypatch.setattr(Path, "write_bytes", write_until_full)
     with threads(2), pytest.raises(StorageError, match="is full"):
         fnb.sweep(toy, **SMALL, store=tmp_path)
     monkeypatch.undo()
@@ -184,57 +184,57 @@ def test_a_full_disk_met_beside_the_walking_is_told_and_leaves_whole_cells(toy, 
     assert [cell.made for cell in again] == [False] * 2 + [True] * 6
 
 
-def test_what_was_walked_when_a_sweep_is_stopped_is_finished(toy, tmp_path):
+def test_complete_trajectories_become_cells_when_a_sweep_is_stopped(toy, tmp_path):
     steps = []
 
-    def stop_in_the_fourth(step):
+    def stop_at_the_fifth(step):
         steps.append(step)
         return fnb.STOP if len(steps) == 5 else None
 
     with threads(2):
-        grid = fnb.sweep(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path, on_step=stop_in_the_fourth)
+        grid = fnb.sweep(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path, on_step=stop_at_the_fifth)
     assert not grid.finished and len(grid) == 3 == len(list(tmp_path.rglob("*.json")))
 
 
-def test_where_decoder_and_transformer_take_turns_several_pictures_are_decoded_at_once(toy, tmp_path, monkeypatch):
+def test_several_images_are_decoded_at_once_where_the_decoder_displaces_the_transformer(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: True))
-    at_once, decode = [], Flux.decode
-    monkeypatch.setattr(Flux, "decode", lambda self, z, **how: at_once.append(len(z)) or decode(self, z, **how))
+    sizes, decode = [], Flux.decode
+    monkeypatch.setattr(Flux, "decode", lambda self, z, **how: sizes.append(len(z)) or decode(self, z, **how))
     cells = list(fnb.stream(toy, **GRID, store=tmp_path))
-    assert at_once == [finishing.AT_ONCE] * 6 and len(cells) == 48
+    assert sizes == [decode_workers.SWAP_BATCH] * 6 and len(cells) == 48
     for cell in cells[::7]:
         assert cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
 
 
-@pytest.mark.parametrize("turns", [True, False])
-def test_pictures_of_several_sizes_may_wait_for_one_decoder(toy, turns, monkeypatch):
-    monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: turns))
-    asked = {"prompts": "a fox", "seeds": [0, 1, 2], "steps": 1, "width": 32, "height": [32, 48]}
+@pytest.mark.parametrize("displaces", [True, False])
+def test_images_of_several_sizes_are_decoded(toy, displaces, monkeypatch):
+    monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: displaces))
+    axes = {"prompts": "a fox", "seeds": [0, 1, 2], "steps": 1, "width": 32, "height": [32, 48]}
     with threads(2):
-        cells = list(fnb.stream(toy, **asked) if turns else fnb.sweep(toy, **asked, batch=2))
+        cells = list(fnb.stream(toy, **axes) if displaces else fnb.sweep(toy, **axes, batch=2))
     assert [cell.image.size for cell in cells] == [(32, cell.recipe.height) for cell in cells]
     assert {cell.recipe.height for cell in cells} == {32, 48}
 
 
-def test_small_pictures_in_company_share_a_call_of_the_decoder(toy, monkeypatch):
-    at_once, decode = [], Flux.decode
-    monkeypatch.setattr(Flux, "decode", lambda self, z, **how: at_once.append(len(z)) or decode(self, z, **how))
+def test_small_images_of_a_batch_share_a_decoder_call(toy, monkeypatch):
+    sizes, decode = [], Flux.decode
+    monkeypatch.setattr(Flux, "decode", lambda self, z, **how: sizes.append(len(z)) or decode(self, z, **how))
     with threads(2):
         grid = fnb.sweep(toy, **GRID, batch=16)
-    assert at_once == [finishing.FEW] * 12 and len(grid) == 48
+    assert sizes == [decode_workers.SMALL_BATCH] * 12 and len(grid) == 48
 
 
-def test_large_pictures_are_decoded_one_by_one(toy, monkeypatch):
-    monkeypatch.setattr(finishing, "SMALL", 0)
-    at_once, decode = [], Flux.decode
-    monkeypatch.setattr(Flux, "decode", lambda self, z, **how: at_once.append(len(z)) or decode(self, z, **how))
+def test_large_images_are_decoded_one_by_one(toy, monkeypatch):
+    monkeypatch.setattr(decode_workers, "SMALL_PIXELS", 0)
+    sizes, decode = [], Flux.decode
+    monkeypatch.setattr(Flux, "decode", lambda self, z, **how: sizes.append(len(z)) or decode(self, z, **how))
     with threads(2):
         fnb.sweep(toy, **SMALL, batch=16)
-    assert set(at_once) == {1}
+    assert set(sizes) == {1}
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_ctrl_c_while_a_picture_is_decoded_ends_the_sweep(toy, count, monkeypatch):
+def test_ctrl_c_during_decoding_ends_the_sweep(toy, count, monkeypatch):
     decode, calls = Flux.decode, []
 
     def interrupted(self, z, **how):
@@ -249,46 +249,57 @@ def test_ctrl_c_while_a_picture_is_decoded_ends_the_sweep(toy, count, monkeypatc
     assert not grid.finished and 1 <= len(grid) < 8
 
 
-def test_walks_that_wait_for_the_decoder_are_not_lost_when_the_loop_is_left(toy, tmp_path, monkeypatch):
+def test_trajectories_that_wait_for_the_decoder_become_cells_at_a_stop(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: True))
     steps = []
-    stop = lambda step: steps.append(step) or (fnb.STOP if len(steps) == 5 else None)  # noqa: E731
-    cells = list(fnb.stream(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path, on_step=stop))
+
+    def stop_at_the_fifth(step):
+        steps.append(step)
+        return fnb.STOP if len(steps) == 5 else None
+
+    cells = list(fnb.stream(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path, on_step=stop_at_the_fifth))
     assert len(cells) == 3 == len(list(tmp_path.rglob("*.json")))
 
 
-def test_two_threads_that_use_one_model_take_turns(toy):
-    pictures = {}
+def test_several_threads_that_use_one_model_get_their_own_bytes(toy):
+    images = {}
 
-    def trajectory(seed):
+    def sample(seed):
         recipe = fnb.Recipe(prompt="a fox", seed=seed, steps=3 + seed % 3, sampler=["euler", "renoise"][seed % 2])
-        pictures[seed] = fnb.run(toy, recipe.replace(height=32, width=32)).image.tobytes()
+        images[seed] = fnb.run(toy, recipe.replace(height=32, width=32)).image.tobytes()
 
-    workers = [threading.Thread(target=trajectory, args=(seed,)) for seed in range(8)]
+    workers = [threading.Thread(target=sample, args=(seed,)) for seed in range(8)]
     for worker in workers:
         worker.start()
     grid = fnb.sweep(toy, **SMALL)
     for worker in workers:
         worker.join()
-    together = dict(pictures)
+    concurrent = dict(images)
     for seed in range(8):
-        trajectory(seed)
-    assert together == pictures
+        sample(seed)
+    assert concurrent == images
     for cell in grid:
         assert cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
 
 
-# ----------------------------------------------------------------------------------------------- before it starts
+# ----------------------------------------------------------------------------------------------- cost estimates
 @pytest.fixture
-def nothing_timed(monkeypatch):
-    monkeypatch.setattr(costs, "_SEEN", type(costs._SEEN)())
+def no_timings(monkeypatch):
+    monkeypatch.setattr(costs, "_TIMINGS", type(costs._TIMINGS)())
 
 
-def test_a_plan_counts_and_says_that_it_does_not_know_how_long(toy, nothing_timed):
+def test_a_plan_without_timings_counts_evaluations_and_has_no_seconds(toy, no_timings):
     with counted(toy.pipe) as counts:
-        work = fnb.plan_sweep(toy, **GRID)
+        cost = fnb.plan_sweep(toy, **GRID)
     assert sum(counts.values()) == 0
-    assert (work.cells, work.missing, work.evaluations, work.alone, work.shared, work.encodes) == (
+    assert (
+        cost.cells,
+        cost.missing,
+        cost.evaluations,
+        cost.unshared_evaluations,
+        cost.saved_evaluations,
+        cost.encodes,
+    ) == (
         48,
         48,
         84,
@@ -296,30 +307,30 @@ def test_a_plan_counts_and_says_that_it_does_not_know_how_long(toy, nothing_time
         36,
         3,
     )
-    assert work.seconds is None and "unknown time" in str(work) and work.free_megabytes is None
+    assert cost.seconds is None and "unknown time" in str(cost) and cost.free_megabytes is None
 
 
-def test_after_a_run_a_plan_knows_how_long(toy, nothing_timed):
+def test_a_plan_after_a_run_has_seconds(toy, no_timings):
     grid = fnb.sweep(toy, **SMALL)
-    work = fnb.plan_sweep(toy, **GRID)
-    spent = [cell.seconds for cell in grid]
-    assert 0 < work.seconds < 100 * sum(each["denoise"] + each["decode"] + each["encode"] for each in spent)
-    assert fnb.plan_sweep(toy, **{**GRID, "height": 48}).seconds is None, "another size was never timed"
+    cost = fnb.plan_sweep(toy, **GRID)
+    seconds = [cell.seconds for cell in grid]
+    assert 0 < cost.seconds < 100 * sum(each["denoise"] + each["decode"] + each["encode"] for each in seconds)
+    assert fnb.plan_sweep(toy, **{**GRID, "height": 48}).seconds is None, "another size has not been timed"
 
 
-def test_a_store_tells_another_process_how_long(toy, tmp_path, monkeypatch, nothing_timed):
+def test_a_plan_uses_the_timings_of_the_store(toy, tmp_path, monkeypatch, no_timings):
     fnb.sweep(toy, **SMALL, store=tmp_path)
-    monkeypatch.setattr(costs, "_SEEN", type(costs._SEEN)())
-    work = fnb.plan_sweep(toy, **GRID, store=tmp_path)
-    assert work.seconds > 0 and work.missing == 48 - 8 and work.free_megabytes > 0
+    monkeypatch.setattr(costs, "_TIMINGS", type(costs._TIMINGS)())
+    cost = fnb.plan_sweep(toy, **GRID, store=tmp_path)
+    assert cost.seconds > 0 and cost.missing == 48 - 8 and cost.free_megabytes > 0
     next(tmp_path.rglob("*.json")).write_text('{"recipe": 3}')
-    assert fnb.plan_sweep(toy, **GRID, store=tmp_path).seconds > 0, "a damaged cell is passed over"
+    assert fnb.plan_sweep(toy, **GRID, store=tmp_path).seconds > 0, "a damaged cell is skipped"
 
 
-def test_measuring_times_one_evaluation_and_one_picture(toy, nothing_timed):
+def test_measure_times_one_evaluation_and_one_image(toy, no_timings):
     with counted(toy.pipe) as counts:
-        work = fnb.plan_sweep(toy, **GRID, measure=True)
-    assert work.seconds > 0 and counts["transformer"] == counts["decoder"] == 2  # the first makes ready
+        cost = fnb.plan_sweep(toy, **GRID, measure=True)
+    assert cost.seconds > 0 and counts["transformer"] == counts["decoder"] == 2  # the first is a warm-up
     with counted(toy.pipe) as counts:
         fnb.plan_sweep(toy, **GRID, measure=True)
     assert sum(counts.values()) == 0
@@ -334,8 +345,8 @@ def test_a_plan_counts_the_walks_that_are_kept_and_warns_of_a_small_disk(toy, tm
 
 
 def test_a_guided_plan_counts_both_evaluations(toy_guided):
-    work = fnb.plan_sweep(toy_guided, prompts="a", steps=[1, 2, 3, 4], height=32, width=32)
-    assert (work.evaluations, work.shared) == (14, 6)
+    cost = fnb.plan_sweep(toy_guided, prompts="a", steps=[1, 2, 3, 4], height=32, width=32)
+    assert (cost.evaluations, cost.saved_evaluations) == (14, 6)
 
 
 @pytest.mark.parametrize("door", [fnb.stream, fnb.plan_sweep])

@@ -1,4 +1,4 @@
-"""SIGKILL, twenty times, at random moments of one grid."""
+"""A grid survives SIGKILL at twenty random moments."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reas
 
 
 @pytest.fixture
-def nursery(toy_folder, tmp_path):
-    """Starts a process that fills the store `tmp_path / "store"`; returns its number."""
+def start_child(toy_folder, tmp_path):
+    """A function that starts a process which fills the store `tmp_path / "store"` and returns its process ID."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.grid.killed_process", toy_folder, tmp_path / "store", tmp_path / "log"]
     process = subprocess.Popen(
         [str(each) for each in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=ROOT
     )
 
-    def begin() -> int:
+    def start() -> int:
         process.stdin.write("go\n")
         process.stdin.flush()
         return int(process.stdout.readline())
 
     assert process.stdout.readline().strip() == "ready"
-    yield begin
+    yield start
     process.stdin.close()
     process.wait(20)
 
 
 def finished(store: Path) -> dict[str, int]:
-    """The cells that count, and when they were written."""
+    """The complete cells and the times of their writing."""
     return {path.stem: path.stat().st_mtime_ns for path in store.glob("*/*.json")}
 
 
@@ -54,15 +54,15 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_killed_at_twenty_moments_a_grid_is_finished_by_making_each_cell_once(nursery, toy_folder, tmp_path):
-    store, log, dice = tmp_path / "store", tmp_path / "log", random.Random(5)
+def test_a_grid_killed_twenty_times_samples_each_cell_once(start_child, toy_folder, tmp_path):
+    store, log, rng = tmp_path / "store", tmp_path / "log", random.Random(5)
     kills, before = 0, {}
     for _ in range(KILLS):
-        child = nursery()
-        goal, deadline = len(before) + dice.randint(0, 3), time.monotonic() + 60
+        child = start_child()
+        goal, deadline = len(before) + rng.randint(0, 3), time.monotonic() + 60
         while len(finished(store)) < goal and alive(child) and time.monotonic() < deadline:
             time.sleep(0.002)
-        time.sleep(dice.random() * 0.08)  # wherever it is by then: evaluating, decoding, writing, claiming
+        time.sleep(rng.random() * 0.08)  # during an evaluation, decoding, writing or claiming
         kills += alive(child)
         os.kill(child, signal.SIGKILL)
         while alive(child):
@@ -70,9 +70,9 @@ def test_killed_at_twenty_moments_a_grid_is_finished_by_making_each_cell_once(nu
         now = finished(store)
         assert now.items() >= before.items(), "a finished cell was written again"
         before = now
-    told = log.read_text().split()
+    logged = log.read_text().split()
     assert kills == KILLS and 0 < len(before) < 48
-    assert len(told) == len(set(told)), "a cell was made twice"
+    assert len(logged) == len(set(logged)), "a cell was sampled twice"
 
     flux = fnb.load(toy_folder)
     missing = fnb.plan_sweep(flux, **GRID, store=store).missing
@@ -84,8 +84,8 @@ def test_killed_at_twenty_moments_a_grid_is_finished_by_making_each_cell_once(nu
     assert not list(store.rglob("*.lock"))
 
 
-def test_two_that_are_killed_leave_nothing_that_holds_up_a_third(nursery, toy_folder, tmp_path):
-    both, store = [nursery(), nursery()], tmp_path / "store"
+def test_locks_of_killed_processes_do_not_block_another(start_child, toy_folder, tmp_path):
+    both, store = [start_child(), start_child()], tmp_path / "store"
     while len(finished(store)) < 6:
         time.sleep(0.002)
     for child in both:

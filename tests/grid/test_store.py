@@ -1,3 +1,5 @@
+"""The store of finished cells and the trajectory files in it."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,15 +24,15 @@ from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import ResolvedRecipe
 from tests.trajectories import noise, resolved, sample_trajectory
 
-ASK = resolved()
-KEY = ASK.key()
-PICTURE = Image.effect_noise((32, 32), 90).convert("RGB")
+RECIPE = resolved()
+KEY = RECIPE.key()
+IMAGE = Image.effect_noise((32, 32), 90).convert("RGB")
 PREVIEW = LinearRGB(weight=((0.1,) * 16,) * 3, bias=(0.5, 0.4, 0.3), error=0.01)
 
 
 @pytest.fixture
 def trajectory():
-    return sample_trajectory(lambda x, s: x.sin(), noise().bfloat16(), (1.0, 0.5, 0.0), image=PICTURE, preview=PREVIEW)
+    return sample_trajectory(lambda x, s: x.sin(), noise().bfloat16(), (1.0, 0.5, 0.0), image=IMAGE, preview=PREVIEW)
 
 
 def same(a, b):
@@ -49,7 +51,7 @@ def same(a, b):
     )
 
 
-def test_a_saved_walk_opens_as_it_was(trajectory, tmp_path):
+def test_a_saved_trajectory_opens_unchanged(trajectory, tmp_path):
     path = save(trajectory, tmp_path / "fox")
     assert path.name == "fox.safetensors"
     assert same(open_trajectory(path), trajectory)
@@ -58,21 +60,21 @@ def test_a_saved_walk_opens_as_it_was(trajectory, tmp_path):
 @pytest.mark.parametrize(
     "keep", [Keep.nothing(), Keep.last(), Keep(tensors=("v",)), Keep(tensors=("x",)), Keep(steps=(0,))]
 )
-def test_whatever_was_kept_comes_back(trajectory, tmp_path, keep):
+def test_the_retained_tensors_are_restored(trajectory, tmp_path, keep):
     thin = dataclasses.replace(
         trajectory, steps=tuple(step.reduced(keep, 2) for step in trajectory), image=None, recipe=None
     )
     assert same(open_trajectory(save(thin, tmp_path / "thin.safetensors")), thin)
 
 
-def test_a_point_that_two_steps_share_is_written_once(trajectory, tmp_path):
+def test_a_tensor_that_two_steps_share_is_written_once(trajectory, tmp_path):
     from safetensors import safe_open
 
     with safe_open(save(trajectory, tmp_path / "a.safetensors"), "pt") as opened:
         assert sorted(opened.keys()) == ["0000.v", "0000.x", "0000.x_next", "0001.v", "0001.x_next", "image"]
 
 
-def test_a_walk_opens_in_a_process_without_diffusers(trajectory, tmp_path):
+def test_a_trajectory_opens_without_importing_diffusers(trajectory, tmp_path):
     path = save(trajectory, tmp_path / "a.safetensors")
     code = (
         "import sys; from fluxnb.io.trajectory_files import open_trajectory; "
@@ -118,7 +120,7 @@ def rewritten(path: Path, change) -> None:
         lambda h, t: t.update(image=torch.zeros(100, dtype=torch.uint8)),
     ],
 )
-def test_a_tampered_file_is_an_error_of_ours(trajectory, tmp_path, change):
+def test_a_tampered_file_is_a_storage_error(trajectory, tmp_path, change):
     path = save(trajectory, tmp_path / "a.safetensors")
     rewritten(path, change)
     with pytest.raises(StorageError, match="not a complete trajectory file"):
@@ -126,14 +128,14 @@ def test_a_tampered_file_is_an_error_of_ours(trajectory, tmp_path, change):
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_a_file_cut_short_is_an_error_of_ours(trajectory, tmp_path, keep):
+def test_a_truncated_file_is_a_storage_error(trajectory, tmp_path, keep):
     path = save(trajectory, tmp_path / "a.safetensors")
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(StorageError):
         open_trajectory(path)
 
 
-def test_a_missing_file_is_told(tmp_path):
+def test_a_missing_file_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="no such file"):
         open_trajectory(tmp_path / "none.safetensors")
 
@@ -147,7 +149,7 @@ def full_disk(monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", refuse)
 
 
-def test_a_full_disk_is_named_and_leaves_nothing_half_written(trajectory, tmp_path, monkeypatch):
+def test_a_full_disk_raises_and_leaves_no_partial_file(trajectory, tmp_path, monkeypatch):
     save(trajectory, tmp_path / "before.safetensors")
     full_disk(monkeypatch)
     with pytest.raises(StorageError, match="is full") as caught:
@@ -159,29 +161,29 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(trajectory, tmp_pa
 
 
 # -------------------------------------------------------------------------------------------------------- the store
-def put(store: Store, recipe: ResolvedRecipe = ASK) -> str:
+def put(store: Store, recipe: ResolvedRecipe = RECIPE) -> str:
     key = recipe.key()
-    store.put(key, recipe, PICTURE, seconds={"denoise": 1.0}, versions={})
+    store.put(key, recipe, IMAGE, seconds={"denoise": 1.0}, versions={})
     return key
 
 
-def test_what_was_put_is_got(tmp_path):
+def test_a_stored_cell_is_found(tmp_path):
     store = Store(tmp_path)
-    cell = store.get(put(store), ASK)
-    assert cell.image.tobytes() == PICTURE.tobytes()
-    assert not cell.made and cell.recipe == ASK and cell.path.is_file()
+    cell = store.get(put(store), RECIPE)
+    assert cell.image.tobytes() == IMAGE.tobytes()
+    assert not cell.made and cell.recipe == RECIPE and cell.path.is_file()
 
 
-def test_nothing_is_got_where_nothing_was_put(tmp_path):
-    assert Store(tmp_path).get(KEY, ASK) is None
+def test_a_cell_that_was_not_stored_is_missing(tmp_path):
+    assert Store(tmp_path).get(KEY, RECIPE) is None
 
 
-def test_the_trajectory_comes_only_where_it_was_put(tmp_path, trajectory):
+def test_a_cell_stored_without_trajectory_is_missing_for_a_request_with_one(tmp_path, trajectory):
     store = Store(tmp_path)
     put(store)
-    assert store.get(KEY, ASK) is not None and store.get(KEY, ASK, trajectory=True) is None
-    store.put(KEY, ASK, PICTURE, seconds={}, versions={}, trajectory=trajectory)
-    assert same(store.get(KEY, ASK, trajectory=True).trajectory, trajectory)
+    assert store.get(KEY, RECIPE) is not None and store.get(KEY, RECIPE, trajectory=True) is None
+    store.put(KEY, RECIPE, IMAGE, seconds={}, versions={}, trajectory=trajectory)
+    assert same(store.get(KEY, RECIPE, trajectory=True).trajectory, trajectory)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".json"])
@@ -192,25 +194,25 @@ def test_one_flipped_byte_makes_a_cell_missing(tmp_path, suffix, where):
     data = bytearray(path.read_bytes())
     data[int(len(data) * where)] ^= 0x10
     path.write_bytes(data)
-    assert store.get(KEY, ASK) is None or suffix == ".json"
+    assert store.get(KEY, RECIPE) is None or suffix == ".json"
     if suffix == ".png":
         put(store)
-        assert store.get(KEY, ASK) is not None
+        assert store.get(KEY, RECIPE) is not None
 
 
-def test_a_recipe_at_anothers_address_is_not_believed(tmp_path):
+def test_a_recipe_at_the_address_of_another_is_missing(tmp_path):
     store = Store(tmp_path)
     put(store)
     assert store.get(KEY, resolved(seed=1)) is None
 
 
-def test_a_picture_without_its_json_does_not_count(tmp_path):
+def test_an_image_without_its_metadata_is_missing(tmp_path):
     store = Store(tmp_path)
     store.path(put(store), ".json").unlink()
-    assert store.get(KEY, ASK) is None
+    assert store.get(KEY, RECIPE) is None
 
 
-def test_of_two_claims_one_wins_and_it_ends_with_the_block(tmp_path):
+def test_of_two_claims_one_succeeds_until_the_end_of_its_block(tmp_path):
     store = Store(tmp_path)
     with store.claim(KEY) as first, store.claim(KEY) as second:
         assert (first, second) == (True, False)
@@ -228,34 +230,34 @@ def test_the_claim_of_a_dead_process_is_taken_over(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=False)
     assert store.path(KEY, ".lock").exists()
-    with store.claim(KEY) as mine:
-        assert mine
+    with store.claim(KEY) as claimed:
+        assert claimed
 
 
-def test_a_claim_from_another_machine_is_honoured_until_its_lease_ends(tmp_path):
+def test_a_claim_of_another_machine_is_valid_until_its_lease_ends(tmp_path):
     store = Store(tmp_path, lease=30)
     lock = store.path(KEY, ".lock")
     lock.parent.mkdir(parents=True)
     lock.write_text("elsewhere 1 abc")
-    with store.claim(KEY) as mine:
-        assert not mine
+    with store.claim(KEY) as claimed:
+        assert not claimed
     os.utime(lock, (time.time() - 31,) * 2)
-    with store.claim(KEY) as mine:
-        assert mine
+    with store.claim(KEY) as claimed:
+        assert claimed
 
 
-def test_a_sign_of_life_renews_a_claim(tmp_path):
+def test_a_heartbeat_renews_a_claim(tmp_path):
     store = Store(tmp_path, lease=30)
     lock = store.path(KEY, ".lock")
     lock.parent.mkdir(parents=True)
     lock.write_text("elsewhere 1 abc")
     os.utime(lock, (time.time() - 31,) * 2)
     store.touch(KEY)
-    with store.claim(KEY) as mine:
-        assert not mine
+    with store.claim(KEY) as claimed:
+        assert not claimed
 
 
-def test_a_full_disk_leaves_finished_cells_whole(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_finished_cells_unchanged(tmp_path, monkeypatch):
     store = Store(tmp_path)
     put(store)
     full_disk(monkeypatch)
@@ -263,11 +265,11 @@ def test_a_full_disk_leaves_finished_cells_whole(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="is full"):
         put(store, other)
     monkeypatch.undo()
-    assert store.get(KEY, ASK) is not None and store.get(other.key(), other) is None
+    assert store.get(KEY, RECIPE) is not None and store.get(other.key(), other) is None
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_what_killed_writers_left_is_swept_up_once_it_is_old(tmp_path):
+def test_old_temporary_files_of_killed_writers_are_removed(tmp_path):
     old, new = (Store(tmp_path).path(KEY, f".{name}.part") for name in ("old", "new"))
     old.parent.mkdir(parents=True)
     old.write_bytes(b"x"), new.write_bytes(b"x")
@@ -276,11 +278,11 @@ def test_what_killed_writers_left_is_swept_up_once_it_is_old(tmp_path):
     assert not old.exists() and new.exists()
 
 
-def test_a_store_where_a_file_stands_is_told(tmp_path):
+def test_a_store_at_the_path_of_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="writable folder"):
         Store(tmp_path / "file")
 
 
-def test_an_own_process_is_alive_and_an_impossible_one_is_not():
+def test_the_own_process_is_alive_and_an_impossible_one_is_not():
     assert module._alive(os.getpid()) and not module._alive(2**22 + 1)

@@ -1,3 +1,5 @@
+"""Sweeps and streams: exact sharing, the store, interruption and several processes."""
+
 from __future__ import annotations
 
 import itertools
@@ -18,18 +20,19 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_a_grid_costs_84_evaluations_and_3_encodes_and_has_the_bytes_of_plain_calls(toy):
-    asked = {"prompts": PROMPTS, "seeds": range(4), "steps": [1, 2, 3, 4], "height": 32, "width": 32}
-    _ = toy.preview  # fitted once to a VAE, which decodes a few pictures
+    axes = {"prompts": PROMPTS, "seeds": range(4), "steps": [1, 2, 3, 4], "height": 32, "width": 32}
+    _ = toy.preview  # the fit of the preview decodes a few images
     with counted(toy.pipe) as counts:
-        grid = fnb.sweep(toy, **asked)
+        grid = fnb.sweep(toy, **axes)
     assert (counts["transformer"], counts["text_encoder_2"], counts["decoder"]) == (84, 3, 48)
     assert (grid.evaluations, grid.encodes, len(grid), grid.finished) == (84, 3, 48, True)
     order = [(c.recipe.prompt, c.recipe.seed, c.recipe.steps) for c in grid]
     assert order == list(itertools.product(PROMPTS, range(4), [1, 2, 3, 4]))
     for cell in grid:
         assert cell.exact and cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
-    work = fnb.plan_sweep(toy, **asked)
-    assert (work.cells, work.missing, work.evaluations, work.alone, work.encodes) == (48, 48, 84, 120, 3)
+    cost = fnb.plan_sweep(toy, **axes)
+    assert (cost.cells, cost.missing, cost.evaluations) == (48, 48, 84)
+    assert (cost.unshared_evaluations, cost.encodes) == (120, 3)
 
 
 def test_sharing_is_exact_in_bfloat16(toy_folder):
@@ -39,7 +42,7 @@ def test_sharing_is_exact_in_bfloat16(toy_folder):
 
 
 @pytest.mark.parametrize("options", [{"sampler": "renoise"}, {"shift": 3.0}, {"sampler": "renoise", "shift": 2.0}])
-def test_sharing_is_exact_for_other_ways_to_go(toy, options):
+def test_sharing_is_exact_for_other_samplers_and_shifts(toy, options):
     for cell in fnb.sweep(toy, prompts="a fox", steps=[3, 1, 4], height=32, width=32, **options):
         assert cell.image.tobytes() == fnb.run(toy, cell.recipe).image.tobytes()
 
@@ -52,7 +55,7 @@ def test_sharing_is_exact_under_true_cfg_and_counts_both_evaluations(toy_guided)
         assert cell.image.tobytes() == fnb.run(toy_guided, cell.recipe).image.tobytes()
 
 
-def test_own_schedules_share_their_common_beginning(toy):
+def test_custom_schedules_share_their_common_prefix(toy):
     lists = [[1.0, 0.5], [1.0, 0.5, 0.2], [1.0, 0.7]]
     with counted(toy.pipe) as counts:
         grid = fnb.sweep(toy, prompts="a fox", sigmas=lists, height=32, width=32)
@@ -82,28 +85,28 @@ def test_any_field_can_be_an_axis(toy):
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("arguments", "message"),
     [
         ({"prompts": []}, "at least one prompt"),
         ({"prompts": ["a", ""]}, "at least one word"),
         ({"prompts": "a", "seeds": "12"}, "whole number"),
         ({"prompts": "a", "steps": [0]}, "at least 1"),
-        ({"prompts": "a", "seed": [1]}, "Say seeds="),
+        ({"prompts": "a", "seed": [1]}, "Type seeds="),
         ({"prompts": "a", "heigth": 32}, "height"),
     ],
 )
-def test_a_grid_that_cannot_be_is_told_before_anything_runs(toy, asked, says):
-    with counted(toy.pipe) as counts, pytest.raises(InputError, match=says):
-        fnb.sweep(toy, **asked)
+def test_an_invalid_grid_is_refused_before_anything_is_computed(toy, arguments, message):
+    with counted(toy.pipe) as counts, pytest.raises(InputError, match=message):
+        fnb.sweep(toy, **arguments)
     assert sum(counts.values()) == 0
 
 
-def test_walks_are_kept_where_they_are_asked_for(toy):
+def test_keep_retains_the_trajectories_of_cells(toy):
     grid = fnb.sweep(toy, prompts="a fox", steps=[1, 3], height=32, width=32, keep=fnb.Keep())
     for cell in grid:
-        alone = fnb.run(toy, cell.recipe)
-        assert cell.trajectory.sigmas == alone.sigmas and len(cell.trajectory) == len(alone)
-        for a, b in zip(cell.trajectory, alone, strict=True):
+        single = fnb.run(toy, cell.recipe)
+        assert cell.trajectory.sigmas == single.sigmas and len(cell.trajectory) == len(single)
+        for a, b in zip(cell.trajectory, single, strict=True):
             assert torch.equal(a.x, b.x) and torch.equal(a.v, b.v) and torch.equal(a.x_next, b.x_next)
             assert (a.index, a.sigma, a.dt) == (b.index, b.sigma, b.dt)
     assert all(cell.trajectory is None for cell in fnb.sweep(toy, prompts="a fox", steps=1, height=32, width=32))
@@ -112,7 +115,7 @@ def test_walks_are_kept_where_they_are_asked_for(toy):
 SMALL = {"prompts": PROMPTS[:2], "seeds": [0, 1], "steps": [1, 2], "height": 32, "width": 32}
 
 
-def test_what_the_store_has_is_not_made_again(toy, tmp_path):
+def test_stored_cells_are_not_sampled_again(toy, tmp_path):
     first = fnb.sweep(toy, **SMALL, store=tmp_path)
     with counted(toy.pipe) as counts:
         again = fnb.sweep(toy, **SMALL, store=tmp_path)
@@ -121,7 +124,7 @@ def test_what_the_store_has_is_not_made_again(toy, tmp_path):
     assert fnb.plan_sweep(toy, **SMALL, store=tmp_path).evaluations == 0
 
 
-def test_only_what_is_missing_is_made(toy, tmp_path):
+def test_only_missing_cells_are_sampled(toy, tmp_path):
     fnb.sweep(toy, **{**SMALL, "prompts": PROMPTS[:1]}, store=tmp_path)
     with counted(toy.pipe) as counts:
         grid = fnb.sweep(toy, **SMALL, store=tmp_path)
@@ -129,13 +132,13 @@ def test_only_what_is_missing_is_made(toy, tmp_path):
     assert [cell.made for cell in grid] == [False] * 4 + [True] * 4
 
 
-def test_one_changed_word_shows_no_old_cell(toy, tmp_path):
+def test_a_changed_prompt_finds_no_stored_cell(toy, tmp_path):
     fnb.sweep(toy, prompts="a red fox", steps=1, height=32, width=32, store=tmp_path)
     grid = fnb.sweep(toy, prompts="a blue fox", steps=1, height=32, width=32, store=tmp_path)
     assert grid[0].made
 
 
-def test_another_model_shows_no_old_cell(toy, tmp_path):
+def test_another_model_finds_no_stored_cell(toy, tmp_path):
     from tests.conftest import toy_pipeline
 
     fnb.sweep(toy, prompts="a fox", steps=1, height=32, width=32, store=tmp_path)
@@ -143,7 +146,7 @@ def test_another_model_shows_no_old_cell(toy, tmp_path):
     assert fnb.sweep(other, prompts="a fox", steps=1, height=32, width=32, store=tmp_path)[0].made
 
 
-def test_a_damaged_cell_is_made_again(toy, tmp_path):
+def test_a_damaged_cell_is_sampled_again(toy, tmp_path):
     first = fnb.sweep(toy, **SMALL, store=tmp_path)
     data = bytearray(first[3].path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -153,18 +156,18 @@ def test_a_damaged_cell_is_made_again(toy, tmp_path):
     assert again[3].image.tobytes() == first[3].image.tobytes()
 
 
-def test_stored_walks_come_back_with_their_cells(toy, tmp_path):
+def test_stored_trajectories_are_read_with_their_cells(toy, tmp_path):
     fnb.sweep(toy, prompts="a fox", steps=2, height=32, width=32, store=tmp_path, keep=fnb.Keep())
     again = fnb.sweep(toy, prompts="a fox", steps=2, height=32, width=32, store=tmp_path, keep=fnb.Keep())
     assert not again[0].made and len(again[0].trajectory) == 2
 
 
-def test_a_picture_in_the_store_tells_its_recipe(toy, tmp_path):
+def test_an_image_in_the_store_contains_its_recipe(toy, tmp_path):
     cell = fnb.sweep(toy, prompts="a fox", steps=1, height=32, width=32, store=tmp_path)[0]
     assert fnb.open_recipe(cell.path) == cell.recipe
 
 
-def test_cells_arrive_as_they_finish_and_leaving_the_loop_stops_the_work(toy, tmp_path):
+def test_stream_yields_cells_as_they_finish_and_stops_when_the_loop_is_left(toy, tmp_path):
     with counted(toy.pipe) as counts:
         for count, cell in enumerate(fnb.stream(toy, **SMALL, store=tmp_path), start=1):
             assert cell.path.is_file()
@@ -175,14 +178,14 @@ def test_cells_arrive_as_they_finish_and_leaving_the_loop_stops_the_work(toy, tm
     assert not list(tmp_path.rglob("*.lock"))
 
 
-def test_stopping_returns_what_is_finished(toy, tmp_path):
+def test_a_stopped_sweep_returns_the_finished_cells(toy, tmp_path):
     steps = []
 
-    def stop_in_the_fourth_cell(step):
+    def stop_at_the_fifth_step(step):
         steps.append(step)
         return fnb.STOP if len(steps) == 5 else None
 
-    grid = fnb.sweep(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path, on_step=stop_in_the_fourth_cell)
+    grid = fnb.sweep(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path, on_step=stop_at_the_fifth_step)
     assert not grid.finished and len(grid) == 3
     assert not list(tmp_path.rglob("*.lock"))
     rest = fnb.sweep(toy, **{**SMALL, "steps": [1, 3]}, store=tmp_path)
@@ -208,9 +211,9 @@ def worker(folder, store):
 
 
 @pytest.mark.slow
-def test_two_processes_make_each_cell_once(toy_folder, tmp_path):
+def test_two_processes_sample_each_cell_once(toy_folder, tmp_path):
     workers = [worker(toy_folder, tmp_path) for _ in range(2)]
-    told = [w.communicate(timeout=120) for w in workers]
-    assert [w.returncode for w in workers] == [0, 0], told
-    made = [int(out.split()[0]) for out, _ in told]
-    assert sum(made) == 48
+    outputs = [w.communicate(timeout=120) for w in workers]
+    assert [w.returncode for w in workers] == [0, 0], outputs
+    sampled = [int(out.split()[0]) for out, _ in outputs]
+    assert sum(sampled) == 48

@@ -50,7 +50,7 @@ class Engine:
                 self.closed = True
 
         steps = sum(recipe.steps for recipe in recipes)
-        return Job(recipes=recipes, cells=cells(), steps=steps, axes=grid.shown, model="fake", preview=GREY)
+        return Job(recipes=recipes, cells=cells(), steps=steps, axes=grid.displayed, model="fake", preview=GREY)
 
 
 @pytest.fixture
