@@ -119,7 +119,7 @@ def estimate_cost(
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ timings
+# -------------------------------------------------------------------------------------------------------------- timings
 _TIMINGS: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Timing]] = weakref.WeakKeyDictionary()
 
 
@@ -200,8 +200,6 @@ def _timing_key(recipe: ResolvedRecipe) -> tuple[Any, ...]:
 
 
 def _bytes(flux: Flux, recipe: ResolvedRecipe, keep: Keep | None) -> float:
-    pixels, bytes_per_number = recipe.height * recipe.width, 4 if flux.dtype == "float32" else 2
-    trajectory = (
-        0 if keep is None else keep.nbytes(recipe.height, recipe.width, recipe.steps, bytes_per_number=bytes_per_number)
-    )
-    return PNG_BYTES_PER_PIXEL * pixels + trajectory
+    height, width, bytes_per_number = recipe.height, recipe.width, 4 if flux.dtype == "float32" else 2
+    png = PNG_BYTES_PER_PIXEL * height * width
+    return png if keep is None else png + keep.nbytes(height, width, recipe.steps, bytes_per_number=bytes_per_number)

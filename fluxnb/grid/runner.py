@@ -186,7 +186,7 @@ class GridRunner:
                 return
             time.sleep(POLL_INTERVAL)
 
-    # --------------------------------------------------------------------------------------------- store and claims
+    # ------------------------------------------------------------------------------------------------- store and claims
     def _key(self, recipe: ResolvedRecipe, numerics: str) -> str:
         return recipe.key(self.flux.versions, numerics=numerics)
 
@@ -223,7 +223,7 @@ class GridRunner:
         key = self._claim_key(recipe)
         return lambda: self._release(key)
 
-    # ----------------------------------------------------------------------------------------- prompts and callbacks
+    # -------------------------------------------------------------------------------------------- prompts and callbacks
     def _encoded(self, recipe: ResolvedRecipe) -> tuple[Encoded, float]:
         """The encoded prompt and the seconds it took. Recipes are sorted by prompt, so a small cache is enough."""
         key = prompt_key(recipe)

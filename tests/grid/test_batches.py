@@ -51,7 +51,7 @@ def max_difference(a, b):
     return np.abs(np.asarray(a, int) - np.asarray(b, int)).max()
 
 
-# ----------------------------------------------------------------------------------------------------------- batches
+# -------------------------------------------------------------------------------------------------------------- batches
 def test_a_batch_computes_the_same_evaluations_in_fewer_calls(toy):
     with batches(toy.pipe) as seen:
         grid = fnb.sweep(toy, **GRID, batch=16)
@@ -152,7 +152,7 @@ def test_an_invalid_batch_is_refused(toy, batch):
         fnb.sweep(toy, prompts="a", batch=batch)
 
 
-# -------------------------------------------------------------------------------------------------------------- decode workers
+# ------------------------------------------------------------------------------------------------------- decode workers
 @pytest.mark.parametrize("batch", [1, 4])
 def test_background_decoding_changes_neither_bytes_nor_order(toy, tmp_path, batch):
     with threads(2):
@@ -282,7 +282,7 @@ def test_several_threads_that_use_one_model_get_their_own_bytes(toy):
         assert cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
 
 
-# ----------------------------------------------------------------------------------------------- cost estimates
+# ------------------------------------------------------------------------------------------------------- cost estimates
 @pytest.fixture
 def no_timings(monkeypatch):
     monkeypatch.setattr(costs, "_TIMINGS", type(costs._TIMINGS)())

@@ -160,7 +160,7 @@ def test_a_full_disk_raises_and_leaves_no_partial_file(trajectory, tmp_path, mon
     assert same(open_trajectory(tmp_path / "before.safetensors"), trajectory)
 
 
-# -------------------------------------------------------------------------------------------------------- the store
+# ------------------------------------------------------------------------------------------------------------ the store
 def put(store: Store, recipe: ResolvedRecipe = RECIPE) -> str:
     key = recipe.key()
     store.put(key, recipe, IMAGE, seconds={"denoise": 1.0}, versions={})
