@@ -18,10 +18,10 @@ from fluxnb.pipeline.state import state_of
 from fluxnb.planning import plan as planning
 from fluxnb.planning.model_size import model_size_of
 from fluxnb.planning.plan import Plan, convert_out_of_memory, is_large
-from fluxnb.planning.presets import PRESETS
+from fluxnb.planning.presets import PRESETS, Workload
 from fluxnb.records.recipe import Recipe
 from fluxnb.runtime.assembly import assemble
-from fluxnb.runtime.compilation import quicken
+from fluxnb.runtime.compilation import compile_pipeline
 from fluxnb.runtime.exclusive import protect
 
 __all__ = ["handle_of", "load"]
@@ -85,9 +85,14 @@ def load(
     name = "pocket-base" if teacher_alone else source.name
     defaults = defaults_of(pipe, name, source.card)
     if fast or PRESETS[chosen.preset].compiled:
-        size, text = defaults.size, defaults.max_sequence_length
-        tight = PRESETS[chosen.preset].compiled  # its plan counts with the compiled decoder
-        report = quicken(pipe, size=size, text=text, fp8=fast == "fp8", graphs=not chosen.offload_blocks, tight=tight)
+        report = compile_pipeline(
+            pipe,
+            torch.device(chosen.device),
+            Workload(size=defaults.size, text=defaults.max_sequence_length),
+            fp8=fast == "fp8",
+            graphs=not chosen.offload_blocks,
+            low_memory=PRESETS[chosen.preset].compiled,  # planned with the memory of the compiled decoder
+        )
         named = f"{chosen.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else chosen.preset
         chosen = dataclasses.replace(chosen, preset=named, exact=False, fast=report)
     flux = _remember(Flux(pipe, model=source.name, revision=source.revision, defaults=defaults, plan=chosen))

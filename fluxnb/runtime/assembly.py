@@ -1,12 +1,13 @@
-"""A FluxPipeline put together from its folder under a preset, part by part, none of them ever whole in main memory.
+"""Assembling a FluxPipeline from its folder under a preset, part by part, so that no model is held in main memory.
 
-What comes out is diffusers' own pipeline: what is special about a preset sits in hooks of its modules, so the plain
-call `pipe("a prompt")` works under each of them.
+The result is a pipeline of diffusers. What is special about a preset is in hooks of the modules, so that the plain call
+`pipe("a prompt")` works under every preset.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +18,18 @@ from torch import Tensor, nn
 
 from fluxnb.errors import InputError, RunError, StorageError, shorten
 from fluxnb.planning.presets import Preset
-from fluxnb.runtime.adaln_cache import Tables, expected_of
-from fluxnb.runtime.exclusive import ExclusiveGroup, group_of, protect
-from fluxnb.runtime.gguf import GgufShelf
-from fluxnb.runtime.quantisation import finish, prepare
-from fluxnb.runtime.streaming import Shelf, by_layer, computes_on, parked, stream_in, without_memory
+from fluxnb.runtime.adaln_cache import AdaLNCache, expected_timesteps
+from fluxnb.runtime.exclusive import ExclusiveGroup, protect
+from fluxnb.runtime.gguf import GgufReader
+from fluxnb.runtime.quantisation import cast_for_compute, prepare_storage
+from fluxnb.runtime.streaming import (
+    WeightReader,
+    build_without_memory,
+    load_by_layer,
+    load_weights,
+    offloaded_blocks,
+    set_execution_device,
+)
 
 __all__ = ["assemble"]
 
@@ -38,69 +46,78 @@ def assemble(
     offload_blocks: bool = False,
     cache_weights: bool = False,
 ) -> Any:
-    """The pipeline of a folder in diffusers' layout, held as the preset says.
+    """A pipeline from a folder in diffusers' layout, held in memory as the preset describes.
 
     Arguments:
-        device: where it computes.
-        dtype: of the transformer and the VAE; text_dtype: of the text encoders, the same by default.
-        parts: components that lie in another folder.
-        gguf: the transformer's file, for a preset that takes one.
+        device: of the computation.
+        dtype: of the transformer and the VAE.
+        text_dtype: of the text encoders; `dtype` by default.
+        parts: components that are in another folder.
+        gguf: the transformer's file, for a preset that requires one.
         offload_blocks: move part of the transformer to main memory while a picture is decoded.
         cache_weights: keep weights that each new prompt reads in page-locked main memory.
 
     Raises:
         StorageError: a part is missing or damaged.
-        InputError: the preset's library is not installed, or it is one of diffusers' own offloads.
+        InputError: the preset's library is not installed, or the preset is an offload of diffusers.
     """
     if preset.text_encoders == "offloaded":
-        raise InputError(f"assemble with {preset.name}", "diffusers loads its own recipes", "try fnb.load")
-    places = _places(folder, parts or {})
-    windows = device.type != "cpu"
-    pipe = _frame(places, dtype, text_dtype or dtype)
+        raise InputError(f"assemble with {preset.name}", "diffusers loads its own offloads", "try fnb.load")
+    folders = _component_folders(folder, parts or {})
+    mapped = device.type != "cpu"
+    pipe = _pipeline_without_memory(folders, dtype, text_dtype or dtype)
     for name in ("text_encoder", "text_encoder_2"):
-        encoder, shelf = (
-            getattr(pipe, name),
-            Shelf(places[name], keep=cache_weights and preset.text_encoders == "by layer", windows=windows),
-        )
+        encoder = getattr(pipe, name)
         if preset.text_encoders == "by layer":
-            by_layer(encoder, shelf, device)
+            reader = WeightReader(folders[name], cache=cache_weights, memory_mapped=mapped)
+            load_by_layer(encoder, reader, device)
             ExclusiveGroup(encoder, device=device)
         else:
-            stream_in(encoder, shelf, device)
-    stream_in(pipe.vae, Shelf(places["vae"], windows=windows), device)
+            load_weights(encoder, WeightReader(folders[name], memory_mapped=mapped), device)
+    load_weights(pipe.vae, WeightReader(folders["vae"], memory_mapped=mapped), device)
     if preset.text_encoders == "by layer":
-        computes_on(pipe.vae, device)  # the first that a pipeline asks where it computes
-    _transformer(pipe, gguf or places["transformer"], preset, device, dtype, cache_weights)
+        set_execution_device(pipe.vae, device)  # the first component that a pipeline derives its device from
+    readers = _transformer_readers(pipe.transformer, gguf or folders["transformer"], preset, mapped, cache_weights)
+    _load_transformer(pipe, preset, readers, device, dtype)
     if preset.adaln_cache or preset.offload or offload_blocks:
-        ExclusiveGroup(pipe.transformer, device=device)
-    if offload_blocks:
-        _park_while_decoding(pipe)
+        group = ExclusiveGroup(pipe.transformer, device=device)
+        if offload_blocks:
+            _offload_blocks_while_decoding(pipe, group)
     protect(pipe, device)
     if dtype is torch.float16:
-        _finite(pipe.text_encoder_2, "T5's text embedding")
-        _finite(pipe.vae.decoder, "the VAE's picture")
+        _check_finite(pipe.text_encoder_2, "T5's text embedding")
+        _check_finite(pipe.vae.decoder, "the VAE's picture")
     return pipe
 
 
-def _transformer(pipe: Any, place: Path, preset: Preset, device: torch.device, dtype: torch.dtype, keep: bool) -> None:
-    transformer, windows = pipe.transformer, device.type != "cpu"
-    shelf: Shelf | GgufShelf
-    modulation: Shelf | GgufShelf
+Readers = tuple[WeightReader | GgufReader, WeightReader | GgufReader]
+
+
+def _transformer_readers(transformer: Any, place: Path, preset: Preset, mapped: bool, cache_weights: bool) -> Readers:
+    """Readers of the transformer's weights, and of the modulation layers' for the adaLN cache."""
     if preset.gguf:
         width = transformer.inner_dim
-        shelf, modulation = GgufShelf(place, width), GgufShelf(place, width, whole=True)
-    else:
-        shelf, modulation = Shelf(place, windows=windows), Shelf(place, keep=keep, windows=windows)
+        return GgufReader(place, width), GgufReader(place, width, dequantize=True)
+    return (
+        WeightReader(place, memory_mapped=mapped),
+        WeightReader(place, cache=cache_weights, memory_mapped=mapped),
+    )
+
+
+def _load_transformer(pipe: Any, preset: Preset, readers: Readers, device: torch.device, dtype: torch.dtype) -> None:
+    transformer, (reader, modulation) = pipe.transformer, readers
     streamed = preset.offload in ("leaf", "mapped")
     if preset.adaln_cache and not streamed:
-        Tables(transformer, modulation, expected_of(pipe))  # first: these layers' weights are then never read here
-    arrive = prepare(transformer, preset.storage, dtype)
-    stream_in(transformer, shelf, torch.device("cpu") if streamed else device, arrive)
-    finish(transformer, preset.storage, dtype)
+        # Before the weights are loaded, since it removes the modulation layers.
+        AdaLNCache(transformer, modulation, expected_timesteps(pipe))
+    setter = prepare_storage(transformer, preset.storage, dtype)
+    load_weights(transformer, reader, torch.device("cpu") if streamed else device, setter)
+    cast_for_compute(transformer, preset.storage, dtype)
     if streamed:
-        # diffusers notes the order of the first pass; a twin leaves that order alone when rows are made ahead.
-        twin = copy.deepcopy(transformer.time_text_embed).to(device)
-        Tables(transformer, modulation, expected_of(pipe), embed=twin)
+        # Group offload records the order of the layers in the first pass. A copy of the embedding computes rows ahead
+        # of time without changing that order.
+        embedding = copy.deepcopy(transformer.time_text_embed).to(device)
+        AdaLNCache(transformer, modulation, expected_timesteps(pipe), embedding=embedding)
         transformer.enable_group_offload(
             onload_device=device,
             offload_type="leaf_level",
@@ -110,68 +127,68 @@ def _transformer(pipe: Any, place: Path, preset: Preset, device: torch.device, d
         )
 
 
-def _places(folder: Path, parts: Mapping[str, Path]) -> dict[str, Path]:
+def _component_folders(folder: Path, parts: Mapping[str, Path]) -> dict[str, Path]:
     try:
-        told = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        names = [name for name, kind in told.items() if isinstance(kind, list) and kind[:1] != [None]]
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        names = [name for name, kind in index.items() if isinstance(kind, list) and kind[:1] != [None]]
     except (OSError, ValueError, AttributeError) as problem:
         raise StorageError(
-            f"{folder / 'model_index.json'} ({type(problem).__name__})", "it is missing or damaged", "fetch it again"
+            f"{folder / 'model_index.json'} ({type(problem).__name__})",
+            "it is missing or damaged",
+            "download the folder again",
         ) from None
     return {name: Path(parts.get(name, folder / name)) for name in names}
 
 
-def _frame(places: Mapping[str, Path], dtype: torch.dtype, text_dtype: torch.dtype) -> Any:
-    """The pipeline with everything small in place and the four models without memory."""
+def _pipeline_without_memory(folders: Mapping[str, Path], dtype: torch.dtype, text_dtype: torch.dtype) -> Any:
+    """The pipeline with its scheduler and tokenizers, and with models built without memory."""
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
 
-    def ours(kind: Any, name: str) -> Any:
-        config = kind.load_config(places[name])
-        return without_memory(lambda: kind.from_config(config), dtype)
+    def from_diffusers(kind: Any, name: str) -> Any:
+        config = kind.load_config(folders[name])
+        return build_without_memory(lambda: kind.from_config(config), dtype)
 
-    def theirs(kind: Any, name: str) -> Any:
-        config = AutoConfig.from_pretrained(places[name], local_files_only=True)
+    def from_transformers(kind: Any, name: str) -> Any:
+        config = AutoConfig.from_pretrained(folders[name], local_files_only=True)
         config = getattr(config, "text_config", config) if kind is CLIPTextModel else config
-        return without_memory(lambda: kind(config), text_dtype)
+        return build_without_memory(lambda: kind(config), text_dtype)
 
     try:
         return FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(places["scheduler"], local_files_only=True),
-            tokenizer=AutoTokenizer.from_pretrained(places["tokenizer"], local_files_only=True),
-            tokenizer_2=AutoTokenizer.from_pretrained(places["tokenizer_2"], local_files_only=True),
-            text_encoder=theirs(CLIPTextModel, "text_encoder"),
-            text_encoder_2=theirs(T5EncoderModel, "text_encoder_2"),
-            transformer=ours(FluxTransformer2DModel, "transformer"),
-            vae=ours(AutoencoderKL, "vae"),
+            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folders["scheduler"], local_files_only=True),
+            tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"], local_files_only=True),
+            tokenizer_2=AutoTokenizer.from_pretrained(folders["tokenizer_2"], local_files_only=True),
+            text_encoder=from_transformers(CLIPTextModel, "text_encoder"),
+            text_encoder_2=from_transformers(T5EncoderModel, "text_encoder_2"),
+            transformer=from_diffusers(FluxTransformer2DModel, "transformer"),
+            vae=from_diffusers(AutoencoderKL, "vae"),
         )
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise StorageError(
-            f"{next(iter(places.values())).parent} does not load ({shorten(str(problem), 160)})",
+            f"{next(iter(folders.values())).parent} does not load ({shorten(str(problem), 160)})",
             "a configuration or a tokenizer is missing or damaged",
-            "fetch the folder again",
+            "download the folder again",
         ) from problem
 
 
-def _park_while_decoding(pipe: Any) -> None:
+def _offload_blocks_while_decoding(pipe: Any, group: ExclusiveGroup) -> None:
     """Move half of the single blocks to main memory while the decoder runs, which needs 2.4 GiB at 1024 px."""
     blocks = list(pipe.transformer.single_transformer_blocks)
     copies: dict[nn.Parameter, Tensor] = {}
-    group = group_of(pipe.transformer)
-    assert group is not None
-    group.add(pipe.vae.decoder, during=lambda: parked(blocks[len(blocks) // 2 :], copies))
+    group.add(pipe.vae.decoder, during=functools.partial(offloaded_blocks, blocks[len(blocks) // 2 :], copies))
 
 
-def _finite(module: nn.Module, what: str) -> None:
-    """Stop at the first part that leaves float16's range, rather than draw black."""
+def _check_finite(module: nn.Module, name: str) -> None:
+    """Raise RunError when the output of a module exceeds the range of float16, which would give a black picture."""
 
-    def look(_: nn.Module, __: Any, output: Any) -> None:
+    def check(_: nn.Module, __: Any, output: Any) -> None:
         first = output if isinstance(output, Tensor) else output[0]
         if not bool(torch.isfinite(first).all()):
             raise RunError(
-                f"{what} is not finite in float16",
-                "float16 ends at 65504, and something went beyond",
+                f"{name} is not finite in float16",
+                "float16 ends at 65504, and a value exceeded it",
                 'load with dtype="bfloat16" (slower on this card, and safe), or try another prompt',
             )
 
-    module.register_forward_hook(look)
+    module.register_forward_hook(check)

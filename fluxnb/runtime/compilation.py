@@ -1,16 +1,15 @@
-"""fast: compile what repeats, take the attention that is quickest on this card, decode in channels-last.
+"""fast: compile repeated blocks, choose the fastest attention backend, decode in channels-last.
 
-What each of them gave is measured here, on this machine, and reported. Compiled kernels sum in another order: the
-pictures are those of the plain model up to rounding, and so the recipe says.
+The speedup of each step is measured on this machine and reported. Compiled kernels sum in another order, so pictures
+equal those of the plain model up to rounding, and recipes record that.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,251 +18,265 @@ from torch import Tensor, nn
 
 from fluxnb.errors import InputError
 from fluxnb.planning.model_size import ModelSize
-from fluxnb.runtime.cuda_graphs import Replay
-from fluxnb.runtime.quantisation import block_layers, quantise_now
+from fluxnb.planning.presets import Workload
+from fluxnb.runtime.compat import (
+    ATTENTION_BACKENDS,
+    compiler_options,
+    discard_compiled_call,
+    remove_unfused_projections,
+)
+from fluxnb.runtime.cuda_graphs import GraphReplay
+from fluxnb.runtime.exclusive import ExclusiveGroup, group_of
+from fluxnb.runtime.quantisation import block_layers, quantise_layers
 from fluxnb.units import duration
 
-__all__ = ["Gain", "Report", "quicken"]
+__all__ = ["Speedup", "SpeedupReport", "compile_pipeline", "evaluation_inputs", "matmul_ceiling", "share_of_ceiling"]
 
-# Of the time before: a recording holds as much memory as an evaluation does beside the weights. With 8-bit rows on an
-# H100 it saves 2.6 of 95.5 ms.
-WORTH = 0.99
-# As diffusers calls them; those that quantise (sage) are not among them, and those not installed drop out.
-BACKENDS = ("native", "_native_cudnn", "_native_flash", "flash", "_flash_3")
+# The largest share of the previous time at which CUDA graphs are used: a graph holds as much memory as the activations
+# of an evaluation. With 8-bit rows on an H100 it saves 2.6 of 95.5 ms.
+WORTHWHILE = 0.99
 
 
 @dataclass(frozen=True)
-class Gain:
-    """One ingredient: seconds before it and with it, and what it cost once; None where it was not measured."""
+class Speedup:
+    """Seconds before and after one step, and seconds of its setup; `before` is None where it was not measured."""
 
-    what: str
+    name: str
     before: float | None
     after: float
     setup: float = 0.0
 
     @property
     def factor(self) -> float | None:
-        """How many times quicker."""
+        """Time before, divided by time after."""
         return None if self.before is None else self.before / self.after
 
     def __repr__(self) -> str:
-        went = f"{self.after * 1e3:.1f} ms"
+        times = f"{self.after * 1e3:.1f} ms"
         if self.before is not None:
-            went = f"{self.before * 1e3:.1f} -> {went}, {self.before / self.after:.2f} times"
-        return f"{self.what}: {went}" + (f" (once {duration(self.setup)})" if self.setup >= 1 else "")
+            times = f"{self.before * 1e3:.1f} -> {times}, {self.before / self.after:.2f} times"
+        return f"{self.name}: {times}" + (f" (once {duration(self.setup)})" if self.setup >= 1 else "")
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `fast` did.
+class SpeedupReport:
+    """Measurements of `fast`.
 
     Arguments:
-        gains: each ingredient.
-        attention: the seconds of one attention call with each backend that runs here.
+        speedups: one for each step.
+        attention: seconds of one evaluation with each attention backend that is available.
     """
 
-    gains: tuple[Gain, ...]
+    speedups: tuple[Speedup, ...]
     attention: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        lines = [repr(gain) for gain in self.gains]
+        lines = [repr(speedup) for speedup in self.speedups]
         if self.attention:
             lines.append("attention: " + ", ".join(f"{name} {s * 1e3:.2f} ms" for name, s in self.attention.items()))
         return "\n".join(lines)
 
 
-def quicken(
-    pipe: Any, *, size: int = 1024, text: int = 256, fp8: bool = False, autotune: bool = False, fuse: bool = True,
-    graphs: bool = True, tight: bool = False, rounds: int = 5,
-) -> Report:  # fmt: skip
-    """Make a resident pipeline quicker, in place, and measure every ingredient.
+def compile_pipeline(
+    pipe: Any,
+    device: torch.device,
+    workload: Workload,
+    *,
+    fp8: bool = False,
+    autotune: bool = False,
+    fuse: bool = True,
+    graphs: bool = True,
+    low_memory: bool = False,
+    rounds: int = 5,
+) -> SpeedupReport:
+    """Compile a pipeline whose weights are on the device, in place, and measure every step.
 
     Arguments:
-        size, text: pixels and T5 tokens to be quick at; other sizes compile again when they come.
-        fp8: also compute the blocks' linear layers in 8-bit floats, a scale to each row (lossy).
+        workload: size and text tokens to compile for; other sizes compile again when first used.
+        fp8: compute the linear layers of the blocks in 8-bit floats with a scale per row (lossy).
         autotune: let the compiler try many kernels, which takes minutes.
-        fuse: compute queries, keys and values in one matrix product; their own layers are gone afterwards.
-        graphs: replay evaluations as CUDA graphs where that is quicker; not for weights that move, as parked ones do.
-        tight: never decode with the plain decoder, which takes more memory than all else; what compiling it gave is
-            then not known.
+        fuse: compute queries, keys and values in one matrix product; their separate layers are deleted.
+        graphs: replay evaluations as CUDA graphs where that is faster. Not for weights that move.
+        low_memory: never run the plain decoder, which needs the most memory; its speedup is then not known.
+        rounds: number of timed calls per measurement.
 
     Raises:
-        InputError: the pipeline moves its weights about while it runs, which compiled code cannot follow.
+        InputError: the pipeline moves its weights while it runs, which compiled code does not support.
     """
-    transformer, device = pipe.transformer, pipe._execution_device
+    transformer = pipe.transformer
     if any(weight.device.type != device.type for weight in transformer.parameters()):
         raise InputError(
-            "fast with an offloading preset", "compiled blocks need their weights in one place",
+            "fast with an offloading preset",
+            "compiled blocks need their weights in one place",
             'load with preset="resident" or preset="lean"',
-        )  # fmt: skip
+        )
     with torch.no_grad():
-        return _quicken(pipe, device, size, text, fp8, autotune, fuse, graphs, tight, rounds)
+        inputs = evaluation_inputs(transformer, device, workload)
+        steps = _Steps(pipe, device, rounds, lambda: transformer(**inputs))
+        steps.choose_attention()
+        with compiler_options(autotune):
+            steps.compile_blocks(fuse=fuse, fp8=fp8)
+            if graphs and device.type == "cuda":
+                steps.add(_use_graphs(transformer, steps.evaluate, steps.seconds, rounds))
+            steps.add(_compile_decoder(pipe, _decoding(pipe, device, workload), device, rounds, low_memory=low_memory))
+    if group_of(transformer) is None:
+        # Compiling while another thread calls compiled code is an error in PyTorch.
+        ExclusiveGroup(transformer, device=device)
+    return SpeedupReport(tuple(steps.speedups), steps.attention)
 
 
-def _quicken(
-    pipe: Any, device: torch.device, size: int, text: int, fp8: bool, autotune: bool, fuse: bool, graphs: bool,
-    tight: bool, rounds: int,
-) -> Report:  # fmt: skip
-    transformer = pipe.transformer
-    question = _question(transformer, device, size, text)
-    forward = lambda: transformer(**question)  # noqa: E731
-    latents = torch.zeros(1, pipe.vae.config.latent_channels, size // 8, size // 8, device=device, dtype=pipe.vae.dtype)
+class _Steps:
+    """The steps that change the evaluation of the transformer, each measured against the one before it."""
+
+    def __init__(self, pipe: Any, device: torch.device, rounds: int, evaluate: Callable[[], Any]) -> None:
+        self.transformer, self.device, self.rounds, self.evaluate = pipe.transformer, device, rounds, evaluate
+        self.speedups: list[Speedup] = []
+        self.attention: dict[str, float] = {}
+        self.seconds = seconds(evaluate, rounds)
+
+    def add(self, speedup: Speedup) -> None:
+        self.speedups.append(speedup)
+        self.seconds = speedup.after
+
+    def choose_attention(self) -> None:
+        self.attention = _time_attention(self.transformer, self.evaluate, self.device)
+        if len(self.attention) > 1:
+            best = min(self.attention, key=self.attention.__getitem__)
+            self.transformer.set_attention_backend(best)
+            self.add(Speedup(f"attention {best}", self.seconds, seconds(self.evaluate, self.rounds)))
+
+    def compile_blocks(self, *, fuse: bool, fp8: bool) -> None:
+        fused = fuse and _fuse_projections(self.transformer)
+        if fp8:
+            quantise_layers(self.transformer, "fp8-rows")
+        started = time.perf_counter()
+        self.transformer.compile_repeated_blocks(fullgraph=True, **({"dynamic": False} if fp8 else {}))
+        self.evaluate()
+        _synchronize(self.device)
+        setup = time.perf_counter() - started
+        name = "compiled blocks" + (", one product for q, k and v" if fused else "") + (", 8-bit rows" if fp8 else "")
+        self.add(Speedup(name, self.seconds, seconds(self.evaluate, self.rounds), setup))
+
+
+def _decoding(pipe: Any, device: torch.device, workload: Workload) -> Callable[[], Any]:
+    side = workload.size // 8
+    latents = torch.zeros(1, pipe.vae.config.latent_channels, side, side, device=device, dtype=pipe.vae.dtype)
 
     def decode() -> Any:
-        # As a picture is decoded on a CPU: what is compiled for other tensors would be compiled once more.
+        # In the mode that pictures are decoded in; tensors of another mode would compile again.
         with torch.inference_mode() if device.type == "cpu" else torch.no_grad():
             return pipe.vae.decode(latents.clone(), return_dict=False)
 
-    gains: list[Gain] = []
-    plain = seconds(forward, rounds)
-    attention = _attention(transformer, forward, device)
-    if len(attention) > 1:
-        best = min(attention, key=attention.__getitem__)
-        transformer.set_attention_backend(best)
-        gains.append(Gain(f"attention {best}", plain, seconds(forward, rounds)))
-    before = gains[-1].after if gains else plain
-    fuse = fuse and _fuse(transformer)
-    if fp8:
-        quantise_now(transformer, "fp8-rows")
-    begun = time.perf_counter()
-    with _compiler(autotune):
-        transformer.compile_repeated_blocks(fullgraph=True, **({"dynamic": False} if fp8 else {}))
-        forward()
-        _wait(device)
-        setup = time.perf_counter() - begun
-        what = "compiled blocks" + (", one product for q, k and v" if fuse else "") + (", 8-bit rows" if fp8 else "")
-        gains.append(Gain(what, before, seconds(forward, rounds), setup))
-        if graphs and device.type == "cuda":
-            gains.append(_replayed(transformer, forward, gains[-1].after, rounds))
-        gains.append(_decoder(pipe, decode, device, rounds, tight))
-    return Report(tuple(gains), attention)
+    return decode
 
 
-def _fuse(transformer: Any) -> bool:
-    """One product for three: a larger matrix fills the card better. The three are let go, their memory with them.
-
-    Weights that are held smaller than they are computed with stay as they are.
-    """
+def _fuse_projections(transformer: Any) -> bool:
+    """Replace three matrix products by one, which uses the GPU better; False for quantized weights, left unchanged."""
     plain = all(
         type(layer) is nn.Linear and type(layer.weight.data) is Tensor and layer.weight.dtype.itemsize >= 2
         for layer in block_layers(transformer).values()
     )
     if plain:
         transformer.fuse_qkv_projections()
-        for module in transformer.modules():
-            for name in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj"):
-                if getattr(module, "fused_projections", False) and hasattr(module, name):
-                    delattr(module, name)
+        remove_unfused_projections(transformer)
     return plain
 
 
-def _replayed(transformer: Any, forward: Callable[[], Any], before: float, rounds: int) -> Gain:
-    """Evaluations replayed whole, where that is quicker."""
-    begun = time.perf_counter()
-    replay = Replay(transformer)
-    for _ in range(3):  # as ever, recorded, replayed
-        forward()
-    _wait(next(transformer.parameters()).device)
-    setup, after = time.perf_counter() - begun, seconds(forward, rounds)
-    kept = after < WORTH * before
-    if not kept:
+def _use_graphs(transformer: Any, evaluate: Callable[[], Any], before: float, rounds: int) -> Speedup:
+    """Replay evaluations as CUDA graphs where that is faster."""
+    started = time.perf_counter()
+    replay = GraphReplay(transformer)
+    for _ in range(3):  # evaluated, recorded, replayed
+        evaluate()
+    _synchronize(next(transformer.parameters()).device)
+    setup, after = time.perf_counter() - started, seconds(evaluate, rounds)
+    used = after < WORTHWHILE * before
+    if not used:
         replay.remove()
-    return Gain("one CUDA graph an evaluation" + ("" if kept else ", not kept"), before, after, setup)
+    return Speedup("one CUDA graph an evaluation" + ("" if used else ", not used"), before, after, setup)
 
 
-def _decoder(pipe: Any, decode: Callable[[], Any], device: torch.device, rounds: int, tight: bool = False) -> Gain:
-    plain = None if tight else seconds(decode, rounds)
-    begun = time.perf_counter()
+def _compile_decoder(
+    pipe: Any, decode: Callable[[], Any], device: torch.device, rounds: int, *, low_memory: bool = False
+) -> Speedup:
+    plain = None if low_memory else seconds(decode, rounds)
+    started = time.perf_counter()
     pipe.vae.to(memory_format=torch.channels_last)
     pipe.vae.decoder.compile()
     decode()
-    _wait(device)
-    setup, after = time.perf_counter() - begun, seconds(decode, rounds)
-    kept = plain is None or after < plain
-    if not kept:  # as on a CPU without instructions for 16 bits
+    _synchronize(device)
+    setup, after = time.perf_counter() - started, seconds(decode, rounds)
+    used = plain is None or after < plain
+    if not used:  # as on a CPU without 16-bit instructions
         pipe.vae.to(memory_format=torch.contiguous_format)
-        pipe.vae.decoder._compiled_call_impl = None
-    return Gain("decoder compiled in channels-last" + ("" if kept else ", not kept"), plain, after, setup)
+        discard_compiled_call(pipe.vae.decoder)
+    return Speedup("decoder compiled in channels-last" + ("" if used else ", not used"), plain, after, setup)
 
 
-@contextlib.contextmanager
-def _compiler(autotune: bool) -> Iterator[None]:
-    import torch._dynamo.config
-    import torch._inductor.config as inductor
-
-    # Both kinds of block, with and without rows of their own: more versions of one code than the usual limit.
-    with torch._dynamo.config.patch(cache_size_limit=128):
-        if not autotune:
-            yield
-            return
-        with inductor.patch(max_autotune=True, coordinate_descent_tuning=True):
-            yield
-
-
-def _attention(transformer: Any, forward: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Seconds of one evaluation with each attention that runs here."""
-    taken: dict[str, float] = {}
+def _time_attention(transformer: Any, evaluate: Callable[[], Any], device: torch.device) -> dict[str, float]:
+    """Seconds of one evaluation with each attention backend that is available."""
+    times: dict[str, float] = {}
     if device.type != "cuda" or not hasattr(transformer, "set_attention_backend"):
-        return taken
-    for name in BACKENDS:
+        return times
+    for name in ATTENTION_BACKENDS:
         try:
             transformer.set_attention_backend(name)
-            taken[name] = seconds(forward, 3)
-        except Exception:  # not installed, or not for this card; diffusers and the kernels raise what they like
+            times[name] = seconds(evaluate, 3)
+        except Exception:  # not installed or not for this card; diffusers and the kernels raise various classes
             continue
     transformer.set_attention_backend("native")
-    return taken
+    return times
 
 
-def _question(transformer: Any, device: torch.device, size: int, text: int) -> dict[str, Any]:
-    """Inputs of one evaluation, of the right shapes."""
-    config, dtype, side = transformer.config, transformer.dtype, size // 16
+def evaluation_inputs(transformer: Any, device: torch.device, workload: Workload) -> dict[str, Any]:
+    """Random inputs of one evaluation, in the shapes of this workload."""
+    config, dtype, side = transformer.config, transformer.dtype, workload.size // 16
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device=device, dtype=dtype)
 
     rows = torch.arange(side, device=device, dtype=dtype)
-    places = torch.zeros(side, side, 3, device=device, dtype=dtype)
-    places[..., 1], places[..., 2] = rows[:, None], rows[None, :]
+    positions = torch.zeros(side, side, 3, device=device, dtype=dtype)
+    positions[..., 1], positions[..., 2] = rows[:, None], rows[None, :]
     return {
         "hidden_states": normal(1, side * side, config.in_channels),
-        "encoder_hidden_states": normal(1, text, config.joint_attention_dim),
+        "encoder_hidden_states": normal(1, workload.text, config.joint_attention_dim),
         "pooled_projections": normal(1, config.pooled_projection_dim),
         "timestep": torch.ones(1, device=device, dtype=dtype),
         "guidance": torch.full((1,), 3.5, device=device) if config.guidance_embeds else None,
-        "img_ids": places.reshape(-1, 3),
-        "txt_ids": torch.zeros(text, 3, device=device, dtype=dtype),
-        "joint_attention_kwargs": {},  # what the pipeline hands over; for None everything would compile once more
+        "img_ids": positions.reshape(-1, 3),
+        "txt_ids": torch.zeros(workload.text, 3, device=device, dtype=dtype),
+        "joint_attention_kwargs": {},  # as in the pipeline's call; None would compile again
         "return_dict": False,
     }
 
 
 def seconds(call: Callable[[], Any], rounds: int = 5) -> float:
-    """The median time of a call after two that warm up."""
+    """The median time of a call, after two calls for warm-up."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for _ in range(2):
         call()
-    taken = []
+    times = []
     for _ in range(rounds):
-        _wait(device)
-        begun = time.perf_counter()
+        _synchronize(device)
+        started = time.perf_counter()
         call()
-        _wait(device)
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken)
+        _synchronize(device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype = torch.bfloat16, side: int = 8192) -> float:
-    """TFLOP/s of one large matrix product: what no evaluation can beat."""
+    """TFLOP/s of one large matrix product, an upper bound for an evaluation."""
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / seconds(lambda: a @ b, 10) / 1e12
 
 
 def share_of_ceiling(model: ModelSize, tokens: int, evaluation: float, ceiling: float) -> float:
-    """How much of the matmul ceiling one evaluation reaches, 0 to 1."""
+    """The share of the matmul ceiling that one evaluation reaches, 0 to 1."""
     return model.flop(tokens) / evaluation / 1e12 / ceiling
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -1,7 +1,7 @@
-"""GGUF files: a transformer in the names of Black Forest Labs and in blocks of 4 to 8 bits, under diffusers' names.
+"""GGUF files: transformers in blocks of 4 to 8 bits, with the layer names of Black Forest Labs.
 
-diffusers reads such a file whole into main memory; here it is mapped, and each weight goes to the device on its own.
-The arithmetic is diffusers'.
+diffusers reads such a file into main memory at once. Here the file is memory-mapped and each weight moves to the device
+on its own, under the names of diffusers. The arithmetic is that of diffusers.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from fluxnb.errors import InputError, StorageError, shorten
+from fluxnb.runtime.compat import gguf_types
 
-__all__ = ["GgufShelf", "place"]
+__all__ = ["GgufReader", "stored_weight"]
 
-Rows = tuple[int, int]  # from and to, in widths of the stream
+Rows = tuple[int, int]  # first and last row, in multiples of the transformer's width
 _DOUBLE = {
     "norm1.linear": "img_mod.lin",
     "norm1_context.linear": "txt_mod.lin",
@@ -66,14 +67,14 @@ _ENDS = {
 }
 
 
-def place(name: str) -> tuple[str, Rows | None]:
-    """Where diffusers' weight of this name is: the file's name for it, and which of its rows.
+def stored_weight(name: str) -> tuple[str, Rows | None]:
+    """The name in the file, and the rows, of a weight with this name in diffusers.
 
     Raises:
         KeyError: FLUX has no such weight.
 
     Example:
-        >>> place("single_transformer_blocks.7.proj_mlp.bias")
+        >>> stored_weight("single_transformer_blocks.7.proj_mlp.bias")
         ('single_blocks.7.linear1.bias', (3, 7))
     """
     layer, _, leaf = name.rpartition(".")
@@ -95,77 +96,79 @@ def place(name: str) -> tuple[str, Rows | None]:
     return f"double_blocks.{block}.{_DOUBLE[inner]}.{leaf}", None
 
 
-class GgufShelf:
-    """The weights of a GGUF file under diffusers' names; what stays small in it stays so, the rest is float32.
+class GgufReader:
+    """The weights of a GGUF file under the names of diffusers.
+
+    Weights of the blocks remain quantized; others are float32.
 
     Arguments:
         file: ends in .gguf.
-        width: of the transformer's stream, 3072 for FLUX.1.
-        whole: True turns small weights to float32 too, as modulation tables need them.
+        width: features of a token in the transformer, 3072 for FLUX.1.
+        dequantize: convert quantized weights to float32 too, as the adaLN cache requires.
 
     Raises:
         StorageError: the file does not open, or lacks a weight.
         InputError: the `gguf` package is not installed.
     """
 
-    windows = True
+    memory_mapped = True
 
-    def __init__(self, file: str | Path, width: int, *, whole: bool = False) -> None:
-        self.file, self.width, self.whole = Path(file), width, whole
+    def __init__(self, file: str | Path, width: int, *, dequantize: bool = False) -> None:
+        self.file, self.width, self.dequantize = Path(file), width, dequantize
         try:
             import gguf
         except ImportError:
             raise InputError(
-                f"{self.file.name}", "reading GGUF needs a package that is not installed", "run pip install gguf"
+                f"{self.file.name}", "reading GGUF requires a package that is not installed", "run pip install gguf"
             ) from None
         try:
             reader = gguf.GGUFReader(str(self.file))
         except (OSError, ValueError, IndexError, KeyError) as problem:
             raise StorageError(
-                f"{self.file} does not open ({shorten(str(problem), 120)})", "it is missing, damaged or no GGUF file",
-                "fetch the file again",
-            ) from problem  # fmt: skip
+                f"{self.file} does not open ({shorten(str(problem), 120)})",
+                "it is missing, damaged or not a GGUF file",
+                "download the file again",
+            ) from problem
         self._tensors: dict[str, Any] = {
             tensor.name.removeprefix("model.diffusion_model."): tensor for tensor in reader.tensors
         }
 
     def __contains__(self, name: object) -> bool:
         try:
-            return place(str(name))[0] in self._tensors
+            return stored_weight(str(name))[0] in self._tensors
         except KeyError:
             return False
 
     def __getitem__(self, name: str) -> Tensor:
-        from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
-
-        source, rows = place(name)
+        _, parameter, dequantize = gguf_types()
+        source, rows = stored_weight(name)
         stored = self._tensors.get(source)
         if stored is None:
             raise StorageError(
-                f"{self.file} holds no {source!r}", "it is not a FLUX.1 transformer, or not all of one",
+                f"{self.file} holds no {source!r}", "it is not a complete FLUX.1 transformer",
                 "use a file made from FLUX.1-schnell or FLUX.1-dev",
             )  # fmt: skip
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the file is mapped for reading only, and nothing writes to it
+            warnings.simplefilter("ignore")  # the file is mapped read-only, and nothing writes to the tensor
             raw = torch.from_numpy(stored.data)
         if rows is not None:
             raw = raw[rows[0] * self.width : rows[1] * self.width]
         if not raw.dtype.is_floating_point:
-            small = GGUFParameter(raw.contiguous(), quant_type=stored.tensor_type)
-            inside = name.endswith(".weight") and ".norm" not in name and "transformer_blocks." in name
-            if inside and not self.whole:
-                return small
-            raw = dequantize_gguf_tensor(small)
-        if name.startswith("norm_out.linear"):  # the file has shift before scale
+            quantized = parameter(raw.contiguous(), quant_type=stored.tensor_type)
+            in_block = name.endswith(".weight") and ".norm" not in name and "transformer_blocks." in name
+            if in_block and not self.dequantize:
+                return quantized
+            raw = dequantize(quantized)
+        if name.startswith("norm_out.linear"):  # the file stores shift before scale
             raw = torch.cat(raw.chunk(2, dim=0)[::-1], dim=0)
         return raw.float()
 
-    def also(self, name: str, same_as: str) -> None:
-        """FLUX's transformer shares no weights."""
+    def add_alias(self, name: str, stored: str) -> None:
+        """Without effect, since FLUX's transformer shares no weights."""
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """These tensors, in this order."""
+        """Yield these tensors in this order."""
         return ((name, self[name]) for name in names)
 
     def close(self) -> None:
-        """The file is given back with the last of its tensors."""
+        """Without effect; the file is closed with the last of its tensors."""

@@ -1,6 +1,6 @@
-"""Smaller weights: each way of storing the blocks' linear layers in 8 or 4 bits, applied as the weights arrive.
+"""Quantization: storing the linear layers of the blocks in 8 or 4 bits, applied while the weights are loaded.
 
-Only the linear layers inside the blocks are touched; the small layers at both ends keep 16 bits.
+Layers outside the blocks, at both ends of the transformer, keep 16 bits.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from fluxnb.errors import InputError, unknown_choice
 from fluxnb.planning.presets import WEIGHT_BYTES
-from fluxnb.runtime.streaming import Arrival, put
+from fluxnb.runtime.compat import gguf_types
+from fluxnb.runtime.streaming import TensorSetter, set_tensor
 
-__all__ = ["STORAGES", "block_layers", "finish", "prepare", "quantise_now"]
+__all__ = ["STORAGES", "block_layers", "cast_for_compute", "prepare_storage", "quantise_layers"]
 
 STORAGES = tuple(WEIGHT_BYTES)
 SKIPPED = ("norm", "pos_embed", "time_text_embed", "x_embedder", "context_embedder", "^proj_out$")
 
 
 def block_layers(transformer: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers of the blocks, modulation left out."""
+    """The linear layers of the blocks, without modulation, by name."""
     return {
         name: module
         for name, module in transformer.named_modules()
@@ -31,38 +32,38 @@ def block_layers(transformer: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def prepare(transformer: nn.Module, storage: str, compute: torch.dtype) -> Arrival | None:
-    """Make a transformer without memory ready to take its weights in this form.
+def prepare_storage(transformer: nn.Module, storage: str, compute: torch.dtype) -> TensorSetter | None:
+    """Prepare a transformer built without memory for weights in a storage format.
 
     Arguments:
         storage: one of `STORAGES`.
-        compute: what the layers compute in.
+        compute: dtype of the computation.
 
     Returns:
-        What `stream_in` is to do with each tensor; None for "plain".
+        The setter for `load_weights`; None for "plain".
 
     Raises:
-        InputError: an unknown form, or one whose library is not installed.
+        InputError: an unknown format, or one whose library is not installed.
     """
     if storage not in STORAGES:
         raise unknown_choice("storage", storage, STORAGES)
     if storage == "plain":
         return None
-    chosen = block_layers(transformer)
+    layers = block_layers(transformer)
     if storage == "fp8":
-        layers = set(chosen.values())
-        return lambda layer, leaf, tensor: put(
-            layer, leaf, tensor.to(torch.float8_e4m3fn) if layer in layers else tensor
+        in_fp8 = set(layers.values())
+        return lambda layer, leaf, tensor: set_tensor(
+            layer, leaf, tensor.to(torch.float8_e4m3fn) if layer in in_fp8 else tensor
         )
     if storage == "nf4":
-        return _four_bits(transformer, chosen, compute)
+        return _four_bits(transformer, layers, compute)
     if storage.startswith("gguf"):
-        return _by_gguf(transformer, chosen, compute)
-    return _by_torchao(chosen, storage)
+        return _by_gguf(transformer, layers, compute)
+    return _by_torchao(layers, storage)
 
 
-def finish(transformer: Any, storage: str, compute: torch.dtype) -> None:
-    """What is to be done once all weights are there: 8-bit storage is cast for each layer as it runs."""
+def cast_for_compute(transformer: Any, storage: str, compute: torch.dtype) -> None:
+    """Cast layers stored in fp8 to the compute dtype while they run, once all weights are loaded."""
     if storage == "fp8":
         from diffusers.hooks import apply_layerwise_casting
 
@@ -74,75 +75,69 @@ def finish(transformer: Any, storage: str, compute: torch.dtype) -> None:
         )
 
 
-def _four_bits(transformer: nn.Module, chosen: dict[str, nn.Module], compute: torch.dtype) -> Arrival:
+def _four_bits(transformer: nn.Module, layers: dict[str, nn.Module], compute: torch.dtype) -> TensorSetter:
     bnb = _library("bitsandbytes")
-    taken: set[nn.Module] = set()
-    for name, layer in chosen.items():
+    replaced: set[nn.Module] = set()
+    for name, layer in layers.items():
         path, _, leaf = name.rpartition(".")
-        small = bnb.nn.Linear4bit(
+        quantized = bnb.nn.Linear4bit(
             layer.in_features, layer.out_features, bias=layer.bias is not None, compute_dtype=compute,
             quant_type="nf4", device="meta",
         )  # fmt: skip
-        if small.bias is not None:
-            small.bias.data = small.bias.data.to(compute)
-        small.requires_grad_(False).eval()
-        setattr(transformer.get_submodule(path), leaf, small)
-        taken.add(small)
+        if quantized.bias is not None:
+            quantized.bias.data = quantized.bias.data.to(compute)
+        quantized.requires_grad_(False).eval()
+        setattr(transformer.get_submodule(path), leaf, quantized)
+        replaced.add(quantized)
 
-    def arrive(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
-        if layer in taken and leaf == "weight":
-            # bitsandbytes makes the four bits when a weight is moved to a device.
+    def set_quantized(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
+        if layer in replaced and leaf == "weight":
+            # bitsandbytes quantizes when a weight moves to a device.
             weight = bnb.nn.Params4bit(tensor.to(compute), requires_grad=False, quant_type="nf4", module=layer)
-            layer._parameters[leaf] = weight.to(tensor.device)
+            setattr(layer, leaf, weight.to(tensor.device))
         else:
-            put(layer, leaf, tensor)
+            set_tensor(layer, leaf, tensor)
 
-    return arrive
+    return set_quantized
 
 
-def _by_gguf(transformer: nn.Module, chosen: dict[str, nn.Module], compute: torch.dtype) -> Arrival:
-    from diffusers.quantizers.gguf.utils import GGUFLinear
-
-    for name, layer in chosen.items():
+def _by_gguf(transformer: nn.Module, layers: dict[str, nn.Module], compute: torch.dtype) -> TensorSetter:
+    linear, _, _ = gguf_types()
+    for name, layer in layers.items():
         path, _, leaf = name.rpartition(".")
-        small = GGUFLinear(layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=compute,
-                           device="meta")  # fmt: skip
-        setattr(transformer.get_submodule(path), leaf, small.requires_grad_(False).eval())
+        quantized = linear(
+            layer.in_features, layer.out_features, layer.bias is not None, compute_dtype=compute, device="meta"
+        )
+        setattr(transformer.get_submodule(path), leaf, quantized.requires_grad_(False).eval())
 
-    def arrive(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
-        if tensor.is_floating_point():
-            put(layer, leaf, tensor)
-        else:
-            layer._parameters[leaf] = tensor  # a parameter already, which knows its kind of block
-
-    return arrive
+    return set_tensor  # the reader returns quantized weights as GGUFParameter
 
 
-def _by_torchao(chosen: dict[str, nn.Module], storage: str) -> Arrival:
+def _by_torchao(layers: dict[str, nn.Module], storage: str) -> TensorSetter:
     ao = _library("torchao").quantization
-    # Unless told not to, torchao has PyTorch's compiler try each kernel in many shapes from then on, whatever it is of:
-    # on an H100 `fast="fp8"` took 686 seconds to set up, the decoder's compiling alone 404 instead of 26.
-    alone = {"set_inductor_config": False}
+    # By default torchao sets the compiler to autotune every kernel from then on, including those of other models. On an
+    # H100 the setup of `fast="fp8"` then took 686 seconds, 404 instead of 26 of them for the decoder.
+    options = {"set_inductor_config": False}
     config = (
-        ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow(), **alone)
+        ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow(), **options)
         if storage == "fp8-rows"
-        else ao.Int8DynamicActivationInt8WeightConfig(**alone)
+        else ao.Int8DynamicActivationInt8WeightConfig(**options)
     )
-    layers = set(chosen.values())
+    to_quantize = set(layers.values())
 
-    def arrive(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
-        put(layer, leaf, tensor)
-        if layer in layers and leaf == "weight":
+    def set_quantized(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
+        set_tensor(layer, leaf, tensor)
+        if layer in to_quantize and leaf == "weight":
             ao.quantize_(layer, config, filter_fn=lambda module, _: module is layer)
 
-    return arrive
+    return set_quantized
 
 
-def quantise_now(transformer: nn.Module, storage: str) -> None:
-    """Turn a transformer whose weights are there already to a torchao form, layer by layer."""
-    arrive = _by_torchao(block_layers(transformer), storage)
+def quantise_layers(transformer: nn.Module, storage: str) -> None:
+    """Quantize a loaded transformer with torchao, layer by layer."""
+    set_quantized = _by_torchao(block_layers(transformer), storage)
     for layer in block_layers(transformer).values():
-        arrive(layer, "weight", layer.weight.data)
+        set_quantized(layer, "weight", layer.weight.data)
 
 
 def _library(name: str) -> Any:
@@ -153,6 +148,6 @@ def _library(name: str) -> Any:
         return importlib.import_module(f"{name}.quantization") and module if name == "torchao" else module
     except ImportError as problem:
         raise InputError(
-            f"this preset needs {name} ({problem})", "it is not installed, or does not fit this PyTorch",
+            f"a preset that requires {name} ({problem})", "it is not installed, or does not fit this PyTorch",
             f"run pip install {name}, or choose another preset",
         ) from None  # fmt: skip

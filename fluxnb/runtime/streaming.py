@@ -1,8 +1,8 @@
-"""Where weights lie when they are not on the device, and how they get there: one tensor at a time.
+"""Reading weights one tensor at a time, and moving them to the device when they are used.
 
-A model is first built without memory (PyTorch's meta device). Then either every tensor is streamed from its file to
-the device, so that main memory holds a few tensors and never a model; or only the layer that is running is on the
-device, as the text encoders are, which run once a prompt.
+A model is built without memory, on PyTorch's meta device. Then either every tensor is read from its file to the device,
+so that main memory holds a few tensors and never a model, or only the layer that runs is on the device, as for the text
+encoders, which run once per prompt.
 """
 
 from __future__ import annotations
@@ -20,38 +20,49 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fluxnb.errors import StorageError, shorten
+from fluxnb.runtime.compat import modules_in_float32, tied_weights
 
-__all__ = ["Shelf", "by_layer", "computes_on", "parked", "stream_in", "without_memory"]
+__all__ = [
+    "TensorSetter",
+    "WeightReader",
+    "build_without_memory",
+    "load_by_layer",
+    "load_weights",
+    "offloaded_blocks",
+    "set_execution_device",
+    "set_tensor",
+]
 
-AHEAD = 6  # tensors read before they are asked for, at most 0.7 GB for FLUX.1
-Arrival = Callable[[nn.Module, str, Tensor], None]
+READ_AHEAD = 6  # tensors read before they are used, at most 0.7 GB for FLUX.1
+PAGE = 4096  # bytes of a page of memory
+TensorSetter = Callable[[nn.Module, str, Tensor], None]  # stores a tensor under a name in a layer
 
 
-class Shelf(Mapping[str, Tensor]):
-    """A component's weights in its safetensors files, read when asked for.
+class WeightReader(Mapping[str, Tensor]):
+    """The weights of a component, read from its safetensors files by name.
 
     Arguments:
-        folder: holds one safetensors file, or several and their index.
-        keep: True keeps what was read in page-locked main memory, from which it reaches a GPU several times faster.
-        windows: True gives windows on the file, which take no memory of their own. They begin where they lie in the
-            file, and some kernels of a CPU sum in another order when a weight is not aligned; False gives copies.
+        folder: holds one safetensors file, or several with their index.
+        cache: keep tensors in page-locked main memory, from which they reach a GPU several times faster.
+        memory_mapped: return views of the file, which take no memory of their own. Such a view may be unaligned, and
+            some CPU kernels sum unaligned weights in another order; False returns copies.
 
     Raises:
-        StorageError: no weights there, a file of the index missing, a damaged file, a name that no file has.
+        StorageError: no weights, a missing or damaged file, or an unknown name.
 
     Example:
-        >>> Shelf("schnell/transformer")["proj_out.bias"].shape                     # doctest: +SKIP
+        >>> WeightReader("schnell/transformer")["proj_out.bias"].shape              # doctest: +SKIP
         torch.Size([64])
     """
 
-    def __init__(self, folder: str | Path, *, keep: bool = False, windows: bool = False) -> None:
+    def __init__(self, folder: str | Path, *, cache: bool = False, memory_mapped: bool = False) -> None:
         self.folder = Path(folder)
-        self.keep = keep
-        self.windows = windows
-        self._files = _files(self.folder)
+        self.cache = cache
+        self.memory_mapped = memory_mapped
+        self._files = _files_of_tensors(self.folder)
         self._open: dict[Path, Any] = {}
-        self._kept: dict[str, Tensor] = {}
-        self._same: dict[str, str] = {}
+        self._cached: dict[str, Tensor] = {}
+        self._aliases: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._files)
@@ -60,58 +71,53 @@ class Shelf(Mapping[str, Tensor]):
         return iter(self._files)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files or name in self._same
+        return name in self._files or name in self._aliases
 
     def __repr__(self) -> str:
-        return f"Shelf({self.folder.name!r}, {len(self)} tensors)"
+        return f"WeightReader({self.folder.name!r}, {len(self)} tensors)"
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._kept:
-            return self._kept[name]
+        if name in self._cached:
+            return self._cached[name]
+        stored = self._aliases.get(name, name)
         try:
-            tensor = self._handle(self._files[self._same.get(name, name)]).get_tensor(self._same.get(name, name))
+            tensor = self._handle(self._files[stored]).get_tensor(stored)
         except KeyError:
             raise StorageError(
                 f"{self.folder} holds no {shorten(name)}",
-                "the model's configuration asks for it",
-                "fetch the folder again",
+                "the model's configuration requires it",
+                "download the folder again",
             ) from None
-        if self.keep:
-            tensor = self._kept[name] = tensor.pin_memory() if torch.cuda.is_available() else tensor.clone()
-        return tensor if self.windows or self.keep else tensor.clone()
+        if self.cache:
+            tensor = self._cached[name] = tensor.pin_memory() if torch.cuda.is_available() else tensor.clone()
+        return tensor if self.memory_mapped or self.cache else tensor.clone()
 
-    def also(self, name: str, same_as: str) -> None:
-        """Give the same weight under a second name, for layers that share one."""
-        self._same[name] = same_as
-
-    @property
-    def bytes(self) -> int:
-        """The size of the files together."""
-        return sum(path.stat().st_size for path in set(self._files.values()))
+    def add_alias(self, name: str, stored: str) -> None:
+        """Return the weight `stored` under a second name, for layers that share one."""
+        self._aliases[name] = stored
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """These tensors in this order, the next few being read meanwhile."""
-        rest = iter(names)
-        waiting: deque[tuple[str, Future[Tensor]]] = deque()
+        """Yield these tensors in this order while the next ones are read in threads."""
+        pending: deque[tuple[str, Future[Tensor]]] = deque()
         with ThreadPoolExecutor(max_workers=2) as readers:
-            for name in rest:
-                waiting.append((name, readers.submit(self._touched, name)))
-                if len(waiting) > AHEAD:
-                    first, future = waiting.popleft()
+            for name in names:
+                pending.append((name, readers.submit(self._read_pages, name)))
+                if len(pending) > READ_AHEAD:
+                    first, future = pending.popleft()
                     yield first, future.result()
-            for name, future in waiting:
+            for name, future in pending:
                 yield name, future.result()
 
     def close(self) -> None:
-        """Give the files back. They open again when something is asked for."""
+        """Close the files. The next access opens them again."""
         self._open.clear()
 
-    def _touched(self, name: str) -> Tensor:
+    def _read_pages(self, name: str) -> Tensor:
         tensor = self[name]
-        if self.windows and not self.keep:
-            # One byte of each page: this thread waits for the disk, and the GPU does not. A copy would do it too, but
-            # what a thread allocates its allocator keeps, which came to gigabytes.
-            tensor.reshape(-1).view(torch.uint8)[::4096].sum()
+        if self.memory_mapped and not self.cache:
+            # Reading one byte per page makes this thread wait for the disk instead of the GPU. A copy would also do,
+            # but the allocator keeps the memory of every copy made in a thread, which amounted to gigabytes.
+            tensor.reshape(-1).view(torch.uint8)[::PAGE].sum()
         return tensor
 
     def _handle(self, path: Path) -> Any:
@@ -122,134 +128,139 @@ class Shelf(Mapping[str, Tensor]):
                 raise StorageError(
                     f"{path} does not open ({shorten(str(problem), 120)})",
                     "it is missing, damaged or not safetensors",
-                    "fetch the file again",
+                    "download the file again",
                 ) from problem
         return self._open[path]
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Which file holds which tensor."""
+def _files_of_tensors(folder: Path) -> dict[str, Path]:
+    """The file of each tensor."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if indices:
         try:
-            told = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
-            places = {str(name): folder / Path(str(file)).name for name, file in told.items()}
+            files = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
+            return {str(name): folder / Path(str(file)).name for name, file in files.items()}
         except (OSError, ValueError, KeyError, AttributeError) as problem:
             raise StorageError(
-                f"{indices[0]} ({type(problem).__name__})", "it does not say which file holds what", "fetch it again"
+                f"{indices[0]} ({type(problem).__name__})",
+                "an index maps the names of tensors to files",
+                "download the file again",
             ) from None
-        return places
     single = sorted(folder.glob("*.safetensors"))
     if not single:
-        raise StorageError(f"{folder} holds no safetensors", "weights are read from safetensors only", "fetch it again")
+        raise StorageError(
+            f"{folder} holds no safetensors", "weights are read from safetensors only", "download the folder again"
+        )
     try:
         with safe_open(single[0], framework="pt") as opened:
             return dict.fromkeys(opened.keys(), single[0])
     except (SafetensorError, OSError) as problem:
         raise StorageError(
-            f"{single[0]} does not open ({shorten(str(problem), 120)})", "it is damaged", "fetch the file again"
+            f"{single[0]} does not open ({shorten(str(problem), 120)})", "it is damaged", "download the file again"
         ) from problem
 
 
-def without_memory(build: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
-    """A model in its final shape whose weights take no memory yet; its constants are real.
+def build_without_memory(build: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
+    """Build a model whose weights are on the meta device and whose constants are real.
 
     Arguments:
-        build: makes it, for example `lambda: T5EncoderModel(config)`.
-        dtype: of the weights to come. What a model keeps in float32 beside float16 stays float32.
+        build: for example `lambda: T5EncoderModel(config)`.
+        dtype: of the weights. Parts that a model keeps in float32 beside float16 are float32.
     """
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         model = build()
     model.eval().requires_grad_(False)
-    guarded = getattr(model, "_keep_in_fp32_modules", None) or ()
+    in_float32 = modules_in_float32(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        precise = dtype is torch.float16 and any(part in name.split(".") for part in guarded)
+        precise = dtype is torch.float16 and not in_float32.isdisjoint(name.split("."))
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(torch.float32 if precise else dtype)
     return model
 
 
-def stream_in(model: nn.Module, shelf: Any, device: torch.device, arrive: Arrival | None = None) -> None:
+def load_weights(model: nn.Module, reader: Any, device: torch.device, setter: TensorSetter | None = None) -> None:
     """Fill a model built without memory, tensor by tensor.
 
     Arguments:
-        shelf: where the weights are, a Shelf or what answers like one.
-        arrive: puts one tensor, already on the device and in the model's format, into its layer; by default as it is.
-            What makes weights smaller does it here, so that the large form of all of them never exists at once.
+        reader: a WeightReader or GgufReader.
+        setter: stores one tensor, which is on the device and in the model's dtype, in its layer; `set_tensor` by
+            default. Quantization happens here, so that the model never exists in its original size.
     """
     empty = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if tensor.device.type == "meta"}
-    _share(model, shelf)
-    # Weights that stay where they are, windows on the CPU, have no use for being read ahead.
-    stay = shelf.windows and device.type == "cpu"
-    tensors = ((name, shelf[name]) for name in empty) if stay else shelf.read(empty)
+    _alias_tied_weights(model, reader)
+    # Memory-mapped weights that remain on the CPU need no reading ahead.
+    unread = reader.memory_mapped and device.type == "cpu"
+    tensors = ((name, reader[name]) for name in empty) if unread else reader.read(empty)
     for name, tensor in tensors:
         layer, leaf = _layer_of(model, name)
-        arrived = tensor.to(device)
-        # Weights in blocks of few bits are bytes and stay so.
-        (arrive or put)(layer, leaf, arrived.to(empty[name].dtype) if arrived.is_floating_point() else arrived)
-    for name, constant in list(model.named_buffers()):
-        layer, leaf = _layer_of(model, name)
-        layer._buffers[leaf] = constant.to(device)
-    shelf.close()
+        moved = tensor.to(device)
+        # Quantized blocks are bytes and keep their type.
+        (setter or set_tensor)(layer, leaf, moved.to(empty[name].dtype) if moved.is_floating_point() else moved)
+    _move_buffers(model, device)
+    reader.close()
 
 
-def put(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
+def set_tensor(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
     """Set one weight or constant of a layer."""
-    if leaf in layer._buffers:
-        layer._buffers[leaf] = tensor
-    else:
-        layer._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    constants = dict(layer.named_buffers(recurse=False))
+    keep = leaf in constants or isinstance(tensor, nn.Parameter)
+    setattr(layer, leaf, tensor if keep else nn.Parameter(tensor, requires_grad=False))
 
 
-def by_layer(model: nn.Module, shelf: Shelf, device: torch.device) -> None:
-    """Let a model built without memory run on a device that holds only the layer at work.
+def load_by_layer(model: nn.Module, reader: WeightReader, device: torch.device) -> None:
+    """Run a model built without memory on a device that holds only the layer that is running.
 
-    Exact: the same kernels see the same numbers. Each call reads every weight once.
+    Exact: the same kernels compute on the same numbers. Each call of the model reads every weight once.
     """
-    _share(model, shelf)
-    for name, constant in list(model.named_buffers()):
-        layer, leaf = _layer_of(model, name)
-        layer._buffers[leaf] = constant.to(device)
-    computes_on(model, device)
+    _alias_tied_weights(model, reader)
+    _move_buffers(model, device)
+    set_execution_device(model, device)
     for path, layer in model.named_modules():
-        if layer._parameters:
-            _Coming(path, layer, shelf, device)
+        if next(layer.parameters(recurse=False), None) is not None:
+            _LayerLoader(path, layer, reader, device)
 
 
-def computes_on(model: nn.Module, device: torch.device) -> None:
-    """Say where a model computes, for diffusers, which would otherwise take the place of its weights for it."""
+def set_execution_device(model: nn.Module, device: torch.device) -> None:
+    """Set the device that diffusers reports for a model, which otherwise is that of its weights."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
     add_hook_to_module(model, AlignDevicesHook(execution_device=device))
 
 
-class _Coming:
-    """Brings one layer's weights before its call and lets them go after it."""
+class _LayerLoader:
+    """Hooks that read the weights of one layer before its call and release them after it."""
 
-    def __init__(self, path: str, layer: nn.Module, shelf: Shelf, device: torch.device) -> None:
-        self.path, self.shelf, self.device = path, shelf, device
-        self.empty = {leaf: weight for leaf, weight in layer._parameters.items() if weight is not None}
-        layer.register_forward_pre_hook(self.come)
-        layer.register_forward_hook(self.go, always_call=True)
+    def __init__(self, path: str, layer: nn.Module, reader: WeightReader, device: torch.device) -> None:
+        self.path, self.reader, self.device = path, reader, device
+        self.empty = dict(layer.named_parameters(recurse=False, remove_duplicate=False))
+        layer.register_forward_pre_hook(self.load)
+        layer.register_forward_hook(self.release, always_call=True)
 
-    def come(self, layer: nn.Module, _: Any) -> None:
+    def load(self, layer: nn.Module, _: Any) -> None:
         for leaf, empty in self.empty.items():
-            tensor = self.shelf[f"{self.path}.{leaf}" if self.path else leaf]
-            put(layer, leaf, tensor.to(self.device, non_blocking=True).to(empty.dtype))
+            tensor = self.reader[f"{self.path}.{leaf}" if self.path else leaf]
+            set_tensor(layer, leaf, tensor.to(self.device, non_blocking=True).to(empty.dtype))
 
-    def go(self, layer: nn.Module, *_: Any) -> None:
-        layer._parameters.update(self.empty)
+    def release(self, layer: nn.Module, *_: Any) -> None:
+        for leaf, empty in self.empty.items():
+            setattr(layer, leaf, empty)
 
 
-def _share(model: nn.Module, shelf: Any) -> None:
-    """Files hold a weight that two layers share under one of its names."""
-    for name, twin in (getattr(model, "_tied_weights_keys", None) or {}).items():
-        if name in shelf and twin not in shelf:
-            shelf.also(twin, name)
-        elif twin in shelf and name not in shelf:
-            shelf.also(name, twin)
+def _alias_tied_weights(model: nn.Module, reader: Any) -> None:
+    """Files store a weight that two layers share under one of its names only."""
+    for name, twin in tied_weights(model).items():
+        if name in reader and twin not in reader:
+            reader.add_alias(twin, name)
+        elif twin in reader and name not in reader:
+            reader.add_alias(name, twin)
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    for name, constant in list(model.named_buffers()):
+        layer, leaf = _layer_of(model, name)
+        setattr(layer, leaf, constant.to(device))
 
 
 def _layer_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -258,21 +269,21 @@ def _layer_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 @contextlib.contextmanager
-def parked(layers: Sequence[nn.Module], shelf: dict[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Keep the weights of these layers in main memory while something else needs the device.
+def offloaded_blocks(blocks: Sequence[nn.Module], copies: dict[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Keep the weights of these blocks in main memory inside the block, to free memory of the device.
 
     Arguments:
-        shelf: remembers the copies in page-locked memory; they are made once, since weights do not change.
+        copies: copies of the weights in page-locked memory. They are made once, since weights do not change.
     """
-    weights = [weight for layer in layers for weight in layer.parameters() if weight.device.type != "cpu"]
+    weights = [weight for block in blocks for weight in block.parameters() if weight.device.type != "cpu"]
     devices = {weight: weight.device for weight in weights}
     try:
         for weight in weights:
-            if weight not in shelf:
-                shelf[weight] = weight.data.to("cpu").pin_memory()
+            if weight not in copies:
+                copies[weight] = weight.data.to("cpu").pin_memory()
             weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
         yield
     finally:
         for weight in weights:
             if weight.numel() == 0:
-                weight.data = shelf[weight].to(devices[weight], non_blocking=True)
+                weight.data = copies[weight].to(devices[weight], non_blocking=True)

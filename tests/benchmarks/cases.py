@@ -138,8 +138,9 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
         from fluxnb.pipeline.prompts import Encoded
         from fluxnb.planning.model_size import flux1_size
         from fluxnb.planning.plan import _model_size
-        from fluxnb.runtime.adaln_cache import Tables, expected_of, modulation_layers
-        from fluxnb.runtime.compilation import _question, matmul_ceiling, quicken, share_of_ceiling
+        from fluxnb.planning.presets import Workload
+        from fluxnb.runtime.adaln_cache import AdaLNCache, expected_timesteps, modulation_layers
+        from fluxnb.runtime.compilation import compile_pipeline, evaluation_inputs, matmul_ceiling, share_of_ceiling
 
         pipe = in_memory(bench, text=False)
         given = embeddings(bench, pipe)
@@ -150,16 +151,17 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
             f"{name}.{part}": getattr(transformer.get_submodule(name), part).data
             for name in modulation_layers(transformer) for part in ("weight", "bias")
         }  # fmt: skip
-        Tables(transformer, weights, expected_of(pipe))
+        AdaLNCache(transformer, weights, expected_timesteps(pipe))
         before, _ = bench.clock(lambda: bench.draw(pipe, **given), 5, warm=1)
         bench.say(**{"picture from embeddings before seconds": before})
+        workload = Workload(size=bench.size, text=bench.text)
         took, report = bench.clock(
-            lambda: quicken(pipe, size=bench.size, text=bench.text, fp8=fp8, autotune=autotune, fuse=fuse)
+            lambda: compile_pipeline(pipe, bench.device, workload, fp8=fp8, autotune=autotune, fuse=fuse)
         )
         print(report, file=sys.stderr)
         bench.say(**{
             "setup seconds": took,
-            "gains": [[gain.what, gain.before, gain.after, gain.setup] for gain in report.gains],
+            "gains": [[speedup.name, speedup.before, speedup.after, speedup.setup] for speedup in report.speedups],
             "attention": report.attention,
         })  # fmt: skip
         after, quick = bench.clock(lambda: bench.draw(pipe, **given), 5, warm=2)
@@ -177,7 +179,7 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
             "share of ceiling": share_of_ceiling(shapes, tokens, forward, ceiling),
             "mean difference of pixels": difference(image, quick),
         })  # fmt: skip
-        question = _question(transformer, bench.device, bench.size, bench.text)
+        question = evaluation_inputs(transformer, bench.device, workload)
         bench.say(**{
             "ms of an evaluation": spent(lambda: transformer(**question)),
             "ms of a picture": spent(lambda: bench.known(flux, encoded, next(seeds))),
@@ -220,9 +222,10 @@ MEASURES: dict[str, Callable[[Bench], None]] = {
 
 def evaluation(bench: Bench, pipe: Any) -> float:
     """Seconds of one call of the transformer."""
-    from fluxnb.runtime.compilation import _question, seconds
+    from fluxnb.planning.presets import Workload
+    from fluxnb.runtime.compilation import evaluation_inputs, seconds
 
-    question = _question(pipe.transformer, bench.device, bench.size, bench.text)
+    question = evaluation_inputs(pipe.transformer, bench.device, Workload(size=bench.size, text=bench.text))
     with bench.torch.no_grad():
         return seconds(lambda: pipe.transformer(**question))
 

@@ -86,7 +86,7 @@ def make_files(asked: argparse.Namespace) -> None:
     from diffusers import FluxTransformer2DModel
 
     from fluxnb.checkpoints.sources import POCKET
-    from fluxnb.runtime.streaming import without_memory
+    from fluxnb.runtime.streaming import build_without_memory
     from tests.benchmarks.madeup import make
     from tests.benchmarks.madeup_gguf import make_gguf
 
@@ -97,7 +97,7 @@ def make_files(asked: argparse.Namespace) -> None:
         print(f"made-up model: {make(asked.folder):.0f} s", flush=True)
     if "gguf-16" in asked.cases:
         config = FluxTransformer2DModel.load_config(asked.folder, subfolder="transformer")
-        hollow = without_memory(lambda: FluxTransformer2DModel.from_config(config), torch.bfloat16)
+        hollow = build_without_memory(lambda: FluxTransformer2DModel.from_config(config), torch.bfloat16)
         print(f"made-up GGUF: {make_gguf(asked.folder / 'made-up-Q8_0.gguf', hollow):.0f} s", flush=True)
 
 

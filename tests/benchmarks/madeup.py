@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fluxnb.planning.model_size import FLUX1
-from fluxnb.runtime.streaming import put, without_memory
+from fluxnb.runtime.streaming import build_without_memory, set_tensor
 
 SHARD = 2 * 10**9  # bytes
 SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "use_dynamic_shifting": False}
@@ -49,10 +49,10 @@ def models(tiny: bool, depth: tuple[int, int, int] = (19, 38, 24)) -> dict[str, 
     words = {"num_attention_heads": 12, "projection_dim": 768, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     half = torch.bfloat16
     return {
-        "transformer": without_memory(lambda: FluxTransformer2DModel(**t), half),
-        "vae": without_memory(lambda: AutoencoderKL(**vae), half),
-        "text_encoder": without_memory(lambda: CLIPTextModel(CLIPTextConfig(**clip, **words)), half),
-        "text_encoder_2": without_memory(
+        "transformer": build_without_memory(lambda: FluxTransformer2DModel(**t), half),
+        "vae": build_without_memory(lambda: AutoencoderKL(**vae), half),
+        "text_encoder": build_without_memory(lambda: CLIPTextModel(CLIPTextConfig(**clip, **words)), half),
+        "text_encoder_2": build_without_memory(
             lambda: T5EncoderModel(
                 T5Config(**t5, feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False)
             ),
@@ -90,10 +90,10 @@ def _drawn(model: nn.Module, device: torch.device) -> nn.Module:
         path, _, leaf = name.rpartition(".")
         if id(like) not in drawn:
             drawn[id(like)] = _random(name, like, device, generator)
-        put(model.get_submodule(path), leaf, drawn[id(like)])
+        set_tensor(model.get_submodule(path), leaf, drawn[id(like)])
     for name, constant in list(model.named_buffers()):
         path, _, leaf = name.rpartition(".")
-        put(model.get_submodule(path), leaf, constant.to(device))
+        set_tensor(model.get_submodule(path), leaf, constant.to(device))
     return model
 
 

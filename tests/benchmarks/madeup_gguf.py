@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fluxnb.runtime.gguf import place
+from fluxnb.runtime.gguf import stored_weight
 
 BLOCK, BYTES = 32, 34  # numbers that share a scale, and what they take: the scale in two bytes, one for each number
 SCALE = 0.02 / 73.9  # of weights that spread by 0.02, as evenly spread bytes spread by 73.9
@@ -27,7 +27,7 @@ def make_gguf(path: Path, transformer: nn.Module) -> float:
     begun, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shapes: dict[str, list[int]] = {}  # of each tensor in the file, which may hold several of the network's
     for name, weight in transformer.named_parameters():
-        source, _ = place(name)
+        source, _ = stored_weight(name)
         if source in shapes:
             shapes[source][0] += weight.shape[0]
         else:

@@ -12,7 +12,7 @@ import fluxnb as fnb
 from fluxnb.checkpoints.sources import POCKET
 from fluxnb.planning.presets import PRESETS
 from fluxnb.runtime.assembly import assemble
-from fluxnb.runtime.cuda_graphs import Replay
+from fluxnb.runtime.cuda_graphs import GraphReplay
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 EXACT = ("resident", "lean", "stream", "stream-mapped")
@@ -113,12 +113,12 @@ def test_fast_is_close_and_says_what_it_gave(plain):
     flux = fnb.load("pocket-base", dtype="bfloat16", fast=True).with_defaults(guidance_kind="none", guidance=None)
     mine, theirs = (fnb.run(each, "a fox", **QUESTION) for each in (flux, plain))
     assert (mine.steps[0].v.float() - theirs.steps[0].v.float()).abs().max() < 0.1
-    assert any("attention" in gain.what for gain in flux.plan.fast.gains) and not mine.exact
+    assert any("attention" in speedup.name for speedup in flux.plan.fast.speedups) and not mine.exact
 
 
 def test_replayed_evaluations_give_the_bytes_of_those_started_one_by_one():
     replayed, still = built("lean"), built("lean")
-    replay = Replay(replayed.pipe.transformer)
+    replay = GraphReplay(replayed.pipe.transformer)
     for steps in (4, 3):
         question = {**QUESTION, "steps": steps}
         mine, theirs = (fnb.run(each, "a fox", **question).image.tobytes() for each in (replayed, still))

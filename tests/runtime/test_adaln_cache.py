@@ -8,15 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fluxnb as fnb
-from fluxnb.runtime.adaln_cache import NEAR, STANDARD_STEPS, Lookup, Tables, expected_of, expecting, modulation_layers
+from fluxnb.runtime.adaln_cache import (
+    ON_DEVICE,
+    STANDARD_STEPS,
+    AdaLNCache,
+    CachedModulation,
+    expected_timesteps,
+    expecting,
+    modulation_layers,
+)
 from tests.conftest import toy_pipeline
 
 
 def lean(transformer, **options):
-    """A copy of the transformer with tables, and the weights it let go."""
+    """A copy of the transformer with cache, and the weights it let go."""
     weights = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
     mine = copy.deepcopy(transformer)
-    return mine, Tables(mine, weights, **options)
+    return mine, AdaLNCache(mine, weights, **options)
 
 
 def asked(transformer, sigmas, *, seed=0, tokens=4, dtype=torch.float32):
@@ -38,8 +46,8 @@ def asked(transformer, sigmas, *, seed=0, tokens=4, dtype=torch.float32):
 @pytest.fixture(scope="module", params=[False, True], ids=["schnell", "dev"])
 def pair(request):
     plain = toy_pipeline(guidance_embeds=request.param).transformer
-    mine, tables = lean(plain)
-    return plain, mine, tables
+    mine, cache = lean(plain)
+    return plain, mine, cache
 
 
 @settings(max_examples=40)
@@ -49,9 +57,9 @@ def pair(request):
 )
 def test_any_sigmas_and_prompts_give_the_bits_of_the_plain_network(pair, sigmas, seed):
     plain, mine, _ = pair
-    question = asked(plain, sigmas, seed=seed)
+    inputs = asked(plain, sigmas, seed=seed)
     with torch.no_grad():
-        assert torch.equal(mine(**question)[0], plain(**question)[0])
+        assert torch.equal(mine(**inputs)[0], plain(**inputs)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -59,78 +67,78 @@ def test_half_precision_gives_the_bits_of_the_plain_network(dtype):
     plain = toy_pipeline(seed=2).transformer.to(dtype)
     mine, _ = lean(plain)
     for sigma in (1.0, 0.667, 0.3333, 0.01):
-        question = asked(plain, [sigma], dtype=dtype)
+        inputs = asked(plain, [sigma], dtype=dtype)
         with torch.no_grad():
-            assert torch.equal(mine(**question)[0], plain(**question)[0])
+            assert torch.equal(mine(**inputs)[0], plain(**inputs)[0])
 
 
-def test_the_weights_are_let_go(toy_pipe):
+def test_the_modulation_layers_hold_no_weights(toy_pipe):
     plain = toy_pipe.transformer
     names = modulation_layers(plain)
     mine, _ = lean(plain)
     gone = {name for name, _ in plain.named_parameters()} - {name for name, _ in mine.named_parameters()}
     assert gone == {f"{name}.{part}" for name in names for part in ("weight", "bias")}
     assert len(names) == 2 * len(plain.transformer_blocks) + len(plain.single_transformer_blocks) + 1
-    assert modulation_layers(mine) == names and all(isinstance(mine.get_submodule(name), Lookup) for name in names)
+    assert modulation_layers(mine) == names and all(
+        isinstance(mine.get_submodule(name), CachedModulation) for name in names
+    )
 
 
-def test_all_standard_step_counts_are_made_with_one_reading(toy_pipe):
+def test_rows_of_all_standard_step_counts_are_computed_in_one_read(toy_pipe):
     pipe = toy_pipeline()
     pipe.set_progress_bar_config(disable=True)
     plain = fnb.sweep(fnb.load(toy_pipe), prompts=["a fox"], seeds=[0, 1], steps=[1, 2, 3, 4])
-    pipe.transformer, tables = lean(pipe.transformer, expected=lambda: expected_of(pipe)())
+    pipe.transformer, cache = lean(pipe.transformer, expected=lambda: expected_timesteps(pipe)())
     grid = fnb.sweep(fnb.load(pipe), prompts=["a fox"], seeds=[0, 1], steps=[1, 2, 3, 4])
     assert [cell.image.tobytes() for cell in grid] == [cell.image.tobytes() for cell in plain]
-    assert tables.readings == 1
+    assert cache.reads == 1
 
 
 @pytest.mark.parametrize("steps", [5, 7, 12])
-def test_a_schedule_of_its_own_is_made_with_one_reading(steps):
+def test_rows_of_another_step_count_are_computed_in_one_read(steps):
     pipe = toy_pipeline().to(dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
-    pipe.transformer, tables = lean(pipe.transformer, expected=lambda: expected_of(pipe)())
+    pipe.transformer, cache = lean(pipe.transformer, expected=lambda: expected_timesteps(pipe)())
     fnb.run(fnb.load(pipe), "a fox", steps=steps)
-    assert tables.readings == 1
+    assert cache.reads == 1
 
 
 def test_a_scheduler_that_was_never_set_expects_nothing():
     pipe = toy_pipeline()
-    assert expected_of(pipe)() == ()
-    pipe.transformer, tables = lean(pipe.transformer, expected=expected_of(pipe))
+    assert expected_timesteps(pipe)() == ()
+    pipe.transformer, cache = lean(pipe.transformer, expected=expected_timesteps(pipe))
     with torch.no_grad():
         pipe.transformer(**asked(pipe.transformer, [0.3]))
-    assert len(tables) <= 1 + sum(STANDARD_STEPS)
+    assert len(cache) <= 1 + sum(STANDARD_STEPS)
 
 
 def test_a_call_with_a_scheduler_of_its_own_names_it():
     pipe, scheduler = toy_pipeline(), toy_pipeline().scheduler
     scheduler.set_timesteps(6)
     with expecting(scheduler):
-        assert expected_of(pipe)() == tuple(scheduler.timesteps.tolist())
-    assert expected_of(pipe)() == ()
+        assert expected_timesteps(pipe)() == tuple(scheduler.timesteps.tolist())
+    assert expected_timesteps(pipe)() == ()
 
 
-def test_a_new_prompt_is_a_new_row_and_an_old_one_is_remembered(toy_pipe):
+def test_a_new_prompt_adds_rows_and_a_known_one_does_not(toy_pipe):
     pipe = toy_pipeline()
     pipe.set_progress_bar_config(disable=True)
-    pipe.transformer, tables = lean(pipe.transformer)
+    pipe.transformer, cache = lean(pipe.transformer)
     flux, plain = fnb.load(pipe), fnb.load(toy_pipe)
-    for prompt, readings in (("a fox", 1), ("a cat", 2), ("a fox", 2)):
+    for prompt, reads in (("a fox", 1), ("a cat", 2), ("a fox", 2)):
         here = fnb.run(flux, prompt, seed=1, steps=2)
         assert here.image.tobytes() == fnb.run(plain, prompt, seed=1, steps=2).image.tobytes()
-        assert tables.readings == readings
+        assert cache.reads == reads
 
 
 def test_guidance_by_a_negative_prompt_gives_the_same_bytes(toy_guided):
     pipe = toy_pipeline(seed=1)
     pipe.set_progress_bar_config(disable=True)
-    pipe.transformer, tables = lean(pipe.transformer)
+    pipe.transformer, cache = lean(pipe.transformer)
     flux = fnb.load(pipe).with_defaults(guidance_kind="true_cfg", guidance=2.5)
-    question = {"seed": 4, "steps": 3, "negative": "a dog"}
-    assert (
-        fnb.run(flux, "a fox", **question).image.tobytes() == fnb.run(toy_guided, "a fox", **question).image.tobytes()
-    )
-    assert tables.readings == 2
+    inputs = {"seed": 4, "steps": 3, "negative": "a dog"}
+    assert fnb.run(flux, "a fox", **inputs).image.tobytes() == fnb.run(toy_guided, "a fox", **inputs).image.tobytes()
+    assert cache.reads == 2
 
 
 def test_image_to_image_strengths_give_the_same_bytes():
@@ -159,35 +167,35 @@ def test_image_to_image_strengths_give_the_same_bytes():
         assert draw(mine, strength).tobytes() == draw(plain, strength).tobytes()
 
 
-def test_rows_beyond_the_limit_are_made_again(toy_pipe):
-    mine, tables = lean(toy_pipe.transformer, limit=7)
+def test_rows_beyond_the_limit_are_computed_again(toy_pipe):
+    mine, cache = lean(toy_pipe.transformer, limit=7)
     first, *others = ([sigma] for sigma in (0.9, 0.8, 0.7))
     for sigmas in (first, *others, first):
         with torch.no_grad():
             got = mine(**asked(mine, sigmas, seed=int(sigmas[0] * 10)))[0]
             assert torch.equal(got, toy_pipe.transformer(**asked(mine, sigmas, seed=int(sigmas[0] * 10)))[0])
-    assert tables.readings == 4 and len(tables) <= 7
+    assert cache.reads == 4 and len(cache) <= 7
 
 
-def test_pocket_with_tables_gives_its_own_bytes():
+def test_pocket_with_an_adaln_cache_gives_the_same_bytes():
     flux, plain = fnb.load("pocket-base"), fnb.load("pocket-base")
     flux.pipe.transformer, _ = lean(flux.pipe.transformer)
-    question = {"seed": 7, "steps": 3, "height": 64, "width": 64}
-    assert fnb.run(flux, "a fox", **question).image.tobytes() == fnb.run(plain, "a fox", **question).image.tobytes()
+    inputs = {"seed": 7, "steps": 3, "height": 64, "width": 64}
+    assert fnb.run(flux, "a fox", **inputs).image.tobytes() == fnb.run(plain, "a fox", **inputs).image.tobytes()
 
 
-def test_the_text_names_layers_and_rows(toy_pipe):
-    assert repr(lean(toy_pipe.transformer)[1]).startswith("Tables(4 layers, 0 rows of ")
+def test_repr_names_layers_and_rows(toy_pipe):
+    assert repr(lean(toy_pipe.transformer)[1]).startswith("AdaLNCache(4 layers, 0 rows of ")
 
 
-def test_rows_that_were_just_shown_stay_on_the_device():
+def test_recently_used_rows_stay_on_the_device():
     plain = toy_pipeline(seed=3).transformer
-    mine, tables = lean(plain)
+    mine, cache = lean(plain)
     with torch.no_grad():
-        for sigma in torch.linspace(0.05, 1.0, 2 * NEAR).tolist():
+        for sigma in torch.linspace(0.05, 1.0, 2 * ON_DEVICE).tolist():
             mine(**asked(plain, [sigma]))
-    assert len(tables._near) == NEAR
+    assert len(cache._on_device) == ON_DEVICE
     for sigma in (0.05, 1.0, 0.05):
-        question = asked(plain, [sigma])
+        inputs = asked(plain, [sigma])
         with torch.no_grad():
-            assert torch.equal(mine(**question)[0], plain(**question)[0])
+            assert torch.equal(mine(**inputs)[0], plain(**inputs)[0])

@@ -1,4 +1,4 @@
-"""Every way of holding a model, on the toy and on pocket: exact ones give the bytes of the plain pipeline."""
+"""Every preset on the toy and on pocket; exact presets give the bytes of the plain pipeline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 import fluxnb as fnb
 from fluxnb.checkpoints.sources import POCKET
 from fluxnb.errors import InputError, RunError, StorageError
-from fluxnb.planning.presets import PRESETS
+from fluxnb.planning.presets import PRESETS, Workload
 from fluxnb.runtime.assembly import assemble
 from tests.conftest import toy_pipeline
 from tests.plain_calls import plain_call
@@ -25,7 +25,7 @@ QUESTION = {"seed": 3, "steps": 4}
 
 @contextlib.contextmanager
 def streamed(preset):
-    """Skip what is streamed where diffusers cannot do without an accelerator."""
+    """Skip streaming presets where diffusers requires an accelerator for them."""
     try:
         yield
     except AttributeError:
@@ -52,7 +52,7 @@ def test_an_exact_preset_gives_the_bytes_of_the_plain_pipeline(toy_folder, prese
 
 
 @pytest.mark.parametrize("preset", ["lean", "stream", "lean-fp8"])
-def test_the_public_door_takes_a_preset_by_name(toy_folder, preset):
+def test_load_accepts_a_preset_by_name(toy_folder, preset):
     with streamed(preset):
         flux = fnb.load(toy_folder, preset=preset)
     assert flux.plan.preset == preset and flux.plan.exact == PRESETS[preset].exact
@@ -60,7 +60,7 @@ def test_the_public_door_takes_a_preset_by_name(toy_folder, preset):
     assert trajectory.numerics == ("exact" if flux.plan.exact else preset)
 
 
-def test_pocket_is_held_lean_with_its_parts_in_two_folders(tmp_path):
+def test_a_component_can_be_in_another_folder(tmp_path):
     student = toy_pipeline(seed=5).transformer
     student.save_pretrained(tmp_path / "student")
     with pytest.raises(RuntimeError):  # the toy's width is not pocket's, so this transformer was really taken
@@ -91,7 +91,7 @@ def test_in_float16_the_encoders_are_those_that_transformers_loads(toy_folder):
     assert torch.equal(mine.embeds, theirs.embeds) and torch.equal(mine.pooled, theirs.pooled)
 
 
-def test_an_encoder_that_fails_lets_its_weights_go(toy_folder):
+def test_an_encoder_that_fails_releases_its_weights(toy_folder):
     pipe = built(toy_folder, "lean")
     layer = pipe.text_encoder_2.encoder.block[0].layer[0].SelfAttention.q
     with pytest.raises(RuntimeError):
@@ -116,7 +116,7 @@ def first_velocity(pipe):
 
 
 @pytest.mark.parametrize("storage", ["fp8", "int8", "nf4"])
-def test_smaller_weights_are_close_and_only_inside_the_blocks(storage):
+def test_quantized_weights_are_close_and_only_inside_the_blocks(storage):
     for library in {"int8": ["torchao"], "nf4": ["bitsandbytes"]}.get(storage, []):
         pytest.importorskip(library)
     pipe = built(POCKET / "base", f"lean-{storage}", torch.bfloat16)
@@ -135,7 +135,7 @@ def test_eight_bit_storage_halves_the_blocks(toy_folder):
     assert quarter < 0.6 * half
 
 
-def test_a_library_that_is_missing_is_told(toy_folder, monkeypatch):
+def test_a_missing_library_is_an_error(toy_folder, monkeypatch):
     import importlib
 
     real = importlib.import_module
@@ -150,7 +150,7 @@ def test_a_library_that_is_missing_is_told(toy_folder, monkeypatch):
         built(toy_folder, "lean-nf4")
 
 
-def test_parking_changes_no_bytes(toy_folder, toy_trajectory, monkeypatch):
+def test_offloading_blocks_changes_no_bytes(toy_folder, toy_trajectory, monkeypatch):
     from fluxnb.runtime import assembly
 
     seen = []
@@ -160,7 +160,7 @@ def test_parking_changes_no_bytes(toy_folder, toy_trajectory, monkeypatch):
         seen.append(len(layers))
         yield
 
-    monkeypatch.setattr(assembly, "parked", noted)
+    monkeypatch.setattr(assembly, "offloaded_blocks", noted)
     assert (
         plain_call(built(toy_folder, "lean", offload_blocks=True), toy_trajectory.recipe).tobytes()
         == toy_trajectory.image.tobytes()
@@ -168,7 +168,7 @@ def test_parking_changes_no_bytes(toy_folder, toy_trajectory, monkeypatch):
     assert seen == [1]
 
 
-def test_a_compiled_decoder_parks_too(toy_folder, monkeypatch):
+def test_a_compiled_decoder_offloads_blocks_too(toy_folder, monkeypatch):
     from fluxnb.runtime import assembly
 
     seen = []
@@ -179,7 +179,7 @@ def test_a_compiled_decoder_parks_too(toy_folder, monkeypatch):
         yield
         seen.append("back")
 
-    monkeypatch.setattr(assembly, "parked", noted)
+    monkeypatch.setattr(assembly, "offloaded_blocks", noted)
     pipe = built(toy_folder, "lean", offload_blocks=True)
     pipe.vae.decoder.compile(backend="eager")
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_a_compiled_decoder_parks_too(toy_folder, monkeypatch):
     assert seen == ["away", "back"] * 2
 
 
-def test_float16_that_leaves_its_range_is_told_and_names_the_part(toy_folder, tmp_path):
+def test_an_overflow_in_float16_is_an_error_that_names_the_part(toy_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(toy_folder, tmp_path / "wild")
@@ -212,7 +212,7 @@ def test_float16_that_leaves_its_range_is_told_and_names_the_part(toy_folder, tm
         lambda f: shutil.rmtree(f / "tokenizer"),
     ],
 )
-def test_a_damaged_folder_is_told(toy_folder, tmp_path, damage):
+def test_a_damaged_folder_is_an_error(toy_folder, tmp_path, damage):
     folder = shutil.copytree(toy_folder, tmp_path / "copy")
     damage(folder)
     with pytest.raises(StorageError) as caught:
@@ -240,7 +240,7 @@ def test_a_model_in_shards_is_the_same_model(toy_folder, toy_trajectory, tmp_pat
     assert plain_call(built(folder, "lean"), toy_trajectory.recipe).tobytes() == toy_trajectory.image.tobytes()
 
 
-def test_a_shard_that_is_missing_is_told(toy_folder, tmp_path):
+def test_a_missing_shard_is_an_error(toy_folder, tmp_path):
     folder = shutil.copytree(toy_folder, tmp_path / "sharded")
     shutil.rmtree(folder / "transformer")
     toy_pipeline().transformer.save_pretrained(folder / "transformer", max_shard_size="50KB")
@@ -252,15 +252,15 @@ def test_a_shard_that_is_missing_is_told(toy_folder, tmp_path):
 def test_an_index_that_points_outside_its_folder_stays_inside(tmp_path):
     import json
 
-    from fluxnb.runtime.streaming import Shelf
+    from fluxnb.runtime.streaming import WeightReader
 
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "../../etc/passwd"}}))
     with pytest.raises(StorageError) as caught:
-        Shelf(tmp_path)["w"]
+        WeightReader(tmp_path)["w"]
     assert ".." not in str(caught.value)
 
 
-def test_out_of_memory_names_the_next_preset(toy, monkeypatch):
+def test_out_of_memory_is_an_error_that_names_the_next_preset(toy, monkeypatch):
     flux = copy.copy(toy)
     flux.plan = fnb.plan("schnell", "rtx-4090")
 
@@ -274,20 +274,20 @@ def test_out_of_memory_names_the_next_preset(toy, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", ["fp4", 2, None])
-def test_an_unknown_fast_is_told(toy_folder, wrong):
+def test_an_unknown_value_of_fast_is_an_error(toy_folder, wrong):
     with pytest.raises(InputError, match="fast="):
         fnb.load(toy_folder, fast=wrong)
 
 
 @pytest.mark.slow
-def test_fast_reports_what_it_gave_and_stays_close(toy_folder):
+def test_fast_reports_its_speedups_and_changes_little(toy_folder):
     plain = fnb.load(toy_folder)
     flux = fnb.load(toy_folder, fast=True)
     assert not flux.plan.exact and flux.plan.preset.endswith(", fast")
-    assert [gain.what.removesuffix(", not kept") for gain in flux.plan.fast.gains] == [
+    assert [speedup.name.removesuffix(", not used") for speedup in flux.plan.fast.speedups] == [
         "compiled blocks, one product for q, k and v", "decoder compiled in channels-last",
     ]  # fmt: skip
-    assert all(gain.before > 0 and gain.after > 0 for gain in flux.plan.fast.gains)
+    assert all(speedup.before > 0 and speedup.after > 0 for speedup in flux.plan.fast.speedups)
     mine, theirs = (fnb.run(each, "a fox", **QUESTION) for each in (flux, plain))
     assert torch.allclose(mine.steps[0].v, theirs.steps[0].v, atol=1e-4)
     assert mine.numerics == flux.plan.preset != "exact"
@@ -300,96 +300,98 @@ def test_the_first_picture_after_fast_compiles_nothing_more(toy_folder, monkeypa
 
     from fluxnb.runtime import compilation as fast
 
-    measured = fast._decoder
+    measured = fast._compile_decoder
 
-    def decided(*given):
+    def decided(*given, **options):
         times = iter((2.0, 1.0) if kept else (1.0, 2.0))
         with monkeypatch.context() as patch:
             patch.setattr(fast, "seconds", lambda call, rounds: (call(), next(times))[1])
-            return measured(*given)
+            return measured(*given, **options)
 
-    monkeypatch.setattr(fast, "_decoder", decided)
+    monkeypatch.setattr(fast, "_compile_decoder", decided)
     flux = fnb.load(toy_folder, fast=True)
     graphs = counters["stats"]["unique_graphs"]
     fnb.run(flux, "a fox", **QUESTION)
     assert counters["stats"]["unique_graphs"] == graphs > 0
-    assert flux.plan.fast.gains[-1].what.endswith(", not kept") is not kept
+    assert flux.plan.fast.speedups[-1].what.endswith(", not used") is not kept
 
 
-def test_a_decoder_that_compiling_makes_slower_stays_as_it_was(toy_folder, monkeypatch):
+def test_a_decoder_that_is_slower_when_compiled_is_not_compiled(toy_folder, monkeypatch):
     from fluxnb.runtime import compilation as fast
 
     pipe, times = built(toy_folder, "lean"), iter((1.0, 2.0))
     decoder = pipe.vae.decoder
     monkeypatch.setattr(type(decoder), "compile", lambda self: setattr(self, "_compiled_call_impl", self._call_impl))
     monkeypatch.setattr(fast, "seconds", lambda *_: next(times))
-    gain = fast._decoder(pipe, lambda: None, torch.device("cpu"), 1)
-    assert gain.what.endswith(", not kept") and decoder._compiled_call_impl is None
+    speedup = fast._compile_decoder(pipe, lambda: None, torch.device("cpu"), 1)
+    assert speedup.name.endswith(", not used") and decoder._compiled_call_impl is None
     assert all(weight.is_contiguous() for weight in pipe.vae.parameters())
 
 
-def test_where_memory_is_tight_only_the_compiled_decoder_ever_runs(toy_folder, monkeypatch):
+def test_with_little_memory_only_the_compiled_decoder_runs(toy_folder, monkeypatch):
     from fluxnb.runtime import compilation as fast
 
     pipe, ran = built(toy_folder, "lean"), []
     decoder = pipe.vae.decoder
     monkeypatch.setattr(type(decoder), "compile", lambda self: setattr(self, "_compiled_call_impl", self._call_impl))
-    gain = fast._decoder(pipe, lambda: ran.append(decoder._compiled_call_impl), torch.device("cpu"), 1, tight=True)
+    speedup = fast._compile_decoder(
+        pipe, lambda: ran.append(decoder._compiled_call_impl), torch.device("cpu"), 1, low_memory=True
+    )
     assert ran and all(ran)
-    assert gain.before is gain.factor is None and "->" not in repr(gain)
+    assert speedup.before is speedup.factor is None and "->" not in repr(speedup)
 
 
-def test_weights_that_are_parked_are_not_replayed(toy_folder, monkeypatch):
+def test_evaluations_are_not_replayed_when_blocks_are_offloaded(toy_folder, monkeypatch):
     from fluxnb.pipeline import load as loading
 
     asked, chosen = {}, fnb.plan(toy_folder)
     monkeypatch.setattr(loading.planning, "plan", lambda *_, **__: dataclasses.replace(chosen, offload_blocks=True))
-    monkeypatch.setattr(loading, "quicken", lambda _, **given: asked.update(given))
+    monkeypatch.setattr(loading, "compile_pipeline", lambda *_, **given: asked.update(given))
     fnb.load(toy_folder, fast=True)
     assert asked["graphs"] is False
 
 
 @pytest.mark.parametrize(("after", "kept"), [(0.9, True), (0.98, True), (0.995, False), (1.1, False)])
-def test_evaluations_are_replayed_where_that_is_quicker(toy_folder, monkeypatch, after, kept):
+def test_evaluations_are_replayed_where_that_is_faster(toy_folder, monkeypatch, after, kept):
     from fluxnb.runtime import compilation as fast
-    from fluxnb.runtime.cuda_graphs import Replay
+    from fluxnb.runtime.cuda_graphs import GraphReplay
     from tests.runtime.test_cuda_graphs import Recorder, ask
 
     transformer, recorder = built(toy_folder, "lean").transformer, Recorder()
-    monkeypatch.setattr(fast, "Replay", lambda given: Replay(given, recorder))
+    monkeypatch.setattr(fast, "GraphReplay", lambda given: GraphReplay(given, recorder))
     monkeypatch.setattr(fast, "seconds", lambda *_: after)
-    gain = fast._replayed(transformer, lambda: ask(transformer), 1.0, 1)
-    assert isinstance(transformer.forward, Replay) is kept is not gain.what.endswith(", not kept")
+    speedup = fast._use_graphs(transformer, lambda: ask(transformer), 1.0, 1)
+    assert isinstance(transformer.forward, GraphReplay) is kept is not speedup.name.endswith(", not used")
     assert recorder.recorded == 1
 
 
-def test_one_product_for_q_k_and_v_is_close_and_holds_no_weight_twice(toy_folder):
-    from fluxnb.runtime.compilation import _fuse
+def test_fused_projections_change_little_and_hold_no_weight_twice(toy_folder):
+    from fluxnb.runtime.compilation import _fuse_projections
 
     pipe = built(toy_folder, "lean")
     before, size = first_velocity(pipe), sum(weight.numel() for weight in pipe.transformer.parameters())
-    assert _fuse(pipe.transformer)
+    assert _fuse_projections(pipe.transformer)
     assert sum(weight.numel() for weight in pipe.transformer.parameters()) == size
     assert torch.allclose(first_velocity(pipe), before, atol=1e-4)
 
 
-def test_weights_that_are_stored_small_are_not_joined(toy_folder):
-    from fluxnb.runtime.compilation import _fuse
+def test_projections_of_quantized_weights_are_not_fused(toy_folder):
+    from fluxnb.runtime.compilation import _fuse_projections
 
     pipe = built(toy_folder, "lean-fp8", torch.bfloat16)
-    assert not _fuse(pipe.transformer) and hasattr(pipe.transformer.transformer_blocks[0].attn, "to_q")
+    assert not _fuse_projections(pipe.transformer) and hasattr(pipe.transformer.transformer_blocks[0].attn, "to_q")
 
 
 @pytest.mark.parametrize("preset", ["model-offload", "sequential-offload"])
-def test_diffusers_own_offloads_are_left_to_diffusers(toy_folder, preset):
+def test_assemble_refuses_the_offloads_of_diffusers(toy_folder, preset):
     with pytest.raises(InputError, match=r"try fnb\.load|Try fnb\.load"):
         built(toy_folder, preset)
 
 
 def test_fast_refuses_a_preset_that_moves_its_weights(toy_folder):
-    from fluxnb.runtime.compilation import quicken
+    from fluxnb.runtime.compilation import compile_pipeline
 
     pipe = built(toy_folder, "lean")
     pipe.transformer.to("meta")
     with pytest.raises(InputError, match="weights in one place"):
-        quicken(pipe, size=64, text=48)
+        compile_pipeline(pipe, CPU, Workload(size=64, text=48))

@@ -1,4 +1,4 @@
-"""Replaying evaluations, with a stand-in for the device's recording that computes again what it recorded."""
+"""Replaying evaluations, with a fake recording that computes again what it recorded."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import fluxnb as fnb
-from fluxnb.runtime.adaln_cache import Tables
-from fluxnb.runtime.cuda_graphs import LIMIT, Replay
+from fluxnb.runtime.adaln_cache import AdaLNCache
+from fluxnb.runtime.cuda_graphs import LIMIT, GraphReplay
 from tests.conftest import toy_pipeline
 from tests.runtime.test_adaln_cache import asked, lean
 
 
 class Recorder:
-    """As a CUDA graph: reads and writes where it did when it was recorded, and calls nobody on the host."""
+    """Like a CUDA graph: reads and writes the tensors of the recording, and runs no hooks."""
 
     def __init__(self):
         self.recorded, self.replayed = 0, 0
@@ -32,27 +32,27 @@ class Recorder:
 
     @staticmethod
     def alone(call):
-        served = Tables._show
-        Tables._show = lambda *_: None
+        served = AdaLNCache._set_row
+        AdaLNCache._set_row = lambda *_: None
         try:
             return call()
         finally:
-            Tables._show = served
+            AdaLNCache._set_row = served
 
 
 @pytest.fixture(params=[False, True], ids=["schnell", "dev"])
 def pair(request):
-    """A plain transformer, and one with tables that is replayed."""
+    """A plain transformer, and one with an adaLN cache that is replayed."""
     plain = toy_pipeline(guidance_embeds=request.param).transformer
     mine, _ = lean(plain)
     recorder = Recorder()
-    return plain, mine, Replay(mine, recorder), recorder
+    return plain, mine, GraphReplay(mine, recorder), recorder
 
 
 @pytest.fixture
 def replayed():
     transformer, recorder = toy_pipeline().transformer, Recorder()
-    return transformer, Replay(transformer, recorder), recorder
+    return transformer, GraphReplay(transformer, recorder), recorder
 
 
 def ask(transformer, sigmas=(1.0,), **options):
@@ -67,14 +67,14 @@ def test_replays_have_the_bits_of_the_plain_network(pair):
     assert (recorder.recorded, recorder.replayed) == (1, 3)
 
 
-def test_shapes_in_turn_read_their_own_rows(pair):
+def test_alternating_shapes_read_their_own_rows(pair):
     plain, mine, _, recorder = pair
     for sigmas in ([1.0], [1.0, 0.5], [0.5], [0.5, 0.25], [0.75], [1.0, 0.75]):
         assert torch.equal(ask(mine, sigmas), ask(plain, sigmas))
     assert recorder.recorded == 2
 
 
-def test_an_answer_is_not_overwritten_by_the_next(pair):
+def test_an_output_is_not_overwritten_by_the_next(pair):
     _, mine, _, _ = pair
     ask(mine)
     first = ask(mine, [1.0])
@@ -83,33 +83,33 @@ def test_an_answer_is_not_overwritten_by_the_next(pair):
     assert torch.equal(first, before)
 
 
-def test_the_first_question_of_a_shape_is_not_recorded(replayed):
+def test_the_first_call_of_a_shape_is_not_recorded(replayed):
     transformer, _, recorder = replayed
     ask(transformer)
     assert recorder.recorded == 0
 
 
-def test_whoever_listens_inside_hears_every_evaluation(replayed):
+def test_a_hook_on_a_submodule_fires_in_every_evaluation(replayed):
     transformer, _, recorder = replayed
     ask(transformer), ask(transformer)
-    heard = []
-    handle = transformer.transformer_blocks[0].attn.register_forward_hook(lambda *_: heard.append(1))
+    fired = []
+    handle = transformer.transformer_blocks[0].attn.register_forward_hook(lambda *_: fired.append(1))
     ask(transformer)
     handle.remove()
     ask(transformer)
-    assert heard == [1] and recorder.replayed == 2
+    assert fired == [1] and recorder.replayed == 2
 
 
-def test_whoever_listens_outside_hears_replays_too(replayed):
+def test_a_hook_on_the_transformer_fires_in_replays_too(replayed):
     transformer, _, _ = replayed
-    heard = []
-    transformer.register_forward_hook(lambda *_: heard.append(1))
+    fired = []
+    transformer.register_forward_hook(lambda *_: fired.append(1))
     for _ in range(3):
         ask(transformer)
-    assert heard == [1, 1, 1]
+    assert fired == [1, 1, 1]
 
 
-def test_weights_that_moved_are_recorded_anew(replayed):
+def test_weights_that_moved_are_recorded_again(replayed):
     transformer, _, recorder = replayed
     ask(transformer), ask(transformer), ask(transformer)
     for weight in transformer.single_transformer_blocks[-1].parameters():
@@ -129,14 +129,14 @@ def test_weights_that_change_in_place_are_replayed(replayed):
     assert (recorder.recorded, recorder.replayed) == (1, 2)
 
 
-def test_gradients_pass_as_before(replayed):
+def test_calls_with_gradients_are_evaluated(replayed):
     transformer, _, recorder = replayed
     for _ in range(3):
         assert transformer(**asked(transformer, [1.0]))[0].requires_grad
     assert recorder.recorded == 0
 
 
-def test_an_adapter_is_not_missed(replayed):
+def test_calls_with_an_adapter_are_evaluated(replayed):
     transformer, _, recorder = replayed
     ask(transformer), ask(transformer)
     transformer._hf_peft_config_loaded = True
@@ -144,7 +144,7 @@ def test_an_adapter_is_not_missed(replayed):
     assert recorder.replayed == 1
 
 
-def test_blocks_that_diffusers_caches_are_not_missed(replayed):
+def test_calls_under_a_cache_of_diffusers_are_evaluated(replayed):
     from diffusers import FirstBlockCacheConfig
 
     transformer, _, recorder = replayed
@@ -161,17 +161,17 @@ def test_blocks_that_diffusers_caches_are_not_missed(replayed):
     "change",
     [{"return_dict": True}, {"controlnet_block_samples": [torch.zeros(1)]}, {"joint_attention_kwargs": {"scale": 0.5}}],
 )
-def test_what_a_recording_cannot_hold_is_evaluated(replayed, change):
+def test_calls_with_other_arguments_are_evaluated(replayed, change):
     transformer, replay, recorder = replayed
     passed = []
-    replay._plain = lambda **given: passed.append(given)
+    replay._forward = lambda **given: passed.append(given)
     with torch.no_grad():
         for _ in range(3):
             transformer(**{**asked(transformer, [1.0]), **change})
     assert len(passed) == 3 and recorder.recorded == 0
 
 
-def test_no_more_shapes_than_the_limit_are_kept(replayed):
+def test_no_more_shapes_than_the_limit_are_recorded(replayed):
     transformer, _, recorder = replayed
     for tokens in range(2, LIMIT + 4):
         for _ in range(2):
@@ -179,7 +179,7 @@ def test_no_more_shapes_than_the_limit_are_kept(replayed):
     assert recorder.recorded == LIMIT
 
 
-def test_removed_it_leaves_the_network_as_it_was(replayed):
+def test_remove_restores_the_transformer(replayed):
     transformer, replay, recorder = replayed
     replay.remove()
     for _ in range(3):
@@ -187,57 +187,57 @@ def test_removed_it_leaves_the_network_as_it_was(replayed):
     assert recorder.recorded == 0 and "forward" not in vars(transformer)
 
 
-def test_removed_it_leaves_what_somebody_else_had_put_there():
+def test_remove_restores_a_forward_set_on_the_instance():
     transformer = toy_pipeline().transformer
-    others = transformer.forward = transformer.forward
-    Replay(transformer, Recorder()).remove()
-    assert vars(transformer)["forward"] is others
+    forward = transformer.forward = transformer.forward
+    GraphReplay(transformer, Recorder()).remove()
+    assert vars(transformer)["forward"] is forward
 
 
-def test_what_cannot_be_recorded_is_evaluated_and_told_once(caplog):
-    transformer, told = toy_pipeline().transformer, []
+def test_a_call_that_cannot_be_recorded_is_evaluated_with_one_warning(caplog):
+    transformer, calls = toy_pipeline().transformer, []
 
-    def refuses(call):
-        told.append(call)
+    def fail(call):
+        calls.append(call)
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
     plain = ask(transformer)
-    Replay(transformer, refuses)
+    GraphReplay(transformer, fail)
     with caplog.at_level(logging.WARNING):
-        answers = [ask(transformer) for _ in range(4)]
-    assert all(torch.equal(answer, plain) for answer in answers) and len(told) == 1
+        outputs = [ask(transformer) for _ in range(4)]
+    assert all(torch.equal(answer, plain) for answer in outputs) and len(calls) == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "not recorded as a CUDA graph, so evaluated as before: operation not permitted when stream is capturing"
+        "evaluated without a CUDA graph, recording failed: operation not permitted when stream is capturing"
     ]
 
 
-def test_too_little_memory_for_a_recording_costs_no_answer():
+def test_a_recording_that_runs_out_of_memory_is_evaluated():
     transformer = toy_pipeline().transformer
     plain = ask(transformer)
 
     def full(call):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    Replay(transformer, full)
+    GraphReplay(transformer, full)
     assert all(torch.equal(ask(transformer), plain) for _ in range(3))
 
 
-def test_a_picture_has_the_same_bytes_and_its_walk_the_same_steps():
+def test_a_replayed_picture_and_its_steps_have_the_same_bytes():
     flux = fnb.load(toy_pipeline())
-    question = {"seed": 1, "steps": 4, "height": 64, "width": 64}
-    plain = fnb.run(flux, "a fox", **question)
+    options = {"seed": 1, "steps": 4, "height": 64, "width": 64}
+    plain = fnb.run(flux, "a fox", **options)
     recorder = Recorder()
-    Replay(flux.pipe.transformer, recorder)
-    trajectory = fnb.run(flux, "a fox", **question)
+    GraphReplay(flux.pipe.transformer, recorder)
+    trajectory = fnb.run(flux, "a fox", **options)
     assert trajectory.image.tobytes() == plain.image.tobytes() and recorder.replayed == 3
     assert all(torch.equal(one.v, other.v) for one, other in zip(trajectory.steps, plain.steps, strict=True))
 
 
-def test_attention_is_seen_behind_replays():
+def test_attention_is_recorded_although_evaluations_are_replayed():
     flux = fnb.load(toy_pipeline())
-    question = {"seed": 1, "steps": 2, "height": 64, "width": 64}
-    fnb.run(flux, "a fox", **question)
-    Replay(flux.pipe.transformer, Recorder())
-    fnb.run(flux, "a fox", **question)
-    trajectory = fnb.run(flux, "a fox", **question, keep=fnb.Keep(tensors=("attention",)))
+    options = {"seed": 1, "steps": 2, "height": 64, "width": 64}
+    fnb.run(flux, "a fox", **options)
+    GraphReplay(flux.pipe.transformer, Recorder())
+    fnb.run(flux, "a fox", **options)
+    trajectory = fnb.run(flux, "a fox", **options, keep=fnb.Keep(tensors=("attention",)))
     assert all("attention" in step.tensors for step in trajectory.steps)

@@ -16,7 +16,7 @@ from torch import nn
 import fluxnb as fnb
 from fluxnb.planning.presets import PRESETS
 from fluxnb.runtime.assembly import assemble
-from fluxnb.runtime.cuda_graphs import Replay
+from fluxnb.runtime.cuda_graphs import GraphReplay
 from fluxnb.runtime.exclusive import ExclusiveGroup, group_of, protect
 from tests.conftest import toy_pipeline
 from tests.runtime.test_adaln_cache import asked
@@ -337,7 +337,7 @@ def test_blocks_that_wait_in_main_memory_while_decoding_are_back_for_the_next_ev
         for weight, data in zip(weights, held, strict=True):
             weight.data = data
 
-    monkeypatch.setattr(assembly, "parked", moved)
+    monkeypatch.setattr(assembly, "offloaded_blocks", moved)
     pipe = built(toy_folder, "lean", offload_blocks=True)
     question, latents = asked(pipe.transformer, [0.5]), torch.ones(1, 16, 8, 8)
 
@@ -367,7 +367,7 @@ def test_a_replayed_transformer_is_exclusive():
         answer = call()
         return (lambda: answer.copy_(call())), answer
 
-    Replay(transformer, record)
+    GraphReplay(transformer, record)
     calls = transformer_calls(transformer)
 
     def many(call):

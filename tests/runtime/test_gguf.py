@@ -9,7 +9,7 @@ import fluxnb as fnb
 from fluxnb.errors import InputError, StorageError
 from fluxnb.planning.presets import PRESETS
 from fluxnb.runtime.assembly import assemble
-from fluxnb.runtime.gguf import GgufShelf, place
+from fluxnb.runtime.gguf import GgufReader, stored_weight
 from tests.benchmarks.madeup_gguf import make_gguf
 from tests.conftest import toy_pipeline
 
@@ -23,11 +23,11 @@ def names(transformer):
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """The toy's transformer as such files are: their names, fused layers, weights of the blocks in Q8_0."""
+    """The toy's transformer as a GGUF file: its names, fused layers, weights of the blocks in Q8_0."""
     transformer = toy_pipeline().transformer
     fused: dict[str, list[tuple[int, torch.Tensor]]] = {}
     for name, weight in transformer.named_parameters():
-        source, rows = place(name)
+        source, rows = stored_weight(name)
         if name.startswith("norm_out.linear"):
             weight = torch.cat(weight.chunk(2, dim=0)[::-1], dim=0)
         fused.setdefault(source, []).append((rows[0] if rows else 0, weight.detach()))
@@ -50,32 +50,32 @@ def file(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rounded(file):
-    """The plain toy with the weights that the file means."""
+    """The plain toy with the dequantized weights of the file."""
     pipe = toy_pipeline()
-    shelf = GgufShelf(file, WIDTH, whole=True)
+    reader = GgufReader(file, WIDTH, dequantize=True)
     with torch.no_grad():
         for name, weight in pipe.transformer.named_parameters():
-            weight.copy_(shelf[name])
+            weight.copy_(reader[name])
     pipe.set_progress_bar_config(disable=True)
     return fnb.load(pipe)
 
 
-def test_every_weight_of_the_network_has_its_place_and_shape(file):
-    transformer, shelf = toy_pipeline(guidance_embeds=True).transformer, GgufShelf(file, WIDTH, whole=True)
+def test_every_weight_of_the_network_is_in_the_file_with_its_shape(file):
+    transformer, reader = toy_pipeline(guidance_embeds=True).transformer, GgufReader(file, WIDTH, dequantize=True)
     for name, weight in transformer.named_parameters():
         if "guidance" not in name:
-            assert shelf[name].shape == weight.shape, name
+            assert reader[name].shape == weight.shape, name
         else:
-            assert place(name)[0].startswith("guidance_in.") and name not in shelf
+            assert stored_weight(name)[0].startswith("guidance_in.") and name not in reader
 
 
-def test_a_file_means_its_weights_to_eight_bits(file):
-    transformer, shelf = toy_pipeline().transformer, GgufShelf(file, WIDTH, whole=True)
+def test_weights_are_those_of_the_network_to_eight_bits(file):
+    transformer, reader = toy_pipeline().transformer, GgufReader(file, WIDTH, dequantize=True)
     for name, weight in transformer.named_parameters():
-        assert torch.allclose(shelf[name], weight, atol=weight.abs().max().item() / 100), name
+        assert torch.allclose(reader[name], weight, atol=weight.abs().max().item() / 100), name
 
 
-def test_the_pipeline_draws_what_its_rounded_weights_draw(toy_folder, file, rounded):
+def test_the_pipeline_computes_what_its_rounded_weights_compute(toy_folder, file, rounded):
     pipe = assemble(toy_folder, PRESETS["gguf-q8"], device=torch.device("cpu"), dtype=torch.float32, gguf=file)
     pipe.set_progress_bar_config(disable=True)
     trajectory = fnb.run(fnb.load(pipe), "a fox", seed=3, steps=4)
@@ -84,7 +84,7 @@ def test_the_pipeline_draws_what_its_rounded_weights_draw(toy_folder, file, roun
     assert pipe.transformer.transformer_blocks[0].attn.to_q.weight.dtype is torch.uint8
 
 
-def test_the_public_door_finds_the_file_beside_the_model(toy_folder, file, tmp_path):
+def test_load_finds_the_file_beside_the_model(toy_folder, file, tmp_path):
     folder = shutil.copytree(toy_folder, tmp_path / "toy")
     with pytest.raises(StorageError, match="no Q8_0 GGUF file"):
         fnb.load(folder, preset="gguf-q8")
@@ -93,30 +93,30 @@ def test_the_public_door_finds_the_file_beside_the_model(toy_folder, file, tmp_p
     assert fnb.run(flux, "a fox", steps=1).numerics == "gguf-q8"
 
 
-def test_a_made_up_file_holds_every_weight_in_its_shape(tmp_path):
-    transformer, path = toy_pipeline().transformer, tmp_path / "made-up-Q8_0.gguf"
+def test_a_generated_file_holds_every_weight_with_its_shape(tmp_path):
+    transformer, path = toy_pipeline().transformer, tmp_path / "generated-Q8_0.gguf"
     assert make_gguf(path, transformer) > 0 == make_gguf(path, transformer)
-    shelf = GgufShelf(path, WIDTH, whole=True)
+    reader = GgufReader(path, WIDTH, dequantize=True)
     for name, weight in transformer.named_parameters():
-        assert shelf[name].shape == weight.shape and shelf[name].isfinite().all(), name
+        assert reader[name].shape == weight.shape and reader[name].isfinite().all(), name
 
 
-def test_a_file_that_is_none_is_told(tmp_path):
+def test_a_file_in_another_format_is_an_error(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF but not really, and long enough to be read")
     with pytest.raises(StorageError, match="does not open"):
-        GgufShelf(tmp_path / "x.gguf", WIDTH)
+        GgufReader(tmp_path / "x.gguf", WIDTH)
     with pytest.raises(StorageError, match="does not open"):
-        GgufShelf(tmp_path / "none.gguf", WIDTH)
+        GgufReader(tmp_path / "none.gguf", WIDTH)
 
 
-def test_a_file_that_lacks_a_weight_is_told(file):
+def test_a_missing_weight_is_an_error(file):
     with pytest.raises(StorageError, match=r"guidance_in\.in_layer\.weight"):
-        GgufShelf(file, WIDTH)["time_text_embed.guidance_embedder.linear_1.weight"]
+        GgufReader(file, WIDTH)["time_text_embed.guidance_embedder.linear_1.weight"]
 
 
-def test_a_missing_package_is_told(file, monkeypatch):
+def test_a_missing_package_is_an_error(file, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(InputError, match="pip install gguf"):
-        GgufShelf(file, WIDTH)
+        GgufReader(file, WIDTH)

@@ -1,7 +1,7 @@
-"""Main memory while a model of full width goes to a device: never a component, let alone a model.
+"""Main memory while a model of full width is loaded stays below the size of one component.
 
-The device here is PyTorch's "meta", which takes every tensor and keeps none, so that what is counted is what loading
-itself holds on to. The files are holes: the right size, and nothing on the disk.
+The device is PyTorch's "meta", which stores no tensor, so that only memory of the loading itself is counted. The files
+are sparse: they have the right size and take no disk space.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def watch():
     while not done.wait(0.005):
         seen.append(own())
 threading.Thread(target=watch, daemon=True).start()
-begun = time.perf_counter()
+started = time.perf_counter()
 pipe = assemble(Path(sys.argv[1]), PRESETS[sys.argv[2]], device=torch.device("meta"), dtype=torch.bfloat16)
 done.set()
-print(json.dumps({"before": seen[0], "peak": max(seen), "seconds": time.perf_counter() - begun}))
+print(json.dumps({"before": seen[0], "peak": max(seen), "seconds": time.perf_counter() - started}))
 """
 
 
 def probed(folder: Path, preset: str, limit: str = "") -> dict[str, float]:
-    """What assembling the folder took; inside the memory group of this name, where there is one."""
+    """Memory and seconds of assembling the folder, inside a memory group if one is given."""
     environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", PROBE, str(folder), preset]
     if limit:
@@ -67,21 +67,21 @@ def wide(tmp_path_factory):
 def test_loading_holds_a_few_tensors_and_never_a_component(wide, preset):
     files = sum(path.stat().st_size for path in (wide / "transformer").glob("*.safetensors"))
     assert files > 1.7e9
-    told = probed(wide, preset)
-    assert told["peak"] - told["before"] < 0.2 * GIB < files
+    measured = probed(wide, preset)
+    assert measured["peak"] - measured["before"] < 0.2 * GIB < files
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts memory as Linux does")
-def test_a_memory_limit_below_the_largest_component_is_no_obstacle(wide):
+def test_loading_works_under_a_memory_limit_below_the_largest_component(wide):
     place = Path("/sys/fs/cgroup/memory") / f"fluxnb-{os.getpid()}"
     try:
         place.mkdir()
         (place / "memory.limit_in_bytes").write_text(str(int(0.9 * GIB)))
     except OSError:
-        pytest.skip("no right to make a memory group here")
+        pytest.skip("not allowed to create a memory group")
     try:
-        told = probed(wide, "lean", limit=str(place))
-        assert told["peak"] < 0.9 * GIB
+        measured = probed(wide, "lean", limit=str(place))
+        assert measured["peak"] < 0.9 * GIB
     finally:
         place.rmdir()

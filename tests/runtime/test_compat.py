@@ -1,0 +1,187 @@
+"""Every private attribute in compat.py exists in the installed libraries and means what its docstring states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fluxnb.runtime import compat
+from tests.conftest import toy_pipeline
+
+
+@pytest.fixture
+def pipe():
+    return toy_pipeline()
+
+
+# -------------------------------------------------------------------------------------------------------------- torch
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+def test_both_hooks_of_a_call_run_in_the_same_frame(fails):
+    module, frames = nn.Identity(), []
+    module.register_forward_pre_hook(lambda *_: frames.append(compat.module_call_frame()))
+    module.register_forward_hook(lambda *_: frames.append(compat.module_call_frame()), always_call=True)
+    if fails:
+        module.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            module(1)
+    else:
+        module(1)
+    assert frames[0] is frames[1] and frames[0].f_code.co_name == "_call_impl"
+
+
+def test_each_nested_call_has_a_frame_of_its_own():
+    inner, frames = nn.Identity(), []
+    outer = nn.Sequential(inner)
+    for module in (outer, inner):
+        module.register_forward_pre_hook(lambda *_: frames.append(compat.module_call_frame()))
+    outer(1)
+    assert len(set(map(id, frames))) == 2
+
+
+def test_outside_a_module_call_there_is_no_frame():
+    with pytest.raises(RuntimeError, match="no call of a module"):
+        compat.module_call_frame()
+
+
+def test_an_interrupt_runs_no_hooks_and_ends_the_frame():
+    module, frames = nn.Identity(), []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    module.register_forward_pre_hook(lambda *_: frames.append(compat.module_call_frame()))
+    module.register_forward_pre_hook(interrupt)
+    module.register_forward_hook(lambda *_: frames.append(None), always_call=True)
+    with pytest.raises(KeyboardInterrupt):
+        module(1)
+    assert len(frames) == 1
+    frames[0].clear()  # raises RuntimeError for a frame that is executing
+
+
+def test_forward_hooks_are_counted():
+    module = nn.Identity()
+    assert compat.hook_count(module) == 0
+    module.register_forward_hook(lambda *_: None)
+    module.register_forward_pre_hook(lambda *_: None)
+    assert compat.hook_count(module) == 2
+
+
+def test_a_compiled_call_can_be_discarded():
+    module = nn.Identity()
+    compiled = []
+    module.compile(backend=lambda graph, _: (compiled.append(1), graph.forward)[1])
+    assert module._compiled_call_impl is not None
+    compat.discard_compiled_call(module)
+    module(torch.ones(1))
+    assert not compiled
+
+
+@pytest.mark.parametrize("autotune", [False, True])
+def test_compiler_options_are_set_inside_the_block_and_restored_after_it(autotune):
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    before = (dynamo.cache_size_limit, inductor.max_autotune, inductor.coordinate_descent_tuning)
+    with compat.compiler_options(autotune):
+        assert dynamo.cache_size_limit == 128
+        assert inductor.max_autotune == inductor.coordinate_descent_tuning == autotune
+    assert before == (dynamo.cache_size_limit, inductor.max_autotune, inductor.coordinate_descent_tuning)
+
+
+# ---------------------------------------------------------------------------------------------------------- diffusers
+def test_diffusers_has_the_attention_backends():
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    assert set(compat.ATTENTION_BACKENDS) <= {name.value for name in AttentionBackendName}
+
+
+def test_model_offload_hooks_move_their_models(pipe):
+    assert not compat.model_offload_hooks(pipe)
+    pipe.enable_model_cpu_offload(device="cpu")
+    hooks = compat.model_offload_hooks(pipe)
+    assert len(hooks) == 4 and all(callable(hook.offload) for hook in hooks)
+    assert hooks[0] is compat.model_offload_hooks(pipe)[0]
+    pipe.remove_all_hooks()
+    assert not compat.model_offload_hooks(pipe)
+
+
+@pytest.mark.parametrize("kind", ["model offload", "sequential offload", "group offload", "layerwise casting"])
+def test_hooks_that_move_or_cast_weights_are_found(pipe, kind):
+    transformer = pipe.transformer
+    assert not compat.has_stateful_hooks(transformer)
+    if kind == "model offload":
+        pipe.enable_model_cpu_offload(device="cpu")
+    elif kind == "sequential offload":
+        pipe.enable_sequential_cpu_offload(device="cpu")
+    elif kind == "group offload":
+        try:
+            transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+        except AttributeError:
+            pytest.skip("this diffusers offloads with an accelerator only")
+    else:
+        transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    assert compat.has_stateful_hooks(transformer)
+
+
+def test_a_hook_that_only_aligns_devices_is_not_stateful(pipe):
+    from fluxnb.runtime.streaming import set_execution_device
+
+    set_execution_device(pipe.vae, torch.device("cpu"))
+    assert hasattr(pipe.vae, "_hf_hook") and not compat.has_stateful_hooks(pipe.vae)
+
+
+def test_an_adapter_is_noticed(pipe):
+    from diffusers.loaders.peft import PeftAdapterMixin
+
+    assert hasattr(PeftAdapterMixin, "_hf_peft_config_loaded") and isinstance(pipe.transformer, PeftAdapterMixin)
+    assert not compat.is_changed_at_run_time(pipe.transformer)
+    pipe.transformer._hf_peft_config_loaded = True
+    assert compat.is_changed_at_run_time(pipe.transformer)
+
+
+def test_a_cache_of_blocks_is_noticed(pipe):
+    from diffusers import FirstBlockCacheConfig
+
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    assert compat.is_changed_at_run_time(pipe.transformer)
+
+
+def test_unfused_projections_are_removed_only_where_they_are_fused(pipe):
+    attention = pipe.transformer.transformer_blocks[0].attn
+    compat.remove_unfused_projections(pipe.transformer)
+    assert hasattr(attention, "to_q") and hasattr(attention, "add_q_proj")
+    pipe.transformer.fuse_qkv_projections()
+    compat.remove_unfused_projections(pipe.transformer)
+    assert attention.fused_projections and not hasattr(attention, "to_q") and not hasattr(attention, "add_q_proj")
+
+
+def test_the_gguf_parameter_is_a_parameter_and_its_layer_a_linear_layer():
+    pytest.importorskip("gguf")
+    linear, parameter, dequantize = compat.gguf_types()
+    assert issubclass(linear, nn.Linear) and issubclass(parameter, nn.Parameter) and callable(dequantize)
+
+
+# ------------------------------------------------------------------------------------------------------- transformers
+def test_t5_keeps_its_output_layers_in_float32(pipe):
+    assert "wo" in compat.modules_in_float32(pipe.text_encoder_2)
+    assert compat.modules_in_float32(nn.Identity()) == frozenset()
+
+
+def test_t5_ties_its_embedding(pipe):
+    from transformers import PreTrainedModel
+
+    assert hasattr(PreTrainedModel, "_tied_weights_keys")
+    assert "shared.weight" in compat.tied_weights(pipe.text_encoder_2).values()
+    assert compat.tied_weights(nn.Identity()) == {}
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
+def test_every_call_of_a_tokenizer_goes_through_its_encoding_method(pipe, name):
+    tokenizer = getattr(pipe, name)
+    method, calls = compat.tokenizer_method(tokenizer), []
+    original = getattr(tokenizer, method)
+    setattr(tokenizer, method, lambda *args, **options: (calls.append(1), original(*args, **options))[1])
+    tokenizer("a fox")
+    tokenizer(["a fox"], padding="max_length", max_length=8, truncation=True)
+    assert len(calls) == 2 and compat.tokenizer_method(pipe.vae) == ""
