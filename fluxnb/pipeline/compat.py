@@ -18,9 +18,12 @@ from torch import Tensor
 
 __all__ = [
     "apply_rope",
+    "cache_config",
     "calculate_shift",
+    "config_object",
     "execution_device",
     "has_model_hooks",
+    "hook_names",
     "interrupt",
     "is_compiled",
     "is_parallel",
@@ -70,6 +73,24 @@ def own_instance(pipe: Any, scheduler: Any) -> Any:
 def progress_bar_config(pipe: Any) -> dict[str, Any]:
     """The settings that `set_progress_bar_config` stored; there is a public setter and no getter."""
     return dict(getattr(pipe, "_progress_bar_config", None) or {})
+
+
+def config_object(part: Any) -> Any:
+    """The configuration object of a scheduler or model, which `register_to_config` replaces by another.
+
+    The public `config` property returns the same object today, and a copy in some versions.
+    """
+    return getattr(part, "_internal_dict", None)
+
+
+def cache_config(transformer: Any) -> Any:
+    """The configuration that `enable_cache` was given, or None; there is a public flag and no public configuration."""
+    return getattr(transformer, "_cache_config", None)
+
+
+def hook_names(module: Any) -> tuple[str, ...]:
+    """The names of diffusers' own hooks on a module (caching, casting, group offloading)."""
+    return tuple(getattr(getattr(module, "_diffusers_hook", None), "hooks", {}))
 
 
 def calculate_shift(tokens: int, config: Any) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fluxnb.families.defaults import ModelDefaults
 from fluxnb.pipeline.compat import execution_device, has_model_hooks
+from fluxnb.pipeline.identity import Identity, change_markers, identity_of
 from fluxnb.pipeline.preview import decode_latents, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
 from fluxnb.pipeline.schedule import Generators, pipeline_view, prepared_scheduler, unshifted_sigmas
@@ -58,21 +59,52 @@ class Flux:
     `.pipe` is the diffusers pipeline, open to everything diffusers can do; `.plan` says how it is held in memory.
     """
 
-    def __init__(self, pipe: Any, *, model: str, revision: str, defaults: ModelDefaults, plan: Plan) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        model: str,
+        revision: str,
+        defaults: ModelDefaults,
+        plan: Plan,
+        identity: Identity | None = None,
+    ) -> None:
         self.pipe = pipe
         self.model = model
         self.revision = revision
         self.defaults = defaults
         self.plan = plan
+        self.loaded_as = (revision, identity or identity_of(pipe))
+        self._markers = change_markers(pipe)
         self._device: torch.device | None = None
 
     def __repr__(self) -> str:
         return f"Flux({self.model!r}, {self.plan.preset}, {self.dtype})"
 
     def with_defaults(self, **changes: Any) -> Flux:
-        """The same pipeline with other defaults, for example `flux.with_profile(size=512)`."""
+        """The same pipeline with other defaults, for example `flux.with_defaults(size=512)`."""
         defaults = dataclasses.replace(self.defaults, **changes)
-        return Flux(self.pipe, model=self.model, revision=self.revision, defaults=defaults, plan=self.plan)
+        revision, identity = self.loaded_as
+        return Flux(
+            self.pipe, model=self.model, revision=revision, defaults=defaults, plan=self.plan, identity=identity
+        )
+
+    def refresh(self) -> tuple[str, ...]:
+        """Read the identity of the pipeline, which may have changed since it was loaded, and set `.revision` by it.
+
+        Returns:
+            What decides the pictures and cannot be identified, in words; empty where everything can.
+        """
+        revision, loaded = self.loaded_as
+        now = identity_of(self.pipe)
+        self._markers = change_markers(self.pipe)
+        self.revision = revision if now.digest == loaded.digest else f"{revision}+{now.digest}"
+        return now.unknown
+
+    def refresh_if_changed(self) -> None:
+        """`refresh` where a glance at the pipeline shows a change; edits of weights in place need `refresh`."""
+        if change_markers(self.pipe) != self._markers:
+            self.refresh()
 
     @property
     def dtype(self) -> str:
@@ -98,7 +130,7 @@ class Flux:
         """`versions` for a device that is already known; looking it up takes as long as a step of pocket."""
         return {
             **_libraries(),
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "device": _described(device),
         }
 
     def resolve(self, recipe: Recipe) -> ResolvedRecipe:
@@ -284,6 +316,13 @@ class Flux:
     def preview(self) -> LinearRGB:
         """A linear map from this model's latents to colors, fitted once to its VAE on pictures drawn in code."""
         return preview_of(self.pipe)
+
+
+def _described(device: torch.device) -> str:
+    """The device as far as it decides bits: on a CPU, the decoder's sums depend on the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
 @functools.cache

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Identity", "identity_of"]
+from fluxnb.pipeline.compat import cache_config, config_object, hook_names
+
+__all__ = ["Identity", "change_markers", "identity_of"]
 
 SAMPLES = 16  # values read of each tensor
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
@@ -67,6 +69,24 @@ def identity_of(pipe: Any) -> Identity:
     return Identity(digest.hexdigest()[:12], tuple(unknown))
 
 
+def change_markers(pipe: Any) -> tuple[Any, ...]:
+    """Cheap signs of a change: which objects the pipeline holds, the scheduler's shift, and the adapters.
+
+    They take microseconds, so that every run can compare them. They do not see weights that were edited in place.
+    """
+    scheduler, transformer = pipe.scheduler, getattr(pipe, "transformer", None)
+    parts = tuple(id(getattr(pipe, name, None)) for name in (*COMPONENTS, *TOKENIZERS, "scheduler"))
+    # The scale of an adapter stands in every layer; with adapters loaded, the markers never compare equal.
+    adapters = object() if getattr(transformer, "peft_config", None) else None
+    return (
+        *parts,
+        id(config_object(scheduler)),
+        getattr(scheduler, "shift", None),
+        adapters,
+        cache_config(transformer),
+    )
+
+
 # ------------------------------------------------------------------------------------------------------------ modules
 def _update_with_module(digest: Any, module: nn.Module, unknown: list[str], name: str) -> None:
     samples: list[Tensor] = []
@@ -79,12 +99,12 @@ def _update_with_module(digest: Any, module: nn.Module, unknown: list[str], name
         digest.update(_adapters(part))
         if "forward" in vars(part) and not _is_known_forward(vars(part)["forward"]):
             unknown.append(f"{name}.{path or 'forward'} has a forward method of its own".replace("..", "."))
-        for hook in getattr(getattr(part, "_diffusers_hook", None), "hooks", {}):
+        for hook in hook_names(part):
             if hook not in HARMLESS_HOOKS:
                 digest.update(f"{path}:{hook}".encode())
     for setting in ("use_tiling", "use_slicing", "tile_sample_min_size", "tile_overlap_factor"):
         digest.update(f"{setting}={getattr(module, setting, None)}".encode())
-    digest.update(_plain(getattr(module, "_cache_config", None)))
+    digest.update(_plain(cache_config(module)))
     for path, processor in getattr(module, "attn_processors", {}).items():
         digest.update(f"{path}:{type(processor).__module__}.{type(processor).__qualname__}".encode())
         if not _is_library_object(processor):

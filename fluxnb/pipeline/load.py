@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from fluxnb.checkpoints import sources as weights
-from fluxnb.checkpoints.checksums import sampled_fingerprint
 from fluxnb.errors import InputError, unknown_choice, validates_own_input
 from fluxnb.families.defaults import defaults_of
 from fluxnb.pipeline.compat import execution_device
 from fluxnb.pipeline.flux import Flux
+from fluxnb.pipeline.identity import identity_of
 from fluxnb.pipeline.state import state_of
 from fluxnb.planning import plan as planning
 from fluxnb.planning.model_size import model_size_of
@@ -128,7 +128,10 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
 
 def _remember(flux: Flux) -> Flux:
     # Names and numbers alone: a handle holds the pipeline and would keep it alive.
-    state_of(flux.pipe).facts.update(model=flux.model, revision=flux.revision, defaults=flux.defaults, plan=flux.plan)
+    revision, identity = flux.loaded_as
+    state_of(flux.pipe).facts.update(
+        model=flux.model, revision=revision, defaults=flux.defaults, plan=flux.plan, identity=identity
+    )
     return flux
 
 
@@ -146,9 +149,9 @@ def _adopt(pipe: Any) -> Flux:
     name = str(pipe.config.get("_name_or_path") or "pipeline")
     name = Path(name).name if Path(name).is_absolute() else name  # a recipe carries no folder of the user
     held = Plan(preset="as given", device=device.type, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
-    # Each of them decides the picture: with another decoder, a stored one would be stale.
-    parts = (pipe.components.get(name) for name in ("transformer", "vae", "text_encoder", "text_encoder_2"))
-    revision = sampled_fingerprint(*(part for part in parts if part is not None))
-    flux = _remember(Flux(pipe, model=name, revision=revision, defaults=defaults_of(pipe), plan=held))
+    identity = identity_of(pipe)
+    flux = _remember(
+        Flux(pipe, model=name, revision=identity.digest, defaults=defaults_of(pipe), plan=held, identity=identity)
+    )
     _ = flux.preview
     return flux

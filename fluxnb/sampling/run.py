@@ -1,4 +1,4 @@
-"""run(): one recipe, one walk."""
+"""run(): one recipe, one trajectory."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fluxnb.errors import InputError, shorten, validates_own_input
+from fluxnb.arguments import entry_point
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.sampler import sample
 
-__all__ = ["OnStep", "resolve", "run"]
+__all__ = ["LOAD", "OnStep", "resolve", "run"]
 
 OnStep = Callable[[Step], Any]
+LOAD = 'flux = fnb.load("pocket")'  # what to type where a model is missing
 
 
-@validates_own_input
+@entry_point(flux=LOAD, keep="keep=fnb.Keep()", on_step="on_step=lambda step: print(step.sigma)")
 def run(
     flux: Flux,
     prompt: str | Recipe,
@@ -35,37 +36,37 @@ def run(
     keep: Keep | None = None,
     on_step: OnStep | None = None,
 ) -> Trajectory:
-    """Walk from noise to a picture and keep what happened on the way.
+    """Sample one picture and record every step.
 
     The picture has the same bytes as the plain diffusers call with `torch.Generator("cpu").manual_seed(seed)`.
 
     Main arguments:
         flux: from `fnb.load`.
-        prompt: what to draw, or a Recipe, of which the arguments below then change single fields.
+        prompt: what to draw, or a Recipe, of which the arguments below change single fields.
         seed: 0 to 2**64 - 1; 0 by default.
-        steps: what the model is made for by default: 4 for pocket and schnell, 28 for pocket-base and dev.
+        steps: the model's default where left out: 4 for pocket and schnell, 28 for pocket-base and dev.
         height, width: pixels, multiples of 16; the model's own size by default.
-        guidance: the model's default; models that take none refuse it.
+        guidance: the model's default where left out; models that take no guidance refuse it.
 
     Other arguments:
-        negative: what to steer away from, for a model with true CFG.
+        negative: the negative prompt, for a model with true classifier-free guidance.
         sampler: "euler" or "renoise".
-        sigmas: own noise levels, falling, within (0, 1]; as many as steps.
-        shift: own time shift; 1 is none.
+        sigmas: noise levels instead of the even ones, strictly falling, within (0, 1]; as many as steps.
+        shift: a time shift instead of the model's; 1 is none.
         keep: which steps and tensors to keep; all by default.
-        on_step: called with each Step; returning `fnb.STOP` or raising KeyboardInterrupt ends the walk there. The
-            Trajectory is then unfinished and its picture the decoded clean estimate so far.
+        on_step: called with each Step; returning `fnb.STOP` or raising KeyboardInterrupt ends the run there. The
+            Trajectory is then unfinished, and its picture is the decoded clean estimate of that step.
 
     Raises:
-        InputError: something asked for cannot be; says what can.
-        RunError: the model gave a velocity that is not a number, or ran out of memory.
+        InputError: an argument that is not possible; the message says what is.
+        RunError: the model gave a velocity that is not finite, or ran out of memory.
 
     Example:
-        >>> walk = run(flux, "a fox in the snow", seed=3, steps=4)                  # doctest: +SKIP
-        >>> walk.image.size, walk.sigmas                                            # doctest: +SKIP
+        >>> trajectory = run(flux, "a fox in the snow", seed=3, steps=4)            # doctest: +SKIP
+        >>> trajectory.image.size, trajectory.sigmas                                # doctest: +SKIP
         ((128, 128), (1.0, 0.75, 0.5, 0.25, 0.0))
     """
-    asked = {
+    fields = {
         "seed": seed,
         "steps": steps,
         "height": height,
@@ -73,10 +74,10 @@ def run(
         "guidance": guidance,
         "negative": negative,
         "sampler": sampler,
-        "sigmas": None if sigmas is None else tuple(sigmas),
+        "sigmas": sigmas,
         "shift": shift,
     }
-    recipe = resolve(flux, prompt, **asked)
+    recipe = resolve(flux, prompt, **fields)
     started = time.perf_counter()
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started
@@ -85,15 +86,16 @@ def run(
     return dataclasses.replace(trajectory, seconds={**trajectory.seconds, "encode": spent})
 
 
-@validates_own_input
+@entry_point()
 def resolve(flux: Flux, prompt: str | Recipe, **fields: Any) -> ResolvedRecipe:
-    """A prompt or recipe, with single fields changed, as a full recipe of this model."""
-    if not isinstance(flux, Flux):
-        raise InputError(
-            f"run({shorten(type(flux).__name__)})", "a loaded model comes first", 'try flux = fnb.load("pocket")'
-        )
+    """A prompt or recipe, with single fields changed, as a resolved recipe of this model.
+
+    Fields that are None are left as they are in the recipe, or take the model's default.
+    """
+    flux.refresh_if_changed()
     given = {name: value for name, value in fields.items() if value is not None}
     if isinstance(prompt, Recipe):
         return flux.resolve(prompt.replace(**given))
-    given.setdefault("steps", len(given["sigmas"]) if "sigmas" in given else flux.defaults.steps)
+    if "sigmas" not in given:
+        given.setdefault("steps", flux.defaults.steps)
     return flux.resolve(Recipe(prompt=prompt, **given))

@@ -133,3 +133,22 @@ def test_the_loggers_that_are_silenced_exist(name):
     import importlib.util
 
     assert importlib.util.find_spec(name) is not None or name == "transformers.tokenization_utils_base"
+
+
+def test_registering_a_setting_replaces_the_configuration_object():
+    scheduler = toy_pipeline().scheduler
+    before = compat.config_object(scheduler)
+    assert before is not None and compat.config_object(scheduler) is before
+    scheduler.register_to_config(shift=2.0)
+    assert compat.config_object(scheduler) is not before
+
+
+def test_the_configuration_of_an_enabled_cache_can_be_read():
+    from diffusers import FirstBlockCacheConfig
+
+    transformer = toy_pipeline().transformer
+    assert compat.cache_config(transformer) is None and compat.hook_names(transformer) == ()
+    transformer.enable_cache(FirstBlockCacheConfig(threshold=0.25))
+    assert compat.cache_config(transformer).threshold == 0.25
+    names = [name for module in transformer.modules() for name in compat.hook_names(module)]
+    assert names

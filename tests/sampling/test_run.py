@@ -135,7 +135,7 @@ def test_what_cannot_be_run_is_told_before_anything_runs(toy, given, says):
 
 
 def test_a_run_without_a_model_is_told():
-    with pytest.raises(InputError, match="loaded model"):
+    with pytest.raises(InputError, match="flux is a Flux"):
         fnb.run("pocket", "a fox")
 
 
