@@ -1,7 +1,12 @@
-"""How pocket was made: the world it draws, its networks, their training and its judge.
+"""The training of pocket: synthetic data, networks, training stages and evaluation.
 
-Read in this order: `world` (what a scene is and how it is said), `render` (what it looks like),
-`tokens` and `build` (the parts of the pipeline), `objective` and `loop` (how a network learns),
-`autoencoder`, `judge` and `teacher` (the three trainings), `evaluate` (the figures), `ship` (the folder).
-Nothing outside this package imports it; `python -m fluxnb.train --help` lists the commands.
+Four packages, in the order of their dependencies:
+
+- `data`: scenes and captions (`world`), rendering (`render`), tokenizers (`tokens`) and datasets (`dataset`).
+- `networks`: pipeline components (`build`), `denoiser`, `judge` and `critic`.
+- `stages`: one module per training stage, and the parts they share (`loop`, `optimizers`, `losses`).
+- `evaluation`: sampling, measurements, confidence intervals and acceptance targets.
+
+`config` holds sizes and schedules, `metrics` quality measures, and `toy` a two-dimensional flow for the notebooks.
+`python -m fluxnb.train --help` lists the commands. No other package imports this one.
 """

@@ -1,4 +1,4 @@
-"""A teacher goes on from what has shipped, and every run is asked for its loss in the same way."""
+"""Training the teacher: optimizers, continued trainings, and the validation loss."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from fluxnb.train.config import POCKET, PRESETS, TINY
 from fluxnb.train.data.render import Renderer
 from fluxnb.train.data.tokens import Tokens
 from fluxnb.train.networks.build import build_autoencoder
-from fluxnb.train.networks.files import build_denoiser
+from fluxnb.train.networks.denoiser import build_denoiser
 from fluxnb.train.stages import teacher
 from fluxnb.train.stages.loop import Average, Rank, read_log
 from fluxnb.train.stages.ship import ship
-from fluxnb.train.stages.validation import Validation
+from fluxnb.train.stages.teacher import Validation
 
 CPU = Rank(0, 1, torch.device("cpu"))
 SHIPPED = Path(fluxnb.__file__).parent / "pocket"
 
 
-def folder(path, seed=0):
-    """A run with an autoencoder and a judge that nobody trained."""
+def run_folder(path, seed=0):
+    """A run with an untrained autoencoder and an empty judge file."""
     torch.manual_seed(seed)
     build_autoencoder(TINY.sizes).save_pretrained(path / "vae")
     (path / "judge.safetensors").write_bytes(b"")
@@ -40,20 +40,20 @@ def folder(path, seed=0):
 
 
 def train(out, *more):
-    """Two iterations; returns what they logged."""
+    """Train for two iterations; returns the log."""
     few = ["--iterations", "2", "--scenes", "8", "--validation", "8"]
     main(["teacher", "--preset", "tiny", *few, "--out", str(out), *more])
     return read_log(out / "teacher.jsonl")
 
 
-def checks(log):
-    """The validation losses of a log: of the averaged weights and of the live ones."""
+def validations(log):
+    """The validation losses in a log, of the averaged and of the live weights."""
     return [(line["validation"], line["validation_live"]) for line in log if "validation" in line]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    out = folder(tmp_path_factory.mktemp("run"))
+    out = run_folder(tmp_path_factory.mktemp("run"))
     train(out, "--rate", "0.01")
     return out
 
@@ -64,81 +64,81 @@ def shipped(run, tmp_path_factory):
 
 
 def test_muon_trains_a_teacher(tmp_path):
-    log = train(folder(tmp_path), "--optimizer", "muon", "--rate", "0.01")
+    log = train(run_folder(tmp_path), "--optimizer", "muon", "--rate", "0.01")
     assert log[-1]["optimizer"] == "muon" and log[-1]["iterations"] == 2
     assert (tmp_path / "transformer.safetensors").exists()
 
 
-def test_both_optimizers_are_asked_the_same(run, tmp_path):
-    (still,) = checks(train(tmp_path / "adamw", "--rate", "0", "--start", str(run)))
-    (same,) = checks(train(tmp_path / "muon", "--rate", "0", "--start", str(run), "--optimizer", "muon"))
-    (other,) = checks(train(tmp_path / "moved", "--rate", "0.1", "--start", str(run), "--optimizer", "muon"))
-    assert still == same != other
+def test_the_validation_loss_is_the_same_function_for_both_optimizers(run, tmp_path):
+    (adamw,) = validations(train(tmp_path / "adamw", "--rate", "0", "--start", str(run)))
+    (muon,) = validations(train(tmp_path / "muon", "--rate", "0", "--start", str(run), "--optimizer", "muon"))
+    (moved,) = validations(train(tmp_path / "moved", "--rate", "0.1", "--start", str(run), "--optimizer", "muon"))
+    assert adamw == muon != moved
 
 
-def test_a_shipped_teacher_goes_on_where_its_run_ended(run, shipped, tmp_path):
-    (run_goes_on,) = checks(train(tmp_path / "run", "--rate", "0", "--start", str(run)))
-    (goes_on,) = checks(train(tmp_path / "shipped", "--rate", "0", "--start", str(shipped)))
-    assert goes_on == pytest.approx(run_goes_on, rel=1e-3)  # the shipped autoencoder is in half precision
+def test_a_shipped_teacher_continues_with_the_loss_of_its_run(run, shipped, tmp_path):
+    (from_run,) = validations(train(tmp_path / "run", "--rate", "0", "--start", str(run)))
+    (from_shipped,) = validations(train(tmp_path / "shipped", "--rate", "0", "--start", str(shipped)))
+    assert from_shipped == pytest.approx(from_run, rel=1e-3)  # the shipped autoencoder is in half precision
 
 
-def test_a_run_that_goes_on_has_all_that_later_stages_need(shipped, tmp_path):
+def test_a_continued_run_can_be_shipped(shipped, tmp_path):
     train(tmp_path / "run", "--start", str(shipped))
     again = ship(tmp_path / "run", tmp_path / "again", TINY.sizes)
     assert (again / "base" / "vae").is_dir() and (again / "judge.safetensors").exists()
 
 
-def test_the_card_keeps_the_story_that_a_teacher_goes_on_from(shipped, tmp_path):
+def test_the_card_keeps_the_previous_training_of_a_continued_teacher(shipped, tmp_path):
     before = json.loads((shipped / "card.json").read_text())["training"]["teacher"]
     to = Path(shutil.copytree(shipped, tmp_path / "to"))
     train(tmp_path / "run", "--start", str(shipped))
-    for _ in range(2):  # shipping twice tells it once
+    for _ in range(2):  # the second time adds nothing
         ship(tmp_path / "run", to, TINY.sizes)
-    assert json.loads((to / "card.json").read_text())["training"]["teacher"]["before"] == before
+    assert json.loads((to / "card.json").read_text())["training"]["teacher"]["previous"] == before
 
 
 @pytest.mark.parametrize(("start", "iterations"), [(False, 500), (True, 100)])
-def test_weights_that_were_trained_before_warm_up_shortly(run, tmp_path, monkeypatch, start, iterations):
-    asked = []
+def test_pretrained_weights_get_a_short_warmup(run, tmp_path, monkeypatch, start, iterations):
+    warmups = []
 
-    class Watched(teacher.Pace):
+    class Recorded(teacher.Pace):
         def __init__(self, schedule, rank):
-            asked.append(schedule.warmup)
+            warmups.append(schedule.warmup)
             super().__init__(schedule, rank)
 
-    monkeypatch.setattr(teacher, "Pace", Watched)
+    monkeypatch.setattr(teacher, "Pace", Recorded)
     slow = dataclasses.replace(TINY, teacher=dataclasses.replace(TINY.teacher, warmup=500))
     monkeypatch.setitem(PRESETS, "tiny", slow)
     shutil.copytree(run / "vae", tmp_path / "vae")
     train(tmp_path, *(["--start", str(run)] if start else []))
-    assert asked == [iterations]
+    assert warmups == [iterations]
 
 
-def test_weights_of_another_preset_are_refused(tmp_path):
+def test_weights_of_another_preset_are_rejected(tmp_path):
     with pytest.raises(InputError, match="--preset"):
         train(tmp_path, "--start", str(SHIPPED))
 
 
-def test_a_folder_without_a_denoiser_is_refused(tmp_path):
+def test_a_start_without_a_denoiser_is_rejected(tmp_path):
     with pytest.raises(StorageError, match="--start fluxnb/pocket"):
         train(tmp_path / "run", "--start", str(tmp_path))
 
 
-def test_a_teacher_without_an_autoencoder_is_told_how_to_get_one(tmp_path):
+def test_the_error_for_a_missing_autoencoder_names_the_command(tmp_path):
     with pytest.raises(StorageError, match="train autoencoder --out"):
         train(tmp_path)
 
 
-def test_the_latents_of_another_autoencoder_are_refused(run, tmp_path):
+def test_another_autoencoder_is_rejected(run, tmp_path):
     with pytest.raises(StorageError, match="two autoencoders"):
-        train(folder(tmp_path, seed=1), "--start", str(run))
+        train(run_folder(tmp_path, seed=1), "--start", str(run))
 
 
-def test_the_shipped_tokenizers_say_what_the_worlds_do():
+def test_the_shipped_tokenizers_agree_with_the_built_ones():
     captions = ['the fox on an orange background holding a sign that says "zyx ok"', "grapes over a cat in the snow"]
     shipped = Tokens(*(AutoTokenizer.from_pretrained(SHIPPED / "base" / name) for name in ("tokenizer", "tokenizer_2")))
-    for said, worlds in zip(shipped(captions), Tokens.of(POCKET.sizes)(captions), strict=True):
-        assert torch.equal(said, worlds)
+    for ids, built in zip(shipped(captions), Tokens.of(POCKET.sizes)(captions), strict=True):
+        assert torch.equal(ids, built)
 
 
 def test_the_validation_loss_does_not_depend_on_the_batch():
@@ -148,11 +148,11 @@ def test_the_validation_loss_does_not_depend_on_the_batch():
     def loss_of(latents, clip, t5, sigmas, noise):
         return sigmas * (latents - noise).square().mean((1, 2, 3)) + clip.sum(1) + t5.sum(1)
 
-    whole, parts = (Validation(vae, Renderer("cpu"), TINY.sizes, 6, batch)(loss_of) for batch in (6, 4))
+    whole, parts = (Validation(vae, Renderer("cpu"), TINY.sizes, count=6, batch=batch)(loss_of) for batch in (6, 4))
     assert whole == pytest.approx(parts, rel=1e-6)
 
 
-def test_a_look_leaves_every_weight_as_it_was():
+def test_validate_measures_both_weights_and_restores_them():
     torch.manual_seed(0)
     model = build_denoiser(TINY.sizes)
     average = Average(model, 0.9)
@@ -161,6 +161,8 @@ def test_a_look_leaves_every_weight_as_it_was():
             parameter.add_(1)
     before = [tensor.clone() for tensor in (*average.live, *average.mean)]
     seen = []
-    teacher.look(lambda loss_of: seen.append(float(loss_of())) or 0.0, lambda: average.live[0].detach().sum(), average)
-    assert seen[0] != seen[1], "live and averaged weights are looked at"
+    teacher.validate(
+        lambda loss_of: seen.append(float(loss_of())) or 0.0, lambda: average.live[0].detach().sum(), average
+    )
+    assert seen[0] != seen[1], "live and averaged weights are both measured"
     assert all(torch.equal(a, b) for a, b in zip(before, (*average.live, *average.mean), strict=True))

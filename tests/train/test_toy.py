@@ -1,4 +1,4 @@
-"""The toy's truth: closed forms against what sampling says, and measures on clouds whose answer is known."""
+"""The two-dimensional flow: closed forms compared with sampling, and measures of clouds with known values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fluxnb.train.toy import (
-    CENTRES,
+    CENTERS,
     MODES,
     SPREAD,
     Net,
@@ -29,10 +29,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 @pytest.mark.parametrize("sigma", [0.2, 0.5, 0.9])
-def test_the_exact_velocity_is_the_mean_over_all_lines_through_a_point(sigma):
+def test_the_exact_velocity_is_the_mean_over_sampled_lines_through_a_point(sigma):
     data, noise = draw_data(2_000_000, seeded()), torch.randn(2_000_000, 2, generator=seeded(1))
     x = (1 - sigma) * data + sigma * noise
-    point = (1 - sigma) * CENTRES[0] + 0.1 * sigma
+    point = (1 - sigma) * CENTERS[0] + 0.1 * sigma
     near = (x - point).norm(dim=1) < 0.05
     assert near.sum() > 300
     sampled = (noise - data)[near].mean(0)
@@ -41,50 +41,50 @@ def test_the_exact_velocity_is_the_mean_over_all_lines_through_a_point(sigma):
     assert ((exact - sampled).abs() < 4 * error + 0.05).all()
 
 
-def test_at_pure_noise_every_point_is_sent_to_the_mean_of_the_data():
+def test_at_pure_noise_the_velocity_points_away_from_the_mean_of_the_data():
     x = torch.randn(8, 2, generator=seeded())
     assert torch.allclose(exact_velocity(x, torch.tensor(1.0)), x, atol=1e-6)
 
 
-def test_the_exact_flow_ends_on_the_data():
+def test_the_exact_flow_samples_the_data_distribution():
     ends = trajectory(exact_velocity, torch.randn(4096, 2, generator=seeded()), 100)[-1]
     count, spread, lost = blobs(ends)
     assert count > 7.9 and lost < 0.01 and spread == pytest.approx(SPREAD, rel=0.05)
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 1.0])
-def test_the_density_holds_all_the_probability(sigma):
+def test_the_density_integrates_to_one(sigma):
     axis = torch.linspace(-6, 6, 601)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(-1, 2)
     assert log_density(grid, sigma).exp().sum() * 0.02**2 == pytest.approx(1, abs=2e-3)
 
 
-def test_every_step_count_begins_at_the_noise():
+def test_a_trajectory_starts_at_the_noise_and_has_one_state_more_than_steps():
     noise = torch.randn(4, 2, generator=seeded())
     path = trajectory(Net(), noise, 3)
     assert path.shape == (4, 4, 2) and torch.equal(path[0], noise)
 
 
-def test_a_straight_walk_is_straight_and_a_bent_one_is_not():
+def test_straightness_and_detour_of_straight_and_bent_paths():
     straight = torch.linspace(0, 1, 5)[:, None, None] * torch.ones(1, 3, 2)
     bent = torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]], [[1.0, 1.0]]])
     assert straightness(straight) == pytest.approx(0, abs=1e-10) and detour(straight) == pytest.approx(1)
     assert detour(bent) == pytest.approx(math.sqrt(2)) and straightness(bent) == pytest.approx(1)
 
 
-def test_the_distance_of_a_moved_cloud_is_the_way_it_went_seen_edge_on():
+def test_the_distance_to_a_shifted_cloud_is_the_projected_shift():
     cloud = torch.randn(500, 2, generator=seeded())
     assert distance(cloud, cloud) == 0
     assert distance(cloud, cloud + torch.tensor([1.0, 0.0])) == pytest.approx(math.sqrt(0.5), rel=1e-3)
 
 
-def test_blobs_are_counted_by_their_shares():
-    assert blobs(CENTRES) == (pytest.approx(MODES), pytest.approx(0, abs=1e-6), 0.0)
-    assert blobs(CENTRES[:1].repeat(5, 1))[0] == pytest.approx(1)
+def test_blobs_counts_covered_blobs_and_lost_points():
+    assert blobs(CENTERS) == (pytest.approx(MODES), pytest.approx(0, abs=1e-6), 0.0)
+    assert blobs(CENTERS[:1].repeat(5, 1))[0] == pytest.approx(1)
     assert blobs(torch.zeros(3, 2))[2] == 1.0
 
 
-def test_alignment_knows_a_map_that_keeps_directions_from_one_turned_over():
+def test_alignment_is_positive_for_preserved_and_negative_for_reversed_directions():
     noise = torch.randn(1000, 2, generator=seeded())
-    keeps, turns = (lambda x, s: 0.5 * x), (lambda x, s: 1.5 * x)
-    assert align(keeps, noise) > 0.95 and align(turns, noise) < -0.95
+    preserves, reverses = (lambda x, s: 0.5 * x), (lambda x, s: 1.5 * x)
+    assert align(preserves, noise) > 0.95 and align(reverses, noise) < -0.95

@@ -1,6 +1,6 @@
-"""The scenes that pocket is trained on: descriptions, sprites, rendering, tokenizers, batches.
+"""The synthetic training data: scenes and captions, rendering, tokenizers and datasets.
 
-The first world is `world`, `sprites`, `render`, `tokens` and `batches`. The second, in which a seed matters, is
-`nouns`, `emoji`, `chances` and `scenes` (what there is and how often), `captions` (how it is said), `layouts`, `places`
-and `drawing` (what it looks like), `vocabulary` and `stream` (how it reaches the networks).
+The first dataset is in `world`, `sprites`, `render`, `tokens` and `dataset`. The second, whose pictures depend more on
+the seed, is in `nouns`, `emoji`, `chances` and `scenes` (contents and their frequencies), `captions`, `layouts`,
+`places` and `drawing` (rendering), `vocabulary` (tokenizers) and `stream` (batches).
 """

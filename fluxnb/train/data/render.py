@@ -1,8 +1,7 @@
-"""Scenes as pictures, many at a time, on whatever device training runs on.
+"""Batched rendering of scenes on the training device.
 
-`lay_out` decides on the CPU where everything stands, from one random generator, as plain arrays;
-`Renderer` turns those arrays into pictures with a handful of tensor operations. The same layout
-gives the same picture (to rounding) on every device.
+`lay_out` chooses positions, sizes and shades on the CPU with a random generator; `Renderer` draws the layouts with
+tensor operations. The same layout gives the same picture on every device, up to rounding.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import dataclasses
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -24,9 +24,9 @@ from fluxnb.train.data.sprites import load_sprites
 from fluxnb.train.data.world import Scene
 
 SIZE = 128
-ADVANCE, LINE = 14, 22  # pixels of one letter's cell on the sign
+ADVANCE, LINE = 14, 22  # pixels of a letter's cell on the sign
 SIGN_WIDTH, SIGN_HEIGHT = 112, 54
-GLYPH = 2  # the glyph texture is this many times finer than the sign
+GLYPH = 2  # resolution of the glyph textures relative to the sign
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
 
 
@@ -35,12 +35,12 @@ class Layout:
     """Geometry of a batch of scenes; every field has one row per scene.
 
     Attributes:
-        objects: (B, 2) index into `world.NAMES`, -1 where there is none.
-        boxes: (B, 2, 3) centre x, centre y and side of each object, in pixels.
+        objects: (B, 2) index into `world.NAMES`; -1 for no object.
+        boxes: (B, 2, 3) center x, center y and side of each object, in pixels.
         background: (B,) index into `world.BACKGROUNDS`.
         ground: (B, 4) horizon height, hill height, hill phase, shade.
-        sign: (B, 2) centre of the sign in pixels; NaN where there is none.
-        letters: (B, 2, 7) index into `LETTERS`, 0 for a blank; lines are left-aligned here and centred when drawn.
+        sign: (B, 2) center of the sign in pixels; NaN for no sign.
+        letters: (B, 2, 7) index into `LETTERS`, 0 for a blank. Lines are left-aligned here and centered in the picture.
     """
 
     objects: Tensor
@@ -51,7 +51,7 @@ class Layout:
     letters: Tensor
 
     def to(self, device: torch.device | str) -> Layout:
-        """The same layout on a device."""
+        """The layout on a device."""
         return Layout(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
 
     def __getitem__(self, rows: slice | Tensor) -> Layout:
@@ -62,12 +62,12 @@ class Layout:
 
     @staticmethod
     def cat(parts: Sequence[Layout]) -> Layout:
-        """Layouts one after the other."""
+        """Concatenate layouts along the batch."""
         return Layout(*(torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Layout)))
 
 
 def lay_out(scenes: Sequence[Scene], rng: random.Random) -> Layout:
-    """Decide for each scene what its caption leaves open."""
+    """Choose positions, sizes and shades of scenes at random."""
     rows = [_lay_out_one(scene, rng) for scene in scenes]
     objects, boxes, background, ground, sign, letters = zip(*rows, strict=True)
     return Layout(
@@ -84,32 +84,32 @@ _INDEX = {name: index for index, name in enumerate(world.NAMES)}
 _BACKGROUND = {name: index for index, name in enumerate(world.BACKGROUNDS)}
 
 
-def _lay_out_one(scene: Scene, rng: random.Random):
-    around = rng.uniform
+def _lay_out_one(scene: Scene, rng: random.Random) -> tuple[Any, ...]:
+    uniform = rng.uniform
     indices = [_INDEX[name] for name in scene.objects]
     sign = (float("nan"), float("nan"))
-    nowhere = (0.0, 0.0, 1.0)
+    no_box = (0.0, 0.0, 1.0)
     if scene.sign is not None:
-        boxes = [(64 + around(-8, 8), 41 + around(-4, 4), around(66, 78)), nowhere]
-        sign = (64 + around(-4, 4), 96 + around(-2, 2))
+        boxes = [(64 + uniform(-8, 8), 41 + uniform(-4, 4), uniform(66, 78)), no_box]
+        sign = (64 + uniform(-4, 4), 96 + uniform(-2, 2))
     elif len(indices) == 1:
-        side = around(60, 92)
-        boxes = [(64 + around(-18, 18), 70 + around(-10, 10), side), nowhere]
+        side = uniform(60, 92)
+        boxes = [(64 + uniform(-18, 18), 70 + uniform(-10, 10), side), no_box]
     else:
         relation = scene.relation
         if relation in ("above", "below"):
-            boxes = [(64 + around(-18, 18), y + around(-3, 3), around(46, 58)) for y in (33, 94)]
+            boxes = [(64 + uniform(-18, 18), y + uniform(-3, 3), uniform(46, 58)) for y in (33, 94)]
         else:
-            boxes = [(x + around(-4, 4), 70 + around(-14, 14), around(46, 58)) for x in (34, 94)]
+            boxes = [(x + uniform(-4, 4), 70 + uniform(-14, 14), uniform(46, 58)) for x in (34, 94)]
         if relation in ("right of", "below") or (relation == "and" and rng.random() < 0.5):
             boxes.reverse()
-    ground = (around(0.6, 0.76), around(0.01, 0.05), around(0, 6.283), around(-1, 1))
+    ground = (uniform(0.6, 0.76), uniform(0.01, 0.05), uniform(0, 6.283), uniform(-1, 1))
     objects = [*indices, -1][:2]
     return objects, boxes, _BACKGROUND[scene.background], ground, sign, spell(scene.sign)
 
 
 def spell(sign: str | None) -> list[list[int]]:
-    """The words on a sign as (2, 7) indices into `LETTERS`, one word a line."""
+    """The words on a sign as (2, 7) indices into `LETTERS`, one word per line."""
     lines = [[0] * world.SIGN_LETTERS for _ in range(world.SIGN_LINES)]
     for line, word in zip(lines, (sign or "").split(), strict=False):
         line[: len(word)] = [LETTERS.index(letter) for letter in word]
@@ -117,7 +117,7 @@ def spell(sign: str | None) -> list[list[int]]:
 
 
 class Renderer:
-    """Draws layouts as pictures: (B, 3, 128, 128) float32 in [-1, 1].
+    """Render layouts as pictures (B, 3, 128, 128), float32 in [-1, 1].
 
     >>> layout = lay_out([Scene(("fox",), "snow")], random.Random(0))
     >>> Renderer("cpu")(layout).shape
@@ -126,20 +126,20 @@ class Renderer:
 
     def __init__(self, device: torch.device | str):
         sprites = torch.from_numpy(load_sprites()).permute(0, 3, 1, 2).contiguous()
-        sprites[:, :3] *= sprites[:, 3:]  # premultiplied, so that interpolation does not bleed at edges
+        sprites[:, :3] *= sprites[:, 3:]  # premultiplied alpha, so that interpolation does not bleed at edges
         shadow = F.avg_pool2d(F.pad(sprites[:, 3:], (6, 6, 6, 6)), 13, stride=1)
         large = torch.cat((sprites, shadow), 1)
         small = F.interpolate(large, scale_factor=0.5, mode="bilinear", antialias=True)
         self.device = torch.device(device)
         self.large, self.small = large.to(device), small.to(device)
         self.glyphs = torch.from_numpy(_glyphs()).to(device)
-        self.palette = torch.tensor(list(world.COLOURS.values()), device=device) / 255
+        self.palette = torch.tensor(list(world.COLORS.values()), device=device) / 255
         axis = (torch.arange(SIZE, device=device) + 0.5) / SIZE
         self.y, self.x = torch.meshgrid(axis, axis, indexing="ij")
 
     @torch.no_grad()
     def __call__(self, layout: Layout) -> Tensor:
-        """Draw every scene of a layout."""
+        """Render a batch of layouts."""
         layout = layout.to(self.device)
         picture = self._background(layout)
         for slot in range(layout.objects.shape[1]):
@@ -150,12 +150,12 @@ class Renderer:
         background, ground = layout.background, layout.ground[:, :, None, None]
         horizon, hill, phase, shade = ground.unbind(1)
         x, y = self.x[None], self.y[None]
-        colour = self.palette[background.clamp(max=len(world.COLOURS) - 1)][:, :, None, None]
-        plain = colour * (1 + 0.05 * shade[:, None])
+        color = self.palette[background.clamp(max=len(world.COLORS) - 1)][:, :, None, None]
+        plain = color * (1 + 0.05 * shade[:, None])
         vignette = 1.04 - 0.3 * ((x - 0.5) ** 2 + (y - 0.45) ** 2)
         picture = plain * vignette[:, None]
         line = horizon + hill * torch.sin(phase + 5 * x)
-        soft = torch.sigmoid((y - line) * SIZE)[:, None]  # one pixel wide, so that the edge is smooth
+        soft = torch.sigmoid((y - line) * SIZE)[:, None]  # an edge one pixel wide
         depth = ((y - line) / (1 - line)).clamp(0, 1)[:, None]
         height = (y / line).clamp(0, 1)[:, None]
         for place, (top, low, near, far) in _PLACES.items():
@@ -179,9 +179,9 @@ class Renderer:
         return picture.clamp(0, 1)
 
     def _paste(self, picture: Tensor, index: Tensor, box: Tensor) -> Tensor:
-        sample = lambda texture, shift: F.grid_sample(  # noqa: E731
-            texture, self._grid(box + shift, 1.0), align_corners=False, padding_mode="zeros"
-        )
+        def sample(texture: Tensor, shift: Tensor) -> Tensor:
+            return F.grid_sample(texture, self._grid(box + shift), align_corners=False, padding_mode="zeros")
+
         here = (index >= 0).to(picture.dtype)[:, None, None, None]
         textures = torch.where(
             (box[:, 2] < 66)[:, None, None, None],
@@ -197,9 +197,9 @@ class Renderer:
         rows = torch.nonzero(~torch.isnan(layout.sign[:, 0])).squeeze(1)
         if len(rows) == 0:
             return picture
-        centre, letters = layout.sign[rows], layout.letters[rows]
+        center, letters = layout.sign[rows], layout.letters[rows]
         x, y = self.x[None] * SIZE, self.y[None] * SIZE
-        dx, dy = (x - centre[:, :1, None]).abs(), (y - centre[:, 1:, None]).abs()
+        dx, dy = (x - center[:, :1, None]).abs(), (y - center[:, 1:, None]).abs()
         corner = 7.0
         outside = torch.hypot((dx - SIGN_WIDTH / 2 + corner).clamp(min=0), (dy - SIGN_HEIGHT / 2 + corner).clamp(min=0))
         board = (corner + 0.5 - outside).clamp(0, 1)[:, None]
@@ -208,7 +208,7 @@ class Renderer:
         cream = torch.tensor((0.99, 0.97, 0.90), device=self.device)[None, :, None, None]
         drawn = picture[rows] * (1 - board) + wood * board
         drawn = drawn * (1 - paper) + cream * paper
-        count = (letters > 0).sum(-1)  # letters in each line
+        count = (letters > 0).sum(-1)  # letters per line
         lines = (count > 0).sum(-1)
         ink = torch.zeros_like(paper)
         for line in range(letters.shape[1]):
@@ -216,7 +216,7 @@ class Renderer:
             texture = texture.permute(0, 2, 1, 3).flatten(2)[:, None]
             shift_x = (world.SIGN_LETTERS - count[:, line]) * ADVANCE / 2
             shift_y = (line - (lines - 1) / 2) * LINE
-            box = torch.stack((centre[:, 0] + shift_x, centre[:, 1] + shift_y), 1)
+            box = torch.stack((center[:, 0] + shift_x, center[:, 1] + shift_y), 1)
             width, height = world.SIGN_LETTERS * ADVANCE, LINE
             theta = torch.zeros(len(rows), 2, 3, device=self.device)
             theta[:, 0, 0], theta[:, 1, 1] = SIZE / width, SIZE / height
@@ -227,7 +227,7 @@ class Renderer:
         drawn = drawn * (1 - ink) + torch.tensor((0.16, 0.11, 0.10), device=self.device)[None, :, None, None] * ink
         return picture.index_copy(0, rows, drawn)
 
-    def _grid(self, box: Tensor, aspect: float) -> Tensor:
+    def _grid(self, box: Tensor) -> Tensor:
         theta = torch.zeros(len(box), 2, 3, device=box.device)
         theta[:, 0, 0] = theta[:, 1, 1] = SIZE / box[:, 2]
         theta[:, 0, 2] = (SIZE / 2 - box[:, 0]) * 2 / box[:, 2]
@@ -247,9 +247,9 @@ _PLACES = {
 
 
 def _glyphs() -> np.ndarray:
-    """Each letter's coverage in its cell: (27, LINE, ADVANCE) at GLYPH times the resolution; the first is blank.
+    """Coverage of each letter's cell, (27, GLYPH * LINE, GLYPH * ADVANCE); the first is blank.
 
-    DejaVu Sans Mono Bold, which matplotlib ships: every letter takes the same width.
+    The font is DejaVu Sans Mono Bold, which ships with matplotlib. Its letters have equal widths.
     """
     face = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSansMono-Bold.ttf"
     font = ImageFont.truetype(str(face), int(ADVANCE * GLYPH * 1.66))

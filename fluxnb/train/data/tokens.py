@@ -1,7 +1,7 @@
-"""The two tokenizers, of the classes that FLUX uses, with the vocabulary of this small world.
+"""Tokenizers of the same classes as FLUX's, with the vocabulary of the synthetic captions.
 
-Known words are one token each; a word that the vocabulary lacks falls apart into characters, so
-that a sign can say anything. Both fold case.
+Each word of the vocabulary is one token. Other words are split into characters, so that a sign can show any word.
+Both tokenizers ignore case.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ CHARACTERS = string.ascii_lowercase + string.digits + "\"',.!?-:;()&+#/"
 
 
 def words() -> list[str]:
-    """Every word that a caption uses outside a sign, sorted."""
-    spoken = {"and", "next"}
+    """All words of captions outside signs, sorted."""
+    vocabulary = {"and", "next"}
     for name in world.NAMES:
-        spoken |= {name, "a", "an", "the"}
+        vocabulary |= {name, "a", "an", "the"}
     for background in world.BACKGROUNDS:
-        spoken |= set(world.where_words(background).split())
-    spoken |= set("left of right of above over below under to the in front of wall holding sign that says".split())
-    return sorted(word for word in spoken if len(word) > 1 or word == "a")
+        vocabulary |= set(world.background_words(background).split())
+    vocabulary |= set("left of right of above over below under to the in front of wall holding sign that says".split())
+    return sorted(word for word in vocabulary if len(word) > 1 or word == "a")
 
 
 def t5_tokenizer(length: int) -> T5Tokenizer:
-    """Unigram: a known word outscores its letters."""
+    """A unigram tokenizer in which a known word scores higher than its characters."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -4.0)]
     pieces += [(f"▁{word}", -3.0) for word in words()]
     pieces += [(character, -6.0) for character in CHARACTERS]
@@ -39,7 +39,7 @@ def t5_tokenizer(length: int) -> T5Tokenizer:
 
 
 def clip_tokenizer(length: int) -> CLIPTokenizer:
-    """Byte-pair encoding whose merges build each known word from left to right."""
+    """A byte-pair encoding whose merges build each known word from left to right."""
     vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "<unk>": 2}
     for character in CHARACTERS:
         vocabulary[character] = len(vocabulary)
@@ -56,26 +56,29 @@ def clip_tokenizer(length: int) -> CLIPTokenizer:
 
 
 class Tokens:
-    """Captions as the two id tables that the encoders take, each (N, length)."""
+    """Tokenize captions for both text encoders.
+
+    >>> clip_ids, t5_ids = Tokens.of(sizes)(["a fox in the snow"])  # doctest: +SKIP
+    """
 
     def __init__(self, clip: CLIPTokenizer, t5: T5Tokenizer):
         self.clip, self.t5, self.length = clip, t5, t5.model_max_length
 
     @staticmethod
     def of(sizes: Sizes) -> Tokens:
-        """The tokenizers of the world."""
+        """The tokenizers for networks of these sizes."""
         return Tokens(clip_tokenizer(sizes.text_tokens), t5_tokenizer(sizes.text_tokens))
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """CLIP's and T5's ids, padded."""
+        """Padded token ids of CLIP and of T5, (N, length) each."""
         options = {"padding": "max_length", "max_length": self.length, "truncation": True}
-        options |= {"return_attention_mask": False}  # nobody reads it, and it takes as long to make as the ids
-        clip, t5 = (torch.tensor(names(captions, **options).input_ids) for names in (self.clip, self.t5))
+        options |= {"return_attention_mask": False}  # unused, and it takes as long as the ids
+        clip, t5 = (torch.tensor(tokenizer(captions, **options).input_ids) for tokenizer in (self.clip, self.t5))
         return clip, t5
 
 
 def _case_folding() -> bytes:
-    """SentencePiece's table that folds case, taken from a model trained on nothing much for its sake alone."""
+    """SentencePiece's table of case folding, taken from a minimal model that is trained only for it."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 

@@ -1,7 +1,7 @@
-"""The world that pocket draws: objects on backgrounds, related to each other or holding a sign.
+"""Scenes of pocket's training data: objects on backgrounds, with a relation between two objects or with a sign.
 
-A `Scene` is everything that a caption may say. Where exactly things stand, how large they are and
-what shade the sky has is left to the renderer and is what a seed decides.
+A `Scene` holds what a caption can describe. Exact positions, sizes and shades are chosen at random by the layout, and
+are what different seeds change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Literal
 
-#: name of the object -> code points of its emoji, which is also the file name in the source package.
+#: name of the object -> code points of its emoji, which are the file name in the source package.
 OBJECTS: dict[str, str] = {
     name: "-".join(f"{ord(sign):x}" for sign in emoji)
     for name, emoji in (
@@ -38,7 +38,7 @@ OBJECTS: dict[str, str] = {
 NAMES: tuple[str, ...] = tuple(OBJECTS)
 
 #: plain backgrounds, sRGB.
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 68, 66),
     "orange": (242, 150, 56),
     "yellow": (246, 212, 84),
@@ -50,7 +50,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "gray": (146, 150, 156),
     "white": (244, 244, 242),
 }
-#: places and the words that put something there.
+#: places and their words in a caption.
 PLACES: dict[str, str] = {
     "snow": "in the snow",
     "meadow": "in a meadow",
@@ -59,12 +59,12 @@ PLACES: dict[str, str] = {
     "sunset": "at sunset",
     "water": "under water",
 }
-BACKGROUNDS: tuple[str, ...] = (*COLOURS, *PLACES)
+BACKGROUNDS: tuple[str, ...] = (*COLORS, *PLACES)
 
 Relation = Literal["left of", "right of", "above", "below", "and"]
 RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below", "and")
 
-#: a sign has two lines of seven letters.
+#: size of a sign: two lines of seven letters.
 SIGN_LINES, SIGN_LETTERS = 2, 7
 SIGN_WORDS: tuple[str, ...] = tuple(
     (
@@ -86,13 +86,13 @@ SIGN_WORDS: tuple[str, ...] = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a picture shows, as far as words can say it.
+    """The content of a picture, as a caption can describe it.
 
     Attributes:
-        objects: one name, or two.
+        objects: one or two of `NAMES`.
         background: one of `BACKGROUNDS`.
-        relation: how the first of two objects stands to the second; None for one object.
-        sign: the words on the sign that the one object holds; None without a sign.
+        relation: position of the first object relative to the second; None for one object.
+        sign: the words on a sign held by the only object; None for no sign.
 
     >>> Scene(("fox",), "snow").caption()
     'a fox in the snow'
@@ -105,33 +105,33 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether any of its combinations belongs to the tenth that training never shows."""
+        """Whether any of its combinations is excluded from training."""
         pairs = [(name, self.background) for name in self.objects]
         if len(self.objects) == 2:
             pairs.append(tuple(sorted(self.objects)))  # type: ignore[arg-type]
         return any(is_held_out(*pair) for pair in pairs)
 
-    def caption(self, rng: random.Random | None = None, *, say_background: bool = True) -> str:
-        """The scene in words: the plainest ones, or with `rng` one of several ways to say the same."""
+    def caption(self, rng: random.Random | None = None, *, with_background: bool = True) -> str:
+        """The standard caption of the scene, or with `rng` a random paraphrase of it."""
         things = [with_article(name, rng) for name in self.objects]
-        where = where_words(self.background, rng) if say_background else ""
+        where = background_words(self.background, rng) if with_background else ""
         if self.sign is not None:
             quote = '"' if rng is not None and rng.random() < 0.15 else ""
-            says = f"holding a sign that says {quote}{self.sign}{quote}"
-            return " ".join(filter(None, (things[0], where, says)))
-        said = things[0] if len(things) == 1 else f"{things[0]} {relation_words(self.relation, rng)} {things[1]}"
+            sign = f"holding a sign that says {quote}{self.sign}{quote}"
+            return " ".join(filter(None, (things[0], where, sign)))
+        subject = things[0] if len(things) == 1 else f"{things[0]} {relation_words(self.relation, rng)} {things[1]}"
         if where and rng is not None and rng.random() < 0.1:
-            return f"{where}, {said}"
-        return " ".join(filter(None, (said, where)))
+            return f"{where}, {subject}"
+        return " ".join(filter(None, (subject, where)))
 
 
 def is_held_out(one: str, other: str) -> bool:
-    """A fixed tenth of all combinations, chosen by checksum so that it never depends on an order or a seed."""
+    """Whether a combination is in the held-out tenth; decided by a checksum, independent of order and seed."""
     return zlib.crc32(f"{one}+{other}".encode()) % 10 == 0
 
 
 def with_article(name: str, rng: random.Random | None = None) -> str:
-    """A name with its article, or with `rng` sometimes another or none."""
+    """A name with its indefinite article; with `rng`, in a fifth of the cases with `the` or without an article."""
     if rng is not None and (dice := rng.random()) < 0.2:
         return name if dice < 0.1 else f"the {name}"
     if name in ("grapes", "cherries", "fries", "scissors"):
@@ -139,17 +139,17 @@ def with_article(name: str, rng: random.Random | None = None) -> str:
     return f"{'an' if name[0] in 'aeio' else 'a'} {name}"
 
 
-def where_words(background: str, rng: random.Random | None = None) -> str:
-    """The words that put something before a background."""
+def background_words(background: str, rng: random.Random | None = None) -> str:
+    """The words of a caption for a background."""
     if background in PLACES:
         return PLACES[background]
     variants = (f"on a {background} background", f"on {background}", f"in front of a {background} wall")
-    spoken = variants[0] if rng is None else rng.choices(variants, (6, 3, 1))[0]
-    return spoken.replace("a orange", "an orange")
+    words = variants[0] if rng is None else rng.choices(variants, (6, 3, 1))[0]
+    return words.replace("a orange", "an orange")
 
 
 def relation_words(relation: Relation | None, rng: random.Random | None = None) -> str:
-    """How the first of two things stands to the second, in words."""
+    """The words of a caption for the relation of two objects."""
     variants = {
         "left of": ("left of", "to the left of"),
         "right of": ("right of", "to the right of"),
@@ -161,7 +161,7 @@ def relation_words(relation: Relation | None, rng: random.Random | None = None) 
 
 
 def sign_words(rng: random.Random) -> str:
-    """One or two words for a sign: mostly real ones, else letters at random, so that any word can be spelled."""
+    """One or two random words for a sign: 65 % from `SIGN_WORDS`, and random letters, so that any word can occur."""
 
     def word() -> str:
         if rng.random() < 0.65:
@@ -174,7 +174,7 @@ def sign_words(rng: random.Random) -> str:
 
 
 def draw_scene(rng: random.Random, *, held_out: bool | None = False) -> Scene:
-    """A scene at random; `held_out` False, True or None (either) says which combinations are allowed."""
+    """A random scene; `held_out` selects the allowed combinations: False, True or None for both."""
     while True:
         background = rng.choice(BACKGROUNDS)
         kind = rng.random()
@@ -190,8 +190,8 @@ def draw_scene(rng: random.Random, *, held_out: bool | None = False) -> Scene:
 
 
 def draw_captioned(rng: random.Random, count: int, *, held_out: bool | None = False) -> Iterator[tuple[Scene, str]]:
-    """Scenes with one way of saying each; the background goes unsaid in a sixth, in a third where there is a sign."""
+    """Yield random scenes with a paraphrased caption; 15 % of captions (35 % with a sign) omit the background."""
     for _ in range(count):
         scene = draw_scene(rng, held_out=held_out)
-        silent = rng.random() < (0.35 if scene.sign is not None else 0.15)
-        yield scene, scene.caption(rng, say_background=not silent)
+        omitted = rng.random() < (0.35 if scene.sign is not None else 0.15)
+        yield scene, scene.caption(rng, with_background=not omitted)

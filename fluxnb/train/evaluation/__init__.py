@@ -1,1 +1,1 @@
-"""How good a pocket model is: what is measured, with intervals, against which targets."""
+"""Evaluation of pocket models: sampling, measurements with confidence intervals, and acceptance targets."""

@@ -1,7 +1,7 @@
-"""Two readers beside the judge: one that was never trained, and one that says where an object stands.
+"""Readers of pictures beside the judge: features of random filters, and the position and size of an object.
 
-A distance in the judge's features alone could be the judge's taste. `Untrained` knows nothing of objects, of the
-latents or of the teacher that a student's critic is made of, so that an order both agree on is one of pictures.
+A distance in the judge's features alone could reflect a bias of the judge. `RandomFeatures` are independent of
+objects, of the latents and of the teacher on which a student's critic is built.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from fluxnb.train.data.render import SIZE, Renderer, lay_out
 from fluxnb.train.data.world import BACKGROUNDS, NAMES, Scene
-from fluxnb.train.evaluation.judge import Judge
+from fluxnb.train.networks.judge import Judge
 
 
-class Untrained:
-    """Features (B, 128) of pictures from a network of fixed random filters: the mean and spread of 64 responses.
+class RandomFeatures:
+    """Features (B, 128) of pictures: mean and standard deviation of 64 responses of a random convolutional network.
 
-    Strided convolutions with weights drawn once from a seed; random filters keep colour, edges and texture at
-    four scales. The weights are float32 from a CPU generator, so they are the same on every device.
+    The filters of the four strided layers respond to color, edges and texture at four scales. Their weights are
+    float32 from a CPU generator with a fixed seed, and so equal on every device.
     """
 
     def __init__(self, device: torch.device | str):
@@ -44,13 +44,13 @@ class Untrained:
         return torch.cat(rows)
 
 
-class Places:
-    """Where the one object of a picture stands and how large it is: centre x, centre y and side in pixels, (B, 3).
+class BoxReader:
+    """Position and size of the only object of a picture: center x, center y and side in pixels, (B, 3).
 
-    Linear all the way, fitted in closed form to renders: from the judge's 16 x 16 grid of features to how much each
-    cell is covered, and from the covered cells' centre and extent to the box. A sprite need not fill its box, so a
-    reading has an offset of its own for each object. `fit` holds the squared correlation of each with the truth
-    among fresh renders of one and the same object.
+    Two linear maps, fitted in closed form to renders: from the judge's 16 x 16 feature grid to the coverage of each
+    cell, and from center and extent of the covered cells to the box. A sprite need not fill its box, so each object
+    has a constant offset. `fit` holds the squared correlation of each coordinate with its true value on new renders of
+    the same object.
     """
 
     def __init__(self, judge: Judge, renderer: Renderer, count: int = 512, ridge: float = 1e-2):
@@ -60,23 +60,23 @@ class Places:
         near_x = ((axis[None] - boxes[:, :1]).abs() < boxes[:, 2:] / 2)[:, None, :]
         near_y = ((axis[None] - boxes[:, 1:2]).abs() < boxes[:, 2:] / 2)[:, :, None]
         inside = (near_x & near_y).flatten().float()
-        cells = _with_one(grid.flatten(0, 2))
-        self.cover = _solve(cells, inside[:, None], ridge)
-        self.box = _solve(_with_one(self._extent(grid)), boxes, 1e-6)
+        cells = _with_bias(grid.flatten(0, 2))
+        self.cover = _ridge_regression(cells, inside[:, None], ridge)
+        self.box = _ridge_regression(_with_bias(self._extent(grid)), boxes, 1e-6)
         many = max(2, count // 32)
         few = _single_objects(8, random.Random("places, checked"))
         grid, boxes = _grids_of_renders(judge, renderer, [scene for scene in few for _ in range(many)])
         read, true = (rows.view(8, many, 3) for rows in (self._boxes(grid), boxes))
         read, true = read - read.mean(1, keepdim=True), true - true.mean(1, keepdim=True)
-        agree = (read * true).sum((0, 1)).square() / (read.square().sum((0, 1)) * true.square().sum((0, 1)))
-        self.fit = dict(zip(("x", "y", "size"), agree.tolist(), strict=True))
+        correlation = (read * true).sum((0, 1)).square() / (read.square().sum((0, 1)) * true.square().sum((0, 1)))
+        self.fit = dict(zip(("x", "y", "size"), correlation.tolist(), strict=True))
 
     def __call__(self, pictures: Tensor, batch: int = 512) -> Tensor:
         """(B, 3, 128, 128) to (B, 3)."""
         return torch.cat([self._boxes(_grid(self.judge, part)) for part in pictures.split(batch)])
 
     def _extent(self, grid: Tensor) -> Tensor:
-        covered = (_with_one(grid) @ self.cover).squeeze(-1).clamp(0, 1)
+        covered = (_with_bias(grid) @ self.cover).squeeze(-1).clamp(0, 1)
         axis = (torch.arange(16, device=grid.device) + 0.5) * SIZE / 16
         mass = covered.sum((1, 2)).clamp(min=1e-3)
         x, y = (covered.sum(1) * axis).sum(1) / mass, (covered.sum(2) * axis).sum(1) / mass
@@ -84,7 +84,7 @@ class Places:
         return torch.stack((x, y, mass.sqrt(), spread), 1)
 
     def _boxes(self, grid: Tensor) -> Tensor:
-        return _with_one(self._extent(grid)) @ self.box
+        return _with_bias(self._extent(grid)) @ self.box
 
 
 @torch.no_grad()
@@ -102,12 +102,12 @@ def _grids_of_renders(judge: Judge, renderer: Renderer, scenes: list[Scene]) -> 
     return torch.cat(grids), layout.boxes[:, 0].to(renderer.device)
 
 
-def _with_one(rows: Tensor) -> Tensor:
+def _with_bias(rows: Tensor) -> Tensor:
     return F.pad(rows, (0, 1), value=1.0)
 
 
-def _solve(rows: Tensor, wanted: Tensor, ridge: float) -> Tensor:
-    rows, wanted = rows.double(), wanted.double()
+def _ridge_regression(rows: Tensor, target: Tensor, ridge: float) -> Tensor:
+    rows, target = rows.double(), target.double()
     square = rows.T @ rows
     square += ridge * len(rows) / len(square) * torch.eye(len(square), device=rows.device, dtype=rows.dtype)
-    return torch.linalg.solve(square, rows.T @ wanted).float()
+    return torch.linalg.solve(square, rows.T @ target).float()

@@ -1,1 +1,1 @@
-"""The networks of a pocket pipeline and the critic that distillation trains against."""
+"""The networks of a pocket pipeline, the judge that evaluates its pictures and the critic of the distillation."""

@@ -1,4 +1,4 @@
-"""The networks of a pocket pipeline, of the classes that FLUX.1 is made of, from `Sizes`."""
+"""Untrained networks of a pocket pipeline, of the same classes as FLUX.1's, in the sizes of a `Sizes`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fluxnb.train.data.tokens import clip_tokenizer, t5_tokenizer
 
 
 def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
-    """f8 with 16 channels; the two 1x1 convolutions are there so that `whiten` can be folded into them exactly."""
+    """An autoencoder that downsamples by 8 to 16 channels; `whiten` is folded into its two 1x1 convolutions."""
     depth = len(sizes.vae_channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * depth,
@@ -31,21 +31,25 @@ def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
 
 @torch.no_grad()
 def whiten(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """Fold z -> (z - mean) / std per latent channel into the 1x1 convolutions: same pictures, unit latents.
+    """Normalize each latent channel to mean 0 and variance 1 by changing the 1x1 convolutions; pictures stay the same.
 
-    A rectified flow starts from unit noise and assumes data of unit variance; one scaling factor for
-    all channels would leave them uneven.
+    A rectified flow starts from unit noise and works best with data of unit variance. A single scaling factor for all
+    channels would leave their variances unequal.
+
+    Args:
+        vae: the autoencoder, changed in place.
+        mean, std: the current moments of each latent channel, (16,).
     """
     channels = len(mean)
     vae.quant_conv.weight[:channels] /= std[:, None, None, None]
     vae.quant_conv.bias[:channels] = (vae.quant_conv.bias[:channels] - mean) / std
-    vae.quant_conv.bias[channels:] -= 2 * std.log()  # the log variances, of the same posterior
+    vae.quant_conv.bias[channels:] -= 2 * std.log()  # log variances of the same posterior
     vae.post_quant_conv.bias += (vae.post_quant_conv.weight[:, :, 0, 0] * mean).sum(1)
     vae.post_quant_conv.weight *= std[None, :, None, None]
 
 
 def build_transformer(sizes: Sizes) -> FluxTransformer2DModel:
-    """FLUX's transformer, zero-initialised where DiT says so (adaLN-Zero, 2212.09748); diffusers leaves that to us."""
+    """FLUX's transformer with the zero initialization of adaLN-Zero (DiT, 2212.09748), absent from diffusers."""
     model = FluxTransformer2DModel(
         in_channels=4 * sizes.latent_channels,
         num_layers=sizes.double_blocks,
@@ -68,7 +72,7 @@ def build_transformer(sizes: Sizes) -> FluxTransformer2DModel:
 
 
 def build_text_encoder(sizes: Sizes, vocabulary: int) -> CLIPTextModel:
-    """CLIP's text model, of which FLUX uses the pooled vector alone."""
+    """CLIP's text model; FLUX uses its pooled vector only."""
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=sizes.pooled_width,
@@ -78,14 +82,14 @@ def build_text_encoder(sizes: Sizes, vocabulary: int) -> CLIPTextModel:
         num_attention_heads=sizes.pooled_width // 32,
         max_position_embeddings=sizes.text_tokens,
         bos_token_id=0,
-        eos_token_id=1,  # any but 2, which transformers reads as the old way of pooling
+        eos_token_id=1,  # not 2, which selects an older pooling rule in transformers
         pad_token_id=1,
     )
     return CLIPTextModel(config)
 
 
 def build_text_encoder_2(sizes: Sizes, vocabulary: int) -> T5EncoderModel:
-    """T5's encoder, one vector a token."""
+    """T5's encoder; FLUX uses one vector per token."""
     config = T5Config(
         vocab_size=vocabulary,
         d_model=sizes.text_width,
@@ -102,12 +106,12 @@ def build_text_encoder_2(sizes: Sizes, vocabulary: int) -> T5EncoderModel:
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """schnell's: Euler, no shift."""
+    """FLUX.1-schnell's scheduler: Euler steps without a shift."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
 
 def build_pipeline_parts(sizes: Sizes) -> dict[str, object]:
-    """All that `FluxPipeline(**parts)` takes, untrained."""
+    """The untrained components of a `FluxPipeline`, by argument name."""
     tokenizer, tokenizer_2 = clip_tokenizer(sizes.text_tokens), t5_tokenizer(sizes.text_tokens)
     return {
         "scheduler": build_scheduler(),
@@ -120,6 +124,6 @@ def build_pipeline_parts(sizes: Sizes) -> dict[str, object]:
     }
 
 
-def count(module: nn.Module) -> int:
-    """How many parameters a network has."""
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters of a network."""
     return sum(parameter.numel() for parameter in module.parameters())

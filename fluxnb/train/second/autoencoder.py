@@ -14,12 +14,12 @@ from torch import Tensor
 from fluxnb.train.data.drawing import Renderer
 from fluxnb.train.data.layouts import Layout
 from fluxnb.train.data.stream import draw_chunks
-from fluxnb.train.networks.build import count, whiten
+from fluxnb.train.networks.build import count_parameters, whiten
 from fluxnb.train.second.config import Preset, Shape
 from fluxnb.train.second.networks import build_autoencoder
-from fluxnb.train.stages.loop import Average, Log, Pace, Rank, step_with
-from fluxnb.train.stages.objective import picture_loss
-from fluxnb.train.stages.optimisers import adamw
+from fluxnb.train.stages.loop import Average, Log, Pace, Rank, optimizer_step
+from fluxnb.train.stages.losses import picture_loss
+from fluxnb.train.stages.optimizers import make_adamw
 
 KL = 2e-5  # of the mean KL beside a mean error: keeps the latents smooth, costs no picture quality
 FRESH = 990_000  # seed of the scenes that no training sees
@@ -35,14 +35,14 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
     order = torch.channels_last if cuda else torch.contiguous_format
     renderer = Renderer(rank.device)
     vae = build_autoencoder(preset.sizes).to(rank.device, memory_format=order)
-    rank.same_weights(vae)
-    adam, average = adamw(list(vae.parameters()), schedule.learning_rate, (0.9, 0.99)), Average(vae, schedule.ema)
+    rank.broadcast_weights(vae)
+    adam, average = make_adamw(list(vae.parameters()), schedule.learning_rate, (0.9, 0.99)), Average(vae, schedule.ema)
     shapes = [
         (Shape(large, large, 0.75), schedule.scenes * 3 // 4),
         (Shape(little, little, 0.25), schedule.scenes // 4),
     ]
     tables = [draw_pictures(renderer, shape, n, 1000 + rank.index, preset) for shape, n in shapes]
-    log(parameters=count(vae), scenes=[len(table) for table in tables])
+    log(parameters=count_parameters(vae), scenes=[len(table) for table in tables])
 
     def loss_of(pictures: Tensor) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
@@ -60,7 +60,7 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
         rows = torch.randint(len(table), (batch,), generator=chosen, device=rank.device)
         loss = loss_of((table[rows].float() / 127.5 - 1).contiguous(memory_format=order))
         loss.backward()
-        norm = step_with(vae, adam, pace.rate(iteration), rank)
+        norm = optimizer_step(vae, adam, pace.rate(iteration), rank)
         average.update()
         if iteration % 100 == 0:
             log(iteration=iteration, total=pace.total, loss=loss.item(), norm=float(norm), seconds=pace.seconds())
@@ -73,7 +73,7 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
         figures = check(vae, renderer, preset, 2048 if cuda else 16)
         log(iterations=pace.total, seconds=pace.seconds(), **figures)
         vae.save_pretrained(out / "vae")
-    rank.share(0.0)  # the others wait for the file
+    rank.broadcast(0.0)  # the others wait for the file
     return vae
 
 

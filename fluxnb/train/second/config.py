@@ -88,7 +88,7 @@ POCKET = Preset(
         scenes=500_000,
         ema=0.9995,
         optimizer="muon",
-        muon_times=3.0,
+        muon_lr_ratio=3.0,
         validation=2048,
         validate_every=1000,
     ),

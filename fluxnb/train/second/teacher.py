@@ -26,13 +26,12 @@ from fluxnb.train.config import Schedule
 from fluxnb.train.data.drawing import Renderer
 from fluxnb.train.data.stream import draw_chunks
 from fluxnb.train.data.vocabulary import Tokens
-from fluxnb.train.networks.build import count
+from fluxnb.train.networks.build import count_parameters
 from fluxnb.train.second.autoencoder import FRESH, encode
 from fluxnb.train.second.config import Preset, Shape
 from fluxnb.train.second.networks import Denoiser, build_denoiser, load_denoiser, save_denoiser
-from fluxnb.train.stages.loop import Average, Log, Pace, Rank, step_with
-from fluxnb.train.stages.muon import Muon
-from fluxnb.train.stages.optimisers import BLOCKS, DECAY, MuonAndAdamW, adamw
+from fluxnb.train.stages.loop import Average, Log, Pace, Rank, optimizer_step
+from fluxnb.train.stages.optimizers import BLOCKS, DECAY, Muon, MuonAndAdamW, make_adamw
 
 SHIFT = 1.6  # of the noise levels at 64 tokens, FLUX's own; it grows with the square root of the tokens (2403.03206)
 UNIFORM = (
@@ -78,16 +77,16 @@ def train_teacher(
     model = (
         (build_denoiser(preset.sizes) if start is None else load_denoiser(preset.sizes, start)).train().to(rank.device)
     )
-    rank.same_weights(model)
+    rank.broadcast_weights(model)
     optimiser = _optimiser(model, schedule)
     vae = AutoencoderKL.from_pretrained(out / "vae").to(rank.device).eval()
     renderer = Renderer(rank.device)
     tables = cache(vae, renderer, preset, schedule.scenes, seed=3000 + rank.index)
     checked = cache(vae, renderer, preset, schedule.validation, seed=FRESH, workers=1) if rank.first else []
     nothing = tuple(ids.to(rank.device, torch.int16) for ids in Tokens.of(preset.sizes)([""]))
-    average = Average(model, schedule.ema, known=start is not None)
+    average = Average(model, schedule.ema, pretrained=start is not None)
     log(
-        parameters={name: count(part) for name, part in model.named_children()},
+        parameters={name: count_parameters(part) for name, part in model.named_children()},
         cached={f"{t.shape.height}x{t.shape.width}": len(t.latents) for t in tables},
         latent_std=float(tables[0].latents[:4096].float().std()),
         cache_seconds=time.perf_counter() - began,
@@ -106,7 +105,7 @@ def train_teacher(
         batch = next(batches)
         loss = loss_of(batch).mean()
         loss.backward()
-        norm = step_with(model, optimiser, pace.rate(iteration), rank)
+        norm = optimizer_step(model, optimiser, pace.rate(iteration), rank)
         average.update()
         running, pictures = running + loss.detach(), pictures + len(batch.sigmas) * rank.world
         if (iteration + 1) % 100 == 0:
@@ -137,8 +136,8 @@ def _optimiser(model: Denoiser, schedule: Schedule) -> MuonAndAdamW:
     """Muon for the matrices of the blocks, AdamW for everything else."""
     named = dict(model.named_parameters())
     inside = {name: p for name, p in named.items() if name.startswith(BLOCKS) and p.ndim == 2}
-    rest = adamw([p for name, p in named.items() if name not in inside], schedule.learning_rate, (0.9, 0.98))
-    return MuonAndAdamW(Muon(inside.values(), weight_decay=DECAY), rest, schedule.muon_times)
+    rest = make_adamw([p for name, p in named.items() if name not in inside], schedule.learning_rate, (0.9, 0.98))
+    return MuonAndAdamW(Muon(inside.values(), weight_decay=DECAY), rest, schedule.muon_lr_ratio)
 
 
 def _compile(model: Denoiser, dynamic: bool) -> None:
@@ -174,7 +173,7 @@ def warm(preset: Preset, rank: Rank, compiled: str) -> None:
             began = time.perf_counter()
             with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
                 flow_loss(model, batch).mean().backward()
-            step_with(model, optimiser, 0.0, rank)
+            optimizer_step(model, optimiser, 0.0, rank)
             if cuda:
                 torch.cuda.synchronize()
             seconds.append(round(time.perf_counter() - began, 4))

@@ -1,1 +1,1 @@
-"""The training stages: autoencoder, teacher, pairs, reflow, student, and the loop that they share."""
+"""The training stages: autoencoder, judge, teacher, pairs, reflow, student and ship, and the parts they share."""

@@ -1,4 +1,4 @@
-"""Train the autoencoder on scenes as they are drawn: for latents of its own, made unit, or for those of another."""
+"""Train the autoencoder on renders: with latents of its own, or with the latents of another autoencoder."""
 
 from __future__ import annotations
 
@@ -11,40 +11,46 @@ from torch import Tensor
 
 from fluxnb.errors import StorageError
 from fluxnb.train.config import Preset
-from fluxnb.train.data.batches import batches, draw_layouts
+from fluxnb.train.data.dataset import batches, draw_layouts
 from fluxnb.train.data.render import Layout, Renderer
-from fluxnb.train.evaluation.measure import gradient_energy
+from fluxnb.train.metrics import gradient_energy, psnr
 from fluxnb.train.networks.build import build_autoencoder, whiten
-from fluxnb.train.networks.files import find_autoencoder
-from fluxnb.train.stages.loop import Average, Log, Pace, Rank, descend
-from fluxnb.train.stages.objective import picture_loss
-from fluxnb.train.stages.optimisers import optimiser
+from fluxnb.train.networks.denoiser import find_autoencoder
+from fluxnb.train.stages.loop import Average, Log, Pace, Rank, backward_and_step
+from fluxnb.train.stages.losses import picture_loss
+from fluxnb.train.stages.optimizers import make_optimizer
 
-KL = 2e-5  # of the mean KL beside a mean error: keeps the latents smooth, costs no picture quality
-SPREAD = 0.01  # of the log variances' error, which span some units where the latents span one
-FRESH = 990_000  # seed of the scenes that no training sees
+KL_WEIGHT = 2e-5  # of the mean KL divergence; keeps the latents smooth without a cost in picture quality
+LOGVAR_WEIGHT = 0.01  # of the error of log variances, whose range is several times that of the latents
+HELD_OUT_SEED = 990_000  # seed of scenes that no training uses
 
 
 def train_autoencoder(preset: Preset, out: Path, rank: Rank, like: Path | None = None) -> AutoencoderKL:
-    """Returns the averaged autoencoder and saves it under `out`.
+    """Train an autoencoder, save its averaged weights to `out` and return it.
 
-    `like` is a folder with another one, a run's or a shipped one's: its latents are learned, so that what was trained
-    on them stays right, with an encoder and a decoder of the preset's widths. Without it, latents are whitened.
+    Args:
+        preset: sizes and schedule.
+        out: folder of the run.
+        rank: this process.
+        like: a run's folder or a shipped folder whose autoencoder defines the latents. The new encoder learns the same
+            latents with the preset's widths, so that a transformer trained on them stays valid. Without it, the
+            latents are new and are whitened at the end.
     """
     schedule = preset.autoencoder
     torch.manual_seed(rank.index)
     log = Log(out / "autoencoder.jsonl", rank)
-    theirs = None if like is None else open_autoencoder(like).requires_grad_(False).to(rank.device)
+    reference = None if like is None else open_autoencoder(like).requires_grad_(False).to(rank.device)
     layouts, _ = draw_layouts(schedule.scenes, seed=1000 + rank.index)
     layouts = layouts.to(rank.device)
     renderer = Renderer(rank.device)
     vae = build_autoencoder(preset.sizes).to(rank.device, memory_format=torch.channels_last)
-    rank.same_weights(vae)
-    adam, average, pace = optimiser(vae, schedule, betas=(0.9, 0.99)), Average(vae, schedule.ema), Pace(schedule, rank)
+    rank.broadcast_weights(vae)
+    adam = make_optimizer(vae, schedule, betas=(0.9, 0.99))
+    average, pace = Average(vae, schedule.ema), Pace(schedule, rank)
 
     def loss_of(pictures: Tensor) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=rank.device.type == "cuda"):
-            return own_latents(vae, pictures) if theirs is None else others_latents(vae, theirs, pictures)
+            return vae_loss(vae, pictures) if reference is None else matching_loss(vae, reference, pictures)
 
     step = torch.compile(loss_of) if rank.device.type == "cuda" else loss_of
     generator = torch.Generator(rank.device).manual_seed(rank.index)
@@ -52,109 +58,108 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank, like: Path | None =
     for iteration in pace:
         pictures = renderer(layouts[next(rows)]).contiguous(memory_format=torch.channels_last)
         loss = step(pictures)
-        norm = descend(loss, vae, adam, pace.rate(iteration), rank)
+        norm = backward_and_step(loss, vae, adam, pace.rate(iteration), rank)
         average.update()
         if iteration % 250 == 0:
             log(iteration=iteration, total=pace.total, loss=loss.item(), norm=float(norm), seconds=pace.seconds())
     average.swap()
     vae.eval()
-    if theirs is None:
+    if reference is None:
         whiten(vae, *latent_moments(vae, renderer, layouts[: min(len(layouts), 8192)]))
     if rank.first:
         facts = {} if like is None else {"like": like.name}
-        log(iterations=pace.total, seconds=pace.seconds(), **facts, **check_autoencoder(vae, renderer, theirs=theirs))
+        measured = check_autoencoder(vae, renderer, reference=reference)
+        log(iterations=pace.total, seconds=pace.seconds(), **facts, **measured)
         vae.save_pretrained(out / "vae")
     return vae
 
 
-def own_latents(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """The loss of an autoencoder (1312.6114): pictures as they were, latents as smooth as that leaves them."""
+def vae_loss(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Loss of a variational autoencoder (1312.6114): reconstruction error and weighted KL divergence."""
     posterior = vae.encode(pictures).latent_dist
-    drawn = vae.decode(posterior.sample()).sample
-    return picture_loss(drawn.float(), pictures) + KL * posterior.kl().mean() / posterior.mean[0].numel()
+    decoded = vae.decode(posterior.sample()).sample
+    return picture_loss(decoded.float(), pictures) + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()
 
 
-def others_latents(vae: AutoencoderKL, theirs: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """The same for latents that exist: the encoder learns what the other says, the decoder draws from what it said.
+def matching_loss(vae: AutoencoderKL, reference: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Loss for the latents of a reference: its posterior for the encoder, decoding of its samples for the decoder.
 
-    The two share no weights, so neither's error pulls at the other.
+    The encoder and the decoder share no weights, so the two terms do not interfere.
     """
     with torch.no_grad():
-        posterior = theirs.encode(pictures).latent_dist
+        posterior = reference.encode(pictures).latent_dist
         latents = posterior.sample()
     learned = vae.encode(pictures).latent_dist
-    spread = F.mse_loss(learned.logvar.float(), posterior.logvar.float())
-    encoded = F.mse_loss(learned.mean.float(), posterior.mean.float()) + SPREAD * spread
-    return encoded + picture_loss(vae.decode(latents).sample.float(), pictures)
+    logvar_error = F.mse_loss(learned.logvar.float(), posterior.logvar.float())
+    encoder_error = F.mse_loss(learned.mean.float(), posterior.mean.float()) + LOGVAR_WEIGHT * logvar_error
+    return encoder_error + picture_loss(vae.decode(latents).sample.float(), pictures)
 
 
-def open_autoencoder(place: Path) -> AutoencoderKL:
-    """The autoencoder of a run's folder or of a shipped one's `base/`, in float32 and frozen in evaluation."""
-    vae = find_autoencoder(place)
+def open_autoencoder(folder: Path) -> AutoencoderKL:
+    """Load the autoencoder of a run's folder or of a shipped folder in float32, in evaluation mode."""
+    vae = find_autoencoder(folder)
     if vae is None:
         raise StorageError(
-            f"no autoencoder in {place}",
+            f"no autoencoder in {folder}",
             "a run's folder holds vae/, a shipped one base/vae/",
-            "type --like fluxnb/pocket, or leave --like out for latents of its own",
+            "type --like fluxnb/pocket, or leave --like out to learn new latents",
         )
     return AutoencoderKL.from_pretrained(vae).float().eval()
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, renderer: Renderer, layouts: Layout, batch: int = 512) -> Tensor:
-    """Latents (N, 16, 16, 16) of scenes, the mean of the posterior; on the renderer's device, in its half type."""
+    """Latents (N, 16, 16, 16) of rendered scenes, the posterior's mean; float16 on a GPU, float32 on a CPU."""
     device = renderer.device
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    # What a GPU's convolutions want; a CPU's group norm loses three digits in it.
-    order = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    # Channels last is faster on a GPU; on a CPU, group norm loses three digits in it.
+    memory_format = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     out = torch.empty(len(layouts), vae.config.latent_channels, 16, 16, dtype=dtype, device=device)
     for start in range(0, len(layouts), batch):
         with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-            pictures = renderer(layouts[start : start + batch]).contiguous(memory_format=order)
+            pictures = renderer(layouts[start : start + batch]).contiguous(memory_format=memory_format)
             out[start : start + batch] = vae.encode(pictures).latent_dist.mean
     return out
 
 
 def latent_moments(vae: AutoencoderKL, renderer: Renderer, layouts: Layout) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each latent channel over scenes."""
+    """Mean and standard deviation of each latent channel over scenes, (16,) each."""
     latents = encode(vae, renderer, layouts).float()
     return latents.mean((0, 2, 3)), latents.std((0, 2, 3))
 
 
 @torch.no_grad()
 def check_autoencoder(
-    vae: AutoencoderKL, renderer: Renderer, count: int = 2048, theirs: AutoencoderKL | None = None
+    vae: AutoencoderKL, renderer: Renderer, count: int = 2048, reference: AutoencoderKL | None = None
 ) -> dict[str, float]:
-    """PSNR in dB on fresh scenes, in float32 (the mean over pictures, each against its own), sharpness, latent spreads.
+    """Measure an autoencoder in float32 on `count` scenes that no training uses.
 
-    With `theirs`, also the share of its latents' variance that the encoder misses, and the PSNR of decoding them.
+    Returns:
+        `psnr` and `psnr_signs` (mean over pictures, in dB), `sharpness` relative to the renders, and the smallest and
+        largest standard deviation of a latent channel. With a `reference`, also `psnr_reference`, the PSNR of decoding
+        its latents, and `latent_error`, the encoder's squared error as a share of the variance of those latents.
     """
-    layouts, _ = draw_layouts(count, seed=FRESH)
-    kept: dict[str, list[Tensor]] = {}
+    layouts, _ = draw_layouts(count, seed=HELD_OUT_SEED)
+    parts: dict[str, list[Tensor]] = {}
     for start in range(0, count, 64):
         part = layouts[start : start + 64]
         pictures, signs = renderer(part), ~torch.isnan(part.sign[:, 0]).to(renderer.device)
         z = vae.encode(pictures).latent_dist.mean
-        drawn = vae.decode(z).sample.clamp(-1, 1)
-        found = {"z": z, "psnr": psnr(drawn, pictures), "energy": gradient_energy(drawn)}
-        found |= {"wanted": gradient_energy(pictures), "psnr_signs": found["psnr"][signs]}
-        if theirs is not None:
-            wanted = theirs.encode(pictures).latent_dist.mean
-            found["psnr_theirs"] = psnr(vae.decode(wanted).sample.clamp(-1, 1), pictures)
-            found["missed"] = (z - wanted).square().mean((1, 2, 3)) / wanted.square().mean()
-        for name, values in found.items():
-            kept.setdefault(name, []).append(values)
-    whole = {name: torch.cat(parts) for name, parts in kept.items()}
-    spread = whole["z"].std((0, 2, 3))
-    means = ("psnr", "psnr_signs", "psnr_theirs", "missed")
+        decoded = vae.decode(z).sample.clamp(-1, 1)
+        values = {"z": z, "psnr": psnr(decoded, pictures), "energy": gradient_energy(decoded)}
+        values |= {"render_energy": gradient_energy(pictures), "psnr_signs": values["psnr"][signs]}
+        if reference is not None:
+            target = reference.encode(pictures).latent_dist.mean
+            values["psnr_reference"] = psnr(vae.decode(target).sample.clamp(-1, 1), pictures)
+            values["latent_error"] = (z - target).square().mean((1, 2, 3)) / target.square().mean()
+        for name, rows in values.items():
+            parts.setdefault(name, []).append(rows)
+    measured = {name: torch.cat(rows) for name, rows in parts.items()}
+    channel_std = measured["z"].std((0, 2, 3))
+    means = ("psnr", "psnr_signs", "psnr_reference", "latent_error")
     return {
-        **{name: float(whole[name].mean()) for name in means if name in whole},
-        "sharpness": float(whole["energy"].mean() / whole["wanted"].mean()),
-        "latent_std_min": float(spread.min()),
-        "latent_std_max": float(spread.max()),
+        **{name: float(measured[name].mean()) for name in means if name in measured},
+        "sharpness": float(measured["energy"].mean() / measured["render_energy"].mean()),
+        "latent_std_min": float(channel_std.min()),
+        "latent_std_max": float(channel_std.max()),
     }
-
-
-def psnr(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures (B, 3, H, W) in [-1, 1], one number each (B,)."""
-    return -10 * ((drawn - wanted) / 2).square().mean((1, 2, 3)).log10()

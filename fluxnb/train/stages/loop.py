@@ -1,8 +1,4 @@
-"""What every training here shares: the ranks, the pace, the moving average and the log.
-
-A training asks `Pace` how far it is, and nothing else depends on the clock: the number of iterations
-is fixed once, from the first measured ones, and every rank takes the same.
-"""
+"""Parts shared by all trainings: ranks, iteration counts and learning rates, weight averages, the log."""
 
 from __future__ import annotations
 
@@ -19,14 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fluxnb.train.config import Schedule
-from fluxnb.train.stages.optimisers import Optimiser
+from fluxnb.train.stages.optimizers import Optimizer
 
-COMPILED = 3  # iterations: compiled, recorded as a CUDA graph, replayed
+COMPILED = 3  # iterations until a step is fast: compilation, recording of the CUDA graph, first replay
 
 
 @dataclasses.dataclass(frozen=True)
 class Rank:
-    """One of the processes that train together, and the device it has."""
+    """One of the processes of a distributed training, and its device."""
 
     index: int
     world: int
@@ -34,26 +30,26 @@ class Rank:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes."""
+        """Whether this is rank 0, which writes the files."""
         return self.index == 0
 
     @staticmethod
     def join() -> Rank:
-        """This process as `torchrun` started it, or the only one."""
+        """Join the process group of `torchrun`; without it, this process is the only rank."""
         index, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(device)
-            torch.backends.cuda.enable_cudnn_sdp(False)  # its backward crashes at our shapes (torch 2.11)
+            torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass crashes at these shapes (torch 2.11)
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
             torch.backends.cudnn.benchmark = True
         if world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
         return Rank(index, world, device)
 
-    def share(self, value: float) -> float:
-        """The first rank's value, on every rank."""
+    def broadcast(self, value: float) -> float:
+        """The value of rank 0, on every rank."""
         if self.world == 1:
             return value
         tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
@@ -61,7 +57,7 @@ class Rank:
         return float(tensor.item())
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Average gradients over the ranks, in one message."""
+        """Average gradients over the ranks in place, with one all-reduce."""
         if self.world == 1:
             return
         tensors = list(tensors)
@@ -71,28 +67,29 @@ class Rank:
         pieces = flat.split([t.numel() for t in tensors])
         torch._foreach_copy_(tensors, [piece.view_as(t) for piece, t in zip(pieces, tensors, strict=True)])
 
-    def same_weights(self, module: nn.Module) -> None:
-        """Start every rank from the first rank's weights."""
+    def broadcast_weights(self, module: nn.Module) -> None:
+        """Copy the weights of rank 0 to every rank."""
         if self.world > 1:
             for tensor in module.state_dict().values():
                 dist.broadcast(tensor, 0)
 
     def leave(self) -> None:
-        """Wait for the others and part."""
+        """Wait for all ranks and destroy the process group."""
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
 
 
 class Pace:
-    """Counts iterations and knows how many there will be.
+    """Iterates over the iterations of a training, and gives the learning rate of each.
 
-    The clock starts after the first few, in which the code compiles: that takes from ten seconds to two minutes, and
-    runs of equal seconds should be. A schedule by seconds is planned again every `trial` iterations from the speed so
-    far, looks at pictures among it, until the learning rate begins to fall.
+    The clock starts after the first iterations, in which the code compiles: compiling takes between ten seconds and two
+    minutes, and should not count. A schedule in seconds is planned again every `trial` iterations from the measured
+    speed, pauses for monitoring included, until the learning rate begins to decay. The planned number of iterations is
+    that of rank 0 on every rank.
     """
 
-    compiling = 0.0  # seconds that came before the clock
+    compiling = 0.0  # seconds before the clock started
 
     def __init__(self, schedule: Schedule, rank: Rank, trial: int = 100):
         self.schedule, self.rank, self.trial = schedule, rank, trial
@@ -104,24 +101,24 @@ class Pace:
         iteration, first = 0, 0
         while self.total is None or iteration < self.total:
             if iteration == COMPILED:
-                self._settle()
+                self._synchronize()
                 self.compiling = self.seconds()
                 self.started, first = time.perf_counter(), iteration
             if self.planning and iteration > self.trial and iteration % self.trial == 0:
-                self._settle()
-                gone = self.seconds()
-                left = (self.schedule.seconds - gone) / (gone / (iteration - first))
-                self.total = int(self.rank.share(iteration + max(1.0, left)))
+                self._synchronize()
+                elapsed = self.seconds()
+                remaining = (self.schedule.seconds - elapsed) / (elapsed / (iteration - first))
+                self.total = int(self.rank.broadcast(iteration + max(1.0, remaining)))
                 self.planning = iteration < self.total * (1 - self.schedule.cooldown) * 0.9
             yield iteration
             iteration += 1
 
-    def _settle(self) -> None:
+    def _synchronize(self) -> None:
         if self.rank.device.type == "cuda":
             torch.cuda.synchronize()
 
     def rate(self, iteration: int) -> float:
-        """The learning rate: up over `warmup`, level, then down to zero over the last `cooldown` (1 - sqrt)."""
+        """The learning rate: linear warm-up, constant, then a decay to zero by 1 - sqrt over the last `cooldown`."""
         up = min(1.0, (iteration + 1) / self.schedule.warmup)
         if self.total is None:
             return self.schedule.learning_rate * up
@@ -130,58 +127,59 @@ class Pace:
         return self.schedule.learning_rate * min(up, down)
 
     def seconds(self) -> float:
-        """Since the training began."""
+        """Seconds since the clock started."""
         return time.perf_counter() - self.started
 
 
 class Average:
-    """Exponential moving average of a module's parameters, warmed up so that the start is forgotten.
+    """Exponential moving average (EMA) of a module's trainable parameters.
 
-    `known` keeps the start instead, for weights that were averaged before: they are better than the live ones will be
-    for a while.
+    The decay is warmed up as min(decay, (1 + n) / (10 + n)), so that the initial weights lose their influence quickly.
+    With `pretrained`, the decay is constant: the initial weights are an average already and are better than the live
+    ones for a while.
     """
 
-    def __init__(self, module: nn.Module, decay: float, *, known: bool = False):
-        self.decay, self.updates, self.known = decay, 0, known
+    def __init__(self, module: nn.Module, decay: float, *, pretrained: bool = False):
+        self.decay, self.updates, self.pretrained = decay, 0, pretrained
         self.live = [p for p in module.parameters() if p.requires_grad]
         self.mean = [p.detach().clone() for p in self.live]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the live weights; once an iteration."""
+        """Add the live weights to the average; call it once per iteration."""
         self.updates += 1
-        decay = self.decay if self.known else min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = self.decay if self.pretrained else min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.mean, self.live, 1 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange average and live weights; a second call puts them back."""
+        """Exchange average and live weights; a second call restores them."""
         for live, mean in zip(self.live, self.mean, strict=True):
             live_now = live.detach().clone()
             live.copy_(mean)
             mean.copy_(live_now)
 
 
-def descend(loss: Tensor, module: nn.Module, optimiser: Optimiser, rate: float, rank: Rank) -> Tensor:
-    """One step of gradient descent; returns the norm of the gradient before clipping."""
+def backward_and_step(loss: Tensor, module: nn.Module, optimizer: Optimizer, rate: float, rank: Rank) -> Tensor:
+    """Backpropagate and update the weights; returns the norm of the gradient before clipping."""
     loss.backward()
-    return step_with(module, optimiser, rate, rank)
+    return optimizer_step(module, optimizer, rate, rank)
 
 
-def step_with(module: nn.Module, optimiser: Optimiser, rate: float, rank: Rank, clip: float = 1.0) -> Tensor:
-    """Follow the gradients that are there, averaged over the ranks; returns their norm before clipping."""
-    moving = [p for p in module.parameters() if p.grad is not None]
-    rank.average([p.grad for p in moving if p.grad is not None])
-    norm = nn.utils.clip_grad_norm_(moving, clip)
-    for group in optimiser.param_groups:
-        group["lr"] = rate * group.get("times", 1.0)
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+def optimizer_step(module: nn.Module, optimizer: Optimizer, rate: float, rank: Rank, *, clip: float = 1.0) -> Tensor:
+    """Update the weights by the existing gradients, averaged over the ranks; returns their norm before clipping."""
+    parameters = [p for p in module.parameters() if p.grad is not None]
+    rank.average([p.grad for p in parameters if p.grad is not None])
+    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_ratio", 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return norm
 
 
 class Log:
-    """One JSON object a line, in a file and on the screen; only the first rank writes."""
+    """A JSON Lines log, written to a file and to standard output by rank 0."""
 
     def __init__(self, path: Path, rank: Rank):
         self.file = None
@@ -198,5 +196,5 @@ class Log:
 
 
 def read_log(path: Path) -> list[dict[str, object]]:
-    """The lines that a `Log` wrote."""
+    """Parse the lines that a `Log` wrote."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,7 +1,7 @@
-"""Reflow: learn the straight line between each noise and the picture that the teacher made of it.
+"""Reflow (Liu et al., 2209.03003): learn the straight line between each noise and the teacher's latents from it.
 
-Liu et al., 2209.03003. A road that is straight can be walked in one stride. Short, this is the start of LADD, which
-fixes which noise becomes which picture; for as long as LADD takes, it is what LADD has to beat.
+A straight trajectory can be sampled in one step. A short reflow is the start of LADD, and fixes which noise becomes
+which picture. A reflow as long as LADD is the baseline for it.
 """
 
 from __future__ import annotations
@@ -14,43 +14,49 @@ from torch import Tensor
 
 from fluxnb.flow import interpolate
 from fluxnb.train.config import Preset, Schedule
-from fluxnb.train.data.batches import batches
-from fluxnb.train.evaluation.measure import alignment
-from fluxnb.train.networks.files import load_denoiser, save_transformer, with_transformer
-from fluxnb.train.stages.loop import Average, Log, Pace, Rank, descend
-from fluxnb.train.stages.objective import Denoiser
-from fluxnb.train.stages.optimisers import optimiser
+from fluxnb.train.data.dataset import batches
+from fluxnb.train.metrics import alignment
+from fluxnb.train.networks.denoiser import Denoiser, load_denoiser, save_transformer, with_transformer
+from fluxnb.train.stages.loop import Average, Log, Pace, Rank, backward_and_step
+from fluxnb.train.stages.optimizers import make_optimizer
 from fluxnb.train.stages.pairs import Pairs
 
-#: Where the student is asked: the levels of four even steps.
-GRID = (1.0, 0.75, 0.5, 0.25)
+#: The noise levels at which the student is evaluated: those of four equal steps.
+STUDENT_SIGMAS = (1.0, 0.75, 0.5, 0.25)
 
 
-def on_the_line(pairs: Pairs, rows: Tensor, sigma: Tensor) -> Tensor:
-    """The points (B, 64, 64) at sigma (B,) between the latents of some pairs and the noise that they came from."""
+def points_on_lines(pairs: Pairs, rows: Tensor, sigma: Tensor) -> Tensor:
+    """Points (B, 64, 64) at sigma (B,) on the straight lines between latents and noise of some pairs."""
     return interpolate(pairs.clean[rows].float(), pairs.noise[rows].float(), sigma[:, None, None])
 
 
 def reflow_sigmas(count: int, device: torch.device) -> Tensor:
-    """Levels (count,): half uniform, half those at which the student will be asked."""
+    """Noise levels (count,): half of them uniform, half of them from `STUDENT_SIGMAS`."""
     uniform = torch.rand(count, device=device)
-    asked = torch.tensor(GRID, device=device)[torch.randint(len(GRID), (count,), device=device)]
-    return torch.where(torch.arange(count, device=device) % 2 == 0, uniform, asked)
+    student = torch.tensor(STUDENT_SIGMAS, device=device)[torch.randint(len(STUDENT_SIGMAS), (count,), device=device)]
+    return torch.where(torch.arange(count, device=device) % 2 == 0, uniform, student)
 
 
 def train_reflow(
     preset: Preset,
     out: Path,
     rank: Rank,
+    *,
     name: str,
     schedule: Schedule,
     start: str = "",
     mode: str = "reduce-overhead",
 ) -> Denoiser:
-    """Regress the straight line between each noise and its latents (2209.03003); saves the transformer as `name`.
+    """Regress the velocity of the straight lines (2209.03003); saves the transformer as `name`.safetensors.
 
-    Begins from the teacher, or from the transformer `start` of the run. Short, it is LADD's warm start; for as
-    long as LADD takes, it is what LADD has to beat.
+    Args:
+        preset: sizes of the networks.
+        out: folder of the run, with its teacher and its pairs.
+        rank: this process.
+        name: of the transformer's file and of the log.
+        schedule: length and learning rate.
+        start: name of the transformer to start from; the teacher's if empty.
+        mode: of `torch.compile`.
     """
     device, cuda = rank.device, rank.device.type == "cuda"
     torch.manual_seed(500 + rank.index)
@@ -60,13 +66,13 @@ def train_reflow(
         model = with_transformer(model, out / f"{start}.safetensors").to(device)
     model.transformer.requires_grad_(True)
     pairs = Pairs.load(out / "pairs.safetensors").to(device)
-    pooled, sequence = pairs.embed(model)
-    adam, average, pace = optimiser(model, schedule), Average(model, schedule.ema), Pace(schedule, rank)
+    prompts = pairs.embed(model)
+    adam, average, pace = make_optimizer(model, schedule), Average(model, schedule.ema), Pace(schedule, rank)
 
-    def loss_of(noise: Tensor, clean: Tensor, sigma: Tensor, *words: Tensor) -> Tensor:
+    def loss_of(noise: Tensor, clean: Tensor, sigma: Tensor, pooled: Tensor, sequence: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
             level = sigma[:, None, None]
-            velocity = model((1 - level) * clean + level * noise, sigma, *words)
+            velocity = model((1 - level) * clean + level * noise, sigma, pooled, sequence)
         return (velocity.float() - (noise - clean)).square().mean()
 
     step = torch.compile(loss_of, mode=mode) if cuda else loss_of
@@ -76,38 +82,42 @@ def train_reflow(
         if cuda:
             torch.compiler.cudagraph_mark_step_begin()
         sigma = reflow_sigmas(len(row), device)
-        loss = step(pairs.noise[row].float(), pairs.clean[row].float(), sigma, pooled[row], sequence[row])
-        norm = descend(loss, model, adam, pace.rate(iteration), rank)
+        loss = step(pairs.noise[row].float(), pairs.clean[row].float(), sigma, *(part[row] for part in prompts))
+        norm = backward_and_step(loss, model, adam, pace.rate(iteration), rank)
         average.update()
         if (iteration + 1) % 250 == 0:
             log(iteration=iteration, total=pace.total, loss=float(loss), norm=float(norm), seconds=pace.seconds())
     average.swap()
-    save_transformer(model.transformer, out / f"{name}.safetensors", rank)
+    if rank.first:
+        save_transformer(model.transformer, out / f"{name}.safetensors")
     log(
         iterations=pace.total,
         seconds=pace.seconds(),
         batch=schedule.batch,
-        align=align(model, pairs, pooled, sequence),
-        align_of_pairs=align_of_pairs(pairs),
-        whole_seconds=time.perf_counter() - began,
+        align=one_step_alignment(model, pairs, prompts),
+        align_of_pairs=pair_alignment(pairs),
+        total_seconds=time.perf_counter() - began,
     )
     return model.eval()
 
 
 @torch.no_grad()
-def align(model: Denoiser, pairs: Pairs, pooled: Tensor, sequence: Tensor, prompts: int = 64, seeds: int = 16) -> float:
-    """Mean cosine between noise and the one-step picture less its mean over seeds; below 0 the map has flipped."""
-    prompts = min(prompts, len(pairs))
+def one_step_alignment(
+    model: Denoiser, pairs: Pairs, prompts: tuple[Tensor, Tensor], *, count: int = 64, seeds: int = 16
+) -> float:
+    """Mean `alignment` of one-step samples over the first `count` prompts, with `seeds` noises each."""
+    pooled, sequence = prompts
+    count = min(count, len(pairs))
     noise = torch.randn(seeds, *pairs.noise.shape[1:], generator=torch.Generator().manual_seed(1)).to(pooled.device)
     one_step = []
-    for row in range(prompts):
-        words = (part[row].float().expand(seeds, *part[row].shape) for part in (pooled, sequence))
-        one_step.append(noise - model(noise, torch.ones(seeds, device=noise.device), *words).float())
-    return float(alignment(noise.expand(prompts, *noise.shape), torch.stack(one_step)).mean())
+    for row in range(count):
+        prompt = (part[row].float().expand(seeds, *part[row].shape) for part in (pooled, sequence))
+        one_step.append(noise - model(noise, torch.ones(seeds, device=noise.device), *prompt).float())
+    return float(alignment(noise.expand(count, *noise.shape), torch.stack(one_step)).mean())
 
 
-def align_of_pairs(pairs: Pairs) -> float:
-    """The same cosine for the teacher's own pairs, less the mean picture of all captions."""
+def pair_alignment(pairs: Pairs) -> float:
+    """Mean cosine between the teacher's noise and latents, less the mean latents over all captions."""
     clean = pairs.clean[:8192].float()
     noise = pairs.noise[:8192].float()
     return float(torch.cosine_similarity(noise.flatten(1), (clean - clean.mean(0)).flatten(1)).mean())

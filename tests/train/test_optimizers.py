@@ -1,4 +1,4 @@
-"""Who moves which weights, how fast, and what is refused."""
+"""AdamW, Muon and their combination, and weight averages."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ pytest.importorskip("sentencepiece")
 
 from fluxnb.errors import InputError
 from fluxnb.train.config import TINY
-from fluxnb.train.networks.files import build_denoiser
-from fluxnb.train.stages.loop import Average, Rank, step_with
-from fluxnb.train.stages.muon import Muon
-from fluxnb.train.stages.optimisers import optimiser
+from fluxnb.train.networks.denoiser import build_denoiser
+from fluxnb.train.stages.loop import Average, Rank, optimizer_step
+from fluxnb.train.stages.optimizers import Muon, make_optimizer
 
 CPU = Rank(0, 1, torch.device("cpu"))
 MUON = dataclasses.replace(TINY.teacher, optimizer="muon")
@@ -29,20 +28,20 @@ def model():
     return model
 
 
-def moved(model, schedule, rate):
-    """How far one step takes each weight."""
+def updates(model, schedule, rate):
+    """The change of each weight in one step."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    step_with(model, optimiser(model, schedule), rate, CPU)
+    optimizer_step(model, make_optimizer(model, schedule), rate, CPU)
     return {name: p.detach() - before[name] for name, p in model.named_parameters()}
 
 
-def test_unsaid_everything_is_moved_by_adamw(model):
-    assert type(optimiser(model, TINY.teacher)) is torch.optim.AdamW
+def test_the_default_optimizer_is_adamw(model):
+    assert type(make_optimizer(model, TINY.teacher)) is torch.optim.AdamW
 
 
-def test_muon_moves_the_matrices_of_the_blocks_and_nothing_else(model):
+def test_muon_updates_exactly_the_matrices_of_the_blocks(model):
     named = {p: name for name, p in model.named_parameters()}
-    both = optimiser(model, MUON)
+    both = make_optimizer(model, MUON)
     by_muon = {named[p] for group in both.muon.param_groups for p in group["params"]}
     blocks = {n for n in named.values() if n.startswith("transformer.") and "_blocks." in n and "norm_" not in n}
     assert by_muon == {name for name in blocks if name.endswith("weight") and model.get_parameter(name).ndim == 2}
@@ -50,36 +49,36 @@ def test_muon_moves_the_matrices_of_the_blocks_and_nothing_else(model):
     assert "transformer.proj_out.weight" not in by_muon and "transformer.x_embedder.weight" not in by_muon
 
 
-def test_every_weight_is_moved_by_one_of_both(model):
-    held = [p for group in optimiser(model, MUON).param_groups for p in group["params"]]
+def test_every_weight_belongs_to_one_of_the_two_optimizers(model):
+    held = [p for group in make_optimizer(model, MUON).param_groups for p in group["params"]]
     assert len(held) == len(set(held)) and set(held) == set(model.parameters())
 
 
-def test_a_step_of_muon_goes_equally_far_in_all_directions(model):
+def test_an_update_of_muon_has_similar_singular_values(model):
     name, rate = "transformer.transformer_blocks.0.attn.to_q.weight", 0.01
-    far = torch.linalg.svdvals(moved(model, MUON, rate)[name]) / (rate * 0.2 * 32**0.5)
-    assert far.min() > 0.2 and far.max() < 1.4  # five Newton-Schulz steps come no nearer to one
+    values = torch.linalg.svdvals(updates(model, MUON, rate)[name]) / (rate * 0.2 * 32**0.5)
+    assert values.min() > 0.2 and values.max() < 1.4  # the precision of five Newton-Schulz iterations
 
 
-def test_the_schedule_sets_the_rate_of_both(model):
-    both = optimiser(model, dataclasses.replace(MUON, muon_times=3.0))
-    step_with(model, both, 0.5, CPU)
-    assert {group["lr"] for group in both.rest.param_groups} == {0.5}
+def test_a_step_sets_the_learning_rate_of_both_optimizers(model):
+    both = make_optimizer(model, dataclasses.replace(MUON, muon_lr_ratio=3.0))
+    optimizer_step(model, both, 0.5, CPU)
+    assert {group["lr"] for group in both.adamw.param_groups} == {0.5}
     assert {group["lr"] for group in both.muon.param_groups} == {1.5}
 
 
-def test_no_weight_moves_at_rate_zero(model):
-    assert all(not far.any() for far in moved(model, MUON, 0.0).values())
+def test_a_learning_rate_of_zero_changes_no_weight(model):
+    assert all(not change.any() for change in updates(model, MUON, 0.0).values())
 
 
-def test_a_step_of_muon_leaves_no_gradient_behind(model):
-    moved(model, MUON, 0.1)
+def test_a_step_clears_all_gradients(model):
+    updates(model, MUON, 0.1)
     assert all(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon is part of torch from 2.9 on")
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5)])
-def test_many_matrices_at_a_time_go_where_torchs_muon_takes_each(shape):
+def test_batched_muon_agrees_with_torchs_muon(shape):
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for _ in range(3)]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
@@ -92,30 +91,30 @@ def test_many_matrices_at_a_time_go_where_torchs_muon_takes_each(shape):
         for muon in both:
             muon.step()
     for one, other in zip(ours, theirs, strict=True):
-        assert torch.allclose(one, other, atol=0.01)  # both step in bfloat16, and sum in another order
+        assert torch.allclose(one, other, atol=0.01)  # both compute in bfloat16, in different orders
 
 
-def test_a_matrix_without_a_gradient_stays():
-    still, moves = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
-    moves.grad = torch.eye(2)
-    Muon([still, moves], lr=0.1, weight_decay=0.1).step()
-    assert torch.equal(still, torch.ones(2, 2)) and not torch.equal(moves, torch.ones(2, 2))
+def test_muon_leaves_a_matrix_without_a_gradient_unchanged():
+    without, with_gradient = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    with_gradient.grad = torch.eye(2)
+    Muon([without, with_gradient], lr=0.1, weight_decay=0.1).step()
+    assert torch.equal(without, torch.ones(2, 2)) and not torch.equal(with_gradient, torch.ones(2, 2))
 
 
-def test_an_unknown_optimizer_is_answered_with_the_known_ones(model):
+def test_an_unknown_optimizer_lists_the_known_ones(model):
     with pytest.raises(InputError, match=r"'adamw' and 'muon'"):
-        optimiser(model, dataclasses.replace(MUON, optimizer="moon"))
+        make_optimizer(model, dataclasses.replace(MUON, optimizer="moon"))
 
 
-def test_muon_is_refused_where_no_block_learns():
+def test_muon_is_rejected_for_a_module_without_blocks():
     with pytest.raises(InputError, match="Train it with 'adamw'"):
-        optimiser(torch.nn.Linear(2, 2), MUON)
+        make_optimizer(torch.nn.Linear(2, 2), MUON)
 
 
-def test_an_average_of_known_weights_keeps_its_start():
+def test_the_average_of_pretrained_weights_starts_at_them():
     layer = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    average = Average(layer, 0.9, known=True)
+    average = Average(layer, 0.9, pretrained=True)
     torch.nn.init.ones_(layer.weight)
     average.update()
     assert average.mean[0].item() == pytest.approx(0.1)

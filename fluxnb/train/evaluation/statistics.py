@@ -1,0 +1,92 @@
+"""Estimates with 95 % confidence intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+#: Student's t for a 95 % interval, by degrees of freedom.
+_T95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % confidence interval.
+
+    Attributes:
+        value, low, high: the estimate and its interval; NaN if the interval cannot be computed, as for a single seed.
+        n: number of pictures, prompts or seeds.
+        how: "wilson" for a share, "jeffreys" for a ratio of shares, "seeds" for a mean over sampling seeds (Student's
+            t), "bootstrap" over prompts.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    how: str
+
+
+def wilson(hits: int, n: int) -> Estimate:
+    """A share with Wilson's interval, which stays within 0 and 1 and is accurate near both (Wilson, 1927).
+
+    >>> share = wilson(256, 256)
+    >>> share.value, round(share.low, 3)
+    (1.0, 0.985)
+    """
+    if n == 0:
+        return Estimate(math.nan, math.nan, math.nan, 0, "wilson")
+    z, share = 1.96, hits / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Estimate(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)), n, "wilson")
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """The mean over sampling seeds with Student's t interval, which is wide for three seeds."""
+    mean, n = float(np.mean(values)), len(values)
+    if n == 1:
+        return Estimate(mean, math.nan, math.nan, 1, "seeds")
+    half = _T95[min(n - 1, len(_T95) - 1)] * float(np.std(values, ddof=1)) / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half, n, "seeds")
+
+
+def bootstrap(statistic: Callable[..., float], *samples: np.ndarray, draws: int = 1000) -> Estimate:
+    """A statistic with its percentile bootstrap interval. Rows are resampled, so columns stay paired."""
+    rng, value = np.random.default_rng(0), float(statistic(*samples))
+    resampled = [statistic(*(s[rng.integers(len(s), size=len(s))] for s in samples)) for _ in range(draws)]
+    resampled = [number for number in resampled if not math.isnan(number)]
+    low, high = np.percentile(resampled, (2.5, 97.5)) if resampled and not math.isnan(value) else (math.nan, math.nan)
+    return Estimate(value, float(low), float(high), sum(len(s) for s in samples), "bootstrap")
+
+
+def ratio(pairs: np.ndarray) -> float:
+    """The mean of the first column over the mean of the second, of (n, 2); NaN if the second is 0."""
+    first, second = pairs.mean(0) if len(pairs) else (math.nan, math.nan)
+    return float(first / second) if second else math.nan
+
+
+def ratio_of_shares(pairs: np.ndarray, over: np.ndarray | None = None) -> Estimate:
+    """The ratio of two shares of the same trials, from flags (n, 2); with `over`, divided by that of other trials.
+
+    The interval is that of the posterior of the four outcomes' probabilities, a Dirichlet distribution with Jeffreys'
+    prior. Unlike a bootstrap, it does not collapse to a point if few trials contain no miss.
+    """
+    value = ratio(pairs) if over is None else ratio(pairs) / (ratio(over) or math.nan)
+    rng = np.random.default_rng(0)
+    drawn = _ratios(pairs, rng) if over is None else _ratios(pairs, rng) / _ratios(over, rng)
+    n = len(pairs) + (0 if over is None else len(over))
+    if math.isnan(value):
+        return Estimate(value, math.nan, math.nan, n, "jeffreys")
+    low, high = (float(end) for end in np.percentile(drawn, (2.5, 97.5)))
+    return Estimate(value, min(low, value), max(high, value), n, "jeffreys")
+
+
+def _ratios(pairs: np.ndarray, rng: np.random.Generator, draws: int = 4000) -> np.ndarray:
+    first, second = pairs.astype(bool).T
+    cells = [(first & second).sum(), (first & ~second).sum(), (~first & second).sum(), (~first & ~second).sum()]
+    both, one, other, _ = rng.dirichlet(np.array(cells) + 0.5, draws).T
+    return (both + one) / (both + other)
