@@ -54,7 +54,7 @@ def validations(log):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     out = run_folder(tmp_path_factory.mktemp("run"))
-    train(out, "--rate", "0.01")
+    train(out, "--learning-rate", "0.01")
     return out
 
 
@@ -64,21 +64,23 @@ def shipped(run, tmp_path_factory):
 
 
 def test_muon_trains_a_teacher(tmp_path):
-    log = train(run_folder(tmp_path), "--optimizer", "muon", "--rate", "0.01")
+    log = train(run_folder(tmp_path), "--optimizer", "muon", "--learning-rate", "0.01")
     assert log[-1]["optimizer"] == "muon" and log[-1]["iterations"] == 2
     assert (tmp_path / "transformer.safetensors").exists()
 
 
 def test_the_validation_loss_is_the_same_function_for_both_optimizers(run, tmp_path):
-    (adamw,) = validations(train(tmp_path / "adamw", "--rate", "0", "--start", str(run)))
-    (muon,) = validations(train(tmp_path / "muon", "--rate", "0", "--start", str(run), "--optimizer", "muon"))
-    (moved,) = validations(train(tmp_path / "moved", "--rate", "0.1", "--start", str(run), "--optimizer", "muon"))
+    (adamw,) = validations(train(tmp_path / "adamw", "--learning-rate", "0", "--start", str(run)))
+    (muon,) = validations(train(tmp_path / "muon", "--learning-rate", "0", "--start", str(run), "--optimizer", "muon"))
+    (moved,) = validations(
+        train(tmp_path / "moved", "--learning-rate", "0.1", "--start", str(run), "--optimizer", "muon")
+    )
     assert adamw == muon != moved
 
 
 def test_a_shipped_teacher_continues_with_the_loss_of_its_run(run, shipped, tmp_path):
-    (from_run,) = validations(train(tmp_path / "run", "--rate", "0", "--start", str(run)))
-    (from_shipped,) = validations(train(tmp_path / "shipped", "--rate", "0", "--start", str(shipped)))
+    (from_run,) = validations(train(tmp_path / "run", "--learning-rate", "0", "--start", str(run)))
+    (from_shipped,) = validations(train(tmp_path / "shipped", "--learning-rate", "0", "--start", str(shipped)))
     assert from_shipped == pytest.approx(from_run, rel=1e-3)  # the shipped autoencoder is in half precision
 
 

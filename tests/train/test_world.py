@@ -20,7 +20,7 @@ def test_the_numbers_of_objects_colors_and_places():
 
 def test_the_caption_of_a_cat_with_a_sign():
     scene = Scene(("cat",), "meadow", sign="hello world")
-    assert scene.caption(say_background=False) == "a cat holding a sign that says hello world"
+    assert scene.caption(with_background=False) == "a cat holding a sign that says hello world"
 
 
 def test_about_a_tenth_of_combinations_is_held_out():
