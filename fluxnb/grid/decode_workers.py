@@ -63,7 +63,8 @@ class DecodeWorkers:
         size: height and width of the images, or of the largest one.
         background: True works in threads, False in the calling thread.
         batched: True lets each CPU thread decode images of its own, small ones several at a time, instead of all
-            threads working on one image. Faster, but sums are taken in another order.
+            threads working on one image. Faster, but sums are taken in another order; images whose trajectories were
+            sampled one by one are therefore decoded in the calling thread.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ class DecodeWorkers:
         # On a CPU with a single thread a decoding worker gains nothing.
         decoders = (threads if batched else 1) * (threads > 1) if on_cpu else flux.decoders_beside(*size)
         self._decodes = background and decoders > 0
-        self._batched = on_cpu and batched and self._decodes and math.prod(size) <= SMALL_PIXELS
+        self._reorders_sums = on_cpu and batched and self._decodes
+        self._batched = self._reorders_sums and math.prod(size) <= SMALL_PIXELS
         self._batch_size = SWAP_BATCH if flux.decoder_displaces_transformer else SMALL_BATCH if self._batched else 1
         # Where the decoder displaces the transformer, a worker still writes.
         self._workers = decoders if self._decodes else int(background and not on_cpu)
@@ -97,6 +99,11 @@ class DecodeWorkers:
 
     def add(self, sampled: Sampled) -> None:
         """Queue a trajectory."""
+        if self._reorders_sums and sampled.trajectory.numerics == self._flux.numerics():
+            self._submit()  # the cells before it come first
+            self._waiting.append(sampled)
+            self._submit(in_this_thread=True)
+            return
         self._waiting.append(sampled)
         if len(self._waiting) >= self._batch_size:
             self._submit()
@@ -120,11 +127,11 @@ class DecodeWorkers:
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=self._store is None)
 
-    def _submit(self) -> None:
+    def _submit(self, *, in_this_thread: bool = False) -> None:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        images = None if self._decodes else self._decode(waiting)
+        images = None if self._decodes and not in_this_thread else self._decode(waiting, batched=False)
         cells: list[Future[Cell]] = [Future() for _ in waiting]
         if self._pool is not None:
             self._pool.submit(self._finish, waiting, images, cells)
@@ -132,12 +139,12 @@ class DecodeWorkers:
             self._finish(waiting, images, cells)
         self._running += cells  # only now: a failed submit must not leave futures that never complete
 
-    def _decode(self, several: Sequence[Sampled]) -> list[tuple[Image.Image, float]]:
+    def _decode(self, several: Sequence[Sampled], *, batched: bool) -> list[tuple[Image.Image, float]]:
         """Images and the seconds that each took; equal sizes are decoded in one call."""
         decoded: list[tuple[Image.Image, float]] = []
         for _, group in itertools.groupby(several, key=lambda each: (each.trajectory.height, each.trajectory.width)):
             latents, started = torch.cat([_latents(each.trajectory) for each in group]), time.perf_counter()
-            images = self._flux.decode(latents, lock=not self._decodes, batched=self._batched)
+            images = self._flux.decode(latents, lock=not self._decodes, batched=batched)
             seconds = (time.perf_counter() - started) / len(images)
             decoded += [(image, seconds) for image in images]
         return decoded
@@ -150,7 +157,7 @@ class DecodeWorkers:
     ) -> None:
         """Complete cells one by one, so that one that cannot be written does not affect the others."""
         try:
-            images = self._decode(several) if images is None else images
+            images = self._decode(several, batched=self._batched) if images is None else images
         except BaseException as problem:
             for cell in cells:
                 cell.set_exception(problem)

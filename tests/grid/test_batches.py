@@ -352,3 +352,22 @@ def test_a_guided_plan_counts_both_evaluations(toy_guided):
 @pytest.mark.parametrize("door", [fnb.stream, fnb.plan_sweep])
 def test_the_doors_show_the_arguments_that_they_hand_on(door):
     assert {"prompts", "seeds", "steps", "store", "recipe", "keep"} <= inspect.signature(door).parameters.keys()
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_an_image_sampled_alone_is_decoded_exactly_by_several_threads_too(toy, size):
+    question = {"prompts": "a red fox", "steps": [1, 2, 3, 4], "height": size, "width": size}
+    with threads(2):
+        for cell in fnb.sweep(toy, **question, batch=8):
+            assert cell.exact and cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
+
+
+def test_a_cell_that_shares_steps_with_a_batch_is_not_exact(toy, tmp_path):
+    question = {"prompts": "a red fox", "height": 32, "width": 32, "store": tmp_path}
+    fnb.sweep(toy, **question, seeds=1, steps=2)
+    cells = {
+        (c.recipe.seed, c.recipe.steps): c for c in fnb.sweep(toy, **question, seeds=[0, 1], steps=[1, 2], batch=2)
+    }
+    assert cells[0, 1].numerics == cells[1, 1].numerics == "batch" and cells[1, 2].exact
+    assert cells[0, 2].evaluations == 1 and cells[0, 2].numerics == "batch"
+    assert fnb.sweep(toy, **question, seeds=0, steps=2)[0].made
