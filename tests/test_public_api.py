@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -111,3 +112,39 @@ def test_every_public_name_is_in_the_readme_a_notebook_or_a_test():
     places = [ROOT / "README.md", *(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "tests").rglob("*.py")]
     text = "\n".join(path.read_text(encoding="utf-8") for path in places if path.name != Path(__file__).name)
     assert [name for name in PUBLIC if name not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_every_name_of_the_package_that_a_notebook_uses_exists(path):
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines() if not line.startswith(("%", "!"))]
+    nodes = list(ast.walk(ast.parse("\n".join(lines))))
+    modules = {"fnb": importlib.import_module("fluxnb")}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "fluxnb":
+            for alias in node.names:
+                value = imported(node.module, alias.name)
+                if inspect.ismodule(value):
+                    modules[alias.asname or alias.name] = value
+    chains = [chain for node in nodes if isinstance(node, ast.Attribute) and (chain := dotted(node))]
+    for name, *attributes in chains:
+        value = modules.get(name)
+        for attribute in attributes:
+            if not inspect.ismodule(value):
+                break
+            value = getattr(value, attribute)
+
+
+def imported(module: str, name: str) -> object:
+    """The object that `from module import name` binds."""
+    package = importlib.import_module(module)
+    return getattr(package, name) if hasattr(package, name) else importlib.import_module(f"{module}.{name}")
+
+
+def dotted(node: ast.expr) -> list[str]:
+    """["fnb", "plots", "path"] for `fnb.plots.path`; empty for anything but names and attributes."""
+    if isinstance(node, ast.Name):
+        return [node.id]
+    if isinstance(node, ast.Attribute) and (start := dotted(node.value)):
+        return [*start, node.attr]
+    return []

@@ -4,9 +4,6 @@ Their tensors are detached copies on the CPU. They can be pickled, deep-copied a
 a tensor are not protected; do not write into them.
 """
 
-from fluxnb.records.film import Film
-from fluxnb.records.keep import BLOCK_GROUPS, KEPT_TENSORS, Keep
-from fluxnb.records.sweep import Cell, Sweep
-from fluxnb.records.trajectory import STEP_QUANTITIES, Step, Trajectory
+import lazy_loader as _lazy
 
-__all__ = ["BLOCK_GROUPS", "KEPT_TENSORS", "STEP_QUANTITIES", "Cell", "Film", "Keep", "Step", "Sweep", "Trajectory"]
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -224,3 +224,8 @@ def test_the_atlases_together_take_at_most_six_megabytes():
 
     folder = resources.files("fluxnb.train.data") / "atlas"
     assert sum(len((folder / f"{style}.webp").read_bytes()) for style in emoji.STYLES) <= 6_000_000
+
+
+def test_every_place_has_an_appearance_and_every_backdrop_is_a_place_or_a_color():
+    assert set(places.TABLE) == set(scenes.PLACES)
+    assert len(scenes.BACKDROPS) == len(scenes.PLAIN) + len(scenes.PLACES)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from fluxnb.train.data import emoji
-from fluxnb.train.data.places import STAMPS
 from fluxnb.train.data.scenes import (
     BACKDROPS,
     COLOURS,
@@ -67,6 +66,12 @@ _DRESSING: dict[str, tuple[tuple[str, int, float, float, float, float], ...]] = 
 }
 
 
+STAMP_NAMES = (
+    "pine", "tree", "cloud", "bush", "flower", "rock", "lamp", "palm",
+    "barn", "fence", "seaweed", "planet", "window", "frame", "plant",
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """Geometry of a batch of scenes; every field has one row per scene.
@@ -79,7 +84,7 @@ class Layout:
         backdrop: (B,) index into `BACKDROPS`.
         time: (B,) index into `TIMES`; by day where there is none.
         noise: (B, 32) uniform numbers, for the shape and shade of the backdrop.
-        stamps: (B, 7, 4) index into `STAMPS` or -1, centre x, centre y, side.
+        stamps: (B, 7, 4) index into `STAMP_NAMES` or -1, centre x, centre y, side.
         sign: (B, 2) centre of the sign; NaN where there is none.
         letters: (B, 2, 7) index into `LETTERS`, 0 for a blank.
     """
@@ -117,7 +122,7 @@ class Layout:
 
 _INTEGERS = frozenset({"sprites", "colours", "style", "backdrop", "time", "letters"})
 _COLOUR = {name: index for index, name in enumerate(COLOURS)} | {NATURAL: -1}
-_STAMP = {name: index for index, name in enumerate(STAMPS)}
+_STAMP = {name: index for index, name in enumerate(STAMP_NAMES)}
 
 
 def lay_out(scenes: Sequence[Scene], rng: random.Random, width: float = 1.0, height: float = 1.0) -> Layout:

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from fluxnb.train.data.scenes import BACKDROPS, PLACES, PLAIN
-
-if TYPE_CHECKING:
-    from fluxnb.train.data.layouts import Layout
+from fluxnb.train.data.layouts import STAMP_NAMES, Layout
+from fluxnb.train.data.scenes import PLACES, PLAIN
 
 Rgb = tuple[int, int, int]
 
@@ -260,8 +257,6 @@ class Places:
         return torch.lerp(picture, cream[:, :, None, None].expand_as(picture), line[:, None])
 
 
-assert set(TABLE) == set(PLACES) and len(BACKDROPS) == len(PLAIN) + len(PLACES)
-
 # -------------------------------------------------------------------------------------------------------------- stamps
 
 
@@ -376,11 +371,10 @@ def _plant(d: ImageDraw.ImageDraw, s: float) -> None:
     d.polygon([(x * s, y * s) for x, y in ((0.32, 0.66), (0.68, 0.66), (0.62, 1), (0.38, 1))], "#c07a4e")
 
 
-STAMPS = {
-    "pine": _pine, "tree": _tree, "cloud": _cloud, "bush": _bush, "flower": _flower, "rock": _rock, "lamp": _lamp,
-    "palm": _palm, "barn": _barn, "fence": _fence, "seaweed": _seaweed, "planet": _planet, "window": _window,
-    "frame": _frame, "plant": _plant,
-}  # fmt: skip
+STAMPS = dict(zip(STAMP_NAMES, (
+    _pine, _tree, _cloud, _bush, _flower, _rock, _lamp, _palm,
+    _barn, _fence, _seaweed, _planet, _window, _frame, _plant,
+), strict=True))  # fmt: skip
 
 
 def stamp_pictures(cell: int, margin: int) -> np.ndarray:

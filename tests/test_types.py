@@ -1,0 +1,155 @@
+"""A user's script has full types: what mypy and pyright reveal about the public names."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+SETUP = """
+import fluxnb as fnb
+flux = fnb.load("pocket", preset="auto")
+trajectory = fnb.run(flux, "a fox", seed=3, steps=4, height=128, width=128, guidance=0.0, keep=fnb.Keep(), on_step=None)
+step = trajectory.steps[0]
+grid = fnb.sweep(flux, prompts=["a fox"], seeds=range(2), steps=[1, 4], store=None)
+cell = next(iter(grid))
+plan = fnb.plan("schnell", hardware=None)
+with fnb.recording(flux.pipe) as recorder:
+    pass
+"""
+# Expression to type. mypy writes full module names and pyright short ones, so the last part of each name is compared.
+EXPECTED = {
+    "flux": "Flux",
+    "flux.plan": "Plan",
+    "trajectory": "Trajectory",
+    "trajectory.image": "Image | None",
+    "trajectory.recipe": "ResolvedRecipe | None",
+    "trajectory.finished": "bool",
+    "trajectory.sigmas": "tuple[float, ...]",
+    "trajectory.steps": "tuple[Step, ...]",
+    "step.sigma": "float",
+    "step.dt": "float",
+    "step.x": "Tensor",
+    "step.v": "Tensor",
+    "step.clean": "Tensor",
+    "step.noise": "Tensor",
+    "step.seconds": "float",
+    "recorder": "Recorder",
+    "recorder.trajectories": "tuple[Trajectory, ...]",
+    "grid": "Sweep",
+    "cell": "Cell",
+    "cell.recipe": "ResolvedRecipe",
+    "cell.image": "Image",
+    "cell.path": "Path | None",
+    "fnb.stream(flux, prompts=['a fox'])": "Stream",
+    "next(fnb.stream(flux, prompts=['a fox']))": "Cell",
+    "plan": "Plan",
+    "plan.preset": "str",
+    "plan.vram_gib": "float",
+    "plan.ram_gib": "float",
+    "plan.exact": "bool",
+    "plan.refused": "tuple[tuple[str, str], ...]",
+    "fnb.open_recipe('fox.png')": "Recipe",
+    "fnb.save(trajectory, 'fox.safetensors')": "Path",
+    "fnb.open_trajectory('fox.safetensors')": "Trajectory",
+    "grid.to_html('grid.html')": "Path",
+    "trajectory.to_html('fox.html')": "Path",
+    "fnb.scrub(trajectory)": "Scrubber",
+    "fnb.explore(grid)": "Explorer",
+    "fnb.lab(flux)": "Lab",
+    "fnb.filmstrip(trajectory)": "Figure",
+    "fnb.compare([trajectory])": "Figure",
+    "fnb.contact_sheet(grid)": "Figure",
+    "fnb.plots.attention(trajectory)": "Figure",
+    "fnb.plots.latent_channels(trajectory)": "Figure",
+    "fnb.plots.lock_in(trajectory)": "Figure",
+    "fnb.plots.memory({'lean': [(0.0, 1.0)]})": "Figure",
+    "fnb.plots.path(trajectory)": "Figure",
+    "fnb.plots.sigma_curve(trajectory)": "Figure",
+    "fnb.plots.velocity(trajectory)": "Figure",
+    "fnb.metrics.straightness(trajectory)": "float",
+    "fnb.flow.schedule(4)": "tuple[float, ...]",
+}
+WRONG = {
+    "fnb.run(flux, 'a fox', num_inference_steps=4)": "num_inference_steps",
+    "fnb.run('pocket', 'a fox')": "Flux",
+    "fnb.filmstrip(grid)": "Trajectory",
+    "trajectory.steps[0].sigmas": "sigmas",
+    "fnb.path": "path",
+}
+
+
+# Following torch alone takes a quarter of the time; no public type comes from these libraries.
+MYPY_SETTINGS = """
+[mypy]
+strict = true
+[mypy-diffusers.*,transformers.*,accelerate.*]
+follow_imports = skip
+"""
+REVEAL = [f"reveal_type({expression})" for expression in EXPECTED]
+ASSIGN = [f"_ = {expression}" for expression in WRONG]
+Report = tuple[int, str]
+
+
+def mypy(folder: Path) -> list[Report]:
+    (folder / "mypy.ini").write_text(MYPY_SETTINGS)
+    command = [sys.executable, "-m", "mypy", "--config-file=mypy.ini", "--no-pretty", "--no-error-summary", "user.py"]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "MYPYPATH": str(ROOT)})
+    assert run.returncode in (0, 1), run.stdout + run.stderr
+    parts = [line.split(":", 2) for line in run.stdout.splitlines() if line.startswith("user.py:")]
+    return [(int(number), message) for _, number, message in parts]
+
+
+def pyright(folder: Path) -> list[Report]:
+    if importlib.util.find_spec("pyright") is None:
+        pytest.skip("pyright is not installed")
+    settings = {"include": ["user.py"], "typeCheckingMode": "strict", "extraPaths": [str(ROOT)]}
+    (folder / "pyrightconfig.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if run.returncode not in (0, 1) or not run.stdout.startswith("{"):
+        pytest.skip(f"pyright could not download its program: {(run.stderr or run.stdout)[-200:]}")
+    found = json.loads(run.stdout)["generalDiagnostics"]
+    return [(each["range"]["start"]["line"] + 1, each["message"]) for each in found]
+
+
+@pytest.fixture(scope="module", params=[mypy, pyright], ids=["mypy", "pyright"])
+def reports(request, tmp_path_factory) -> dict[str, list[str]]:
+    """What a type checker reports about each line of a user's script, in strict mode; one run for all tests."""
+    folder = tmp_path_factory.mktemp("user")
+    lines = [*SETUP.strip().splitlines(), *REVEAL, *ASSIGN]
+    (folder / "user.py").write_text("\n".join(lines) + "\n")
+    found: dict[str, list[str]] = {line: [] for line in lines}
+    for number, message in request.param(folder):
+        found[lines[number - 1]].append(message)
+    return found
+
+
+def short(message: str) -> str:
+    """The type in a message, its names reduced to their last part: `PIL.Image.Image | None` to `Image | None`."""
+    return re.sub(r"(?:\w+\.)+(\w+)", r"\1", message.split('"')[-2])
+
+
+@pytest.mark.slow
+def test_the_public_names_have_the_documented_types(reports):
+    revealed = {line: [short(message) for message in reports[line]] for line in REVEAL}
+    assert revealed == {f"reveal_type({expression})": [kind] for expression, kind in EXPECTED.items()}
+
+
+@pytest.mark.slow
+def test_a_correct_call_has_no_report(reports):
+    assert [reports[line] for line in SETUP.strip().splitlines() if reports[line]] == []
+
+
+@pytest.mark.slow
+def test_a_wrong_call_is_reported(reports):
+    for line, word in zip(ASSIGN, WRONG.values(), strict=True):
+        assert any(word in message for message in reports[line]), (line, reports[line])
