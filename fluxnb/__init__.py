@@ -9,63 +9,64 @@
 Names, in the order of use; `help(fnb.run)` and so on describe each with its arguments, errors and an example.
 
 Models
-    load             load a model and place it on this machine: "pocket", "schnell", a folder, a hub id, a pipeline
-    plan             choose an offload preset for a model and a machine; downloads nothing
-    Flux             a loaded model: `.pipe`, `.plan`, `.encode`, `.decode`
-    Plan             a preset, its memory, and why the other presets were refused
+    load              load a model and place it on this machine: "pocket", "schnell", a folder, a hub id, a pipeline
+    plan              choose an offload preset for a model and a machine; downloads nothing
+    Flux              a loaded model: `.pipe`, `.plan`, `.encode`, `.decode`
+    Plan              a preset, its memory, and why the other presets were refused
 
 Sampling
-    run              sample one picture and record every step
-    recording        record any call of a FluxPipeline without changing its output
-    Recorder         what `recording` yields; `.trajectories`
-    sweep            sample a grid of prompts, seeds and step counts
-    stream           the same as a generator of cells
-    Stream           what `stream` returns
-    plan_sweep       pictures, evaluations and estimated time of a sweep, without sampling
-    lab              a widget with a form, which samples in the background
-    STOP             returned by an `on_step` callback: stop after this step
-    PromptWarning    a prompt that the text encoders truncate
+    run               sample one picture and record every step
+    recording         record any call of a FluxPipeline without changing its output
+    Recorder          what `recording` yields; `.trajectories`
+    sweep             sample a grid of prompts, seeds and step counts
+    stream            the same as a generator of cells
+    Stream            what `stream` returns
+    plan_sweep        pictures, evaluations and estimated time of a sweep, without sampling
+    lab               a widget with a form, which samples in the background
+    STOP              returned by an `on_step` callback: stop after this step
+    PromptWarning     a prompt that the text encoders truncate
+    RecordingWarning  a recorded call whose record is incomplete
 
 Values
-    Recipe           prompt, seed, steps, size and everything else that determines a picture
-    Axes             a grid of recipes
-    Keep             which tensors a trajectory retains
-    Step             one step: `.sigma`, `.x`, `.v`, `.clean`, `.noise`
-    Trajectory       all steps of one picture: `.image`, `.recipe`, `.sigmas`, `.steps`
-    Film             decoded frames of a trajectory
-    Cell             one picture of a sweep
-    Sweep            the cells of a grid
-    Store            a folder of pictures that a sweep does not compute twice
+    Recipe            prompt, seed, steps, size and everything else that determines a picture
+    Axes              a grid of recipes
+    Keep              which tensors a trajectory retains
+    Step              one step: `.sigma`, `.x`, `.v`, `.clean`, `.noise`
+    Trajectory        all steps of one picture: `.image`, `.recipe`, `.sigmas`, `.steps`
+    Film              decoded frames of a trajectory
+    Cell              one picture of a sweep
+    Sweep             the cells of a grid
+    Store             a folder of pictures that a sweep does not compute twice
 
 Views
-    filmstrip        every step of one trajectory, one column a step
-    compare          several trajectories, aligned by noise level
-    contact_sheet    the pictures of a sweep as a labeled grid
-    scrub            a slider over the steps of one or several trajectories
-    explore          an explorer of a sweep, also while it is sampled
-    Scrubber         the widget of `scrub`
-    Explorer         the widget of `explore`
-    Lab              the widget of `lab`
-    film             decode the steps of a trajectory
-    tiny             a small decoder in place of the VAE
+    filmstrip         every step of one trajectory, one column a step
+    compare           several trajectories, aligned by noise level
+    contact_sheet     the pictures of a sweep as a labeled grid
+    scrub             a slider over the steps of one or several trajectories
+    explore           an explorer of a sweep, also while it is sampled
+    Scrubber          the widget of `scrub`
+    Explorer          the widget of `explore`
+    Lab               the widget of `lab`
+    film              decode the steps of a trajectory
+    tiny              a small decoder in place of the VAE
 
 Files
-    save             write a trajectory to one file
-    open_trajectory  read it back; needs no model
-    open_recipe      the recipe inside a PNG written by this package
+    save              write a trajectory to one file
+    open_trajectory   read it back; needs no model
+    open_recipe       the recipe inside a PNG written by this package
 
 Errors
-    FluxnbError      base class; each error names the value given, the possible values and what to type
-    InputError       a value that is not accepted; also a ValueError
-    RunError         a run that failed; also a RuntimeError
-    StorageError     a file, folder or download that failed; also an OSError
+    FluxnbError       base class; each error names the value given, the possible values and what to type
+    InputError        a value that is not accepted; also a ValueError
+    RunError          a run that failed; also a RuntimeError
+    StorageError      a file, folder or download that failed; also an OSError
 
 Modules
-    plots            matplotlib figures
-    metrics          numbers about trajectories
-    flow             the mathematics of rectified flow on tensors
-    widgets          notebook widgets
-    io               PNG, trajectory files, metadata of other tools
+    plots             matplotlib figures
+    metrics           numbers about trajectories
+    flow              the mathematics of rectified flow on tensors
+    widgets           notebook widgets
+    io                PNG, trajectory files, metadata of other tools
 
 Importing fluxnb imports neither torch nor diffusers; each name is imported when it is first used.
 """

@@ -76,9 +76,20 @@ def name_of(path: Path) -> str:
 
 
 def imported_names(path: Path) -> set[str]:
-    """Dotted names in all import statements of a file, those inside functions included; `from a import b` is a.b."""
+    """Dotted names in all import statements of a file; `from a import b` is a.b.
+
+    Imports inside functions count. Those below `if TYPE_CHECKING:` do not: they never run.
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {
+        child
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for child in ast.walk(statement)
+    }
+    for node in set(ast.walk(tree)) - typing_only:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

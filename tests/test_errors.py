@@ -34,3 +34,9 @@ def test_the_remedy_names_the_most_similar_option():
 def test_a_huge_value_does_not_flood_the_message():
     assert len(shorten("x" * 10**7)) == 60
     assert len(shorten(list(range(10**4)), 40)) == 40
+
+
+def test_warnings_of_the_package_are_user_warnings():
+    import fluxnb as fnb
+
+    assert issubclass(fnb.RecordingWarning, UserWarning) and issubclass(fnb.PromptWarning, UserWarning)
