@@ -10,6 +10,7 @@ from .errors import StorageError as StorageError
 from .grid.axes import Axes as Axes
 from .grid.lab import lab as lab
 from .grid.store import Store as Store
+from .grid.store import StoreWarning as StoreWarning
 from .grid.sweep import Stream as Stream
 from .grid.sweep import plan_sweep as plan_sweep
 from .grid.sweep import stream as stream

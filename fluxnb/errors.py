@@ -7,6 +7,8 @@ Each kind is also the built-in exception that fits, so callers need not import o
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import TypeVar
 
@@ -20,6 +22,7 @@ __all__ = [
     "shorten",
     "unknown_choice",
     "validates_own_input",
+    "warn_caller",
 ]
 
 T = TypeVar("T")
@@ -108,3 +111,12 @@ def _sentence(text: str) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the first caller outside this package, so that the warning points at the user's own code."""
+    internal = ("fluxnb", "torch", "jaxtyping", "beartype", "contextlib")  # and what wraps it: no_grad, shape checks
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in internal:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -7,6 +7,7 @@ and machine. Without any, the duration is unknown until `measure` times one eval
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -97,7 +98,9 @@ def estimate_cost(
     for group in shared_prefixes(missing):
         schedules = [flux.schedule(recipe) for recipe in group.recipes]
         first = group.recipes[0]
-        shared = flux.evaluations_of(first, sum(count for _, count in share_prefixes(schedules)))
+        counts = [count for _, count in share_prefixes(schedules)]
+        exact = [flux.can_continue(recipe, count) for recipe, count in zip(group.recipes, counts, strict=True)]
+        shared = flux.evaluations_of(first, sum(itertools.compress(counts, exact)))
         needed = sum(flux.evaluations_of(recipe) for recipe in group.recipes) - shared
         evaluations, saved = evaluations + needed, saved + shared
         if (key := _timing_key(first)) not in timings:

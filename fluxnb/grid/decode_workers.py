@@ -92,7 +92,10 @@ class DecodeWorkers:
         self._pool: ThreadPoolExecutor | None = None
         if self._workers:
             self._pool = ThreadPoolExecutor(
-                self._workers, thread_name_prefix="fluxnb-decode", initializer=_use_own_stream, initargs=(flux.device,)
+                self._workers,
+                thread_name_prefix="fluxnb-decode",
+                initializer=_prepare_worker,
+                initargs=(flux.device, threads),
             )
         if self._pool is not None and on_cpu and self._workers > 1:
             _use_one_thread_per_worker(self._pool, self._workers, threads)
@@ -202,10 +205,16 @@ def _latents(trajectory: Trajectory) -> torch.Tensor:
     return unpack(trajectory.final[None], trajectory.height, trajectory.width)
 
 
-def _use_own_stream(device: torch.device) -> None:
-    """Give this thread a CUDA stream of its own, so that its kernels do not queue behind the transformer's."""
+def _prepare_worker(device: torch.device, threads: int) -> None:
+    """Give this thread a CUDA stream of its own, or the number of CPU threads that its caller computes with.
+
+    On its own stream its kernels do not queue behind the transformer's. The decoder's sums depend on the number of
+    threads, and a new thread starts with the number that was set last anywhere in the process.
+    """
     if device.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream(device))
+    elif device.type == "cpu" and torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _use_one_thread_per_worker(pool: ThreadPoolExecutor, workers: int, threads: int) -> None:

@@ -131,6 +131,7 @@ class GridRunner:
                 yield found
             else:
                 index, count = share_prefixes([each.sigmas for each in group.trajectories] + [levels])[-1]
+                count = count if self.flux.can_continue(recipe, count) else 0
                 donor = group.trajectories[index] if count else None
                 by_shared_steps.setdefault(count, []).append(_Pending(group, recipe, donor))
         for count, pending in by_shared_steps.items():

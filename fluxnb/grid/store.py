@@ -27,9 +27,13 @@ from fluxnb.io.trajectory_files import open_trajectory, save
 from fluxnb.records import Cell, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
 
-__all__ = ["Store"]
+__all__ = ["Store", "StoreWarning"]
 
 LEASE = 60.0  # seconds without a heartbeat after which a claim of another machine is taken over
+
+
+class StoreWarning(UserWarning):
+    """Pictures are not stored, because nothing identifies what drew them."""
 
 
 @validates_own_input

@@ -16,16 +16,17 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
-from fluxnb.errors import InputError, shorten, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import InputError, shorten, warn_caller
 from fluxnb.grid.axes import Axes
 from fluxnb.grid.cost_estimate import CostEstimate, estimate_cost, measure, record_timing, recorded
 from fluxnb.grid.runner import GridRunner
-from fluxnb.grid.store import Store
+from fluxnb.grid.store import Store, StoreWarning
 from fluxnb.io.files import user_path
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep, Step, Sweep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
-from fluxnb.sampling.run import OnStep
+from fluxnb.sampling.run import LOAD, OnStep
 from fluxnb.sampling.sampler import StepCallback
 
 __all__ = ["CostEstimate", "Stream", "plan_sweep", "stream", "sweep"]
@@ -81,13 +82,23 @@ class _Request:
         )
 
 
-@validates_own_input
+CHECKED = {
+    "flux": LOAD,
+    "prompts": 'prompts=["a fox in the snow"]',
+    "store": 'store="pictures"',
+    "recipe": 'recipe=fnb.Recipe(prompt="a fox")',
+    "keep": "keep=fnb.Keep()",
+    "on_step": "on_step=lambda step: print(step.sigma)",
+}
+
+
+@entry_point(**CHECKED, progress="progress=True")
 def sweep(
     flux: Flux,
     *,
     prompts: str | Iterable[str],
     seeds: int | Iterable[int] = 0,
-    steps: int | Iterable[int] = 4,
+    steps: int | Iterable[int] | None = None,
     store: str | Path | Store | None = None,
     recipe: Recipe | None = None,
     keep: Keep | None = None,
@@ -102,7 +113,7 @@ def sweep(
 
     Main arguments:
         flux: from `fnb.load`.
-        prompts, seeds, steps: one value or several.
+        prompts, seeds, steps: one value or several; steps are the model's default where left out.
         store: a folder for the cells; None keeps them in memory only.
         axes: further recipe fields, one value or a list: `guidance=[1, 2.5]`, `sampler=["euler", "renoise"]`.
 
@@ -180,7 +191,7 @@ def _with_parameters_of_sweep(*, without: tuple[str, ...] = (), own: str = "") -
     return decorate
 
 
-@validates_own_input
+@entry_point(flux=LOAD)
 @_with_parameters_of_sweep(without=("progress",))
 def stream(flux: Flux, **arguments: Any) -> Stream:
     """Sample the same grid as `sweep`, but yield each cell as it finishes.
@@ -197,7 +208,7 @@ def stream(flux: Flux, **arguments: Any) -> Stream:
     return Stream(recorded(flux, cells), request.axes.displayed, flux.model)
 
 
-@validates_own_input
+@entry_point(flux=LOAD)
 @_with_parameters_of_sweep(without=("progress", "on_step", "batch"), own="measure")
 def plan_sweep(flux: Flux, *, measure: bool = False, **arguments: Any) -> CostEstimate:
     """Estimate the cost of `sweep` with these arguments without sampling.
@@ -227,7 +238,7 @@ def _measure_sizes(flux: Flux, recipes: list[ResolvedRecipe]) -> None:
         measure(flux, recipe)
 
 
-@validates_own_input
+@entry_point(**{name: CHECKED[name] for name in ("flux", "store", "recipe", "keep", "on_step")})
 def _parse(
     flux: Flux,
     *,
@@ -236,14 +247,19 @@ def _parse(
     keep: Keep | None = None,
     batch: int = 1,
     on_step: OnStep | None = None,
+    steps: int | Iterable[int] | None = None,
     **axes: Any,
 ) -> _Request:
-    if not isinstance(flux, Flux):
-        raise InputError(
-            f"sweep({shorten(type(flux).__name__)})", "a loaded model comes first", 'try flux = fnb.load("pocket")'
-        )
     if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
         raise InputError(f"batch={shorten(batch)}", f"1 to {MAX_BATCH} images per call are possible", "try batch=16")
+
+    unidentified = flux.refresh()
+    if unidentified and store is not None:
+        warn_caller(
+            f"{unidentified[0]}: no key identifies its pictures, so they are computed and not stored", StoreWarning
+        )
+        store = None
+    axes["steps"] = flux.defaults.steps if steps is None else steps
 
     def step_callback(step: Step, recipe: ResolvedRecipe) -> Any:
         return on_step(step) if on_step is not None else None

@@ -25,6 +25,7 @@ __all__ = [
     "has_model_hooks",
     "hook_names",
     "interrupt",
+    "is_caching",
     "is_compiled",
     "is_parallel",
     "own_instance",
@@ -86,6 +87,11 @@ def config_object(part: Any) -> Any:
 def cache_config(transformer: Any) -> Any:
     """The configuration that `enable_cache` was given, or None; there is a public flag and no public configuration."""
     return getattr(transformer, "_cache_config", None)
+
+
+def is_caching(transformer: Any) -> bool:
+    """Whether the transformer keeps activations from one evaluation to the next (`enable_cache`)."""
+    return bool(getattr(transformer, "is_cache_enabled", False))
 
 
 def hook_names(module: Any) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.families.defaults import ModelDefaults
-from fluxnb.pipeline.compat import execution_device, has_model_hooks
+from fluxnb.pipeline.compat import execution_device, has_model_hooks, is_caching
 from fluxnb.pipeline.identity import Identity, change_markers, identity_of
 from fluxnb.pipeline.preview import decode_latents, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
@@ -236,6 +236,19 @@ class Flux:
         scheduler = prepared_scheduler(self.pipe.scheduler, recipe, torch.Generator(), self.device)
         levels: list[float] = scheduler.sigmas.tolist()
         return tuple(levels)
+
+    def can_continue(self, recipe: ResolvedRecipe, done: int) -> bool:
+        """Whether a run that starts after `done` known steps has the bytes of one from the start.
+
+        The scheduler is then given the remaining levels alone. Karras, exponential and beta schedules bend them by the
+        first and the last level, so they would differ; and a network that caches between evaluations has no cache yet.
+        """
+        if is_caching(self.pipe.transformer):
+            return done == 0
+        if done in (0, recipe.steps):
+            return True
+        rest = prepared_scheduler(self.pipe.scheduler, recipe, torch.Generator(), self.device, first=done)
+        return tuple(rest.sigmas.tolist()) == self.schedule(recipe)[done:]
 
     @_no_grad
     def replay(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-import types
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fluxnb.errors import shorten
+from fluxnb.errors import shorten, warn_caller
 from fluxnb.pipeline.compat import silenced
 
 __all__ = ["Encoded", "PromptWarning", "encode_prompt", "warn_of_truncation"]
@@ -77,18 +74,8 @@ def warn_of_truncation(pipe: Any, prompt: str, length: int) -> None:
             ids = tokenizer(prompt).input_ids
         if len(ids) > limit:
             lost = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)
-            warnings.warn(
+            warn_caller(
                 f"{name} reads {limit} tokens of this prompt's {len(ids)} and ignores {shorten(lost, 200)}. "
                 "Put what matters first, or shorten the prompt.",
                 PromptWarning,
-                stacklevel=_levels_to_caller(sys._getframe()),
             )
-
-
-def _levels_to_caller(frame: types.FrameType) -> int:
-    """The stacklevel, seen from `frame`, of the first caller outside this package."""
-    internal = ("fluxnb", "torch", "jaxtyping", "beartype")  # and what wraps it: no_grad, and the tests' shape checks
-    level = 1
-    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in internal:
-        frame, level = frame.f_back, level + 1
-    return level

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from fluxnb.errors import InputError
 from fluxnb.pipeline.compat import calculate_shift, own_instance, progress_bar_config
 from fluxnb.pipeline.state import mark_as_view
 from fluxnb.records.latents import tokens_in
@@ -34,12 +35,19 @@ def unshifted_sigmas(recipe: Recipe) -> list[float]:
     return even
 
 
+SUPPORTED = "FlowMatchEulerDiscreteScheduler"
+
+
 def scheduler_for(scheduler: Any, recipe: Recipe, generators: Generators) -> Any:
     """A copy of a scheduler, set to the recipe's sampler and shift.
 
     Arguments:
         generators: of the fresh noise that the "renoise" sampler draws.
+
+    Raises:
+        InputError: a scheduler whose steps a recipe does not describe.
     """
+    _require_supported(scheduler, recipe)
     # A method that somebody replaced on the instance is bound to the original and would step that one.
     own = copy.copy(scheduler)
     for name in ("step", "set_timesteps"):
@@ -54,15 +62,34 @@ def scheduler_for(scheduler: Any, recipe: Recipe, generators: Generators) -> Any
     return own
 
 
-def prepared_scheduler(scheduler: Any, recipe: ResolvedRecipe, generators: Generators, device: torch.device) -> Any:
+def _require_supported(scheduler: Any, recipe: Recipe) -> None:
+    name = type(scheduler).__name__
+    if name != SUPPORTED:
+        raise InputError(
+            f"sampling with {name}",
+            f"fluxnb samples with {SUPPORTED} and records calls with any scheduler",
+            f"type pipe.scheduler = {SUPPORTED}.from_config(pipe.scheduler.config), or record with fnb.recording(pipe)",
+        )
+    if scheduler.config.get("stochastic_sampling", False) and recipe.sampler == "euler":
+        raise InputError(
+            "sampler='euler' with a scheduler that has stochastic_sampling=True",
+            "such a scheduler adds noise at every step",
+            'type sampler="renoise", or load the scheduler without stochastic_sampling',
+        )
+
+
+def prepared_scheduler(
+    scheduler: Any, recipe: ResolvedRecipe, generators: Generators, device: torch.device, *, first: int = 0
+) -> Any:
     """The scheduler of a recipe with its timesteps set, ready to step.
 
     Arguments:
         device: of its sigmas: a dt on the CPU would be rounded differently in bfloat16.
+        first: the step to start from, as a call that continues from known steps does.
     """
     own = scheduler_for(scheduler, recipe, generators)
-    tokens = tokens_in(recipe.height, recipe.width)
-    own.set_timesteps(sigmas=unshifted_sigmas(recipe), mu=calculate_shift(tokens, own.config), device=device)
+    mu = calculate_shift(tokens_in(recipe.height, recipe.width), own.config)
+    own.set_timesteps(sigmas=unshifted_sigmas(recipe)[first:], mu=mu, device=device)
     return own
 
 

@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.errors import warn_caller
 from fluxnb.pipeline.compat import tensor_version
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.state import state_of
@@ -175,11 +175,10 @@ class CallTrace:
         if not self.broken:
             self.broken = True
             name = type(self.pipe).__name__
-            warnings.warn(
+            warn_caller(
                 f"recording {name} stopped after {len(self.steps)} steps ({type(problem).__name__}: {problem}); "
                 "the picture is not affected",
                 RecordingWarning,
-                stacklevel=2,
             )
 
     def _prepare_latents(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:

@@ -633,9 +633,6 @@ def test_a_plain_call_that_begins_does_not_undo_the_stop_of_a_run(flux, held_aft
 
 
 # --------------------------------------------------------------------------------------------------- number of threads
-@pytest.mark.xfail(
-    strict=True, reason="a new thread decodes, with the number of CPU threads that was set last anywhere"
-)
 def test_a_sweep_decodes_with_the_number_of_threads_of_its_caller(flux):
     # The decoder's sums depend on it. A new thread computes with the number that was set last, in whichever thread.
     before, seen = torch.get_num_threads(), []
