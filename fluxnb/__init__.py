@@ -1,4 +1,4 @@
-"""Rectified flow and its distillation, shown step by step in notebooks.
+"""Rectified flow and its distillation, step by step, in notebooks.
 
     import fluxnb as fnb
 
