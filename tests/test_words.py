@@ -49,6 +49,10 @@ OTHER_MEANING = {
     ("train/data/", r"doors?|houses?|rooms?|eyes?|shadow|shadows|lit|looking|walk|walking|roll|rolls|shelf|shelves"): (
         "nouns of the pictures that are drawn, and the drawing of them"
     ),
+    ("records/", r"kept"): "the tensors that `Keep` selects",
+    ("io/trajectory_files", r"kept"): "the tensors that `Keep` selects",
+    ("metrics.py", r"kept"): "the tensors that `Keep` selects",
+    ("visuals/", r"kept"): "the tensors that `Keep` selects",
     ("", r"wants"): "`Keep.wants`, a method of the public API",
 }
 # Lines in which a word is not ours (calls of other libraries, CSS), or is about the tensors that `Keep` selects.
