@@ -1,4 +1,4 @@
-"""Whether the files of a model are whole: readable, with the bytes that a card or the hub names; and fingerprints."""
+"""Checksums and fingerprints of the files of a model."""
 
 from __future__ import annotations
 
@@ -16,24 +16,26 @@ from fluxnb.errors import StorageError, shorten
 
 __all__ = ["fingerprint", "read_json", "sampled_fingerprint", "verify", "verify_downloads"]
 
-WHOLE_HASH = 64 * 2**20  # files up to here are hashed to the last byte, larger ones at both ends
+FULL_HASH = 64 * 2**20  # bytes up to which a file is hashed completely; larger ones at both ends
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds."""
+    """The object in a JSON file."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
         raise StorageError(
-            f"{path} ({type(problem).__name__})", "it is no readable JSON", "fetch the file again"
+            f"{path} ({type(problem).__name__})", "it is no readable JSON", "download the file again"
         ) from None
     if not isinstance(value, dict):
-        raise StorageError(f"{path} holds JSON {type(value).__name__}", "an object is needed", "fetch the file again")
+        raise StorageError(
+            f"{path} holds JSON {type(value).__name__}", "a JSON object is required", "download the file again"
+        )
     return value
 
 
 def verify(folder: Path, card: Mapping[str, Any], *, remedy: str) -> None:
-    """Hold every file the card names against its checksum."""
+    """Verify the checksum of every file that the card names."""
     files = card.get("files", {})
     if not isinstance(files, Mapping):
         raise StorageError(f"{folder / 'card.json'}", 'its "files" map names to checksums', remedy)
@@ -48,12 +50,14 @@ def verify(folder: Path, card: Mapping[str, Any], *, remedy: str) -> None:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != expected:
             raise StorageError(
-                f"{path} is damaged", f"its checksum is {found[:12]}…, the card says {str(expected)[:12]}…", remedy
+                f"{path} is damaged",
+                f"its checksum is {found[:12]}…, that of the card is {str(expected)[:12]}…",
+                remedy,
             )
 
 
 def verify_downloads(folder: Path, new: set[Path]) -> None:
-    """Hold what has just come against the checksum that the hub names large files by."""
+    """Verify new downloads by the checksum that the hub names large files with, and delete damaged ones."""
     for path in sorted(folder.rglob("*.safetensors")):
         blob = path.resolve()
         if blob not in new or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
@@ -64,14 +68,14 @@ def verify_downloads(folder: Path, new: set[Path]) -> None:
             blob.unlink()
             path.unlink()
             raise StorageError(
-                f"{path.name} came damaged",
-                f"its checksum is {found[:12]}…, the hub says {blob.name[:12]}…",
-                "load again: it was deleted and will be fetched anew",
+                f"{path.name} was damaged during the download",
+                f"its checksum is {found[:12]}…, that of the hub is {blob.name[:12]}…",
+                "load again: the file was deleted and will be downloaded again",
             )
 
 
 def fingerprint(folders: list[Path]) -> str:
-    """Twelve hex digits that change with any weight or configuration."""
+    """Twelve hex digits that identify the weights and configurations in these folders."""
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted(folder.rglob("*")):
@@ -80,17 +84,17 @@ def fingerprint(folders: list[Path]) -> str:
             size = path.stat().st_size
             digest.update(f"{path.relative_to(folder).as_posix()}:{size}\n".encode())
             with path.open("rb") as stream:
-                if size <= WHOLE_HASH:
+                if size <= FULL_HASH:
                     digest.update(stream.read())
                 else:
-                    digest.update(stream.read(WHOLE_HASH // 8))
-                    stream.seek(-WHOLE_HASH // 8, 2)
+                    digest.update(stream.read(FULL_HASH // 8))
+                    stream.seek(-FULL_HASH // 8, 2)
                     digest.update(stream.read())
     return digest.hexdigest()[:12]
 
 
 def sampled_fingerprint(*modules: Any) -> str:
-    """Twelve hex digits from a few numbers of each weight, so that two pipelines are not taken for one."""
+    """Twelve hex digits from samples of every weight, which distinguish models in memory."""
     digest = hashlib.sha256()
     for name, parameter in itertools.chain.from_iterable(module.named_parameters() for module in modules):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())

@@ -1,4 +1,4 @@
-"""The hub: what is asked of it by repository, and every refusal of it, the network or the disk told in our words."""
+"""Downloads from the Hugging Face hub, with errors of the hub, the network and the disk as StorageError."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from pathlib import Path
 from fluxnb.checkpoints.checksums import read_json, verify_downloads
 from fluxnb.errors import FluxnbError, StorageError, shorten
 
-__all__ = ["configurations", "download", "hub_error", "snapshot"]
+__all__ = ["download_configurations", "download_file", "download_pipeline", "hub_error"]
 
 
-def download(repo: str, file: str) -> Path:
-    """One file of a repository, from the cache where it is there already.
+def download_file(repo: str, file: str) -> Path:
+    """One file of a repository, from the cache if it is there.
 
     Raises:
-        StorageError: the hub, the network or the disk said no.
+        StorageError: an error of the hub, the network or the disk.
     """
     from huggingface_hub import hf_hub_download
 
     refusal: FluxnbError
     try:
         return Path(hf_hub_download(repo, file))
-    except Exception as problem:  # every kind of refusal, told apart by what it is called
+    except Exception as problem:  # classified by class name in hub_error
         refusal = hub_error(repo, problem)
     raise refusal
 
 
-def snapshot(repo: str, revision: str, *, without_transformer: bool = False) -> Path:
-    """The folder with every part of a pipeline, downloaded where it is not there yet.
+def download_pipeline(repo: str, revision: str, *, without_transformer: bool = False) -> Path:
+    """The folder with every part of a pipeline, downloaded where it is not in the cache.
 
-    The repositories of FLUX.1 hold their weights twice, in diffusers' layout and as single files; only the former is
-    fetched. An interrupted download goes on where it stopped.
+    The repositories of FLUX.1 contain their weights twice, in diffusers' layout and as single files. Only the
+    former are downloaded. An interrupted download resumes where it stopped.
 
     Arguments:
-        without_transformer: leave out the transformer's weights, which come from elsewhere.
+        without_transformer: skip the transformer's weights.
 
     Raises:
-        StorageError: the hub, the network or the disk said no, or a file came damaged.
+        StorageError: an error of the hub, the network or the disk, or a damaged file.
     """
     from huggingface_hub import snapshot_download
 
@@ -45,15 +45,15 @@ def snapshot(repo: str, revision: str, *, without_transformer: bool = False) -> 
     try:
         index = Path(snapshot_download(repo, revision=revision, allow_patterns=["model_index.json"]))
         parts = [name for name, kind in read_json(index / "model_index.json").items() if isinstance(kind, list)]
-        wanted = ["model_index.json", "card.json"]
-        wanted += [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt", "model", "safetensors")]
+        patterns = ["model_index.json", "card.json"]
+        patterns += [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt", "model", "safetensors")]
         if without_transformer:
-            wanted.remove("transformer/*.safetensors")
+            patterns.remove("transformer/*.safetensors")
         before = _blobs(index)
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=wanted))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except FluxnbError:
         raise
-    except Exception as problem:  # every kind of refusal, told apart by what it is called
+    except Exception as problem:  # classified by class name in hub_error
         refusal = hub_error(repo, problem)
     else:
         verify_downloads(folder, _blobs(folder) - before)
@@ -61,18 +61,18 @@ def snapshot(repo: str, revision: str, *, without_transformer: bool = False) -> 
     raise refusal
 
 
-def configurations(repo: str) -> Path:
-    """A folder with the few kilobytes that say how large a model of the hub is.
+def download_configurations(repo: str) -> Path:
+    """A folder with the configuration files of a pipeline, from which its size is computed.
 
     Raises:
-        StorageError: the hub, the network or the disk said no.
+        StorageError: an error of the hub, the network or the disk.
     """
     from huggingface_hub import snapshot_download
 
     refusal: FluxnbError
     try:
         return Path(snapshot_download(repo, allow_patterns=["*/config.json", "model_index.json"]))
-    except Exception as problem:  # every kind of refusal, told apart by what it is called
+    except Exception as problem:  # classified by class name in hub_error
         refusal = hub_error(repo, problem)
     raise refusal
 
@@ -83,7 +83,10 @@ def _blobs(folder: Path) -> set[Path]:
 
 
 def hub_error(repo: str, problem: BaseException) -> FluxnbError:
-    """One of our errors for whatever the hub's client raised; by class name, because its classes move about."""
+    """The StorageError for an exception of huggingface_hub.
+
+    Exceptions are recognized by class name, since their modules differ between versions.
+    """
     chain: list[BaseException] = []
     link: BaseException | None = problem
     while link is not None and link not in chain:
@@ -95,29 +98,31 @@ def hub_error(repo: str, problem: BaseException) -> FluxnbError:
     if "GatedRepoError" in kinds or 403 in codes:
         return StorageError(
             f"{repo} is gated",
-            "the hub hands it only to those who accepted its terms",
+            "the hub serves it only to accounts that accepted its terms",
             f"accept them on {page}, make a read token in your settings, and run `hf auth login` or set HF_TOKEN",
         )
     if "RepositoryNotFoundError" in kinds or 401 in codes or 404 in codes:
         return StorageError(
-            f"the hub knows no {repo}, or hides it",
-            "it may be misspelt, private, or without the file asked for",
-            f"look at {page}; for a private one run `hf auth login` or set HF_TOKEN",
+            f"{repo} is not on the hub, or not visible",
+            "it may be misspelt, private, or without the requested file",
+            f"see {page}; for a private one run `hf auth login` or set HF_TOKEN",
         )
     offline = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutError"}
     if kinds & (offline | {"Timeout", "TimeoutException", "TransportError"}):
         return StorageError(
             f"{repo} could not be reached",
-            "it is not in the cache and the hub does not answer",
-            'check the network (and HF_HUB_OFFLINE), or try fnb.load("pocket"), which needs none',
+            "it is not in the cache and the hub does not respond",
+            'check the network (and HF_HUB_OFFLINE), or try fnb.load("pocket"), which needs no network',
         )
     if any(isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT) for each in chain):
         return StorageError(
             f"{repo} could not be stored",
-            "the disk is full; what has arrived stays and is not fetched again",
-            "make room, or set HF_HOME to a larger disk",
+            "the disk is full; downloaded files stay in the cache and are not downloaded again",
+            "free disk space, or set HF_HOME to a larger disk",
         )
     first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
     return StorageError(
-        f"{repo} could not be fetched ({shorten(first, 160)})", "the hub or the disk refused", f"see {page}"
+        f"{repo} could not be downloaded ({shorten(first, 160)})",
+        "the hub or the disk returned an error",
+        f"see {page}",
     )

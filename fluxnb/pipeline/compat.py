@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ __all__ = [
     "cache_config",
     "calculate_shift",
     "config_object",
+    "dtype_keyword",
     "execution_device",
     "has_model_hooks",
     "hook_names",
@@ -32,6 +33,7 @@ __all__ = [
     "progress_bar_config",
     "silenced",
     "tensor_version",
+    "without_loading_output",
 ]
 
 
@@ -156,3 +158,41 @@ def silenced() -> Iterator[None]:
         yield
     finally:
         _SILENCED.reset(token)
+
+
+def dtype_keyword() -> str:
+    """The keyword of `from_pretrained` for the number format: "torch_dtype", or "dtype" in later versions of diffusers.
+
+    The versions that accept both have `_resolve_dtype` in `diffusers.utils.deprecation_utils`. Checked on diffusers
+    0.39 and 0.42.
+    """
+    from diffusers.utils import deprecation_utils
+
+    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+
+
+@contextlib.contextmanager
+def without_loading_output() -> Iterator[None]:
+    """Suppress progress bars and warnings of diffusers and transformers while a small model loads.
+
+    Both have `logging` modules with functions for their own progress bars. diffusers 0.39 has no
+    `is_progress_bar_enabled`; its progress bars are enabled by default.
+    """
+    import transformers.utils.logging as of_transformers
+    from diffusers.utils import logging as of_diffusers
+
+    level = of_transformers.get_verbosity()
+    restore: list[Callable[[], None]] = []
+    if of_transformers.is_progress_bar_enabled():
+        restore.append(of_transformers.enable_progress_bar)
+    if getattr(of_diffusers, "is_progress_bar_enabled", lambda: True)():
+        restore.append(of_diffusers.enable_progress_bar)
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    of_diffusers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        of_transformers.set_verbosity(level)
+        for enable in restore:
+            enable()

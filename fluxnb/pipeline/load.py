@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 
 from fluxnb.checkpoints import sources as weights
-from fluxnb.errors import InputError, unknown_choice, validates_own_input
+from fluxnb.checkpoints.hub import hub_error
+from fluxnb.errors import InputError, StorageError, shorten, unknown_choice, validates_own_input
 from fluxnb.families.defaults import defaults_of
-from fluxnb.pipeline.compat import execution_device
+from fluxnb.pipeline.compat import dtype_keyword, execution_device, without_loading_output
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.identity import identity_of
 from fluxnb.pipeline.state import state_of
@@ -68,7 +70,7 @@ def load(
     """
     if not isinstance(model, str | Path):
         return _adopt(model)
-    model = weights.expanded(model)
+    model = weights.expand_user(model)
     if dtype != "auto":
         Recipe(prompt="-", dtype=dtype)  # says what is possible
     if fast not in (True, False, "fp8"):
@@ -108,9 +110,10 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
     large = is_large(model_size_of(folder, source.parts))
     computes = getattr(torch, chosen.dtype)
     if not large and preset.name in ("resident", "cpu"):
-        return weights.read(source, computes, loud=False).to(device)
+        return _from_diffusers(source, computes, progress=False).to(device)
     if preset.text_encoders == "offloaded":
-        pipe = weights.read(dataclasses.replace(source, place=str(folder), local=True), computes, loud=large)
+        downloaded = dataclasses.replace(source, place=str(folder), local=True)
+        pipe = _from_diffusers(downloaded, computes, progress=large)
         enable = pipe.enable_model_cpu_offload if preset.offload == "model" else pipe.enable_sequential_cpu_offload
         enable(device=device)
         return pipe
@@ -124,6 +127,35 @@ def _held(source: weights.Source, chosen: Plan) -> Any:
         offload_blocks=chosen.offload_blocks,
         cache_weights=chosen.cache_weights,
     )
+
+
+def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, progress: bool) -> Any:
+    """The pipeline as diffusers loads it, with errors as StorageError.
+
+    Arguments:
+        progress: show progress bars and advice of the libraries.
+    """
+    with contextlib.nullcontext() if progress else without_loading_output():
+        from diffusers import FluxPipeline, FluxTransformer2DModel
+
+        options: dict[str, Any] = {dtype_keyword(): dtype, "use_safetensors": True}
+        try:
+            parts = {
+                name: FluxTransformer2DModel.from_pretrained(folder, **options)
+                for name, folder in source.parts.items()
+                if name == "transformer"
+            }
+            if not source.local:
+                options["revision"] = source.revision
+            return FluxPipeline.from_pretrained(source.place, **options, **parts)
+        except Exception as problem:  # safetensors, JSON, missing files and the hub raise various classes
+            if not source.local:
+                raise hub_error(source.place, problem) from problem
+            raise StorageError(
+                f"{source.place} does not load ({shorten(str(problem), 160)})",
+                "a file is missing, damaged, or not safetensors",
+                "copy or download the folder again",
+            ) from problem
 
 
 def _remember(flux: Flux) -> Flux:

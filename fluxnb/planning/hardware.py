@@ -169,8 +169,8 @@ def describe_hardware(text: str | Mapping[str, Any] | Hardware) -> Hardware:
         return _from_numbers(text)
     name = str(text).strip().lower().replace(" ", "-").replace("_", "-")
     if name in MACHINES:
-        card, ram, room, cores, disk = MACHINES[name]
-        return dataclasses.replace(_with_card(card, name, ram, room, cores), disk=disk)
+        card, ram, free, cores, disk_speed = MACHINES[name]
+        return dataclasses.replace(_with_card(card, name, ram, free, cores), disk=disk_speed)
     if name in APPLE:
         return _apple(name)
     known = ALIASES.get(name, name)

@@ -153,7 +153,7 @@ def model_size_of(folder: Path, parts: Mapping[str, Path] | None = None) -> Mode
         raise StorageError(
             f"the configurations in {folder} ({type(problem).__name__}: {problem})",
             "a transformer, two text encoders and a VAE are needed, each with its config.json",
-            "fetch the folder again",
+            "download the folder again",
         ) from None
 
 

@@ -133,8 +133,8 @@ class Plan:
     @property
     def _footline(self) -> str:
         exact = "the numbers of the plain model" if self.exact else "not the numbers of the plain model"
-        fetch = f"{self.download_gib:.1f} GiB to download" if self.download_gib else "nothing to download"
-        return f"computes in {self.dtype}, {exact}; {fetch}; a new prompt adds about {duration(self.prompt_seconds)}"
+        download = f"{self.download_gib:.1f} GiB to download" if self.download_gib else "nothing to download"
+        return f"computes in {self.dtype}, {exact}; {download}; a new prompt adds about {duration(self.prompt_seconds)}"
 
     def _row(self, option: Option) -> tuple[str, ...]:
         required, mark = option.requirements, "→" if option.preset.name == self.preset else ""
@@ -200,7 +200,7 @@ def plan(
     machine = detect() if hardware is None else describe_hardware(hardware)
     if preset != "auto" and preset not in PRESETS:
         raise unknown_choice("preset", preset, ("auto", *PRESETS))
-    model = weights.expanded(model)
+    model = weights.expand_user(model)
     model_size = _model_size(model)
     downloaded = _downloaded_gib(model) if hardware is None else 0.0
     request = _Request(
@@ -266,7 +266,7 @@ def _model_size(model: str | Path) -> ModelSize:
         return model_size_of(folder)
     if str(model) in weights.HUB or weights.HUB.get("schnell") == str(model):
         return flux1_size()
-    return model_size_of(hub.configurations(str(model))) if _from_hub(model) else TINY
+    return model_size_of(hub.download_configurations(str(model))) if _from_hub(model) else TINY
 
 
 def _from_hub(model: str | Path) -> bool:

@@ -178,7 +178,7 @@ class Requirements:
         seconds: for a picture of a prompt that is already encoded.
         prompt_seconds: added by a new prompt.
         offload_blocks: whether part of the transformer moves to main memory during decoding.
-        cache_weights: whether main memory is large enough to cache what is read again for each new prompt.
+        cache_weights: whether main memory is large enough to cache the weights that each new prompt reads.
     """
 
     vram_gib: float

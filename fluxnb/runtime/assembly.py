@@ -1,6 +1,6 @@
 """Assembling a FluxPipeline from its folder under a preset, part by part, so that no model is held in main memory.
 
-The result is a pipeline of diffusers. What is special about a preset is in hooks of the modules, so that the plain call
+The result is a pipeline of diffusers. Presets differ in hooks of the modules, so that the plain call
 `pipe("a prompt")` works under every preset.
 """
 

@@ -88,9 +88,9 @@ class Bench:
         """The pipeline as its documentation loads it."""
         from diffusers import FluxPipeline
 
-        from fluxnb.checkpoints.sources import _dtype_word
+        from fluxnb.pipeline.compat import dtype_keyword
 
-        pipe = FluxPipeline.from_pretrained(self.folder, **{_dtype_word(): self.dtype}, **options)
+        pipe = FluxPipeline.from_pretrained(self.folder, **{dtype_keyword(): self.dtype}, **options)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -1,4 +1,4 @@
-"""A hub in a thread: the few requests that huggingface_hub makes for a model, over a folder, with faults to order."""
+"""A local hub in a thread: it answers the requests of huggingface_hub for one repository, with configurable faults."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ COMMIT = "c0ffee" * 6 + "beef"
 
 @dataclass
 class Hub:
-    """What it serves and how it misbehaves.
+    """A repository and its faults.
 
     Arguments:
         folder: the repository's files.
-        refuse: a status for everything, 401, 403, 404 or 500; 0 for none.
-        gated: whether a refusal says that terms have to be accepted.
-        token: if set, what a request must show.
-        broken: names of files whose connection breaks off half-way, and how often.
-        damaged: names of files of which one byte is wrong.
+        refuse: HTTP status of every response, 401, 403, 404 or 500; 0 for none.
+        gated: whether error responses state that the model is gated.
+        token: if set, the token that requests must have.
+        broken: names of files whose connection breaks half-way, and how often.
+        damaged: names of files that are sent with one wrong byte.
     """
 
     folder: Path
@@ -38,12 +38,12 @@ class Hub:
     ranges: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Hub:
-        hub = self
+        local_hub = self
 
-        class Answers(_Answers):
-            world = hub
+        class Handler(_Handler):
+            hub = local_hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         return self
@@ -56,8 +56,8 @@ class Hub:
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
 
 
-class _Answers(BaseHTTPRequestHandler):
-    world: Hub
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None:
@@ -70,7 +70,7 @@ class _Answers(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, *, body: bool) -> None:
-        hub, path = self.world, unquote(urlsplit(self.path).path).strip("/")
+        hub, path = self.hub, unquote(urlsplit(self.path).path).strip("/")
         if hub.refuse:
             return self.refusal(hub.refuse, "GatedRepo" if hub.gated else "RepoNotFound" if hub.refuse < 500 else "")
         if hub.token and self.headers.get("authorization") != f"Bearer {hub.token}":
@@ -103,14 +103,14 @@ class _Answers(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
     def entry(self, name: str) -> dict[str, Any]:
-        raw = (self.world.folder / name).read_bytes()
+        raw = (self.hub.folder / name).read_bytes()
         made: dict[str, Any] = {"type": "file", "path": name, "size": len(raw), "oid": hashlib.sha1(raw).hexdigest()}
         if name.endswith(".safetensors"):
             made["lfs"] = {"oid": hashlib.sha256(raw).hexdigest(), "size": len(raw), "pointerSize": 130}
         return made
 
     def file(self, name: str, body: bool) -> None:
-        hub, path = self.world, self.world.folder / name
+        hub, path = self.hub, self.hub.folder / name
         if not path.is_file():
             return self.refusal(404, "EntryNotFound")
         raw = path.read_bytes()
@@ -119,9 +119,9 @@ class _Answers(BaseHTTPRequestHandler):
         if name in hub.damaged:
             raw = raw[:-1] + bytes([raw[-1] ^ 1])
         total, begin = len(raw), 0
-        if wanted := self.headers.get("range"):
-            hub.ranges.append(f"{name} {wanted}")
-            begin = int(wanted.removeprefix("bytes=").split("-")[0])
+        if requested := self.headers.get("range"):
+            hub.ranges.append(f"{name} {requested}")
+            begin = int(requested.removeprefix("bytes=").split("-")[0])
         self.send_response(206 if begin else 200)
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("ETag", f'"{etag}"')

@@ -20,7 +20,7 @@ def folder(tmp_path):
     return place
 
 
-def carded(folder, **files):
+def write_card(folder, **files):
     (folder / "card.json").write_text(json.dumps({"files": files}))
 
 
@@ -37,12 +37,12 @@ def test_the_revision_changes_with_any_byte_of_a_weight(folder):
 
 
 def test_a_file_that_matches_its_checksum_passes(folder):
-    carded(folder, **{"vae/w.safetensors": hashlib.sha256(b"weights").hexdigest()})
+    write_card(folder, **{"vae/w.safetensors": hashlib.sha256(b"weights").hexdigest()})
     assert weights.locate(folder).card["files"]
 
 
 @pytest.mark.parametrize(
-    ("files", "says"),
+    ("files", "message"),
     [
         ({"vae/w.safetensors": "0" * 64}, "is damaged"),
         ({"vae/none.safetensors": "0" * 64}, "is missing"),
@@ -50,48 +50,48 @@ def test_a_file_that_matches_its_checksum_passes(folder):
         ({"/etc/passwd": "0" * 64}, "own folder"),
     ],
 )
-def test_a_damaged_or_missing_file_is_told(folder, files, says):
-    carded(folder, **files)
-    with pytest.raises(StorageError, match=says) as caught:
+def test_a_damaged_or_missing_file_is_an_error(folder, files, message):
+    write_card(folder, **files)
+    with pytest.raises(StorageError, match=message) as caught:
         weights.locate(folder)
     assert caught.value.remedy
 
 
-def test_an_unknown_name_is_answered_with_the_nearest():
+def test_an_unknown_name_is_an_error_with_the_nearest_name():
     with pytest.raises(InputError, match="Try model='pocket'"):
         weights.locate("poket")
 
 
 @pytest.mark.parametrize("missing", ["./nowhere", "/no/such/folder", "a/b/c"])
-def test_a_missing_folder_is_told(missing):
+def test_a_missing_folder_is_an_error(missing):
     with pytest.raises(StorageError, match="no such folder"):
         weights.locate(missing)
 
 
-def test_a_folder_without_a_pipeline_is_told(tmp_path):
+def test_a_folder_without_a_pipeline_is_an_error(tmp_path):
     with pytest.raises(StorageError, match=r"model_index\.json"):
         weights.locate(tmp_path)
 
 
-def test_another_kind_of_pipeline_is_told(tmp_path):
+def test_another_kind_of_pipeline_is_an_error(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
     with pytest.raises(InputError, match="StableDiffusionPipeline"):
         weights.locate(tmp_path)
 
 
-def test_a_broken_index_is_told(tmp_path):
+def test_a_broken_index_is_an_error(tmp_path):
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(StorageError, match="no readable JSON"):
         weights.locate(tmp_path)
 
 
-def test_missing_package_data_is_told(monkeypatch, tmp_path):
+def test_missing_package_data_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "POCKET", tmp_path / "pocket")
     with pytest.raises(StorageError, match="pip install"):
         weights.locate("pocket")
 
 
-def test_pocket_takes_its_transformer_from_the_student_where_there_is_one(monkeypatch, folder, tmp_path):
+def test_the_transformer_of_pocket_is_the_student_if_there_is_one(monkeypatch, folder, tmp_path):
     packaged = tmp_path / "pocket"
     (packaged / "transformer").mkdir(parents=True)
     (packaged / "transformer" / "config.json").write_text("{}")
@@ -102,7 +102,7 @@ def test_pocket_takes_its_transformer_from_the_student_where_there_is_one(monkey
     assert pocket.revision != base.revision
 
 
-def refused(name, status=None, inner=None):
+def hub_exception(name, status=None, inner=None):
     error = type(name, (Exception,), {})("no\nsecond line")
     error.response = types.SimpleNamespace(status_code=status)
     error.__cause__ = inner
@@ -110,26 +110,26 @@ def refused(name, status=None, inner=None):
 
 
 @pytest.mark.parametrize(
-    ("problem", "says"),
+    ("problem", "message"),
     [
-        (refused("GatedRepoError", 403), "is gated"),
-        (refused("HfHubHTTPError", 403), "is gated"),
-        (refused("OSError", inner=refused("GatedRepoError")), "HF_TOKEN"),
-        (refused("RepositoryNotFoundError", 401), "misspelt"),
-        (refused("HfHubHTTPError", 404), "misspelt"),
-        (refused("LocalEntryNotFoundError"), "could not be reached"),
-        (refused("OfflineModeIsEnabled"), "HF_HUB_OFFLINE"),
-        (refused("LocalEntryNotFoundError", inner=refused("ConnectionError")), 'fnb.load("pocket")'),
-        (refused("SomethingNew", 500), "could not be fetched"),
+        (hub_exception("GatedRepoError", 403), "is gated"),
+        (hub_exception("HfHubHTTPError", 403), "is gated"),
+        (hub_exception("OSError", inner=hub_exception("GatedRepoError")), "HF_TOKEN"),
+        (hub_exception("RepositoryNotFoundError", 401), "misspelt"),
+        (hub_exception("HfHubHTTPError", 404), "misspelt"),
+        (hub_exception("LocalEntryNotFoundError"), "could not be reached"),
+        (hub_exception("OfflineModeIsEnabled"), "HF_HUB_OFFLINE"),
+        (hub_exception("LocalEntryNotFoundError", inner=hub_exception("ConnectionError")), 'fnb.load("pocket")'),
+        (hub_exception("SomethingNew", 500), "could not be downloaded"),
     ],
 )
-def test_every_refusal_of_the_hub_says_what_to_do(problem, says):
+def test_every_error_of_the_hub_names_the_remedy(problem, message):
     error = hub_error("owner/name", problem)
-    assert isinstance(error, StorageError) and says in str(error) and error.remedy
+    assert isinstance(error, StorageError) and message in str(error) and error.remedy
     assert "second line" not in str(error)
 
 
-def test_the_hub_out_of_reach_is_our_error(monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_a_storage_error(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(StorageError, match="could not be reached"):

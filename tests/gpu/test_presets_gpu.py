@@ -30,9 +30,9 @@ def plain():
     """The pipeline as diffusers loads it."""
     from diffusers import FluxPipeline
 
-    from fluxnb.checkpoints.sources import _dtype_word
+    from fluxnb.pipeline.compat import dtype_keyword
 
-    pipe = FluxPipeline.from_pretrained(POCKET / "base", **{_dtype_word(): torch.bfloat16}).to("cuda")
+    pipe = FluxPipeline.from_pretrained(POCKET / "base", **{dtype_keyword(): torch.bfloat16}).to("cuda")
     pipe.set_progress_bar_config(disable=True)
     return fnb.load(pipe)
 

@@ -152,3 +152,32 @@ def test_the_configuration_of_an_enabled_cache_can_be_read():
     assert compat.cache_config(transformer).threshold == 0.25
     names = [name for module in transformer.modules() for name in compat.hook_names(module)]
     assert names
+
+
+def test_the_dtype_keyword_sets_the_dtype_without_a_warning(pipe, tmp_path, recwarn):
+    from diffusers import AutoencoderKL
+
+    pipe.vae.save_pretrained(tmp_path)
+    vae = AutoencoderKL.from_pretrained(tmp_path, **{compat.dtype_keyword(): torch.float16})
+    assert vae.dtype is torch.float16
+    assert not [warning for warning in recwarn if "dtype" in str(warning.message)]
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+def test_output_while_loading_is_suppressed_and_restored(fails):
+    import transformers.utils.logging as of_transformers
+    from diffusers.utils import logging as of_diffusers
+
+    def state():
+        bars = getattr(of_diffusers, "is_progress_bar_enabled", lambda: None)()
+        return of_transformers.get_verbosity(), of_transformers.is_progress_bar_enabled(), bars
+
+    before = state()
+    try:
+        with compat.without_loading_output():
+            assert not of_transformers.is_progress_bar_enabled()
+            if fails:
+                raise ValueError
+    except ValueError:
+        assert fails
+    assert state() == before

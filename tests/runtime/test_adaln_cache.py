@@ -21,13 +21,13 @@ from tests.conftest import toy_pipeline
 
 
 def lean(transformer, **options):
-    """A copy of the transformer with cache, and the weights it let go."""
+    """A copy of the transformer with cache, and the weights it no longer holds."""
     weights = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
     mine = copy.deepcopy(transformer)
     return mine, AdaLNCache(mine, weights, **options)
 
 
-def asked(transformer, sigmas, *, seed=0, tokens=4, dtype=torch.float32):
+def inputs_for(transformer, sigmas, *, seed=0, tokens=4, dtype=torch.float32):
     generator = torch.Generator().manual_seed(seed)
     rows, config = len(sigmas), transformer.config
     guidance = torch.linspace(1.0, 4.0, rows) if config.guidance_embeds else None
@@ -57,7 +57,7 @@ def pair(request):
 )
 def test_any_sigmas_and_prompts_give_the_bits_of_the_plain_network(pair, sigmas, seed):
     plain, mine, _ = pair
-    inputs = asked(plain, sigmas, seed=seed)
+    inputs = inputs_for(plain, sigmas, seed=seed)
     with torch.no_grad():
         assert torch.equal(mine(**inputs)[0], plain(**inputs)[0])
 
@@ -67,7 +67,7 @@ def test_half_precision_gives_the_bits_of_the_plain_network(dtype):
     plain = toy_pipeline(seed=2).transformer.to(dtype)
     mine, _ = lean(plain)
     for sigma in (1.0, 0.667, 0.3333, 0.01):
-        inputs = asked(plain, [sigma], dtype=dtype)
+        inputs = inputs_for(plain, [sigma], dtype=dtype)
         with torch.no_grad():
             assert torch.equal(mine(**inputs)[0], plain(**inputs)[0])
 
@@ -108,7 +108,7 @@ def test_a_scheduler_that_was_never_set_expects_nothing():
     assert expected_timesteps(pipe)() == ()
     pipe.transformer, cache = lean(pipe.transformer, expected=expected_timesteps(pipe))
     with torch.no_grad():
-        pipe.transformer(**asked(pipe.transformer, [0.3]))
+        pipe.transformer(**inputs_for(pipe.transformer, [0.3]))
     assert len(cache) <= 1 + sum(STANDARD_STEPS)
 
 
@@ -172,8 +172,8 @@ def test_rows_beyond_the_limit_are_computed_again(toy_pipe):
     first, *others = ([sigma] for sigma in (0.9, 0.8, 0.7))
     for sigmas in (first, *others, first):
         with torch.no_grad():
-            got = mine(**asked(mine, sigmas, seed=int(sigmas[0] * 10)))[0]
-            assert torch.equal(got, toy_pipe.transformer(**asked(mine, sigmas, seed=int(sigmas[0] * 10)))[0])
+            got = mine(**inputs_for(mine, sigmas, seed=int(sigmas[0] * 10)))[0]
+            assert torch.equal(got, toy_pipe.transformer(**inputs_for(mine, sigmas, seed=int(sigmas[0] * 10)))[0])
     assert cache.reads == 4 and len(cache) <= 7
 
 
@@ -193,9 +193,9 @@ def test_recently_used_rows_stay_on_the_device():
     mine, cache = lean(plain)
     with torch.no_grad():
         for sigma in torch.linspace(0.05, 1.0, 2 * ON_DEVICE).tolist():
-            mine(**asked(plain, [sigma]))
+            mine(**inputs_for(plain, [sigma]))
     assert len(cache._on_device) == ON_DEVICE
     for sigma in (0.05, 1.0, 0.05):
-        inputs = asked(plain, [sigma])
+        inputs = inputs_for(plain, [sigma])
         with torch.no_grad():
             assert torch.equal(mine(**inputs)[0], plain(**inputs)[0])

@@ -20,7 +20,7 @@ from tests.plain_calls import plain_call
 
 CPU = torch.device("cpu")
 EXACT = ("resident", "lean", "stream", "stream-mapped", "cpu")
-QUESTION = {"seed": 3, "steps": 4}
+REQUEST = {"seed": 3, "steps": 4}
 
 
 @contextlib.contextmanager
@@ -46,8 +46,8 @@ def built(folder, preset, dtype=torch.float32, **options):
 def test_an_exact_preset_gives_the_bytes_of_the_plain_pipeline(toy_folder, preset, dtype):
     plain = fnb.load(toy_folder, dtype=dtype)
     flux = fnb.load(built(toy_folder, preset, getattr(torch, dtype)))
-    trajectory = fnb.run(flux, "a fox holding a sign", **QUESTION)
-    assert trajectory.image.tobytes() == fnb.run(plain, "a fox holding a sign", **QUESTION).image.tobytes()
+    trajectory = fnb.run(flux, "a fox holding a sign", **REQUEST)
+    assert trajectory.image.tobytes() == fnb.run(plain, "a fox holding a sign", **REQUEST).image.tobytes()
     assert flux.dtype == dtype
 
 
@@ -56,7 +56,7 @@ def test_load_accepts_a_preset_by_name(toy_folder, preset):
     with streamed(preset):
         flux = fnb.load(toy_folder, preset=preset)
     assert flux.plan.preset == preset and flux.plan.exact == PRESETS[preset].exact
-    trajectory = fnb.run(flux, "a fox", **QUESTION)
+    trajectory = fnb.run(flux, "a fox", **REQUEST)
     assert trajectory.numerics == ("exact" if flux.plan.exact else preset)
 
 
@@ -65,7 +65,7 @@ def test_a_component_can_be_in_another_folder(tmp_path):
     student.save_pretrained(tmp_path / "student")
     with pytest.raises(RuntimeError):  # the toy's width is not pocket's, so this transformer was really taken
         pipe = built(POCKET / "base", "lean", parts={"transformer": tmp_path / "student"})
-        fnb.run(fnb.load(pipe), "a fox", **QUESTION)
+        fnb.run(fnb.load(pipe), "a fox", **REQUEST)
 
 
 @pytest.mark.parametrize("preset", ["lean", "stream"])
@@ -198,7 +198,7 @@ def test_an_overflow_in_float16_is_an_error_that_names_the_part(toy_folder, tmp_
     save_file(weights, file, metadata={"format": "pt"})
     flux = fnb.load(built(folder, "lean", torch.float16))
     with pytest.raises(RunError, match="T5's text embedding is not finite in float16"):
-        fnb.run(flux, "a fox", **QUESTION)
+        fnb.run(flux, "a fox", **REQUEST)
 
 
 @pytest.mark.parametrize(
@@ -288,53 +288,53 @@ def test_fast_reports_its_speedups_and_changes_little(toy_folder):
         "compiled blocks, one product for q, k and v", "decoder compiled in channels-last",
     ]  # fmt: skip
     assert all(speedup.before > 0 and speedup.after > 0 for speedup in flux.plan.fast.speedups)
-    mine, theirs = (fnb.run(each, "a fox", **QUESTION) for each in (flux, plain))
+    mine, theirs = (fnb.run(each, "a fox", **REQUEST) for each in (flux, plain))
     assert torch.allclose(mine.steps[0].v, theirs.steps[0].v, atol=1e-4)
     assert mine.numerics == flux.plan.preset != "exact"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [True, False], ids=["quicker", "slower"])
-def test_the_first_picture_after_fast_compiles_nothing_more(toy_folder, monkeypatch, kept):
+@pytest.mark.parametrize("used", [True, False], ids=["faster", "slower"])
+def test_the_first_picture_after_fast_compiles_nothing_more(toy_folder, monkeypatch, used):
     from torch._dynamo.utils import counters
 
-    from fluxnb.runtime import compilation as fast
+    from fluxnb.runtime import compilation
 
-    measured = fast._compile_decoder
+    measured = compilation._compile_decoder
 
     def decided(*given, **options):
-        times = iter((2.0, 1.0) if kept else (1.0, 2.0))
+        times = iter((2.0, 1.0) if used else (1.0, 2.0))
         with monkeypatch.context() as patch:
-            patch.setattr(fast, "seconds", lambda call, rounds: (call(), next(times))[1])
+            patch.setattr(compilation, "seconds", lambda call, rounds: (call(), next(times))[1])
             return measured(*given, **options)
 
-    monkeypatch.setattr(fast, "_compile_decoder", decided)
+    monkeypatch.setattr(compilation, "_compile_decoder", decided)
     flux = fnb.load(toy_folder, fast=True)
     graphs = counters["stats"]["unique_graphs"]
-    fnb.run(flux, "a fox", **QUESTION)
+    fnb.run(flux, "a fox", **REQUEST)
     assert counters["stats"]["unique_graphs"] == graphs > 0
-    assert flux.plan.fast.speedups[-1].what.endswith(", not used") is not kept
+    assert flux.plan.fast.speedups[-1].name.endswith(", not used") is not used
 
 
 def test_a_decoder_that_is_slower_when_compiled_is_not_compiled(toy_folder, monkeypatch):
-    from fluxnb.runtime import compilation as fast
+    from fluxnb.runtime import compilation
 
     pipe, times = built(toy_folder, "lean"), iter((1.0, 2.0))
     decoder = pipe.vae.decoder
     monkeypatch.setattr(type(decoder), "compile", lambda self: setattr(self, "_compiled_call_impl", self._call_impl))
-    monkeypatch.setattr(fast, "seconds", lambda *_: next(times))
-    speedup = fast._compile_decoder(pipe, lambda: None, torch.device("cpu"), 1)
+    monkeypatch.setattr(compilation, "seconds", lambda *_: next(times))
+    speedup = compilation._compile_decoder(pipe, lambda: None, torch.device("cpu"), 1)
     assert speedup.name.endswith(", not used") and decoder._compiled_call_impl is None
     assert all(weight.is_contiguous() for weight in pipe.vae.parameters())
 
 
 def test_with_little_memory_only_the_compiled_decoder_runs(toy_folder, monkeypatch):
-    from fluxnb.runtime import compilation as fast
+    from fluxnb.runtime import compilation
 
     pipe, ran = built(toy_folder, "lean"), []
     decoder = pipe.vae.decoder
     monkeypatch.setattr(type(decoder), "compile", lambda self: setattr(self, "_compiled_call_impl", self._call_impl))
-    speedup = fast._compile_decoder(
+    speedup = compilation._compile_decoder(
         pipe, lambda: ran.append(decoder._compiled_call_impl), torch.device("cpu"), 1, low_memory=True
     )
     assert ran and all(ran)
@@ -344,24 +344,24 @@ def test_with_little_memory_only_the_compiled_decoder_runs(toy_folder, monkeypat
 def test_evaluations_are_not_replayed_when_blocks_are_offloaded(toy_folder, monkeypatch):
     from fluxnb.pipeline import load as loading
 
-    asked, chosen = {}, fnb.plan(toy_folder)
+    options, chosen = {}, fnb.plan(toy_folder)
     monkeypatch.setattr(loading.planning, "plan", lambda *_, **__: dataclasses.replace(chosen, offload_blocks=True))
-    monkeypatch.setattr(loading, "compile_pipeline", lambda *_, **given: asked.update(given))
+    monkeypatch.setattr(loading, "compile_pipeline", lambda *_, **given: options.update(given))
     fnb.load(toy_folder, fast=True)
-    assert asked["graphs"] is False
+    assert options["graphs"] is False
 
 
-@pytest.mark.parametrize(("after", "kept"), [(0.9, True), (0.98, True), (0.995, False), (1.1, False)])
-def test_evaluations_are_replayed_where_that_is_faster(toy_folder, monkeypatch, after, kept):
-    from fluxnb.runtime import compilation as fast
+@pytest.mark.parametrize(("after", "used"), [(0.9, True), (0.98, True), (0.995, False), (1.1, False)])
+def test_evaluations_are_replayed_where_that_is_faster(toy_folder, monkeypatch, after, used):
+    from fluxnb.runtime import compilation
     from fluxnb.runtime.cuda_graphs import GraphReplay
     from tests.runtime.test_cuda_graphs import Recorder, ask
 
     transformer, recorder = built(toy_folder, "lean").transformer, Recorder()
-    monkeypatch.setattr(fast, "GraphReplay", lambda given: GraphReplay(given, recorder))
-    monkeypatch.setattr(fast, "seconds", lambda *_: after)
-    speedup = fast._use_graphs(transformer, lambda: ask(transformer), 1.0, 1)
-    assert isinstance(transformer.forward, GraphReplay) is kept is not speedup.name.endswith(", not used")
+    monkeypatch.setattr(compilation, "GraphReplay", lambda given: GraphReplay(given, recorder))
+    monkeypatch.setattr(compilation, "seconds", lambda *_: after)
+    speedup = compilation._use_graphs(transformer, lambda: ask(transformer), 1.0, 1)
+    assert isinstance(transformer.forward, GraphReplay) is used is not speedup.name.endswith(", not used")
     assert recorder.recorded == 1
 
 

@@ -11,7 +11,7 @@ import fluxnb as fnb
 from fluxnb.runtime.adaln_cache import AdaLNCache
 from fluxnb.runtime.cuda_graphs import LIMIT, GraphReplay
 from tests.conftest import toy_pipeline
-from tests.runtime.test_adaln_cache import asked, lean
+from tests.runtime.test_adaln_cache import inputs_for, lean
 
 
 class Recorder:
@@ -57,7 +57,7 @@ def replayed():
 
 def ask(transformer, sigmas=(1.0,), **options):
     with torch.no_grad():
-        return transformer(**asked(transformer, list(sigmas), **options))[0]
+        return transformer(**inputs_for(transformer, list(sigmas), **options))[0]
 
 
 def test_replays_have_the_bits_of_the_plain_network(pair):
@@ -132,7 +132,7 @@ def test_weights_that_change_in_place_are_replayed(replayed):
 def test_calls_with_gradients_are_evaluated(replayed):
     transformer, _, recorder = replayed
     for _ in range(3):
-        assert transformer(**asked(transformer, [1.0]))[0].requires_grad
+        assert transformer(**inputs_for(transformer, [1.0]))[0].requires_grad
     assert recorder.recorded == 0
 
 
@@ -167,7 +167,7 @@ def test_calls_with_other_arguments_are_evaluated(replayed, change):
     replay._forward = lambda **given: passed.append(given)
     with torch.no_grad():
         for _ in range(3):
-            transformer(**{**asked(transformer, [1.0]), **change})
+            transformer(**{**inputs_for(transformer, [1.0]), **change})
     assert len(passed) == 3 and recorder.recorded == 0
 
 

@@ -19,7 +19,7 @@ from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.cuda_graphs import GraphReplay
 from fluxnb.runtime.exclusive import ExclusiveGroup, group_of, protect
 from tests.conftest import toy_pipeline
-from tests.runtime.test_adaln_cache import asked
+from tests.runtime.test_adaln_cache import inputs_for
 from tests.runtime.test_assembly import built
 
 CPU = torch.device("cpu")
@@ -189,13 +189,13 @@ def test_an_interrupt_while_waiting_leaves_the_queue(monkeypatch):
 def test_a_thread_that_is_waiting_gets_the_lock_of_an_interrupted_call():
     probe, raised = Probe(0), threading.Event()
     group = ExclusiveGroup(probe)
-    kept = []
+    tracebacks = []
 
     def interrupted():
         try:
             probe(KeyboardInterrupt())
         except KeyboardInterrupt:
-            kept.append(sys.exc_info())  # as a notebook keeps the traceback, and with it the frames
+            tracebacks.append(sys.exc_info())  # as a notebook stores the traceback, and with it the frames
             raised.set()
             time.sleep(1)
 
@@ -249,8 +249,8 @@ def test_a_copied_module_has_a_lock_of_its_own():
 # -------------------------------------------------------------------------------------------------- presets
 def transformer_calls(transformer):
     """Two calls at different timesteps, the reading of each made alone first."""
-    questions = [asked(transformer, [sigma], seed=seed) for seed, sigma in enumerate((0.9, 0.31))]
-    calls = [lambda question=question: transformer(**question)[0] for question in questions]
+    inputs = [inputs_for(transformer, [sigma], seed=seed) for seed, sigma in enumerate((0.9, 0.31))]
+    calls = [lambda given=given: transformer(**given)[0] for given in inputs]
     return calls
 
 
@@ -339,11 +339,11 @@ def test_blocks_that_wait_in_main_memory_while_decoding_are_back_for_the_next_ev
 
     monkeypatch.setattr(assembly, "offloaded_blocks", moved)
     pipe = built(toy_folder, "lean", offload_blocks=True)
-    question, latents = asked(pipe.transformer, [0.5]), torch.ones(1, 16, 8, 8)
+    inputs, latents = inputs_for(pipe.transformer, [0.5]), torch.ones(1, 16, 8, 8)
 
     def evaluate():
         with torch.no_grad():
-            return [pipe.transformer(**question)[0] for _ in range(20)]
+            return [pipe.transformer(**inputs)[0] for _ in range(20)]
 
     def decode():
         with torch.no_grad():
@@ -389,8 +389,8 @@ def waits_for(pipe, module, call):
     entered, leave, done = threading.Event(), threading.Event(), threading.Event()
     hook = module.register_forward_pre_hook(lambda *_: (entered.set(), leave.wait(20)) and None)
     with torch.no_grad():
-        question = asked(pipe.transformer, [0.5])
-    first = threading.Thread(target=torch.no_grad()(lambda: module(**question)), daemon=True)
+        inputs = inputs_for(pipe.transformer, [0.5])
+    first = threading.Thread(target=torch.no_grad()(lambda: module(**inputs)), daemon=True)
     second = threading.Thread(target=torch.no_grad()(lambda: (call(), done.set())), daemon=True)
     first.start()
     assert entered.wait(10)
