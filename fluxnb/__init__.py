@@ -26,6 +26,7 @@ Sampling
     STOP              returned by an `on_step` callback: stop after this step
     PromptWarning     a prompt that the text encoders truncate
     RecordingWarning  a recorded call whose record is incomplete
+    StoreWarning      pictures that are not stored, because no key identifies what drew them
 
 Values
     Recipe            prompt, seed, steps, size and everything else that determines a picture
