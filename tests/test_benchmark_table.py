@@ -1,3 +1,5 @@
+"""The README's table of GPU results, and the comparisons between cases."""
+
 from __future__ import annotations
 
 import json
@@ -6,10 +8,10 @@ import sys
 import pytest
 
 from tests.benchmarks import table
-from tests.benchmarks.bench import thinned
-from tests.benchmarks.claims import ratios
+from tests.benchmarks.case import thinned
+from tests.benchmarks.comparisons import compare
 
-TOLD = {
+RESULTS = {
     "card": "H200", "date": "2026-11-23", "versions": {"torch": "2.11.0"}, "what": "random weights", "pixels": 1024,
     "steps": 4, "tokens": 256,
     "cases": {
@@ -22,15 +24,15 @@ TOLD = {
 }  # fmt: skip
 
 
-def test_the_table_has_a_line_for_each_case_that_was_measured():
-    made = table.table(TOLD)
-    assert "| `lean`, exact | 24 GB | 18.6 GiB | 18.7 GiB | 0.76 |" in made
-    assert "nf4" not in made and "H200" in made
+def test_the_table_has_a_line_for_each_measured_case():
+    text = table.table(RESULTS)
+    assert "| `lean`, exact | 24 GB | 18.6 GiB | 18.7 GiB | 0.76 |" in text
+    assert "nf4" not in text and "H200" in text
 
 
-def test_the_table_is_written_between_its_marks(tmp_path, monkeypatch):
+def test_the_table_is_written_between_its_markers(tmp_path, monkeypatch):
     results, readme = tmp_path / "fullsize.json", tmp_path / "README.md"
-    results.write_text(json.dumps(TOLD))
+    results.write_text(json.dumps(RESULTS))
     readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
     monkeypatch.setattr(sys, "argv", ["table", "--results", str(results), "--write", str(readme)])
     for _ in range(2):
@@ -38,33 +40,33 @@ def test_the_table_is_written_between_its_marks(tmp_path, monkeypatch):
         text = readme.read_text()
         assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
         assert text.count("18.6 GiB") == 1
-    readme.write_text("no marks")
-    with pytest.raises(SystemExit, match="marks"):
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match="markers"):
         table.main()
 
 
-def test_ratios_are_of_cases_that_were_measured_and_say_whether_they_hold():
-    rows = {says: (value, holds) for says, value, _, holds in ratios(TOLD["cases"])}
-    assert rows["lean: a further picture beside resident"] == (pytest.approx(0.76 / 0.75), True)
+def test_comparisons_of_measured_cases_state_whether_they_hold():
+    rows = {title: (value, holds) for title, value, _, holds in compare(RESULTS["cases"])}
+    assert rows["lean: further picture / resident"] == (pytest.approx(0.76 / 0.75), True)
     assert rows["lean: bytes of plain bf16"] == (1.0, True)
-    assert rows["lean-24: predicted peak beside measured"][1] is True
-    assert not any("NF4" in says for says in rows)
+    assert rows["lean-24: predicted / measured peak"][1] is True
+    assert not any("NF4" in title for title in rows)
 
 
-def test_a_timeline_is_thinned_and_keeps_its_peak():
+def test_a_thinned_timeline_keeps_its_peak():
     long = [(i / 100, float(i == 777)) for i in range(1000)]
     short = thinned(long)
     assert len(short) <= 160 and max(level for _, level in short) == 1.0 and thinned([]) == []
 
 
-def test_a_prediction_is_held_against_the_picture_and_where_compiling_takes_more_against_that_too():
-    told = ratios({"compiled": {"predicted GiB": 10.0, "peak allocated GiB": 9.0, "loading peak GiB": 10.1}})
-    assert [(says.split(": ")[1], holds) for says, _, _, holds in told] == [
-        ("predicted peak beside measured", False),
-        ("predicted peak beside the highest, compiling included", True),
+def test_a_prediction_is_compared_with_the_peak_of_a_picture_and_of_compilation():
+    rows = compare({"compiled": {"predicted GiB": 10.0, "peak allocated GiB": 9.0, "loading peak GiB": 10.1}})
+    assert [(title.split(": ")[1], holds) for title, _, _, holds in rows] == [
+        ("predicted / measured peak", False),
+        ("predicted / highest peak, including compilation", True),
     ]
 
 
-def test_where_loading_takes_less_than_a_picture_one_peak_is_told():
-    told = ratios({"plain": {"predicted GiB": 9.1, "peak allocated GiB": 9.0, "loading peak GiB": 8.0}})
-    assert [holds for *_, holds in told] == [True]
+def test_a_lower_peak_of_loading_is_not_compared():
+    rows = compare({"plain": {"predicted GiB": 9.1, "peak allocated GiB": 9.0, "loading peak GiB": 8.0}})
+    assert [holds for *_, holds in rows] == [True]

@@ -1,4 +1,4 @@
-"""The measurements that need a GPU are proved here at toy size: they run, and what must be equal is."""
+"""The GPU benchmarks at toy size on a CPU, and the summary of kernels."""
 
 from __future__ import annotations
 
@@ -9,38 +9,36 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.kernels import summarize
+
 ROOT = Path(__file__).parents[1]
 
 
-def truths(found):
-    """Every yes or no in a nested answer."""
-    if isinstance(found, dict):
-        return [truth for value in found.values() for truth in truths(value)]
-    return [found] if isinstance(found, bool) else []
+def flags(result):
+    """All booleans in a nested result."""
+    if isinstance(result, dict):
+        return [flag for value in result.values() for flag in flags(value)]
+    return [result] if isinstance(result, bool) else []
 
 
 @pytest.mark.slow
-def test_the_measurement_of_recording_runs_at_toy_size_and_finds_the_same_bytes_everywhere(tmp_path):
-    out = tmp_path / "found.json"
+def test_the_recording_benchmark_finds_the_same_bytes_in_all_cases(tmp_path):
+    out = tmp_path / "result.json"
     command = [sys.executable, "tests/benchmarks/recording.py", "--tiny", "--seconds", "600", "--out", str(out)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    found = json.loads(out.read_text())
+    result = json.loads(out.read_text())
     assert "failed" not in out.read_text()
-    assert len(truths(found)) >= 11 and all(truths(found))
-    assert found["resident"]["recording on/off, median of pairs"] > 0
+    assert len(flags(result)) >= 11 and all(flags(result))
+    assert result["resident"]["recording on/off, median of pairs"] > 0
 
 
-def test_a_device_that_waits_is_told_from_one_that_works():
-    from tests.benchmarks.kernels import account
-
-    beside = [(0.0, 4.0, "gemm"), (1.0, 2.0, "triton_a"), (5.0, 6.0, "memcpy"), (6.5, 7.0, "gemm")]
-    found = account(beside, dearest=1)
-    assert (found["from first to last"], found["idle"]) == (7.0, 1.5)
-    assert (found["matmul"], found["fused"], found["copies"]) == (4.5, 1.0, 1.0)
-    assert found["2 x gemm"] == 4.5 and found["longest waits"][0] == (1.0, "gemm", "memcpy")
+def test_kernels_are_summarized_by_kind_with_idle_time():
+    events = [(0.0, 4.0, "gemm"), (1.0, 2.0, "triton_a"), (5.0, 6.0, "memcpy"), (6.5, 7.0, "gemm")]
+    summary = summarize(events, slowest=1)
+    assert (summary["from first to last"], summary["idle"]) == (7.0, 1.5)
+    assert (summary["matmul"], summary["fused"], summary["copies"]) == (4.5, 1.0, 1.0)
+    assert summary["2 x gemm"] == 4.5 and summary["longest waits"][0] == (1.0, "gemm", "memcpy")
 
 
-def test_no_kernels_are_no_time():
-    from tests.benchmarks.kernels import account
-
-    assert account([], dearest=3) == {"longest waits": []}
+def test_the_summary_of_no_kernels_is_empty():
+    assert summarize([], slowest=3) == {"longest waits": []}

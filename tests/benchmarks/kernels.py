@@ -1,4 +1,4 @@
-"""What the time of a call goes into on the device, and where the device waits for the host."""
+"""GPU time of a call by kind of kernel, and the time that the GPU is idle."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ KINDS = {
 }
 
 
-def spent(call: Callable[[], Any], dearest: int = 12) -> dict[str, Any]:
-    """What the time of a call goes into on the device, ms: by kind, the dearest kernels by name, and standing idle.
+def profile(call: Callable[[], Any], slowest: int = 12) -> dict[str, Any]:
+    """Time of a call on the GPU in ms: by kind of kernel, of the slowest kernels by name, and idle.
 
-    "idle" is what lies between the first kernel and the last with none at work: the device waits for the host. The
-    longest waits are told with the kernels before and after them.
+    "idle" is the time between the first and the last kernel in which no kernel runs: the GPU waits for the host. The
+    longest waits are listed with the kernels before and after them.
     """
     if not torch.cuda.is_available():
         return {}
     profiler = torch.profiler
     with torch.no_grad():
-        call()  # as warm, and as short of power, as the card is among calls of this kind
-        with profiler.defaults(activities=[profiler.ProfilerActivity.CUDA]) as seen:
+        call()  # warm-up, to the clock rate and the temperature of repeated calls
+        with profiler.defaults(activities=[profiler.ProfilerActivity.CUDA]) as recorded:
             call()
             torch.cuda.synchronize()
     events = [
         (event.time_range.start / 1e3, event.time_range.end / 1e3, event.name)
-        for event in seen.events()
+        for event in recorded.events()
         if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
     ]
-    return account(events, dearest)
+    return summarize(events, slowest)
 
 
-def account(events: list[tuple[float, float, str]], dearest: int) -> dict[str, Any]:
-    """What kernels' (start, end, name) in ms add up to; two queues may be at work at once."""
+def summarize(events: list[tuple[float, float, str]], slowest: int) -> dict[str, Any]:
+    """Summarize kernels, given as (start, end, name) in ms; kernels of two streams may overlap."""
     by_kind: dict[str, float] = {}
     by_name: dict[str, list[float]] = {}
     waits: list[tuple[float, str, str]] = []
@@ -53,9 +53,9 @@ def account(events: list[tuple[float, float, str]], dearest: int) -> dict[str, A
             waits.append((round(start - free, 2), last[:40], name[:40]))
         if end > free or not last:
             free, last = end, name
-    whole = free - min((start for start, _, _ in events), default=free)
-    names = sorted(by_name, key=lambda kernel: -sum(by_name[kernel]))[:dearest]
-    dear = {f"{len(by_name[name])} x {name[:60]}": sum(by_name[name]) for name in names}
-    spent = {"from first to last": whole, "idle": sum(wait for wait, _, _ in waits), **by_kind, **dear}
+    total = free - min((start for start, _, _ in events), default=free)
+    names = sorted(by_name, key=lambda kernel: -sum(by_name[kernel]))[:slowest]
+    by_kernel = {f"{len(by_name[name])} x {name[:60]}": sum(by_name[name]) for name in names}
+    times = {"from first to last": total, "idle": sum(wait for wait, _, _ in waits), **by_kind, **by_kernel}
     longest = sorted(waits, reverse=True)[:8]
-    return {**{name: round(ms, 2) for name, ms in spent.items() if ms > 0}, "longest waits": longest}
+    return {**{name: round(ms, 2) for name, ms in times.items() if ms > 0}, "longest waits": longest}

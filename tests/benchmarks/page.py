@@ -1,12 +1,11 @@
-"""The page of a grid: how large it is, how long it takes to write, and how many scrubs a second a browser makes.
+"""The HTML page of a sweep: its size, the time to write it, and the frame rate of its slider in a browser.
 
     python -m tests.benchmarks.page                       # 64 cells of four steps with pocket, about three minutes
-    python -m tests.benchmarks.page --cells 16 --keep .   # fewer, and the page kept
+    python -m tests.benchmarks.page --cells 16 --save .   # fewer, and the pages are saved
 
-A scrub is one move of the slider with the drawing it causes, one for each frame that the browser offers; beside it
-stands how many frames it offers when nothing moves. On a machine that is busy with other things frames go missing, so
-the processor time of a scrub is counted too, of all the browser's processes together: 60 a second need less than 16.7
-milliseconds. Prints one line of JSON.
+One slider move is made per animation frame, and the idle frame rate is reported for comparison. On a busy machine
+frames are dropped, so the processor time of a move is measured too, over all processes of the browser: 60 moves a
+second require less than 16.7 ms. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ SCRUB = """async (range) => {
   };
   for (let i = 0; i < 60; i += 1) await next(idle);
   for (let i = 0; i < SCRUBS; i += 1) {
-    const begin = performance.now();
+    const began = performance.now();
     range.value = String(i % (Number(range.max) + 1));
     range.dispatchEvent(new Event("input", { bubbles: true }));
     document.body.getBoundingClientRect();
-    work.push(performance.now() - begin);
+    work.push(performance.now() - began);
     await next(frames);
   }
   const rate = (times) => (1000 * times.length) / times.reduce((a, b) => a + b, 0);
@@ -48,57 +47,57 @@ SCRUB = """async (range) => {
 }""".replace("SCRUBS", str(SCRUBS))
 
 
-def spent() -> float:
-    """Processor seconds of the browser that this process started."""
+def processor_seconds() -> float:
+    """Processor time of the browser processes that this process started."""
     import psutil
 
-    family = psutil.Process().children(recursive=True)
-    return sum(sum(each.cpu_times()[:2]) for each in family if "chrom" in each.name())
+    children = psutil.Process().children(recursive=True)
+    return sum(sum(each.cpu_times()[:2]) for each in children if "chrom" in each.name())
 
 
 def scrubs(path: Path) -> dict[str, Any]:
-    """Scrubs a second in Chromium, all cells in sight."""
-    found = os.environ.get("FLUXNB_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not found:
+    """Measure slider moves in Chromium with all cells visible."""
+    chromium = os.environ.get("FLUXNB_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if not chromium:
         return {"skipped": "no Chromium"}
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.goto(path.resolve().as_uri())
         page.locator(".fluxnb-explore[data-cells]").wait_for()
         page.wait_for_timeout(1000)
-        seen = page.locator(".fluxnb-tile img").count()
-        before = spent()
+        visible = page.locator(".fluxnb-tile img").count()
+        before = processor_seconds()
         measured = page.get_by_label("noise level").evaluate(SCRUB)
-        measured["processor_ms"] = 1000 * (spent() - before) / SCRUBS
+        measured["processor_ms"] = 1000 * (processor_seconds() - before) / SCRUBS
         browser.close()
-    return {"cells_in_sight": seen, **{name: round(value, 2) for name, value in measured.items()}}
+    return {"visible_cells": visible, **{name: round(value, 2) for name, value in measured.items()}}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=64, help="a multiple of four (default 64)")
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--keep", type=Path, help="a folder for the pages")
-    asked = parser.parse_args()
+    parser.add_argument("--save", type=Path, metavar="FOLDER", help="write the pages to this folder")
+    options = parser.parse_args()
     import fluxnb as fnb
 
     flux = fnb.load("pocket")
-    seeds = range(asked.cells // len(PROMPTS))
-    grid = fnb.sweep(flux, prompts=PROMPTS, seeds=seeds, steps=asked.steps, keep=fnb.Keep())
-    said: dict[str, Any] = {"cells": len(grid), "steps": asked.steps}
+    seeds = range(options.cells // len(PROMPTS))
+    grid = fnb.sweep(flux, prompts=PROMPTS, seeds=seeds, steps=options.steps, keep=fnb.Keep())
+    result: dict[str, Any] = {"cells": len(grid), "steps": options.steps}
     with tempfile.TemporaryDirectory() as folder:
-        where = asked.keep or Path(folder)
+        target = options.save or Path(folder)
         pages = {"linear preview": None, "decoded": flux.decode}
         for name, decode in pages.items():
-            begin = time.perf_counter()
-            path = grid.to_html(where / f"grid-{name.split()[0]}.html", decode=decode)
-            size, seconds = path.stat().st_size, time.perf_counter() - begin
-            said[name] = {"megabytes": round(size / 1e6, 2), "seconds": round(seconds, 1), **scrubs(path)}
-    print(json.dumps(said))
+            began = time.perf_counter()
+            path = grid.to_html(target / f"grid-{name.split()[0]}.html", decode=decode)
+            size, seconds = path.stat().st_size, time.perf_counter() - began
+            result[name] = {"megabytes": round(size / 1e6, 2), "seconds": round(seconds, 1), **scrubs(path)}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

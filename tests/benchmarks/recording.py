@@ -1,9 +1,9 @@
-"""What recording costs at full size, and that it changes nothing: `python tests/benchmarks/recording.py`.
+"""Cost of recording at full size, and equality of recorded and plain calls: `python tests/benchmarks/recording.py`.
 
-FLUX.1-schnell's transformer and decoder with random weights made on the device, prompt embeddings given. Times are
-ratios of calls that alternate within this run; every "same bytes" compares a watched call with one that is not.
-Prints one line a case as it ends and one JSON object last. `--tiny` proves the script on a CPU in seconds;
-`--seconds` is a budget: a case that would begin after it is skipped and named.
+FLUX.1-schnell's transformer and decoder have random weights that are drawn on the GPU; prompt embeddings are given.
+Times are ratios of calls that alternate within one run. "same bytes" compares a recorded call with a plain one. Prints
+one line per case and a final JSON object. `--tiny` runs on a CPU in seconds, to test the script. A case that would
+start after `--seconds` is skipped and listed.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ TINY = {
     "channels": (8, 8, 8, 8), "layers": 1, "groups": 4, "size": 64, "small": 32, "tokens": 48,
 }  # fmt: skip
 PROMPT, STEPS, PAIRS = "a cat holding a sign that says hello world", 4, 5
-LOOK = fnb.Keep(attention="all")
+ATTENTION = fnb.Keep(attention="all")
 
 
 def random_weights(module: Any, device: str) -> Any:
-    """A module built without memory, filled on the device: normal with std 0.02, norms at 1."""
+    """Fill a module on the meta device with random weights: normal with a standard deviation of 0.02, norms 1."""
     module = module.to_empty(device=device).to(torch.bfloat16).eval()
     draw = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def random_weights(module: Any, device: str) -> Any:
 
 
 def build(shape: dict[str, Any], device: str) -> FluxPipeline:
-    """The pipeline without its text encoders."""
+    """A pipeline without text encoders."""
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(**shape["transformer"])
         vae = AutoencoderKL(
@@ -79,26 +79,26 @@ def build(shape: dict[str, Any], device: str) -> FluxPipeline:
         text_encoder=None,
         tokenizer=None,
         text_encoder_2=None,
-        tokenizer_2=AutoTokenizer.from_pretrained(POCKET / "base" / "tokenizer_2"),  # says where the words stand
+        tokenizer_2=AutoTokenizer.from_pretrained(POCKET / "base" / "tokenizer_2"),  # for the positions of the words
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 class Bench:
-    """One pipeline on one device, and what has been found of it."""
+    """A pipeline on a device, and the cases that are measured on it."""
 
     def __init__(self, shape: dict[str, Any], device: str) -> None:
         self.shape, self.device = shape, device
         self.pipe = build(shape, device)
 
     def call(self, *, size: int, steps: int = STEPS, batch: int = 1, cfg: bool = False) -> torch.Tensor:
-        """One picture (or several) as a diffusers user would make it."""
+        """One or several pictures by a plain diffusers call."""
         draw = torch.Generator().manual_seed(1)
         sizes = self.shape["transformer"]
         embeds = torch.randn(2 * batch, self.shape["tokens"], sizes["joint_attention_dim"], generator=draw)
         pooled = torch.randn(2 * batch, sizes["pooled_projection_dim"], generator=draw)
-        # Embeddings that are given are not moved by the pipeline.
+        # The pipeline does not move given embeddings.
         embeds, pooled = (x.to(self.pipe._execution_device, self.pipe.transformer.dtype) for x in (embeds, pooled))
         negative: dict[str, Any] = {}
         if cfg:
@@ -116,37 +116,37 @@ class Bench:
             **negative,
         ).images
 
-    def watched(self, keep: fnb.Keep | None = None, **options: Any) -> tuple[torch.Tensor, Any]:
-        """The same call, recorded, and its first walk."""
+    def recorded(self, keep: fnb.Keep | None = None, **options: Any) -> tuple[torch.Tensor, Any]:
+        """The same call with recording, and its first trajectory."""
         with fnb.recording(self.pipe, keep=keep, _prompts=[PROMPT]) as recorder:
             images = self.call(**options)
         trajectory = recorder.trajectories[0]
-        if not trajectory.finished or (keep is LOOK and len(trajectory.words) != 9):
-            raise RuntimeError(f"the record is not whole: {trajectory!r}, {trajectory.words}")
+        if not trajectory.finished or (keep is ATTENTION and len(trajectory.words) != 9):
+            raise RuntimeError(f"incomplete record: {trajectory!r}, {trajectory.words}")
         return images, trajectory
 
     def same(self, **options: Any) -> dict[str, bool]:
-        """Whether a recorded call, and one whose attention is looked at, give the bytes of the plain one."""
+        """Whether recorded calls without and with attention give the bytes of the plain call."""
         plain = self.call(**options)
         return {
-            "recording": equal(plain, self.watched(**options)[0]),
-            "attention": equal(plain, self.watched(LOOK, **options)[0]),
+            "recording": equal(plain, self.recorded(**options)[0]),
+            "attention": equal(plain, self.recorded(ATTENTION, **options)[0]),
         }
 
     # ----------------------------------------------------------------------------------------------- the cases
     def resident(self) -> dict[str, Any]:
-        """All on the device: time, memory and bytes at full size."""
+        """Everything on the GPU: time, memory and bytes at full size."""
         size = self.shape["size"]
         calls: dict[str, Callable[[], Any]] = {
             "off": lambda: self.call(size=size),
-            "on": lambda: self.watched(size=size),
-            "attention": lambda: self.watched(LOOK, size=size),
+            "on": lambda: self.recorded(size=size),
+            "attention": lambda: self.recorded(ATTENTION, size=size),
         }
-        found, peaks, seconds = {}, {}, {name: [] for name in calls}
-        for name, call in calls.items():  # each once to warm up, with its bytes and its peak
+        images, peaks, seconds = {}, {}, {name: [] for name in calls}
+        for name, call in calls.items():  # warm-up, bytes and peak
             with peak(self.device) as most:
                 result = call()
-            found[name], peaks[name] = result if name == "off" else result[0], most[0]
+            images[name], peaks[name] = result if name == "off" else result[0], most[0]
         for _ in range(PAIRS):
             for name in ("off", "on"):
                 seconds[name].append(timed(calls[name], self.device))
@@ -155,7 +155,7 @@ class Bench:
         ratios = [on / off for on, off in zip(seconds["on"], seconds["off"], strict=True)]
         off = statistics.median(seconds["off"])
         return {
-            "same bytes": {name: equal(found["off"], found[name]) for name in ("on", "attention")},
+            "same bytes": {name: equal(images["off"], images[name]) for name in ("on", "attention")},
             "recording on/off, median of pairs": round(statistics.median(ratios), 4),
             "recording on/off, each pair": [round(ratio, 4) for ratio in ratios],
             "attention on/off": round(statistics.median(seconds["attention"]) / off, 4),
@@ -167,7 +167,7 @@ class Bench:
         }
 
     def preview(self) -> dict[str, Any]:
-        """The linear preview of one step's clean estimate, at 1024 px on any device: bytes on the CPU at the end."""
+        """Time of the linear preview of a clean estimate at 1024 px, including the copy to the CPU."""
         preview, side, found = fit_preview(self.pipe), 1024, {}
         for place in dict.fromkeys((self.device, "cpu")):
             x, v = (torch.randn(side * side // 256, 64, device=place, dtype=torch.bfloat16) for _ in "xv")
@@ -181,7 +181,7 @@ class Bench:
         return {**found, "pixels": side, "threads": torch.get_num_threads()}
 
     def kinds(self) -> dict[str, Any]:
-        """Batches and true CFG, smaller."""
+        """Batches and true CFG at the small size."""
         small = self.shape["small"]
         return {
             "batch of 2": self.same(size=small, steps=2, batch=2),
@@ -189,7 +189,7 @@ class Bench:
         }
 
     def dtypes(self) -> dict[str, Any]:
-        """The other number formats; bfloat16 is what the rest runs in, and what comes back."""
+        """float32 and float16; the pipeline is bfloat16 in all other cases, and again afterwards."""
         found = {}
         for dtype in (torch.float32, torch.float16):
             self.pipe.to(dtype)
@@ -198,57 +198,57 @@ class Bench:
         return found
 
     def model_offload(self) -> dict[str, Any]:
-        """Whole models come and go."""
+        """Model offload."""
         if self.device == "cpu":
-            return {"skipped": "diffusers offers it with an accelerator only"}
+            return {"skipped": "diffusers requires an accelerator"}
         self.pipe.enable_model_cpu_offload()
         try:
             plain = self.call(size=self.shape["small"], steps=2)
-            return {"attention": equal(plain, self.watched(LOOK, size=self.shape["small"], steps=2)[0])}
+            return {"attention": equal(plain, self.recorded(ATTENTION, size=self.shape["small"], steps=2)[0])}
         finally:
             self.pipe.remove_all_hooks()
 
     def group_offload(self) -> dict[str, Any]:
-        """Single layers come and go, the next one while this one computes."""
+        """Group offload of single layers with prefetching."""
         self.pipe.to("cpu")
         self.pipe.enable_group_offload(
             onload_device=torch.device(self.device),
             offload_device=torch.device("cpu"),
             offload_type="leaf_level",
             use_stream=self.device == "cuda",
-            low_cpu_mem_usage=self.device == "cuda",  # pinning 24 GB beforehand takes longer than the calls
+            low_cpu_mem_usage=self.device == "cuda",  # pinning 24 GB in advance takes longer than the calls
         )
         plain = self.call(size=self.shape["small"], steps=2)
-        return {"attention": equal(plain, self.watched(LOOK, size=self.shape["small"], steps=2)[0])}
+        return {"attention": equal(plain, self.recorded(ATTENTION, size=self.shape["small"], steps=2)[0])}
 
     def cases(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-        """By importance; the offloading ones last, since they move the model."""
+        """The cases by importance; offloading is last, since it moves the model."""
         for name in ("resident", "preview", "kinds", "dtypes", "model_offload", "group_offload"):
             yield name.replace("_", " "), getattr(self, name)
 
 
 def equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """The same bytes, also where random weights have led to numbers that are not finite."""
+    """Whether two tensors have the same bytes, NaN included."""
     return torch.equal(*(x.cpu().contiguous().view(torch.uint8) for x in (one, other)))
 
 
 def timed(call: Callable[[], Any], device: str) -> float:
-    """Seconds until the device has done it."""
-    wait(device)
-    begun = time.perf_counter()
+    """Seconds of a call, until the device is idle."""
+    synchronize(device)
+    began = time.perf_counter()
     call()
-    wait(device)
-    return time.perf_counter() - begun
+    synchronize(device)
+    return time.perf_counter() - began
 
 
-def wait(device: str) -> None:
-    """Until the device has nothing left to do."""
+def synchronize(device: str) -> None:
+    """Wait for the device."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 class peak:
-    """The most GPU memory allocated in the block, in MiB, as the one entry of a list; 0 on a CPU."""
+    """Context manager that gives the peak GPU memory of its block in MiB, in a list of one item; 0 on a CPU."""
 
     def __init__(self, device: str) -> None:
         self.device, self.most = device, [0.0]
@@ -265,37 +265,37 @@ class peak:
 
 
 def main() -> None:
-    """Run the cases and print."""
-    say = functools.partial(print, flush=True)
-    parser = argparse.ArgumentParser(description="What recording costs, and that it changes nothing.")
-    parser.add_argument("--tiny", action="store_true", help="a toy on the CPU, to prove the script")
-    parser.add_argument("--seconds", type=float, default=90.0, help="begin no case after so long")
-    parser.add_argument("--out", help="write the JSON to this file too")
-    asked = parser.parse_args()
-    begun = time.perf_counter()
-    device = "cpu" if asked.tiny else "cuda"
-    bench = Bench(TINY if asked.tiny else FULL, device)
+    """Run the cases and print the results."""
+    report = functools.partial(print, flush=True)
+    parser = argparse.ArgumentParser(description="Cost of recording, and equality of recorded and plain calls.")
+    parser.add_argument("--tiny", action="store_true", help="a toy model on the CPU, to test the script")
+    parser.add_argument("--seconds", type=float, default=90.0, help="start no case after this time")
+    parser.add_argument("--out", help="also write the JSON to this file")
+    options = parser.parse_args()
+    began = time.perf_counter()
+    device = "cpu" if options.tiny else "cuda"
+    bench = Bench(TINY if options.tiny else FULL, device)
     facts: dict[str, Any] = {
-        "what": "toy sizes" if asked.tiny else "FLUX.1-schnell's sizes, random weights, bfloat16",
-        "device": device if asked.tiny else torch.cuda.get_device_name(),
+        "what": "toy sizes" if options.tiny else "FLUX.1-schnell's sizes, random weights, bfloat16",
+        "device": device if options.tiny else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in bench.pipe.transformer.parameters()),
     }
-    say(f"built in {time.perf_counter() - begun:.1f} s: {facts['parameters'] / 1e9:.3f} billion parameters")
+    report(f"built in {time.perf_counter() - began:.1f} s: {facts['parameters'] / 1e9:.3f} billion parameters")
     for name, case in bench.cases():
-        if (spent := time.perf_counter() - begun) > asked.seconds:
-            facts[name] = {"skipped": f"{spent:.0f} s were spent"}
+        if (spent := time.perf_counter() - began) > options.seconds:
+            facts[name] = {"skipped": f"after {spent:.0f} s"}
         else:
             try:
                 facts[name] = case()
-            except Exception as problem:  # the cases after it are still worth having
+            except Exception as problem:  # continue with the other cases
                 facts[name] = {"failed": f"{type(problem).__name__}: {problem}"}
-        say(f"{time.perf_counter() - begun:6.1f} s  {name}: {json.dumps(facts[name])}")
-    facts["seconds in all"] = round(time.perf_counter() - begun, 1)
+        report(f"{time.perf_counter() - began:6.1f} s  {name}: {json.dumps(facts[name])}")
+    facts["total seconds"] = round(time.perf_counter() - began, 1)
     text = json.dumps(facts, indent=1)
-    say(text)
-    if asked.out:
-        with open(asked.out, "w") as stream:
+    report(text)
+    if options.out:
+        with open(options.out, "w") as stream:
             stream.write(text + "\n")
 
 

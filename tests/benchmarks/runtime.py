@@ -1,7 +1,7 @@
-"""What a picture on pocket costs beside the plain diffusers call: `python tests/benchmarks/runtime.py`.
+"""Time of a pocket picture relative to the plain diffusers call: `python tests/benchmarks/runtime.py`.
 
-The two calls alternate within one process, so that a busy machine slows both; the ratio is the figure,
-the seconds are of this machine. Prints one JSON object.
+The calls alternate within one process, so that other load on the machine affects all of them equally. The ratios are
+the result; the seconds depend on the machine. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ PROMPT, ROUNDS = "a cat holding a sign that says hello world", 12
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
-    begun = time.perf_counter()
+    """Seconds of one call."""
+    began = time.perf_counter()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - began
 
 
 def import_seconds() -> float:
-    """`import fluxnb` in a fresh interpreter, less an interpreter's own start; the median of five."""
-    say = "import time; t = time.perf_counter(); import fluxnb; print(time.perf_counter() - t)"
-    runs = [subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True) for _ in range(5)]
+    """Seconds of `import fluxnb` in a new interpreter, without its start-up; median of five."""
+    code = "import time; t = time.perf_counter(); import fluxnb; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
     return statistics.median(float(run.stdout) for run in runs)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     torch.set_num_threads(2)
     pipe = FluxPipeline.from_pretrained(POCKET / "base")
     pipe.set_progress_bar_config(disable=True)
@@ -62,16 +62,16 @@ def main() -> None:
     calls = {"plain": plain, "recorded": recorded, "run": lambda: fnb.run(flux, PROMPT, seed=0, steps=4)}
     for call in calls.values():
         call()
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():
-            taken[name].append(seconds(call))
+            times[name].append(seconds(call))
     ratio = {
-        f"{name}/plain": statistics.median(a / b for a, b in zip(taken[name], taken["plain"], strict=True))
+        f"{name}/plain": statistics.median(a / b for a, b in zip(times[name], times["plain"], strict=True))
         for name in ("recorded", "run")
     }
-    middle = {f"{name} seconds": statistics.median(values) for name, values in taken.items()}
-    facts = {**ratio, **middle, "import seconds": import_seconds(), "threads": torch.get_num_threads()}
+    medians = {f"{name} seconds": statistics.median(values) for name, values in times.items()}
+    facts = {**ratio, **medians, "import seconds": import_seconds(), "threads": torch.get_num_threads()}
     print(json.dumps({name: round(value, 4) for name, value in facts.items()}, indent=1))
 
 

@@ -1,11 +1,11 @@
-"""What a grid costs beside a loop of plain diffusers calls: `python tests/benchmarks/sweep.py`.
+"""Time of a sweep relative to a loop of plain diffusers calls: `python tests/benchmarks/sweep.py`.
 
-3 prompts x 4 seeds x steps {1, 2, 3, 4} on pocket, three ways that take turns within one process: 48 plain calls, a
-sweep, and a sweep that walks 16 pictures side by side. The ratios are the figure; the seconds are of this machine. On
-a machine that others use, wall time says how busy they are. So each call also says how much of the processors others
-had meanwhile, and the ratio of the quietest calls stands beside that of all; where "others" is not near 0 even there,
-the ratio of processor time is what is left, which knows nothing of the second core. Every picture of the exact sweep is
-compared with its plain call. Prints one JSON object.
+3 prompts x 4 seeds x steps {1, 2, 3, 4} on pocket, in three variants that alternate within one process: 48 plain calls,
+a sweep, and a sweep in batches of 16 pictures. The ratios are the result; the seconds depend on the machine. On a
+shared machine, wall time also depends on other processes. Each measurement therefore includes the processor load of
+other processes, and the ratio of the least disturbed calls is reported separately. If "others" is not near 0 even
+there, use the ratio of processor time, which ignores parallelism. Each picture of the exact sweep is compared with its
+plain call. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SEEDS, STEPS = range(4), [1, 2, 3, 4]
 
 
 class Counter:
-    """How often modules were called since the last look."""
+    """Counts calls of modules."""
 
     def __init__(self, **modules: Any) -> None:
         self.counts = dict.fromkeys(modules, 0)
@@ -40,52 +40,52 @@ class Counter:
     def _count(self, name: str) -> None:
         self.counts[name] += 1
 
-    def look(self) -> dict[str, int]:
-        """The counts, which begin again at 0."""
-        seen, self.counts = self.counts, dict.fromkeys(self.counts, 0)
-        return seen
+    def reset(self) -> dict[str, int]:
+        """Return the counts and set them to 0."""
+        counts, self.counts = self.counts, dict.fromkeys(self.counts, 0)
+        return counts
 
 
-class Took(NamedTuple):
-    """Seconds on the wall, seconds of the processor, and how many processors others had meanwhile."""
+class Timing(NamedTuple):
+    """Wall time, processor time, and the mean number of processors used by other processes."""
 
     wall: float
     processor: float
     others: float
 
 
-def timed(call: Callable[[], Any]) -> tuple[Took, Any]:
-    """How long a call took, and what came of it."""
-    began, own, all_of_them = time.perf_counter(), time.process_time(), busy()
-    made = call()
+def timed(call: Callable[[], Any]) -> tuple[Timing, Any]:
+    """Time a call; returns the timing and the result."""
+    began, own, total = time.perf_counter(), time.process_time(), busy_seconds()
+    result = call()
     wall, own = time.perf_counter() - began, time.process_time() - own
-    return Took(wall, own, max(0.0, busy() - all_of_them - own) / wall), made
+    return Timing(wall, own, max(0.0, busy_seconds() - total - own) / wall), result
 
 
-def busy() -> float:
-    """Seconds that all processors together have worked since the machine began, for itself or for its host's others."""
+def busy_seconds() -> float:
+    """Busy seconds of all processors since boot."""
     spent = psutil.cpu_times()
     return sum(spent) - spent.idle - getattr(spent, "iowait", 0.0) - getattr(spent, "guest", 0.0)
 
 
 def rounded(value: Any) -> Any:
-    """Three digits after the point, wherever there are more."""
+    """Round all floats to three decimals."""
     if isinstance(value, dict):
         return {name: rounded(each) for name, each in value.items()}
     return round(value, 3) if isinstance(value, float) else value
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     pipe = FluxPipeline.from_pretrained(POCKET / "base")
     pipe.set_progress_bar_config(disable=True)
-    # Whatever pocket's own guidance is, here a step is one evaluation, in both.
+    # Without guidance, so that a step is one evaluation in all variants.
     flux = fnb.load(pipe).with_defaults(guidance_kind="none", guidance=None, max_sequence_length=48)
     _ = flux.preview
     counter = Counter(evaluations=pipe.transformer, encodes=pipe.text_encoder_2, decodes=pipe.vae.decoder)
@@ -114,25 +114,29 @@ def main() -> None:
 
         return call
 
-    ways = {"plain": plain, "exact": grid(1), "batched": grid(given.batch)}
-    seen, pictures = {}, {}
-    for name, call in ways.items():
+    variants = {"plain": plain, "exact": grid(1), "batched": grid(options.batch)}
+    counts, pictures = {}, {}
+    for name, call in variants.items():
         pictures[name] = call()
-        seen[name] = counter.look()
-    took: dict[str, list[Took]] = {name: [] for name in ways}
-    for _ in range(given.rounds):
-        for name, call in ways.items():
-            spent, made = timed(call)
-            took[name].append(spent)
-            assert name == "batched" or made == pictures["plain"], f"{name}: other bytes than the plain calls"
-    facts: dict[str, Any] = {"counted": seen}
-    quiet = {name: sorted(each, key=lambda one: one.others)[: max(1, given.rounds // 3)] for name, each in took.items()}
+        counts[name] = counter.reset()
+    timings: dict[str, list[Timing]] = {name: [] for name in variants}
+    for _ in range(options.rounds):
+        for name, call in variants.items():
+            timing, result = timed(call)
+            timings[name].append(timing)
+            assert name == "batched" or result == pictures["plain"], f"{name}: bytes differ from the plain calls"
+    facts: dict[str, Any] = {"calls": counts}
+    quiet = {
+        name: sorted(each, key=lambda one: one.others)[: max(1, options.rounds // 3)] for name, each in timings.items()
+    }
     for name in ("exact", "batched"):
         for kind in ("wall", "processor"):
-            pairs = zip(took[name], took["plain"], strict=True)
+            pairs = zip(timings[name], timings["plain"], strict=True)
             facts[f"{name}/plain, {kind}"] = statistics.median(getattr(a, kind) / getattr(b, kind) for a, b in pairs)
-            middle = {way: statistics.median(getattr(one, kind) for one in quiet[way]) for way in (name, "plain")}
-            facts[f"{name}/plain, {kind}, quietest"] = middle[name] / middle["plain"]
+            medians = {
+                variant: statistics.median(getattr(one, kind) for one in quiet[variant]) for variant in (name, "plain")
+            }
+            facts[f"{name}/plain, {kind}, quietest"] = medians[name] / medians["plain"]
     facts["others in the quietest"] = {
         name: statistics.median(one.others for one in each) for name, each in quiet.items()
     }
@@ -144,10 +148,10 @@ def main() -> None:
         for a, b in zip(pictures["plain"], pictures["batched"], strict=True)
     ]
     facts["identical to plain"] = {
-        name: sum(a == b for a, b in zip(pictures[name], pictures["plain"], strict=True)) for name in ways
+        name: sum(a == b for a, b in zip(pictures[name], pictures["plain"], strict=True)) for name in variants
     }
     facts["largest difference of a batched byte"] = max(far)
-    facts |= {"threads": torch.get_num_threads(), "rounds": given.rounds, "load": os.getloadavg()[0]}
+    facts |= {"threads": torch.get_num_threads(), "rounds": options.rounds, "load": os.getloadavg()[0]}
     print(json.dumps(rounded(facts), indent=1))
 
 

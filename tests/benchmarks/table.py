@@ -1,6 +1,6 @@
-"""The README's table of GPU memory and seconds, from the recorded results: `python -m tests.benchmarks.table`.
+"""The README's table of GPU memory and time, from the recorded results: `python -m tests.benchmarks.table`.
 
-With `--write README.md` it replaces what stands between the two marks there; the file is otherwise left alone.
+`--write README.md` replaces the text between the two markers in that file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.claims import most
+from tests.benchmarks.comparisons import highest_peak
 
 RESULTS = Path(__file__).with_name("results") / "fullsize.json"
 BEGIN, END = "<!-- gpu table: python -m tests.benchmarks.table --write README.md -->", "<!-- end of gpu table -->"
@@ -31,42 +31,42 @@ ROWS = {
 }
 
 
-def table(told: dict[str, Any]) -> str:
-    """Markdown: one line a way of holding the model, in the order above, those that were measured."""
-    lines = ["| | card made smaller to | peak | predicted | s a picture |", "| --- | --- | --- | --- | --- |"]
-    for name, says in ROWS.items():
-        case = told["cases"].get(name, {})
-        further = ("picture seconds", "our picture from embeddings seconds", "picture from embeddings seconds")
-        seconds = next((case[fact] for fact in further if fact in case), None)
-        peak = most(case)
+def table(results: dict[str, Any]) -> str:
+    """The table in Markdown, with one line per measured case in the order of `ROWS`."""
+    lines = ["| | GPU memory limit | peak | predicted | s per picture |", "| --- | --- | --- | --- | --- |"]
+    for name, title in ROWS.items():
+        case = results["cases"].get(name, {})
+        facts = ("picture seconds", "fluxnb picture from embeddings seconds", "picture from embeddings seconds")
+        seconds = next((case[fact] for fact in facts if fact in case), None)
+        peak = highest_peak(case)
         if seconds is None or case.get("failed"):
             continue
         cap = f"{case['cap GiB']:g} GB" if case.get("cap GiB") else "-"
         predicted = f"{case['predicted GiB']:.1f} GiB" if case.get("predicted GiB") else "-"
-        held = f"{peak:.1f} GiB" if peak else "-"
-        elsewhere = f" ({case['card']})" if case.get("card", told["card"]) != told["card"] else ""
-        lines.append(f"| {says}{elsewhere} | {cap} | {held} | {predicted} | {seconds:.2f} |")
-    versions = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
-    size = f"{told['pixels']} px, {told['steps']} steps, {told['tokens']} tokens"
-    return "\n".join([*lines, "", f"{told['card']}, {told['date']}, {versions}; {told['what']}; {size}."])
+        measured = f"{peak:.1f} GiB" if peak else "-"
+        elsewhere = f" ({case['card']})" if case.get("card", results["card"]) != results["card"] else ""
+        lines.append(f"| {title}{elsewhere} | {cap} | {measured} | {predicted} | {seconds:.2f} |")
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    size = f"{results['pixels']} px, {results['steps']} steps, {results['tokens']} tokens"
+    return "\n".join([*lines, "", f"{results['card']}, {results['date']}, {versions}; {results['what']}; {size}."])
 
 
 def main() -> None:
-    """Print the table, or put it into a file."""
+    """Print the table, or write it to a file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--write", type=Path, help="a file with the two marks")
-    asked = parser.parse_args()
-    made = table(json.loads(asked.results.read_text(encoding="utf-8")))
-    if asked.write is None:
-        print(made)
+    parser.add_argument("--write", type=Path, help="a file with the two markers")
+    options = parser.parse_args()
+    text_of_table = table(json.loads(options.results.read_text(encoding="utf-8")))
+    if options.write is None:
+        print(text_of_table)
         return
-    text = asked.write.read_text(encoding="utf-8")
+    text = options.write.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
-        raise SystemExit(f"{asked.write} holds no marks; put these where the table belongs:\n{BEGIN}\n{END}")
+        raise SystemExit(f"{options.write} has no markers. Insert these lines where the table belongs:\n{BEGIN}\n{END}")
     between = re.escape(BEGIN) + ".*?" + re.escape(END)
-    asked.write.write_text(
-        re.sub(between, lambda _: f"{BEGIN}\n{made}\n{END}", text, flags=re.DOTALL), encoding="utf-8"
+    options.write.write_text(
+        re.sub(between, lambda _: f"{BEGIN}\n{text_of_table}\n{END}", text, flags=re.DOTALL), encoding="utf-8"
     )
 
 

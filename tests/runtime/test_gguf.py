@@ -10,7 +10,7 @@ from fluxnb.errors import InputError, StorageError
 from fluxnb.planning.presets import PRESETS
 from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.gguf import GgufReader, stored_weight
-from tests.benchmarks.madeup_gguf import make_gguf
+from tests.benchmarks.random_gguf import write_gguf
 from tests.conftest import toy_pipeline
 
 gguf = pytest.importorskip("gguf")
@@ -95,7 +95,7 @@ def test_load_finds_the_file_beside_the_model(toy_folder, file, tmp_path):
 
 def test_a_generated_file_holds_every_weight_with_its_shape(tmp_path):
     transformer, path = toy_pipeline().transformer, tmp_path / "generated-Q8_0.gguf"
-    assert make_gguf(path, transformer) > 0 == make_gguf(path, transformer)
+    assert write_gguf(path, transformer) > 0 == write_gguf(path, transformer)
     reader = GgufReader(path, WIDTH, dequantize=True)
     for name, weight in transformer.named_parameters():
         assert reader[name].shape == weight.shape and reader[name].isfinite().all(), name

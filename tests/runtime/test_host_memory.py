@@ -54,10 +54,10 @@ def probed(folder: Path, preset: str, limit: str = "") -> dict[str, float]:
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
     """Two double, four single and four T5 blocks of FLUX.1's width: 3.6 GB, its largest component 1.9 GB."""
-    from tests.benchmarks.madeup import make
+    from tests.benchmarks.random_checkpoint import write_checkpoint
 
     folder = tmp_path_factory.mktemp("wide") / "model"
-    make(folder, hollow=True, depth=(2, 4, 4), threads=1)
+    write_checkpoint(folder, sparse=True, depth=(2, 4, 4), threads=1)
     return folder
 
 

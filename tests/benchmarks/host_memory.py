@@ -1,4 +1,4 @@
-"""The main memory of this process: limited as a small machine would limit it, and counted."""
+"""Limit and measure the main memory of this process."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ GIB = 2**30
 
 
 @contextlib.contextmanager
-def limited_memory(most: int) -> Iterator[Path | None]:
-    """A memory group of this many bytes with this process in it, the disk's cache counted; None without the right."""
+def limited_memory(limit: int) -> Iterator[Path | None]:
+    """Put this process into a cgroup with a memory limit in bytes, page cache included; None without the permission."""
     root = Path("/sys/fs/cgroup")
-    first = (root / "cgroup.controllers").is_file()
-    group = (root if first else root / "memory") / f"fluxnb-{os.getpid()}"
+    unified = (root / "cgroup.controllers").is_file()
+    group = (root if unified else root / "memory") / f"fluxnb-{os.getpid()}"
     try:
-        if first:
-            with contextlib.suppress(OSError):  # given to groups below already
+        if unified:
+            with contextlib.suppress(OSError):  # already enabled for child groups
                 (root / "cgroup.subtree_control").write_text("+memory")
         group.mkdir()
-        (group / ("memory.max" if first else "memory.limit_in_bytes")).write_text(str(most))
+        (group / ("memory.max" if unified else "memory.limit_in_bytes")).write_text(str(limit))
         (group / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as problem:
-        print(f"no limit: {problem}", file=sys.stderr)
+        print(f"memory is not limited: {problem}", file=sys.stderr)
         yield None
         return
     try:
@@ -36,7 +36,7 @@ def limited_memory(most: int) -> Iterator[Path | None]:
 
 
 def peak_of(group: Path | None) -> float | None:
-    """The most that a memory group held, GiB, the disk's cache in it."""
+    """Peak memory of a cgroup in GiB, page cache included."""
     for name in ("memory.peak", "memory.max_usage_in_bytes"):
         if group is not None and (group / name).is_file():
             return int((group / name).read_text()) / GIB
@@ -44,7 +44,7 @@ def peak_of(group: Path | None) -> float | None:
 
 
 def ram() -> dict[str, float]:
-    """Main memory of this process that cannot be given back, GiB; files in the disk's cache are not in it."""
+    """Anonymous and shared memory of this process in GiB, without the page cache."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
         return {"RAM GiB": sum(int(lines[name].split()[0]) for name in ("RssAnon", "RssShmem")) * 1024 / GIB}

@@ -1,6 +1,6 @@
-"""A GGUF file of a transformer's shapes with random weights, laid out as such files are: layers fused, blocks in Q8_0.
+"""A GGUF file with random weights in the usual layout: fused layers, and blocks in Q8_0.
 
-No weight is rounded to eight bits: the bytes themselves are drawn, on the GPU where there is one.
+The quantized bytes are drawn directly, on the GPU if there is one.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import nn
 
 from fluxnb.runtime.gguf import stored_weight
 
-BLOCK, BYTES = 32, 34  # numbers that share a scale, and what they take: the scale in two bytes, one for each number
-SCALE = 0.02 / 73.9  # of weights that spread by 0.02, as evenly spread bytes spread by 73.9
+BLOCK, BYTES = 32, 34  # weights per scale, and bytes per block: two for the scale, one per weight
+SCALE = 0.02 / 73.9  # for weights with a standard deviation of 0.02: that of uniform bytes is 73.9
 
 
-def make_gguf(path: Path, transformer: nn.Module) -> float:
-    """Write the file unless it is there, whole; returns the seconds it took."""
+def write_gguf(path: Path, transformer: nn.Module) -> float:
+    """Write the file unless it exists; returns the seconds taken."""
     import gguf
 
     if path.is_file():
         return 0.0
-    begun, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shapes: dict[str, list[int]] = {}  # of each tensor in the file, which may hold several of the network's
+    began, device = time.perf_counter(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shapes: dict[str, list[int]] = {}  # of each tensor in the file; one may fuse several weights
     for name, weight in transformer.named_parameters():
         source, _ = stored_weight(name)
         if source in shapes:
@@ -44,7 +44,7 @@ def make_gguf(path: Path, transformer: nn.Module) -> float:
     writer.write_tensors_to_file()
     writer.close()
     part.rename(path)
-    return time.perf_counter() - begun
+    return time.perf_counter() - began
 
 
 def _eight_bits(rows: int, columns: int, device: torch.device) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One case of a measurement on a GPU: its sizes, its clock and its memory, plain diffusers' calls and ours."""
+"""One case of a GPU benchmark: sizes, timing, memory, and calls of plain diffusers and of fluxnb."""
 
 from __future__ import annotations
 
@@ -13,62 +13,66 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.hostmemory import GIB, ram
+from tests.benchmarks.host_memory import GIB, ram
 
 PROMPT, OTHER = "a red fox in the snow holding a sign that says hello", "a cat on a blue dog"
 
 
 class Bench:
-    """One case: the sizes, the clock, the memory, the plain calls and ours.
+    """One case of the benchmark, in one process.
 
-    Arguments:
-        name, says: the case, and what is measured in it.
-        cap: GiB of GPU memory that it may have, 0 for all.
-        folder: where the model lies.
-        tiny: pocket instead of the full size, and no cap.
+    Args:
+        name: of the case.
+        description: what the case measures.
+        cap: limit of GPU memory in GiB; 0 for none.
+        folder: folder of the model.
+        tiny: use pocket instead of the full size, without a limit.
     """
 
-    def __init__(self, name: str, says: str, cap: float, folder: Path, tiny: bool) -> None:
+    def __init__(self, name: str, description: str, cap: float, folder: Path, tiny: bool) -> None:
         import torch
 
         self.torch, self.name, self.folder, self.tiny = torch, name, folder, tiny
         self.cuda = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.size, self.text = (128, 48) if tiny else (1024, 256)
-        # A CPU without instructions for 16 bits takes minutes for one convolution.
+        # A CPU without 16-bit instructions takes minutes for one convolution.
         self.dtype = torch.bfloat16 if self.cuda else torch.float32
-        self.facts: dict[str, Any] = {"case": name, "says": says}
+        self.facts: dict[str, Any] = {"case": name, "description": description}
         if self.cuda:
             torch.cuda.init()
-            self.facts["card"] = torch.cuda.get_device_name()  # results of several cards may come to lie in one file
+            self.facts["card"] = torch.cuda.get_device_name()  # one file may hold results of several GPUs
             total = torch.cuda.get_device_properties(0).total_memory
             if cap and not tiny:
                 torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / total))
                 self.facts["cap GiB"] = cap
 
-    def wait(self) -> None:
+    def synchronize(self) -> None:
+        """Wait for the GPU."""
         if self.cuda:
             self.torch.cuda.synchronize()
 
     def clock(self, call: Callable[[], Any], rounds: int = 1, warm: int = 0) -> tuple[float, Any]:
-        """Median seconds, and what the last call gave."""
+        """Median seconds of the calls, and the result of the last one."""
         for _ in range(warm):
             call()
-        taken, value = [], None
+        times, value = [], None
         for _ in range(rounds):
-            self.wait()
-            begun = time.perf_counter()
+            self.synchronize()
+            began = time.perf_counter()
             value = call()
-            self.wait()
-            taken.append(time.perf_counter() - begun)
-        return statistics.median(taken), value
+            self.synchronize()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times), value
 
     def reset_peak(self) -> None:
+        """Start a new measurement of the peak GPU memory."""
         if self.cuda:
             self.torch.cuda.empty_cache()
             self.torch.cuda.reset_peak_memory_stats()
 
     def peaks(self) -> dict[str, float]:
+        """Peak GPU memory since the last `reset_peak`."""
         if not self.cuda:
             return {"peak allocated GiB": 0.0, "peak reserved GiB": 0.0}
         cuda = self.torch.cuda
@@ -77,15 +81,15 @@ class Bench:
             "peak reserved GiB": cuda.max_memory_reserved() / GIB,
         }
 
-    def say(self, **facts: Any) -> None:
-        """Note facts and print them at once: a run that is cut off has still said them."""
+    def report(self, **facts: Any) -> None:
+        """Store facts and print them immediately, so that an interrupted run has printed them."""
         self.facts.update(facts)
-        shown = {key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()}
-        print(f"  {self.name}: {json.dumps(shown)}", file=sys.stderr, flush=True)
+        rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in facts.items()}
+        print(f"  {self.name}: {json.dumps(rounded)}", file=sys.stderr, flush=True)
 
     # ------------------------------------------------------------------------------------------- plain diffusers
     def plain(self, **options: Any) -> Any:
-        """The pipeline as its documentation loads it."""
+        """Load the pipeline as in the documentation of diffusers."""
         from diffusers import FluxPipeline
 
         from fluxnb.pipeline.compat import dtype_keyword
@@ -94,42 +98,44 @@ class Bench:
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def draw(self, pipe: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4, **given: Any) -> Any:
-        """The plain call."""
+    def sample_plain(self, pipe: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4, **given: Any) -> Any:
+        """One picture by a plain diffusers call."""
         generator = self.torch.Generator("cpu").manual_seed(seed)
-        asked = {} if given else {"prompt": prompt}
+        prompts = {} if given else {"prompt": prompt}
         return pipe(
-            **asked, **given, height=self.size, width=self.size, num_inference_steps=steps, generator=generator,
+            **prompts, **given, height=self.size, width=self.size, num_inference_steps=steps, generator=generator,
             max_sequence_length=self.text,
         ).images[0]  # fmt: skip
 
-    def embedded(self, pipe: Any) -> dict[str, Any]:
+    def encode_plain(self, pipe: Any) -> dict[str, Any]:
+        """Prompt encodings by diffusers, as arguments of its call."""
         embeds, pooled, _ = pipe.encode_prompt(
             prompt=PROMPT, prompt_2=None, max_sequence_length=self.text, device=pipe._execution_device
         )
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    # --------------------------------------------------------------------------------------------------- ours
+    # ------------------------------------------------------------------------------------------------- fluxnb
     def load(self, preset: str) -> Any:
-        """Our own door, plan and all."""
+        """Load with a preset through `fnb.load`, and report its plan."""
         import fluxnb as fnb
         from fluxnb.planning import plan as planning
 
         automatic = planning.plan(self.folder, size=self.size).preset
-        took, flux = self.clock(
+        load_seconds, flux = self.clock(
             lambda: fnb.load(str(self.folder), preset=preset, dtype=str(self.dtype).removeprefix("torch."))
         )
         flux.pipe.set_progress_bar_config(disable=True)
         plan = flux.plan
-        self.say(**{
-            "load seconds": took, "plan would take": automatic, "preset": plan.preset, "parked": plan.offload_blocks,
+        self.report(**{
+            "load seconds": load_seconds, "automatic preset": automatic, "preset": plan.preset,
+            "parked": plan.offload_blocks,
             "predicted GiB": plan.vram_gib, "predicted RAM GiB": plan.ram_gib, "predicted seconds": plan.seconds,
             "predicted new prompt seconds": plan.prompt_seconds, "loading peak GiB": self.peaks()["peak allocated GiB"],
         })  # fmt: skip
         return flux
 
     def predicted(self, preset: str) -> dict[str, float]:
-        """What a plan says of a recipe that is not loaded through our door."""
+        """The predictions of a preset that is not loaded through `fnb.load`."""
         from fluxnb.planning.hardware import describe_hardware
         from fluxnb.planning.plan import _model_size
         from fluxnb.planning.presets import PRESETS, Workload, requirements
@@ -138,62 +144,68 @@ class Bench:
         need = requirements(PRESETS[preset], _model_size(self.folder), describe_hardware("h200"), workload)
         return {"predicted GiB": need.vram_gib, "predicted RAM GiB": need.ram_gib, "predicted seconds": need.seconds}
 
-    def picture(self, flux: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4) -> Any:
+    def sample(self, flux: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4) -> Any:
+        """One picture by `fnb.run`."""
         import fluxnb as fnb
 
         return fnb.run(flux, prompt, seed=seed, steps=steps, height=self.size, width=self.size).image
 
     def pictures(self, flux: Any, rounds: int = 4) -> None:
-        """From a prompt to its picture: the first, later ones of that prompt, and one of a new prompt."""
+        """Time the first picture of a prompt, later pictures of the same prompt, and one of a new prompt."""
         self.reset_peak()
-        with self.watched() as timeline:
-            first, image = self.clock(lambda: self.picture(flux))
-        self.say(**{"first picture seconds": first, "sha": digest(image), **self.peaks()})
+        with self.memory_timeline() as timeline:
+            first, image = self.clock(lambda: self.sample(flux))
+        self.report(**{"first picture seconds": first, "sha": digest(image), **self.peaks()})
         self.facts["timeline"] = thinned(timeline)
         encoded = flux.encode(self.recipe(flux))
         seeds = iter(range(1, 99))
-        later, _ = self.clock(lambda: self.known(flux, encoded, next(seeds)), rounds, warm=1)
-        new, _ = self.clock(lambda: self.picture(flux, OTHER))
-        self.say(**{"picture seconds": later, "new prompt picture seconds": new, **self.peaks(), **ram()})
+        later, _ = self.clock(lambda: self.sample_encoded(flux, encoded, next(seeds)), rounds, warm=1)
+        new, _ = self.clock(lambda: self.sample(flux, OTHER))
+        self.report(**{"picture seconds": later, "new prompt picture seconds": new, **self.peaks(), **ram()})
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[list[tuple[float, float]]]:
-        """(seconds, GiB allocated) a hundred times a second, while the block runs."""
-        seen: list[tuple[float, float]] = []
-        over, begun = threading.Event(), time.perf_counter()
+    def memory_timeline(self) -> Iterator[list[tuple[float, float]]]:
+        """Record (seconds, GiB allocated) a hundred times a second while the block runs."""
+        timeline: list[tuple[float, float]] = []
+        stopped, began = threading.Event(), time.perf_counter()
 
-        def look() -> None:
-            while not over.wait(0.01):
-                seen.append((time.perf_counter() - begun, self.torch.cuda.memory_allocated() / GIB))
+        def record() -> None:
+            while not stopped.wait(0.01):
+                timeline.append((time.perf_counter() - began, self.torch.cuda.memory_allocated() / GIB))
 
-        watcher = threading.Thread(target=look, daemon=True)
+        thread = threading.Thread(target=record, daemon=True)
         if self.cuda:
-            watcher.start()
+            thread.start()
         try:
-            yield seen
+            yield timeline
         finally:
-            over.set()
+            stopped.set()
             if self.cuda:
-                watcher.join()
+                thread.join()
 
     def recipe(self, flux: Any, seed: int = 0) -> Any:
+        """The resolved recipe of the standard prompt."""
         from fluxnb.sampling.run import resolve
 
         return resolve(flux, PROMPT, seed=seed, steps=4, height=self.size, width=self.size)
 
-    def known(self, flux: Any, encoded: Any, seed: int) -> Any:
-        """A picture of a prompt that is encoded: what each further seed costs."""
+    def sample_encoded(self, flux: Any, encoded: Any, seed: int) -> Any:
+        """One picture of an encoded prompt: the cost of each further seed."""
         from fluxnb.records import Keep
-        from fluxnb.sampling.sampler import take
+        from fluxnb.sampling.sampler import sample
 
-        return take(flux, self.recipe(flux, seed), encoded, keep=Keep()).image
+        return sample(flux, self.recipe(flux, seed), encoded, keep=Keep()).image
 
     def grid(self, flux: Any) -> None:
-        took, made = self.clock(lambda: self.sweep(flux))
-        shas = {f"{cell.recipe.seed}/{cell.recipe.steps}": digest(cell.image) for cell in made}
-        self.say(**{"grid seconds": took, "grid evaluations": made.evaluations, "grid sha": digest_of(shas)})
+        """Time a sweep of 4 seeds and 4 step counts."""
+        grid_seconds, cells = self.clock(lambda: self.sweep(flux))
+        shas = {f"{cell.recipe.seed}/{cell.recipe.steps}": digest(cell.image) for cell in cells}
+        self.report(
+            **{"grid seconds": grid_seconds, "grid evaluations": cells.evaluations, "grid sha": digest_of(shas)}
+        )
 
     def sweep(self, flux: Any) -> Any:
+        """A sweep of 4 seeds and 4 step counts."""
         import fluxnb as fnb
 
         return fnb.sweep(
@@ -203,17 +215,17 @@ class Bench:
 
 
 def thinned(timeline: list[tuple[float, float]], most: int = 160) -> list[list[float]]:
-    """At most so many points, each the highest of those it stands for."""
+    """Reduce a timeline to at most `most` points; each is the maximum of its interval."""
     width = max(1, -(-len(timeline) // most))
     parts = [timeline[i : i + width] for i in range(0, len(timeline), width)]
     return [[round(part[0][0], 3), round(max(level for _, level in part), 3)] for part in parts]
 
 
 def digest(image: Any) -> str:
-    """Of a picture's pixels."""
+    """Digest of the pixels of a picture."""
     return hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
 def digest_of(shas: dict[str, str]) -> str:
-    """Of a whole grid."""
+    """Digest of all pictures of a grid."""
     return hashlib.sha256(json.dumps(sorted(shas.items())).encode()).hexdigest()[:16]

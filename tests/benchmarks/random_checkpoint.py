@@ -1,7 +1,7 @@
-"""A folder in diffusers' layout with FLUX.1-schnell's shapes and random weights; or the same house, a toy in size.
+"""A checkpoint in diffusers' layout with random weights and FLUX.1-schnell's shapes, or with the shapes of a toy model.
 
-Memory, time and bytes depend on shapes and not on what a picture shows, so nothing has to be downloaded. Weights are
-drawn on the GPU where there is one, written shard by shard by several threads, and stay in the disk's cache.
+Memory, time and byte equality depend on shapes and not on the content of a picture, so nothing is downloaded. Weights
+are drawn on the GPU if there is one, written in shards by several threads, and remain in the page cache.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ SCHEDULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "us
 
 
 def models(tiny: bool, depth: tuple[int, int, int] = (19, 38, 24)) -> dict[str, nn.Module]:
-    """The four networks, without memory.
+    """The four networks on the meta device.
 
-    Arguments:
-        depth: double blocks, single blocks and T5 blocks; fewer for a test of ways that need the full width only.
+    Args:
+        tiny: the shapes of the toy pipeline of the tests.
+        depth: double blocks, single blocks and T5 blocks; fewer for tests that need only the full width.
     """
     from diffusers import AutoencoderKL, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
@@ -46,35 +47,42 @@ def models(tiny: bool, depth: tuple[int, int, int] = (19, 38, 24)) -> dict[str, 
         "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 16, "sample_size": 1024,
         "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
     }  # fmt: skip
-    words = {"num_attention_heads": 12, "projection_dim": 768, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    half = torch.bfloat16
+    clip_config = {
+        "num_attention_heads": 12,
+        "projection_dim": 768,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
+    dtype = torch.bfloat16
     return {
-        "transformer": build_without_memory(lambda: FluxTransformer2DModel(**t), half),
-        "vae": build_without_memory(lambda: AutoencoderKL(**vae), half),
-        "text_encoder": build_without_memory(lambda: CLIPTextModel(CLIPTextConfig(**clip, **words)), half),
+        "transformer": build_without_memory(lambda: FluxTransformer2DModel(**t), dtype),
+        "vae": build_without_memory(lambda: AutoencoderKL(**vae), dtype),
+        "text_encoder": build_without_memory(lambda: CLIPTextModel(CLIPTextConfig(**clip, **clip_config)), dtype),
         "text_encoder_2": build_without_memory(
             lambda: T5EncoderModel(
                 T5Config(**t5, feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False)
             ),
-            half,
+            dtype,
         ),
     }
 
 
 def on_device(device: torch.device, *, text: bool = True) -> Any:
-    """The whole pipeline in bfloat16, its weights drawn where they stay: no file, and seconds on a GPU.
+    """A pipeline in bfloat16 whose weights are drawn on `device`, without files.
 
-    Arguments:
-        text: False leaves the text encoders out, for calls that are given embeddings.
+    Args:
+        device: of the weights.
+        text: whether to include the text encoders; calls with given embeddings do not need them.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
     from tests.conftest import toy_tokenizers
 
     built = models(tiny=False)
-    parts: dict[str, Any] = {name: _drawn(built[name], device) for name in ("transformer", "vae")}
-    words = ("text_encoder", "text_encoder_2")
-    parts |= {name: _drawn(built[name], device) if text else None for name in words}
+    parts: dict[str, Any] = {name: _materialize(built[name], device) for name in ("transformer", "vae")}
+    text_encoders = ("text_encoder", "text_encoder_2")
+    parts |= {name: _materialize(built[name], device) if text else None for name in text_encoders}
     for name, tokenizer, length in zip(("tokenizer", "tokenizer_2"), toy_tokenizers(), (77, 512), strict=True):
         tokenizer.model_max_length = length
         parts[name] = tokenizer if text else None
@@ -84,33 +92,36 @@ def on_device(device: torch.device, *, text: bool = True) -> Any:
     return pipe
 
 
-def _drawn(model: nn.Module, device: torch.device) -> nn.Module:
-    generator, drawn = torch.Generator(device).manual_seed(0), {}
+def _materialize(model: nn.Module, device: torch.device) -> nn.Module:
+    generator, tensors = torch.Generator(device).manual_seed(0), {}
     for name, like in model.named_parameters(remove_duplicate=False):
         path, _, leaf = name.rpartition(".")
-        if id(like) not in drawn:
-            drawn[id(like)] = _random(name, like, device, generator)
-        set_tensor(model.get_submodule(path), leaf, drawn[id(like)])
+        if id(like) not in tensors:
+            tensors[id(like)] = _random(name, like, device, generator)
+        set_tensor(model.get_submodule(path), leaf, tensors[id(like)])
     for name, constant in list(model.named_buffers()):
         path, _, leaf = name.rpartition(".")
         set_tensor(model.get_submodule(path), leaf, constant.to(device))
     return model
 
 
-def make(
+def write_checkpoint(
     folder: Path,
     *,
     tiny: bool = False,
-    hollow: bool = False,
+    sparse: bool = False,
     depth: tuple[int, int, int] = (19, 38, 24),
     threads: int = 8,
 ) -> float:
-    """Write the folder unless it is there, whole; returns the seconds it took.
+    """Write the checkpoint unless it is complete already; returns the seconds taken.
 
-    Arguments:
-        hollow: files of the right size that are all holes: every weight 0, nothing on the disk, at once.
+    Args:
+        folder: folder of the checkpoint.
+        tiny, depth: as in `models`.
+        sparse: write sparse files of the right size, with all weights 0, that take no disk space.
+        threads: number of writers.
     """
-    begun, done = time.perf_counter(), folder / "done"
+    began, done = time.perf_counter(), folder / "done"
     if done.is_file():
         return 0.0
     from tests.conftest import toy_tokenizers
@@ -134,9 +145,9 @@ def make(
         tokenizer.save_pretrained(folder / name)
     with ThreadPoolExecutor(max_workers=threads) as writers:
         for name, model in models(tiny, depth).items():
-            _save(model, folder / name, writers, _hollow if hollow else _fill)
+            _save(model, folder / name, writers, _write_sparse if sparse else _write_random)
     done.write_text("whole")
-    return time.perf_counter() - begun
+    return time.perf_counter() - began
 
 
 def _save(model: Any, folder: Path, writers: ThreadPoolExecutor, write: Callable[..., None]) -> None:
@@ -149,19 +160,19 @@ def _save(model: Any, folder: Path, writers: ThreadPoolExecutor, write: Callable
         model.config.dtype = "bfloat16"
         model.config.save_pretrained(folder)
     shared = set(getattr(model, "_tied_weights_keys", None) or {})
-    kept = [(name, tensor) for name, tensor in model.state_dict().items() if name not in shared]
-    shards = list(_shards(kept))
+    tensors = [(name, tensor) for name, tensor in model.state_dict().items() if name not in shared]
+    shards = list(_shards(tensors))
     names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     if len(shards) == 1:
         names = [f"{stem}.safetensors"]
     else:
         table = {name: file for shard, file in zip(shards, names, strict=True) for name, _ in shard}
-        total = sum(tensor.numel() * 2 for _, tensor in kept)
+        total = sum(tensor.numel() * 2 for _, tensor in tensors)
         _write(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": table})
     list(writers.map(write, shards, [folder / name for name in names], range(len(shards))))
 
 
-def _fill(shard: list[tuple[str, torch.Tensor]], path: Path, seed: int) -> None:
+def _write_random(shard: list[tuple[str, torch.Tensor]], path: Path, seed: int) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = torch.Generator(device).manual_seed(zlib.crc32(path.parent.name.encode()) + seed)
     tensors = {name: _random(name, like, device, generator).cpu() for name, like in shard}
@@ -174,8 +185,8 @@ def _random(name: str, like: torch.Tensor, device: torch.device, generator: torc
     return drawn.fill_(1.0) if norm else drawn.normal_(0.0, 0.02, generator=generator)
 
 
-def _hollow(shard: list[tuple[str, torch.Tensor]], path: Path, _: int) -> None:
-    """The header that safetensors writes, and a hole as long as the weights."""
+def _write_sparse(shard: list[tuple[str, torch.Tensor]], path: Path, _: int) -> None:
+    """Write the header of a safetensors file, and extend the file to the size of the weights."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, like in shard:
