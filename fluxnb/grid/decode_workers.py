@@ -184,7 +184,7 @@ class DecodeWorkers:
                 recipe,
                 image,
                 seconds=seconds,
-                versions=self._flux.versions,
+                versions=trajectory.versions,  # not `flux.versions`: it would name the threads of this worker
                 numerics=trajectory.numerics,
                 trajectory=retained,
             )

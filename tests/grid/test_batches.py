@@ -328,6 +328,13 @@ def test_a_plan_uses_the_timings_of_the_store(toy, tmp_path, monkeypatch, no_tim
     assert fnb.plan_sweep(toy, **GRID, store=tmp_path).seconds > 0, "a damaged cell is skipped"
 
 
+def test_a_plan_uses_the_timings_of_a_stored_batch(toy, tmp_path, monkeypatch, no_timings):
+    with threads(2):
+        fnb.sweep(toy, **SMALL, store=tmp_path, batch=4)
+        monkeypatch.setattr(costs, "_TIMINGS", type(costs._TIMINGS)())
+        assert fnb.plan_sweep(toy, **GRID, store=tmp_path).seconds is not None
+
+
 def test_measure_times_one_evaluation_and_one_image(toy, no_timings):
     with counted(toy.pipe) as counts:
         cost = fnb.plan_sweep(toy, **GRID, measure=True)
@@ -337,9 +344,9 @@ def test_measure_times_one_evaluation_and_one_image(toy, no_timings):
     assert sum(counts.values()) == 0
 
 
-def test_a_plan_counts_the_walks_that_are_kept_and_warns_of_a_small_disk(toy, tmp_path, monkeypatch):
-    without, kept = fnb.plan_sweep(toy, **GRID), fnb.plan_sweep(toy, **GRID, keep=fnb.Keep())
-    assert kept.megabytes > without.megabytes > 0
+def test_a_plan_includes_retained_trajectories_and_warns_of_a_small_disk(toy, tmp_path, monkeypatch):
+    without, with_trajectories = fnb.plan_sweep(toy, **GRID), fnb.plan_sweep(toy, **GRID, keep=fnb.Keep())
+    assert with_trajectories.megabytes > without.megabytes > 0
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr(costs.shutil, "disk_usage", lambda path: usage)
     assert "MORE than" in str(fnb.plan_sweep(toy, **GRID, store=tmp_path))
@@ -350,25 +357,23 @@ def test_a_guided_plan_counts_both_evaluations(toy_guided):
     assert (cost.evaluations, cost.saved_evaluations) == (14, 6)
 
 
-@pytest.mark.parametrize("door", [fnb.stream, fnb.plan_sweep])
-def test_the_doors_show_the_arguments_that_they_hand_on(door):
-    assert {"prompts", "seeds", "steps", "store", "recipe", "keep"} <= inspect.signature(door).parameters.keys()
+@pytest.mark.parametrize("function", [fnb.stream, fnb.plan_sweep])
+def test_the_signature_shows_the_parameters_that_are_passed_on(function):
+    assert {"prompts", "seeds", "steps", "store", "recipe", "keep"} <= inspect.signature(function).parameters.keys()
 
 
 @pytest.mark.parametrize("size", [32, 128])
 def test_an_image_sampled_alone_is_decoded_exactly_by_several_threads_too(toy, size):
-    question = {"prompts": "a red fox", "steps": [1, 2, 3, 4], "height": size, "width": size}
+    axes = {"prompts": "a red fox", "steps": [1, 2, 3, 4], "height": size, "width": size}
     with threads(2):
-        for cell in fnb.sweep(toy, **question, batch=8):
+        for cell in fnb.sweep(toy, **axes, batch=8):
             assert cell.exact and cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
 
 
 def test_a_cell_that_shares_steps_with_a_batch_is_not_exact(toy, tmp_path):
-    question = {"prompts": "a red fox", "height": 32, "width": 32, "store": tmp_path}
-    fnb.sweep(toy, **question, seeds=1, steps=2)
-    cells = {
-        (c.recipe.seed, c.recipe.steps): c for c in fnb.sweep(toy, **question, seeds=[0, 1], steps=[1, 2], batch=2)
-    }
+    axes = {"prompts": "a red fox", "height": 32, "width": 32, "store": tmp_path}
+    fnb.sweep(toy, **axes, seeds=1, steps=2)
+    cells = {(c.recipe.seed, c.recipe.steps): c for c in fnb.sweep(toy, **axes, seeds=[0, 1], steps=[1, 2], batch=2)}
     assert cells[0, 1].numerics == cells[1, 1].numerics == "batch" and cells[1, 2].exact
     assert cells[0, 2].evaluations == 1 and cells[0, 2].numerics == "batch"
-    assert fnb.sweep(toy, **question, seeds=0, steps=2)[0].made
+    assert fnb.sweep(toy, **axes, seeds=0, steps=2)[0].made

@@ -79,8 +79,8 @@ def test_a_small_image_is_sent_losslessly():
 
     sweep = grid(seeds=[1], steps=[2])
     widget = explore(sweep)
-    with Image.open(io.BytesIO(widget.frames[widget.cells[0]["final"]])) as shown:
-        assert shown.convert("RGB").tobytes() == sweep[0].image.convert("RGB").tobytes()
+    with Image.open(io.BytesIO(widget.frames[widget.cells[0]["final"]])) as image:
+        assert image.convert("RGB").tobytes() == sweep[0].image.convert("RGB").tobytes()
 
 
 def test_an_image_larger_than_size_is_downscaled_with_its_aspect_ratio():
@@ -88,8 +88,8 @@ def test_an_image_larger_than_size_is_downscaled_with_its_aspect_ratio():
 
     cell = dataclasses.replace(grid(seeds=[1], steps=[2])[0], picture=Image.new("RGB", (400, 200), "red"))
     widget = explore([cell], size=100)
-    with Image.open(io.BytesIO(widget.frames[0])) as shown:
-        assert shown.size == (100, 50)
+    with Image.open(io.BytesIO(widget.frames[0])) as image:
+        assert image.size == (100, 50)
     assert (widget.cells[0]["width"], widget.cells[0]["height"]) == (400, 200)
 
 

@@ -124,8 +124,8 @@ def test_tiles_are_displayed_before_the_images_and_filled_as_they_finish(bench):
     lab.wait(10)
     final = [(content["index"], buffers[0]) for content, buffers in lab.sent if content["step"] == 0]
     assert [index for index, _ in final] == [0, 1, 2, 3] and [frame for _, frame in final] == lab.frames
-    with Image.open(io.BytesIO(lab.frames[3])) as shown:
-        assert shown.convert("RGB").getpixel((5, 5)) == (60, 80, 90), "a small image is encoded losslessly"
+    with Image.open(io.BytesIO(lab.frames[3])) as image:
+        assert image.convert("RGB").getpixel((5, 5)) == (60, 80, 90), "a small image is encoded losslessly"
 
 
 def test_previews_are_sent_with_their_step(bench, monkeypatch):
