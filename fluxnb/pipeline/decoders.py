@@ -1,6 +1,6 @@
-"""Decoders: film(), which turns a whole walk into pictures, by the VAE or what stands in for it, and tiny().
+"""Decoders: film(), which decodes the steps of a trajectory, and tiny(), a small autoencoder in place of the VAE.
 
-A tiny autoencoder decodes at a fraction of the VAE's cost; how far it is from the VAE is measured when it is made.
+A tiny autoencoder decodes at a fraction of the VAE's cost; its distance from the VAE is measured when it is made.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Decoder = Callable[[Latents], Sequence[Image.Image]]
 
 
 class Tiny:
-    """A tiny autoencoder in the VAE's place: called with latents (n, 16, h/8, w/8), it gives n pictures.
+    """A tiny autoencoder in place of the VAE: called with latents (n, 16, h/8, w/8), it returns n pictures.
 
     Made by `tiny`. `.error` is the root mean square difference of its pictures from the VAE's (0 to 1 scale).
     """
@@ -59,7 +59,7 @@ def tiny(flux: Any, source: Any) -> Tiny:
 
     Example:
         >>> decode = tiny(flux, "models/taef1")                                     # doctest: +SKIP
-        >>> scrub(walk, decode=decode), decode.error                                # doctest: +SKIP
+        >>> scrub(trajectory, decode=decode), decode.error                                # doctest: +SKIP
         (Scrubber(1 trajectory, 17 frames), 0.02)
     """
     vae = _opened(user_path(source)) if isinstance(source, str | Path) else source
@@ -96,24 +96,24 @@ def _opened(folder: Path) -> Any:
 
 @validates_own_input
 def film(flux: Any, trajectory: Trajectory, *, what: str = "clean", by: Any = "vae") -> Film:
-    """Decode what each step of a walk holds into a picture.
+    """Decode one quantity of every step of a trajectory into pictures.
 
     Arguments:
-        flux: the model the walk was made with, from `fnb.load`.
-        walk: its steps must have kept x and v (x_next for `what="x_next"`); steps that did not are left out.
+        flux: the model of the trajectory, from `fnb.load`.
+        trajectory: steps that did not keep x and v (x_next for `what="x_next"`) are left out.
         what: "clean", "x", "v", "noise" or "x_next".
         by: "vae", the model's own decoder; "linear", a map fitted to it that costs next to nothing; a diffusers
             AutoencoderTiny or the folder of one; or a function from latents (n, 16, h/8, w/8) to pictures.
 
     Returns:
-        The Film; its `.error` says how far its decoder is from the VAE, where that is known.
+        The Film; its `.error` is the decoder's distance from the VAE, where that is known.
 
     Raises:
         InputError: another `what` or `by`.
         StorageError: a folder without a tiny decoder.
 
     Example:
-        >>> film(flux, walk, what="clean").frames[0]                                # doctest: +SKIP
+        >>> film(flux, trajectory, what="clean").frames[0]                                # doctest: +SKIP
         <PIL.Image.Image image mode=RGB size=128x128>
     """
     if what not in STEP_QUANTITIES:
@@ -138,7 +138,7 @@ def film(flux: Any, trajectory: Trajectory, *, what: str = "clean", by: Any = "v
 
 
 def _decoder(flux: Any, trajectory: Trajectory, by: Any) -> tuple[Decoder, str, float | None]:
-    """What decodes, what it is called, and how far it is from the VAE."""
+    """The decoder, its name, and its distance from the VAE."""
     if isinstance(by, str) and by == "vae":
         return flux.decode, by, 0.0
     if isinstance(by, str) and by == "linear":
