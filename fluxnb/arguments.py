@@ -1,7 +1,7 @@
 """Checks of the arguments of public functions, with errors in three parts.
 
-Python's own TypeError for an unknown keyword does not say what to type instead, and a value of a wrong type fails far
-from the call. `entry_point` answers both at the call, and translates the keywords of diffusers.
+Python's own TypeError for an unknown keyword does not name what to type instead, and a value of a wrong type fails far
+from the call. `entry_point` raises an error for both at the call, and translates the keywords of diffusers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TRANSLATIONS: Mapping[str, tuple[str, ...]] = {
 
 
 def entry_point(**examples: str) -> Callable[[T], T]:
-    """Decorate a public function or class so that wrong arguments are answered with what to type.
+    """Decorate a public function or class so that wrong arguments raise an error that names what to type.
 
     Arguments:
         examples: for each parameter whose type is checked against its annotation, what to type. Values that are
@@ -69,7 +69,7 @@ def entry_point(**examples: str) -> Callable[[T], T]:
 
 
 def _checked(function: Callable[..., Any], name: str, examples: Mapping[str, str]) -> Callable[..., Any]:
-    # The tests check every annotation; here that would come before the answer of `call`.
+    # The tests check every annotation; here that would come before the error of `call`.
     function.__no_type_check__ = True  # type: ignore[attr-defined]
     signature = inspect.signature(function)
     hints: dict[str, Any] = {}

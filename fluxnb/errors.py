@@ -56,7 +56,7 @@ class ArgumentError(InputError, TypeError):
 
 
 class UnavailableError(InputError, AttributeError):
-    """A property has no value on this object: it was not kept, not stored or not made yet.
+    """A property has no value on this object: it was not retained, not stored or not computed yet.
 
     As an AttributeError it lets `hasattr`, tab completion and `inspect.getmembers` skip the property.
     """

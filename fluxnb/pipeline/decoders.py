@@ -69,11 +69,11 @@ def tiny(flux: Any, source: Any) -> Tiny:
             "a diffusers AutoencoderTiny, or the folder of one, is possible",
             'try by="linear", which every model has',
         )
-    given, wanted = vae.config.get("latent_channels"), flux.pipe.vae.config.latent_channels
-    if given != wanted:
+    given, needed = vae.config.get("latent_channels"), flux.pipe.vae.config.latent_channels
+    if given != needed:
         raise InputError(
             f"a tiny decoder for {given} latent channels",
-            f"this model's latents have {wanted}",
+            f"this model's latents have {needed}",
             "use the one that was made for this model",
         )
     made = Tiny(vae, flux.pipe.image_processor)

@@ -56,7 +56,7 @@ def _locked(method: F) -> F:
 class Flux:
     """A FluxPipeline with a name, a revision, its defaults and its plan. Made by `load`.
 
-    `.pipe` is the diffusers pipeline, open to everything diffusers can do; `.plan` says how it is held in memory.
+    `.pipe` is the diffusers pipeline, open to everything diffusers can do; `.plan` is how it is held in memory.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class Flux:
     def dtype(self) -> str:
         """The number format of the transformer: "float32", "bfloat16" or "float16"."""
         first = next(iter(self.pipe.transformer.parameters())).dtype
-        # The first weight is a quick answer, except where weights are stored smaller than they are computed with.
+        # The first weight is quick to read and right, except where weights are stored smaller than they are computed with.
         plain = first.is_floating_point and first.itemsize >= 2
         return str(first if plain else self.pipe.transformer.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes. diffusers searches every module for it, so it is looked up once per prompt."""
+        """The device that computes. diffusers searches every module for it, so it is read once per prompt."""
         if self._device is None:
             self._device = execution_device(self.pipe)
         return self._device
@@ -127,7 +127,7 @@ class Flux:
         return self.versions_on(self.device)
 
     def versions_on(self, device: torch.device) -> dict[str, str]:
-        """`versions` for a device that is already known; looking it up takes as long as a step of pocket."""
+        """`versions` for a device that is already known; reading it takes as long as a step of pocket."""
         return {
             **_libraries(),
             "device": _described(device),

@@ -27,7 +27,7 @@ SAMPLES = 16  # values read of each tensor
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map", "vocab_size")
-# Entries of configurations that say where a model came from and do not change its pictures.
+# Entries of configurations about where a model came from and do not change its pictures.
 WITHOUT_EFFECT = ("_name_or_path", "_diffusers_version", "transformers_version")
 # Hooks of diffusers and accelerate that move weights and leave the numbers as they are.
 HARMLESS_HOOKS = {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker"}

@@ -61,7 +61,7 @@ def load(
     Raises:
         InputError: an unknown name, preset, dtype or fast, or a pipeline of another kind.
         StorageError: a missing folder, a damaged file, a gated or unreachable hub.
-        RunError: not enough memory, said before anything is downloaded.
+        RunError: not enough memory; raised before anything is downloaded.
 
     Example:
         >>> flux = load("pocket")                                                   # doctest: +SKIP
@@ -72,7 +72,7 @@ def load(
         return _adopt(model)
     model = weights.expand_user(model)
     if dtype != "auto":
-        Recipe(prompt="-", dtype=dtype)  # says what is possible
+        Recipe(prompt="-", dtype=dtype)  # raises InputError for an unknown one
     if fast not in (True, False, "fp8"):
         raise unknown_choice("fast", fast, ("True", "False", "fp8"))
     # The plan comes first, so that a model that does not fit is refused before its 34 GB are downloaded.
@@ -103,7 +103,7 @@ def load(
 
 
 def _held(source: weights.Source, chosen: Plan) -> Any:
-    """The pipeline of a source as the plan says: a small one as diffusers loads it, others part by part."""
+    """The pipeline of a source under a plan: a small one as diffusers loads it, others part by part."""
     preset, device = PRESETS[chosen.preset], torch.device(chosen.device)
     gguf = weights.gguf_file(source, preset.gguf) if preset.gguf else None
     folder = weights.fetch(source, without_transformer=gguf is not None)

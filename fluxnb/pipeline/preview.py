@@ -56,8 +56,8 @@ def fit_preview(pipe: Any) -> LinearRGB:
     """Fit the linear preview of a pipeline's VAE; deterministic, since it uses the posterior's mean."""
     latents, pictures = _samples_of(pipe)
     fitted = fit_linear(list(latents), list(samples()))
-    shown = fitted.pictures(latents, (pictures.shape[-1], pictures.shape[-2]))
-    return dataclasses.replace(fitted, error=_rms_difference(shown, pictures))
+    frames = fitted.pictures(latents, (pictures.shape[-1], pictures.shape[-2]))
+    return dataclasses.replace(fitted, error=_rms_difference(frames, pictures))
 
 
 def preview_of(pipe: Any) -> LinearRGB:
@@ -121,7 +121,7 @@ def _samples_of(pipe: Any) -> tuple[Float[Tensor, "count channels _h _w"], Pictu
     return torch.cat(latents), torch.cat(pictures)
 
 
-def _rms_difference(shown: Sequence[Image.Image], pictures: Pictures) -> float:
+def _rms_difference(frames: Sequence[Image.Image], pictures: Pictures) -> float:
     """The root mean square difference of some frames from the VAE's pictures, 0 to 1."""
-    given = torch.from_numpy(np.stack([np.asarray(frame.convert("RGB")) for frame in shown])).permute(0, 3, 1, 2)
+    given = torch.from_numpy(np.stack([np.asarray(frame.convert("RGB")) for frame in frames])).permute(0, 3, 1, 2)
     return float((given.float() / 255 - pictures).pow(2).mean().sqrt())

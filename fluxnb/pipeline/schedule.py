@@ -48,7 +48,7 @@ def scheduler_for(scheduler: Any, recipe: Recipe, generators: Generators) -> Any
         InputError: a scheduler whose steps a recipe does not describe.
     """
     _require_supported(scheduler, recipe)
-    # A method that somebody replaced on the instance is bound to the original and would step that one.
+    # A method that was replaced on the instance is bound to the original and would step that one.
     own = copy.copy(scheduler)
     for name in ("step", "set_timesteps"):
         vars(own).pop(name, None)
@@ -103,6 +103,6 @@ def pipeline_view(pipe: Any, recipe: ResolvedRecipe, generators: Generators) -> 
     mark_as_view(view, pipe)
     # A bar that ends before it could be read only flickers.
     short = recipe.height * recipe.width * recipe.steps <= 30 * 256 * 256
-    shown = {"leave": False, **progress_bar_config(pipe)}
-    view.set_progress_bar_config(**{**shown, **({"disable": True} if short else {})})
+    settings = {"leave": False, **progress_bar_config(pipe)}
+    view.set_progress_bar_config(**{**settings, **({"disable": True} if short else {})})
     return view

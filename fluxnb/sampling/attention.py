@@ -6,7 +6,7 @@ fused, offloaded or neither. Nothing of the model is replaced, called twice or w
 
 The share that a place gives to a word is one more attention call: the same queries and keys, and as values a table that
 holds 1 where a key belongs to the word and 0 elsewhere. It costs one kernel and the memory of one; no matrix of tokens
-by tokens is written. Attention shows where the model looked, which suggests what a word did and does not prove it (Jain
+by tokens is written. Attention shows which places used a word, which suggests what a word did and does not prove it (Jain
 and Wallace, 1902.10186). Such maps for text-to-image models come from DAAM (Tang et al., 2210.04885).
 """
 
@@ -72,8 +72,8 @@ class AttentionCapture:
     Hooks fire for every caller of the transformer; only evaluations of the thread that made the capture are captured.
     """
 
-    def __init__(self, modules: Sequence[Any], heads: tuple[int, ...] | None, wanted: Callable[[], bool]) -> None:
-        self._modules, self._heads, self._wanted = modules, heads, wanted
+    def __init__(self, modules: Sequence[Any], heads: tuple[int, ...] | None, enabled: Callable[[], bool]) -> None:
+        self._modules, self._heads, self._enabled = modules, heads, enabled
         self._thread = threading.get_ident()
         self._prompts: Sequence[PromptWords] = ()
         self._reset()
@@ -119,7 +119,7 @@ class AttentionCapture:
         if threading.get_ident() != self._thread:
             return
         # Under true CFG the evaluation with the prompt comes first; the one without it is not captured.
-        self._active = self._first_evaluation and bool(self._prompts) and self._wanted()
+        self._active = self._first_evaluation and bool(self._prompts) and self._enabled()
         self._first_evaluation = False
         text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
         self._text = 0 if text is None else int(text.shape[1])
@@ -195,7 +195,7 @@ def capture_attention(
     *,
     blocks: str | tuple[int, ...] = "all",
     heads: tuple[int, ...] | None = None,
-    wanted: Callable[[], bool] = lambda: True,
+    enabled: Callable[[], bool] = lambda: True,
 ) -> Iterator[AttentionCapture]:
     """Capture the attention of a FLUX transformer inside the block; all hooks are removed afterwards.
 
@@ -203,13 +203,13 @@ def capture_attention(
         transformer: a FluxTransformer2DModel, offloaded or not, with fused projections or not.
         blocks: "all", "double" (separate streams), "single" (one stream), or indices, the double blocks first.
         heads: indices of the heads to average; None for all.
-        wanted: called before each evaluation; False skips it.
+        enabled: called before each evaluation; False skips it.
 
     Raises:
         InputError: a model whose attention cannot be captured (compiled, spread over devices, with processors of its
             own), or blocks or heads that it does not have.
     """
-    capture = AttentionCapture(attention_modules(transformer, blocks, heads), heads, wanted)
+    capture = AttentionCapture(attention_modules(transformer, blocks, heads), heads, enabled)
     with contextlib.ExitStack() as stack:
         for hook in capture.hooks(transformer):
             stack.callback(hook.remove)

@@ -123,7 +123,7 @@ class CallTrace:
                         self.pipe.transformer,
                         blocks=self.keep.attention,
                         heads=self.keep.heads,
-                        wanted=self._keeps_next_step,
+                        enabled=self._keeps_next_step,
                     )
                 )
                 with self._guarded():
@@ -248,8 +248,8 @@ class CallTrace:
 
     def _discard(self, step: StepTrace) -> None:
         """Drop the tensors of a step that are not to be kept."""
-        wanted = self.keep.tensors if self.keep.wants(step.index, self.planned) else ()
-        step.tensors = {name: value for name, value in step.tensors.items() if name in wanted}
+        names = self.keep.tensors if self.keep.wants(step.index, self.planned) else ()
+        step.tensors = {name: value for name, value in step.tensors.items() if name in names}
 
     # --------------------------------------------------------------------------------------------------- attention
     def _aim(self, attention: AttentionCapture) -> None:

@@ -39,7 +39,7 @@ EXPRESSED = {
 
 
 def recipe_of(call: CallTrace, item: int) -> ResolvedRecipe | None:
-    """The recipe that repeats one picture of a recorded call, or None; `reason_without_recipe` says why."""
+    """The recipe that repeats one picture of a recorded call, or None; `reason_without_recipe` gives the reason."""
     flux, given = call.flux, call.given
     if flux is None or call.height is None or call.width is None or reason_without_recipe(call, item):
         return None
@@ -72,7 +72,7 @@ def reason_without_recipe(call: CallTrace, item: int) -> str:
     others = sorted(name for name, value in given.items() if name not in EXPRESSED and value is not None)
     prompts = _prompts(call)
     if flux is None:
-        return f"fluxnb knows no model for a {type(call.pipe).__name__}"
+        return f"fluxnb has no model for a {type(call.pipe).__name__}"
     if others:
         return f"{others[0]} is not part of a recipe"
     if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):

@@ -58,7 +58,7 @@ def run(
             Trajectory is then unfinished, and its picture is the decoded clean estimate of that step.
 
     Raises:
-        InputError: an argument that is not possible; the message says what is.
+        InputError: an argument that is not possible; the message names what is.
         RunError: the model gave a velocity that is not finite, or ran out of memory.
 
     Example:
