@@ -110,7 +110,7 @@ class Flux:
     def dtype(self) -> str:
         """The number format of the transformer: "float32", "bfloat16" or "float16"."""
         first = next(iter(self.pipe.transformer.parameters())).dtype
-        # The first weight is quick to read and right, except where weights are stored smaller than they are computed with.
+        # The first weight is quick to read, and right unless weights are stored smaller than they are computed with.
         plain = first.is_floating_point and first.itemsize >= 2
         return str(first if plain else self.pipe.transformer.dtype).removeprefix("torch.")
 

@@ -6,8 +6,8 @@ fused, offloaded or neither. Nothing of the model is replaced, called twice or w
 
 The share that a place gives to a word is one more attention call: the same queries and keys, and as values a table that
 holds 1 where a key belongs to the word and 0 elsewhere. It costs one kernel and the memory of one; no matrix of tokens
-by tokens is written. Attention shows which places used a word, which suggests what a word did and does not prove it (Jain
-and Wallace, 1902.10186). Such maps for text-to-image models come from DAAM (Tang et al., 2210.04885).
+by tokens is written. Attention shows which places used a word, which suggests what the word did and does not prove it
+(Jain and Wallace, 1902.10186). Such maps for text-to-image models come from DAAM (Tang et al., 2210.04885).
 """
 
 from __future__ import annotations
