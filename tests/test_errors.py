@@ -39,4 +39,5 @@ def test_a_huge_value_does_not_flood_the_message():
 def test_warnings_of_the_package_are_user_warnings():
     import fluxnb as fnb
 
-    assert issubclass(fnb.RecordingWarning, UserWarning) and issubclass(fnb.PromptWarning, UserWarning)
+    for warning in (fnb.PromptWarning, fnb.RecordingWarning, fnb.StoreWarning):
+        assert issubclass(warning, UserWarning)
