@@ -1,1 +1,1 @@
-"""How weights are held and computed: assembly, streaming, quantisation, GGUF, adaLN cache, compilation, CUDA graphs."""
+"""How weights are held and computed: assembly, streaming, quantization, GGUF, adaLN cache, compilation, CUDA graphs."""

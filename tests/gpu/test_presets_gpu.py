@@ -63,11 +63,11 @@ def test_a_sweep_under_lean_gives_the_bytes_of_plain_diffusers(plain):
 def test_parking_changes_no_bytes_and_frees_memory(preset, monkeypatch):
     if PRESETS[preset].library:
         pytest.importorskip(PRESETS[preset].library)
-    still, parked = built(preset), built(preset, offload_blocks=True)
+    still, moved = built(preset), built(preset, offload_blocks=True)
     held = []
-    decoder = parked.pipe.vae.decoder
+    decoder = moved.pipe.vae.decoder
     decoder.register_forward_pre_hook(lambda *_: held.append(torch.cuda.memory_allocated()))
-    mine, theirs = (fnb.run(each, "a fox", **QUESTION).image.tobytes() for each in (parked, still))
+    mine, theirs = (fnb.run(each, "a fox", **QUESTION).image.tobytes() for each in (moved, still))
     assert mine == theirs
     assert held[0] < torch.cuda.memory_allocated()
 
