@@ -13,7 +13,7 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fluxnb.errors import InputError
@@ -31,11 +31,12 @@ __all__ = ["Recorder", "recording"]
 class Recorder:
     """Made by `recording`: `.trajectories` grows by one per picture whenever a call ends."""
 
-    def __init__(self, pipe: Any, keep: Keep, flux: Flux | None) -> None:
+    def __init__(self, pipe: Any, keep: Keep, flux: Flux | None, prompts: list[str] | None = None) -> None:
         self.trajectories: tuple[Trajectory, ...] = ()
         self._pipe: Any = pipe
         self._keep = keep
         self._flux = flux
+        self._prompts = prompts
 
     def __repr__(self) -> str:
         return f"Recorder({len(self.trajectories)} trajectories)"
@@ -46,7 +47,9 @@ class Recorder:
     @contextlib.contextmanager
     def _call(self, pipe: Any, given: dict[str, Any], defaults: dict[str, Any]) -> Iterator[list[Any]]:
         """Trace one call, made inside the block; what the pipeline returned is put into the list."""
-        trace = CallTrace(pipe=pipe, keep=self._keep, given=given, defaults=defaults, flux=self._flux)
+        trace = CallTrace(
+            pipe=pipe, keep=self._keep, given=given, defaults=defaults, flux=self._flux, prompts=self._prompts
+        )
         output: list[Any] = []
         try:
             with trace.observed():
@@ -63,7 +66,7 @@ _OPEN: contextvars.ContextVar[tuple[Recorder, ...]] = contextvars.ContextVar("fl
 
 
 @contextlib.contextmanager
-def recording(pipe: Any, *, keep: Keep | None = None) -> Iterator[Recorder]:
+def recording(pipe: Any, *, keep: Keep | None = None, prompts: Sequence[str] | None = None) -> Iterator[Recorder]:
     """Record every call of a diffusers pipeline made inside the block.
 
     The call's output is the same to the bit. Each picture gives one Trajectory, so a batch gives several; a call that
@@ -73,8 +76,9 @@ def recording(pipe: Any, *, keep: Keep | None = None) -> Iterator[Recorder]:
     Arguments:
         pipe: a diffusers pipeline, or a Flux.
         keep: which steps and tensors to keep; all by default. `Keep(attention="all")` adds how much each place of the
-            picture attended to each word of the prompt, under true CFG in the evaluation with the prompt. A call that
-            is given embeddings has no words.
+            picture attended to each word of the prompt, under true CFG in the evaluation with the prompt.
+        prompts: for calls with prompt embeddings, the prompts that they encode; without them such a call has no words
+            to record attention for.
 
     Raises:
         InputError: not a diffusers pipeline with a scheduler, or attention of a model whose attention is not known.
@@ -100,7 +104,7 @@ def recording(pipe: Any, *, keep: Keep | None = None) -> Iterator[Recorder]:
     keep = keep or Keep()
     if keep.attention is not None:
         attention_modules(getattr(pipe, "transformer", None), keep.attention, keep.heads)  # refuse before the call
-    recorder = Recorder(pipe, keep, flux or handle_of(pipe))
+    recorder = Recorder(pipe, keep, flux or handle_of(pipe), None if prompts is None else list(prompts))
     try:
         _OPEN.set((*_OPEN.get(), recorder))
         with _observed_class(type(pipe)):

@@ -118,7 +118,7 @@ class Bench:
 
     def recorded(self, keep: fnb.Keep | None = None, **options: Any) -> tuple[torch.Tensor, Any]:
         """The same call with recording, and its first trajectory."""
-        with fnb.recording(self.pipe, keep=keep, _prompts=[PROMPT]) as recorder:
+        with fnb.recording(self.pipe, keep=keep, prompts=[PROMPT]) as recorder:
             images = self.call(**options)
         trajectory = recorder.trajectories[0]
         if not trajectory.finished or (keep is ATTENTION and len(trajectory.words) != 9):
