@@ -1,9 +1,9 @@
-# What a person types and what CI runs are the same words. Every target makes the environment it needs.
+# People and CI run the same targets. Every target creates the environment it needs.
 #   make demo   from a prompt to a film strip, a grid and a page        make test   everything that is checked
 #   make lab    the notebooks, in JupyterLab                            make quick  the checks of a minute
 #   make colab  the tests again, on the versions that Colab preinstalls
-# VENV=path   another place for the environment      PYTHON=python3.12   another Python to make it with
-# PIP_ARGS=.. words for pip, for instance an index that carries the CPU build of torch
+# VENV=path   another place for the environment      PYTHON=python3.12   another Python to create it with
+# PIP_ARGS=.. arguments for pip, for instance an index that has the CPU build of torch
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -19,10 +19,12 @@ COLAB ?= .venv-colab
 COLAB_STAMP := $(COLAB)/.made-for-fluxnb
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
 
-# Progress bars write seconds to stderr, which no two runs share.
+# Progress bars write seconds to stderr, which differ from run to run.
 QUIET := TQDM_DISABLE=1 TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
-# One thread: sums in another order are other numbers, and a committed notebook holds numbers.
+# One thread: sums in another order give other numbers, and a committed notebook holds numbers.
 STEADY := OMP_NUM_THREADS=1 $(QUIET) PYTHONHASHSEED=0
+# One test process per core, each with one thread; tests about threads set their number themselves.
+PARALLEL := OMP_NUM_THREADS=1
 
 .PHONY: help env demo test quick colab lab lint types imports format unit notebooks nbval hero clean
 
@@ -31,7 +33,7 @@ help:
 
 env: $(STAMP)
 
-# The stamp is younger than what the environment is made from, or the environment is brought up to date.
+# If a file that the environment is made from is newer than the stamp, the environment is updated.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@test -x $(BIN)/python || { echo "making $(VENV) (the first time takes a few minutes)"; $(PYTHON) -m venv $(VENV); }
@@ -44,25 +46,25 @@ demo: $(STAMP)
 lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks
 
-# Cheap first: a misspelt name should not cost ten minutes.
+# Cheap checks first: a misspelled name should not cost ten minutes.
 test: lint types imports unit nbval
 	@echo "all checks passed"
 
 quick: lint imports $(STAMP)
-	$(BIN)/python -m pytest tests -m "not slow and not browser and not gpu"
+	$(PARALLEL) $(BIN)/python -m pytest tests -n auto -m "not slow and not browser and not gpu"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# The lower bounds: what is promised of them, the tests say on them. Without a browser and without the slow tests, which
-# ask about processes and disks and not about versions.
+# The tests on the lower bounds. Without a browser and without the slow tests, which are about processes and disks and
+# not about versions.
 colab: $(COLAB_STAMP)
-	$(COLAB)/bin/python -m pytest tests --ignore tests/train --ignore tests/browser -m "not slow and not browser and not gpu" -p no:cacheprovider
+	$(PARALLEL) $(COLAB)/bin/python -m pytest tests -n auto --ignore tests/train --ignore tests/browser -m "not slow and not browser and not gpu" -p no:cacheprovider
 
 $(COLAB_STAMP): pyproject.toml constraints-colab.txt
 	@test -x $(COLAB)/bin/python || { echo "making $(COLAB), the versions of Colab"; $(PYTHON) -m venv $(COLAB); }
-	$(COLAB)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints-colab.txt --editable '.[small]' beartype hypothesis pytest
+	$(COLAB)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints-colab.txt --editable '.[small]' hypothesis peft pytest pytest-xdist
 	@touch $@
 
 format: $(STAMP)
@@ -76,7 +78,8 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not gpu" --durations=15
+	$(PARALLEL) $(BIN)/python -m pytest tests -n auto -m "not gpu and not browser" --durations=15
+	$(BIN)/python -m pytest tests -m "browser and not gpu" --durations=5
 
 # Strict: what a committed notebook prints, it prints again.
 nbval: $(STAMP)
