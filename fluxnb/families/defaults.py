@@ -1,6 +1,6 @@
 """Default size, steps, guidance and text length per model.
 
-They come from the card of the model, from its name, or from the configuration of the pipeline, in this order.
+They come from the name of the model, from its card, or from the configuration of the pipeline, in this order.
 """
 
 from __future__ import annotations
@@ -130,9 +130,11 @@ def defaults_of(pipe: Any, name: str = "", card: Mapping[str, Any] | None = None
     Arguments:
         pipe: a FluxPipeline.
         name: of the model, such as "schnell".
-        card: the content of its card.json; its "defaults" are used before those of the name.
+        card: the content of its card.json, whose "defaults" are used where the name has none.
     """
-    values: dict[str, Any] = dict(DEFAULTS.get(name) or _configured(pipe))
+    if name in DEFAULTS:
+        return ModelDefaults(**DEFAULTS[name])
+    values = _configured(pipe)
     on_card = (card or {}).get("defaults", {})
     if isinstance(on_card, Mapping):
         on_card = on_card.get(name, on_card)  # one card may hold the defaults of several models, by name
