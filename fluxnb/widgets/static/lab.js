@@ -14,9 +14,11 @@ const FIELDS = [
 ];
 const MULTILINE = new Set(["prompt", "negative"]);
 
+// The same text as `duration` in fluxnb/units.py.
 function formatDuration(seconds) {
-  if (seconds < 90) return `${seconds < 9.95 ? seconds.toFixed(1) : Math.round(seconds)} s`;
-  return `${Math.round(seconds / 60)} min`;
+  if (seconds < 10) return `${seconds.toFixed(seconds < 1 ? 2 : 1)} s`;
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
 }
 
 function labView(root, model) {
