@@ -13,7 +13,6 @@ import math
 import shutil
 import statistics
 import time
-import weakref
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -23,6 +22,7 @@ from fluxnb.flow import share_prefixes
 from fluxnb.grid.runner import prompt_key, shared_prefixes
 from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
+from fluxnb.pipeline.state import state_of
 from fluxnb.records import Cell, Keep
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.sampler import sample
@@ -123,9 +123,6 @@ def estimate_cost(
 
 
 # -------------------------------------------------------------------------------------------------------------- timings
-_TIMINGS: weakref.WeakKeyDictionary[Any, dict[tuple[Any, ...], Timing]] = weakref.WeakKeyDictionary()
-
-
 def recorded(flux: Flux, cells: Generator[Cell, None, None]) -> Generator[Cell, None, None]:
     """Yield the same cells and record their timings. A stop ends the generator instead of raising."""
     try:
@@ -141,12 +138,12 @@ def recorded(flux: Flux, cells: Generator[Cell, None, None]) -> Generator[Cell, 
 def record_timing(flux: Flux, cell: Cell) -> None:
     """Record the timing of a cell for later estimates, if the cell has been sampled and not read from a store."""
     if cell.made and (timing := _timing_from(flux, cell.recipe, cell.seconds)) is not None:
-        _TIMINGS.setdefault(flux.pipe, {})[_timing_key(cell.recipe)] = timing
+        state_of(flux.pipe).timings[_timing_key(cell.recipe)] = timing
 
 
 def timing_of(flux: Flux, recipe: ResolvedRecipe, store: Store | None) -> Timing | None:
     """The timing for images of this size from this process, else from the store, else None."""
-    known = _TIMINGS.get(flux.pipe, {}).get(_timing_key(recipe))
+    known = state_of(flux.pipe).timings.get(_timing_key(recipe))
     return known if known is not None or store is None else _stored_timing(flux, recipe, store)
 
 
@@ -163,7 +160,7 @@ def measure(flux: Flux, recipe: ResolvedRecipe) -> Timing:
         evaluation=trajectory.seconds["denoise"] / flux.evaluations_of(one_step),
         decode=trajectory.seconds["decode"],
     )
-    _TIMINGS.setdefault(flux.pipe, {})[_timing_key(recipe)] = timing
+    state_of(flux.pipe).timings[_timing_key(recipe)] = timing
     return timing
 
 

@@ -16,9 +16,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from fluxnb.errors import warn_caller
 from fluxnb.flow import share_prefixes
 from fluxnb.grid.decode_workers import DecodeWorkers, Sampled
-from fluxnb.grid.store import Store
+from fluxnb.grid.store import Store, StoreWarning
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.prompts import Encoded
 from fluxnb.records import Cell, Keep, Step, Trajectory
@@ -27,9 +28,8 @@ from fluxnb.sampling.sampler import STOP, StepCallback, sample_batch
 
 __all__ = ["GridRunner", "prompt_key", "shared_prefixes"]
 
-POLL_INTERVAL = 0.05  # seconds between checks of a cell that another process is sampling
-HEARTBEAT_INTERVAL = 10.0  # seconds between heartbeats for the claims that are held
-LONG_RUN = 10 * 256 * 256  # pixels times steps above which a claim needs heartbeats
+POLL_INTERVALS = (0.05, 0.5)  # seconds between checks of cells that other processes sample, at first and at most
+REPORT_AFTER = 3.0  # seconds without a cell after which a sweep reports what it waits for
 
 
 @dataclass(eq=False)
@@ -79,7 +79,7 @@ class GridRunner:
     def __post_init__(self) -> None:
         self._prompts: OrderedDict[tuple[Any, ...], tuple[Encoded, float]] = OrderedDict()
         self._claims: dict[str, ExitStack] = {}
-        self._last_heartbeat, self._stopped = time.monotonic(), False
+        self._stopped = False
 
     def cells(self, recipes: Sequence[ResolvedRecipe]) -> Generator[Cell, None, None]:
         """Yield the cells of resolved recipes as they finish, beginning with those in the store.
@@ -93,19 +93,21 @@ class GridRunner:
                 yield found
             else:
                 missing.append(recipe)
-        claimed_elsewhere: list[ResolvedRecipe] = []
         size = max(((each.height, each.width) for each in missing), key=math.prod, default=(0, 0))
         workers = DecodeWorkers(
             self.flux, self.store, self.keep, size=size, background=self.background, batched=self.batch > 1
         )
         try:
-            for groups in batches(shared_prefixes(missing), self.batch):
-                for members in _by_schedule(groups):
-                    yield from self._sample(members, workers, claimed_elsewhere)
-                    yield from workers.finished()
-            yield from workers.finished(wait=True)
-            for recipe in claimed_elsewhere:
-                yield from self._wait_for(recipe, workers)
+            waiting = _Waiting(self)
+            while missing:
+                claimed_elsewhere: list[ResolvedRecipe] = []
+                for groups in batches(shared_prefixes(missing), self.batch):
+                    for members in _by_schedule(groups):
+                        yield from self._sample(members, workers, claimed_elsewhere)
+                        yield from workers.finished()
+                yield from workers.finished(wait=True)
+                waiting.pause(claimed_elsewhere)
+                missing = claimed_elsewhere
         except KeyboardInterrupt:
             yield from workers.finished(wait=True)
             raise
@@ -120,16 +122,27 @@ class GridRunner:
         workers: DecodeWorkers,
         claimed_elsewhere: list[ResolvedRecipe],
     ) -> Iterator[Cell]:
-        """Sample recipes of one schedule; yields those that another process has finished in the meantime."""
-        levels = self.flux.schedule(members[0][1])
-        by_shared_steps: dict[int, list[_Pending]] = {}
+        """Sample recipes of one schedule; yields those that another process has finished in the meantime.
+
+        Cells are yielded before the first claim and after the last one is released, since the caller may take any time
+        to request the next one.
+        """
+        missing: list[tuple[SharedPrefix, ResolvedRecipe]] = []
         for group, recipe in members:
+            if (found := self.stored(recipe)) is not None:
+                yield found
+            else:
+                missing.append((group, recipe))
+        late: list[Cell] = []
+        by_shared_steps: dict[int, list[_Pending]] = {}
+        for group, recipe in missing:
             if not self._claim(recipe):
                 claimed_elsewhere.append(recipe)
             elif (found := self.stored(recipe)) is not None:
                 self._release(self._claim_key(recipe))
-                yield found
+                late.append(found)
             else:
+                levels = self.flux.schedule(recipe)
                 index, count = share_prefixes([each.sigmas for each in group.trajectories] + [levels])[-1]
                 count = count if self.flux.can_continue(recipe, count) else 0
                 donor = group.trajectories[index] if count else None
@@ -139,6 +152,7 @@ class GridRunner:
                 workers.add(sampled)
             if self._stopped:
                 raise KeyboardInterrupt
+        yield from late
 
     def _sample_together(self, pending: Sequence[_Pending], shared_steps: int) -> Iterator[Sampled]:
         """Sample claimed cells, which share equally many steps with earlier trajectories, in one call."""
@@ -174,19 +188,6 @@ class GridRunner:
                 release=self._releaser(each.recipe),
             )
 
-    def _wait_for(self, recipe: ResolvedRecipe, workers: DecodeWorkers) -> Iterator[Cell]:
-        """Wait for the cell of another process, or sample it if that process has died."""
-        while True:
-            if (found := self.stored(recipe)) is not None:
-                yield found
-                return
-            still_claimed: list[ResolvedRecipe] = []
-            yield from self._sample([(SharedPrefix([recipe]), recipe)], workers, still_claimed)
-            if not still_claimed:
-                yield from workers.finished(wait=True)
-                return
-            time.sleep(POLL_INTERVAL)
-
     # ------------------------------------------------------------------------------------------------- store and claims
     def _key(self, recipe: ResolvedRecipe, numerics: str) -> str:
         return recipe.key(self.flux.versions, numerics=numerics)
@@ -216,6 +217,10 @@ class GridRunner:
         self._claims[key] = claim
         return True
 
+    def holder(self, recipe: ResolvedRecipe) -> str:
+        """A description of the process that samples a recipe, empty if there is none."""
+        return "" if self.store is None else self.store.holder(self._claim_key(recipe))
+
     def _release(self, key: str) -> None:
         if (claim := self._claims.pop(key, None)) is not None:
             claim.close()
@@ -238,21 +243,39 @@ class GridRunner:
         return self._prompts[key]
 
     def _step_callback(self, recipe: ResolvedRecipe) -> StepCallback | None:
-        """The user's callback with heartbeats for long runs; a STOP that it returns is noted."""
-        store = self.store if recipe.height * recipe.width * recipe.steps > LONG_RUN else None
-        if self.on_step is None and store is None:
+        """The user's callback; a STOP that it returns is noted."""
+        if (on_step := self.on_step) is None:
             return None
 
         def callback(step: Step, recipe: ResolvedRecipe) -> Any:
-            if store is not None and time.monotonic() - self._last_heartbeat > HEARTBEAT_INTERVAL:
-                self._last_heartbeat = time.monotonic()
-                for key in list(self._claims):
-                    store.touch(key)
-            answer = None if self.on_step is None else self.on_step(step, recipe)
+            answer = on_step(step, recipe)
             self._stopped = self._stopped or answer is STOP
             return answer
 
         return callback
+
+
+class _Waiting:
+    """The pauses of a sweep between checks of cells that other processes sample."""
+
+    def __init__(self, runner: GridRunner) -> None:
+        self._runner = runner
+        self._recipes: set[ResolvedRecipe] = set()
+
+    def pause(self, recipes: Sequence[ResolvedRecipe]) -> None:
+        """Wait before the next check of these recipes, and warn once no cell has been finished for long."""
+        if not recipes:
+            return
+        if set(recipes) != self._recipes:
+            self._recipes, self._reported = set(recipes), False
+            self._since, self._interval = time.monotonic(), POLL_INTERVALS[0]
+        if not self._reported and time.monotonic() - self._since > REPORT_AFTER:
+            self._reported = True
+            holder = self._runner.holder(recipes[0]) or "another process"
+            cells = "a cell" if len(recipes) == 1 else f"{len(recipes)} cells"
+            warn_caller(f"waiting for {cells} claimed by {holder}; Ctrl-C stops waiting", StoreWarning)
+        time.sleep(self._interval)
+        self._interval = min(2 * self._interval, POLL_INTERVALS[1])
 
 
 def shared_prefixes(recipes: Sequence[ResolvedRecipe]) -> list[SharedPrefix]:

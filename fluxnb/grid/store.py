@@ -9,18 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import socket
-import time
-import uuid
+import math
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from fluxnb.errors import validates_own_input
+from fluxnb.errors import FluxnbError, InputError, shorten, validates_own_input
+from fluxnb.grid.claims import LEASE, Claims, file_system_time
 from fluxnb.io.files import atomic_write, disk_errors, user_path
 from fluxnb.io.png import encode_png
 from fluxnb.io.trajectory_files import open_trajectory, save
@@ -29,11 +28,13 @@ from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["Store", "StoreWarning"]
 
-LEASE = 60.0  # seconds without a heartbeat after which a claim of another machine is taken over
+LEFTOVER = 10  # leases after which a temporary file that no claim protects is a leftover
+WRITE_ATTEMPTS = 3  # of a cell that another machine may be writing too
+TEMPORARY = re.compile(r"(?P<key>[0-9a-f]{16,})\..*\.part|(?P<locked>[0-9a-f]{16,})\.lock")
 
 
 class StoreWarning(UserWarning):
-    """Pictures are not stored, because nothing identifies what drew them."""
+    """Pictures are not stored, because nothing identifies what drew them, or a sweep waits for another process."""
 
 
 @validates_own_input
@@ -41,22 +42,27 @@ class StoreWarning(UserWarning):
 class Store:
     """A folder of finished cells: `<key[:2]>/<key>.png` with metadata in `<key>.json`.
 
-    Any number of processes may share a store. A process claims a cell with a lock file before it samples it. A claim
-    is taken over if its process has died or has sent no heartbeat for `lease` seconds.
+    Any number of processes may share a store. A process claims a cell with a lock file before it samples it. A claim is
+    void once its process has ended, on another machine once its process has sent no heartbeat for `lease` seconds.
 
     Arguments:
         folder: the folder, which is created if needed.
-        lease: seconds without a heartbeat after which a claim of another machine is void.
+        lease: seconds without a heartbeat after which a claim of another machine is void; the same for all processes.
 
     Raises:
+        InputError: a lease that is no positive number.
         StorageError: the folder cannot be created.
     """
 
     folder: Path
     lease: float = LEASE
+    _claims: Claims = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", user_path(self.folder))
+        if isinstance(self.lease, bool) or not isinstance(self.lease, int | float) or not 0 < self.lease < math.inf:
+            raise InputError(f"lease={shorten(self.lease)}", "a number of seconds above 0 is needed", "try lease=30")
+        object.__setattr__(self, "_claims", Claims(float(self.lease)))
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
@@ -103,7 +109,7 @@ class Store:
         numerics: str = "exact",
         trajectory: Trajectory | None = None,
     ) -> Path:
-        """Write a cell. The metadata is written last and marks the cell as complete.
+        """Write a cell, unless it is complete. The metadata is written last and marks the cell as complete.
 
         Raises:
             StorageError: the disk is full or not writable. Finished cells are unchanged.
@@ -114,15 +120,21 @@ class Store:
             "versions": dict(versions),
             "numerics": numerics,
         }
-        with disk_errors(self.folder):
-            self.path(key).parent.mkdir(parents=True, exist_ok=True)
-        if trajectory is not None:
-            save(trajectory, self.path(key, ".safetensors"))
-            metadata["trajectory"] = _sha256(self.path(key, ".safetensors"))
         png = encode_png(image, recipe, numerics=numerics)
         metadata["png"] = hashlib.sha256(png).hexdigest()
-        self._write(self.path(key), png)
-        self._write(self.path(key, ".json"), json.dumps(metadata, sort_keys=True).encode())
+        # The claim, unless this process has it already, protects the temporary files.
+        with self.claim(key):
+            for _ in range(WRITE_ATTEMPTS):
+                if self.get(key, recipe, numerics=numerics, trajectory=trajectory is not None) is not None:
+                    break
+                if trajectory is not None:
+                    save(trajectory, self.path(key, ".safetensors"))
+                    metadata["trajectory"] = _sha256(self.path(key, ".safetensors"))
+                self._write(self.path(key), png)
+                self._write(self.path(key, ".json"), json.dumps(metadata, sort_keys=True).encode())
+                # Otherwise a machine that considers this process dead may have written some of the files.
+                if self._claims.holds(self.path(key, ".lock")):
+                    break
         return self.path(key)
 
     @staticmethod
@@ -133,78 +145,37 @@ class Store:
     @contextlib.contextmanager
     def claim(self, key: str) -> Iterator[bool]:
         """Claim a cell for the duration of the block; yields whether the claim was successful."""
-        lock, token = self.path(key, ".lock"), f"{socket.gethostname()} {os.getpid()} {uuid.uuid4().hex}"
-        with disk_errors(self.folder):
+        lock = self.path(key, ".lock")
+        with disk_errors(lock):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            claimed = self._acquire(lock, token)
+            claim = self._claims.acquire(lock)
         try:
-            yield claimed
+            yield claim is not None
         finally:
-            if claimed and _read_text(lock) == token:
-                lock.unlink(missing_ok=True)
+            if claim is not None:
+                claim.release()
 
-    def touch(self, key: str) -> None:
-        """Send a heartbeat for a claim that is held for long."""
+    def holder(self, key: str) -> str:
+        """A description of the process that has the claim of a cell, empty if there is none."""
         with contextlib.suppress(OSError):
-            os.utime(self.path(key, ".lock"))
-
-    def _acquire(self, lock: Path, token: str) -> bool:
-        try:
-            with open(lock, "x") as stream:  # O_EXCL: of two processes one succeeds
-                stream.write(token)
-            return True
-        except FileExistsError:
-            if not self._is_void(lock):
-                return False
-        # The claim is void. Every process that notices it puts its own lock in place; the last one finds its own token
-        # after a short wait.
-        rival = lock.with_name(f"{lock.name}.{uuid.uuid4().hex}.part")
-        rival.write_text(token)
-        if not self._is_void(lock):
-            rival.unlink(missing_ok=True)
-            return False
-        os.replace(rival, lock)
-        time.sleep(0.05)
-        return _read_text(lock) == token
-
-    def _is_void(self, lock: Path) -> bool:
-        try:
-            age = time.time() - lock.stat().st_mtime
-        except OSError:
-            return True  # released in the meantime
-        host, _, rest = _read_text(lock).partition(" ")
-        pid = rest.split(" ")[0]
-        if host == socket.gethostname() and pid.isdecimal():
-            return not _alive(int(pid)) or age > 10 * self.lease
-        return age > self.lease
+            return self._claims.holder(self.path(key, ".lock"))
+        return ""
 
     def _remove_leftovers(self) -> None:
-        """Remove temporary files of killed writers, once they are older than the lease."""
-        with contextlib.suppress(OSError):
-            for leftover in self.folder.glob("*/*.part"):
-                if time.time() - leftover.stat().st_mtime > self.lease:
-                    leftover.unlink(missing_ok=True)
+        """Remove the locks and, after some leases, the temporary files of killed processes."""
+        with contextlib.suppress(OSError, FluxnbError):
+            for leftover in [*self.folder.glob("*/*.lock"), *self.folder.glob("*/*.part")]:
+                name = TEMPORARY.fullmatch(leftover.name)
+                if name is None or leftover.parent != self.path(key := name["key"] or name["locked"]).parent:
+                    continue
+                if name["key"] and self._age(leftover) < LEFTOVER * self.lease:
+                    continue
+                with self.claim(key) as claimed:
+                    if claimed:
+                        leftover.unlink(missing_ok=True)
 
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # signal 0 would end the process on Windows
-        import psutil
-
-        return bool(psutil.pid_exists(pid))
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _read_text(lock: Path) -> str:
-    try:
-        return lock.read_text()
-    except OSError:
-        return ""
+    def _age(self, file: Path) -> float:
+        return file_system_time(self.folder) - file.stat().st_mtime
 
 
 def _sha256(path: Path) -> str:

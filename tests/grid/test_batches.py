@@ -19,6 +19,7 @@ from fluxnb.errors import InputError, StorageError
 from fluxnb.grid import cost_estimate as costs
 from fluxnb.grid import decode_workers
 from fluxnb.pipeline.flux import Flux
+from fluxnb.pipeline.state import state_of
 from tests.plain_calls import counted, plain_call
 
 PROMPTS = ["a red fox", "a cat in the snow", "a dog"]
@@ -285,8 +286,8 @@ def test_several_threads_that_use_one_model_get_their_own_bytes(toy):
 
 # ------------------------------------------------------------------------------------------------------- cost estimates
 @pytest.fixture
-def no_timings(monkeypatch):
-    monkeypatch.setattr(costs, "_TIMINGS", type(costs._TIMINGS)())
+def no_timings(toy, monkeypatch):
+    monkeypatch.setattr(state_of(toy.pipe), "timings", {})
 
 
 def test_a_plan_without_timings_counts_evaluations_and_has_no_seconds(toy, no_timings):
@@ -321,7 +322,7 @@ def test_a_plan_after_a_run_has_seconds(toy, no_timings):
 
 def test_a_plan_uses_the_timings_of_the_store(toy, tmp_path, monkeypatch, no_timings):
     fnb.sweep(toy, **SMALL, store=tmp_path)
-    monkeypatch.setattr(costs, "_TIMINGS", type(costs._TIMINGS)())
+    monkeypatch.setattr(state_of(toy.pipe), "timings", {})
     cost = fnb.plan_sweep(toy, **GRID, store=tmp_path)
     assert cost.seconds > 0 and cost.missing == 48 - 8 and cost.free_megabytes > 0
     next(tmp_path.rglob("*.json")).write_text('{"recipe": 3}')
@@ -331,7 +332,7 @@ def test_a_plan_uses_the_timings_of_the_store(toy, tmp_path, monkeypatch, no_tim
 def test_a_plan_uses_the_timings_of_a_stored_batch(toy, tmp_path, monkeypatch, no_timings):
     with threads(2):
         fnb.sweep(toy, **SMALL, store=tmp_path, batch=4)
-        monkeypatch.setattr(costs, "_TIMINGS", type(costs._TIMINGS)())
+        monkeypatch.setattr(state_of(toy.pipe), "timings", {})
         assert fnb.plan_sweep(toy, **GRID, store=tmp_path).seconds is not None
 
 

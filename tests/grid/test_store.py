@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from fluxnb.errors import StorageError
-from fluxnb.grid import store as module
 from fluxnb.grid.store import Store
 from fluxnb.io.trajectory_files import open_trajectory, save
 from fluxnb.records import Keep
@@ -212,49 +211,11 @@ def test_an_image_without_its_metadata_is_missing(tmp_path):
     assert store.get(KEY, RECIPE) is None
 
 
-def test_of_two_claims_one_succeeds_until_the_end_of_its_block(tmp_path):
+def test_a_complete_cell_is_not_written_again(tmp_path):
     store = Store(tmp_path)
-    with store.claim(KEY) as first, store.claim(KEY) as second:
-        assert (first, second) == (True, False)
-        assert store.path(KEY, ".lock").exists()
-    with store.claim(KEY) as again:
-        assert again
-    assert not store.path(KEY, ".lock").exists()
-
-
-def test_the_claim_of_a_dead_process_is_taken_over(tmp_path):
-    store = Store(tmp_path)
-    code = (
-        "import os; from fluxnb.grid.store import Store; "
-        f"claim = Store({str(tmp_path)!r}).claim({KEY!r}); claim.__enter__(); os._exit(9)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=False)
-    assert store.path(KEY, ".lock").exists()
-    with store.claim(KEY) as claimed:
-        assert claimed
-
-
-def test_a_claim_of_another_machine_is_valid_until_its_lease_ends(tmp_path):
-    store = Store(tmp_path, lease=30)
-    lock = store.path(KEY, ".lock")
-    lock.parent.mkdir(parents=True)
-    lock.write_text("elsewhere 1 abc")
-    with store.claim(KEY) as claimed:
-        assert not claimed
-    os.utime(lock, (time.time() - 31,) * 2)
-    with store.claim(KEY) as claimed:
-        assert claimed
-
-
-def test_a_heartbeat_renews_a_claim(tmp_path):
-    store = Store(tmp_path, lease=30)
-    lock = store.path(KEY, ".lock")
-    lock.parent.mkdir(parents=True)
-    lock.write_text("elsewhere 1 abc")
-    os.utime(lock, (time.time() - 31,) * 2)
-    store.touch(KEY)
-    with store.claim(KEY) as claimed:
-        assert not claimed
+    before = store.path(put(store), ".json").stat()
+    put(store)
+    assert store.path(KEY, ".json").stat().st_ino == before.st_ino
 
 
 def test_a_full_disk_leaves_finished_cells_unchanged(tmp_path, monkeypatch):
@@ -282,7 +243,3 @@ def test_a_store_at_the_path_of_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="writable folder"):
         Store(tmp_path / "file")
-
-
-def test_the_own_process_is_alive_and_an_impossible_one_is_not():
-    assert module._alive(os.getpid()) and not module._alive(2**22 + 1)
