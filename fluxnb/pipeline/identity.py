@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fluxnb.pipeline.compat import cache_config, config_object, hook_names
+from fluxnb.runtime.adaln_cache import CachedModulation
 
 __all__ = ["Identity", "change_markers", "identity_of"]
 
@@ -115,6 +116,9 @@ def _update_with_module(digest: Any, module: nn.Module, unknown: list[str], name
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
+    for path, part in module.named_modules():
+        if isinstance(part, CachedModulation):  # its weights are in a file until an adapter is fused into them
+            yield from ((f"{path}.{leaf}", tensor) for leaf, tensor in part.changed.items())
 
 
 def _payloads(tensor: Tensor) -> list[Tensor]:

@@ -37,15 +37,21 @@ ON_DEVICE = 8  # rows that stay on the device; enough for the timesteps of all o
 class CachedModulation(nn.Module):  # type: ignore[misc]
     """Replaces a modulation layer and returns its cached output.
 
+    An adapter may wrap this layer, since an adapter adds its own product to the output of the layer it wraps.
+
     Arguments:
+        in_features: features of the input.
         out_features: features of the output.
     """
 
-    def __init__(self, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.out_features = out_features
-        # Not a buffer: this is a view of a tensor that all of these modules share, and `.to()` would copy it.
+        self.in_features, self.out_features = in_features, out_features
+        # Neither is a buffer. `row` is a view of a tensor that all of these modules share, and `.to()` would copy it.
+        # `changed` holds weights that an adapter was fused into; they remain in main memory.
         self.row: Tensor | None = None
+        self.changed: dict[str, Tensor] = {}
+        self.cache: AdaLNCache | None = None
 
     def forward(self, activated: Temb) -> Tensor:
         """The layer's output for the temb that `AdaLNCache` has set."""
@@ -59,7 +65,24 @@ class CachedModulation(nn.Module):  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """The part in parentheses of the module's text form."""
-        return f"out_features={self.out_features}"
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+    @contextlib.contextmanager
+    def as_linear(self, weight: Tensor, bias: Tensor) -> Iterator[None]:
+        """Inside the block this module is an `nn.Linear` with these weights, as libraries for adapters require."""
+        self.__class__ = _CachedLinear
+        for leaf, tensor in (("weight", weight), ("bias", bias)):
+            self.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+        try:
+            yield
+        finally:
+            for leaf in ("weight", "bias"):
+                del self._parameters[leaf]
+            self.__class__ = CachedModulation
+
+
+class _CachedLinear(CachedModulation, nn.Linear):  # type: ignore[misc]
+    """The class of a CachedModulation inside `as_linear`."""
 
 
 def modulation_layers(transformer: nn.Module) -> tuple[str, ...]:
@@ -123,13 +146,30 @@ class AdaLNCache:
         self._layers: dict[str, CachedModulation] = {}
         for name in modulation_layers(self.transformer):
             parent, _, leaf = name.rpartition(".")
-            layer = CachedModulation(self.transformer.get_submodule(name).out_features)
+            replaced = self.transformer.get_submodule(name)
+            layer = CachedModulation(replaced.in_features, replaced.out_features)
             setattr(self.transformer.get_submodule(parent), leaf, layer)
+            layer.cache = self
             self._layers[name] = layer
         self._width = sum(layer.out_features for layer in self._layers.values())
         own = self.transformer.time_text_embed
         self._embedding = self.embedding or own
         own.register_forward_hook(self._after_embedding)
+
+    @contextlib.contextmanager
+    def editing(self, layer: CachedModulation, like: Tensor) -> Iterator[None]:
+        """Inside the block a layer has its weights, and what they are at its end is used from then on.
+
+        Arguments:
+            like: gives the device and the dtype of the weights.
+        """
+        (name,) = (name for name, each in self._layers.items() if each is layer)
+        with layer.as_linear(*self._read(name, like)):
+            yield
+            layer.changed = {leaf: getattr(layer, leaf).detach().to("cpu", copy=True) for leaf in ("weight", "bias")}
+        self._rows.clear()
+        self._on_device.clear()
+        self._key = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -145,6 +185,7 @@ class AdaLNCache:
             self._set_row(inputs, temb)
 
     def _set_row(self, inputs: tuple[Tensor, ...], temb: Temb) -> None:
+        self._unmerge_disabled_adapters()
         key = _key(temb)
         if key not in self._rows:
             self._compute([temb, *self._expected_tembs(inputs)])
@@ -161,6 +202,22 @@ class AdaLNCache:
                 layer.row = part
         active.copy_(row)
         self._key, self._layout = key, layout
+
+    def _unmerge_disabled_adapters(self) -> None:
+        """Undo what a layer with a fused and disabled adapter would undo in its call, when the row is already set."""
+        for name, layer in self._layers.items():
+            if layer.changed:
+                wrapper = self.transformer.get_submodule(name)
+                if getattr(wrapper, "disable_adapters", False) and getattr(wrapper, "merged", False):
+                    wrapper.unmerge()
+
+    def _read(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        changed = self._layers[name].changed
+        weight, bias = (
+            (changed[leaf] if leaf in changed else self.weights[f"{name}.{leaf}"]).to(like.device).to(like.dtype)
+            for leaf in ("weight", "bias")
+        )
+        return weight, bias
 
     def _row(self, key: Key, device: torch.device) -> Tensor:
         """A row on its device. The most recent ones stay there, since the device waits during a transfer."""
@@ -195,9 +252,7 @@ class AdaLNCache:
         }
         start = 0
         for name, layer in self._layers.items():
-            weight, bias = (
-                self.weights[f"{name}.{part}"].to(first.device).to(first.dtype) for part in ("weight", "bias")
-            )
+            weight, bias = self._read(name, first)
             end = start + layer.out_features
             for key, temb in missing.items():
                 rows[key][:, start:end] = functional.linear(functional.silu(temb), weight, bias)

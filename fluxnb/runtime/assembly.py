@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fluxnb.errors import InputError, RunError, StorageError, shorten
 from fluxnb.planning.presets import Preset
 from fluxnb.runtime.adaln_cache import AdaLNCache, expected_timesteps
+from fluxnb.runtime.adapters import support_adapters
 from fluxnb.runtime.exclusive import ExclusiveGroup, protect
 from fluxnb.runtime.gguf import GgufReader
 from fluxnb.runtime.quantisation import cast_for_compute, prepare_storage
@@ -79,11 +80,13 @@ def assemble(
         set_execution_device(pipe.vae, device)  # the first component that a pipeline derives its device from
     readers = _transformer_readers(pipe.transformer, gguf or folders["transformer"], preset, mapped, cache_weights)
     _load_transformer(pipe, preset, readers, device, dtype)
+    copies: dict[nn.Parameter, Tensor] = {}
     if preset.adaln_cache or preset.offload or offload_blocks:
         group = ExclusiveGroup(pipe.transformer, device=device)
         if offload_blocks:
-            _offload_blocks_while_decoding(pipe, group)
+            _offload_blocks_while_decoding(pipe, group, copies)
     protect(pipe, device)
+    support_adapters(pipe, device, copies=copies)
     if dtype is torch.float16:
         _check_finite(pipe.text_encoder_2, "T5's text embedding")
         _check_finite(pipe.vae.decoder, "the VAE's picture")
@@ -172,10 +175,13 @@ def _pipeline_without_memory(folders: Mapping[str, Path], dtype: torch.dtype, te
         ) from problem
 
 
-def _offload_blocks_while_decoding(pipe: Any, group: ExclusiveGroup) -> None:
-    """Move half of the single blocks to main memory while the decoder runs, which needs 2.4 GiB at 1024 px."""
+def _offload_blocks_while_decoding(pipe: Any, group: ExclusiveGroup, copies: dict[nn.Parameter, Tensor]) -> None:
+    """Move half of the single blocks to main memory while the decoder runs, which needs 2.4 GiB at 1024 px.
+
+    Arguments:
+        copies: filled with the weights in main memory.
+    """
     blocks = list(pipe.transformer.single_transformer_blocks)
-    copies: dict[nn.Parameter, Tensor] = {}
     group.add(pipe.vae.decoder, during=functools.partial(offloaded_blocks, blocks[len(blocks) // 2 :], copies))
 
 

@@ -8,25 +8,35 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import nn
 
 __all__ = [
     "ATTENTION_BACKENDS",
+    "ExecutionDevice",
+    "compiled_call",
     "compiler_options",
     "discard_compiled_call",
     "gguf_types",
     "has_stateful_hooks",
     "hook_count",
     "is_changed_at_run_time",
+    "is_group_offloaded",
     "model_offload_hooks",
     "module_call_frame",
     "modules_in_float32",
+    "reinstall_group_offload",
     "remove_unfused_projections",
+    "restore_fused_projections",
+    "separate_projections",
+    "set_compiled_call",
     "tied_weights",
     "tokenizer_method",
+    "tuner_layers",
 ]
 
 # Names for `transformer.set_attention_backend` in diffusers 0.42, without those that quantize (sage). The names with
@@ -61,6 +71,16 @@ def hook_count(module: nn.Module) -> int:
 def discard_compiled_call(module: nn.Module) -> None:
     """Undo `module.compile()`, which torch 2.13 stores in `_compiled_call_impl` and has no method to undo."""
     module._compiled_call_impl = None
+
+
+def compiled_call(module: nn.Module) -> Any:
+    """What `module.compile()` stored, or None; see `discard_compiled_call`."""
+    return module._compiled_call_impl
+
+
+def set_compiled_call(module: nn.Module, call: Any) -> None:
+    """Restore what `compiled_call` returned. Code that is compiled already is used again."""
+    module._compiled_call_impl = call
 
 
 @contextlib.contextmanager
@@ -106,6 +126,40 @@ def has_stateful_hooks(module: nn.Module) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class ExecutionDevice:
+    """In place of a hook of accelerate, reports to diffusers the device that a model computes on.
+
+    diffusers 0.42 reads `module._hf_hook.execution_device`. An `AlignDevicesHook` or a `CpuOffload` there means an
+    offload of diffusers, which loading an adapter removes and enables again for every component. accelerate calls
+    `detach_hook` when hooks are removed.
+    """
+
+    execution_device: torch.device
+    offload: bool = False
+
+    def detach_hook(self, module: nn.Module) -> nn.Module:
+        """The module, which this hook left as it was."""
+        return module
+
+
+def is_group_offloaded(module: nn.Module) -> bool:
+    """Whether diffusers streams parts of a module, in 0.42 by a hook of the name "group_offloading"."""
+    return any(
+        "group_offloading" in getattr(getattr(part, "_diffusers_hook", None), "hooks", ()) for part in module.modules()
+    )
+
+
+def reinstall_group_offload(module: nn.Module) -> None:
+    """Stream the parts that a module has now with the settings it was streamed with; without effect on others.
+
+    diffusers 0.42 does so itself, with this function, where it loads an adapter.
+    """
+    from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+
+    _maybe_remove_and_reapply_group_offloading(module)
+
+
 def is_changed_at_run_time(transformer: Any) -> bool:
     """Whether an adapter is loaded or block outputs are cached, which a recorded evaluation would miss.
 
@@ -127,11 +181,69 @@ def remove_unfused_projections(transformer: nn.Module) -> None:
                     delattr(module, name)
 
 
+# The fused layer of an attention module, and the layers whose rows it holds in this order (diffusers 0.42).
+_FUSED = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
+FusedProjections = dict[nn.Module, dict[str, nn.Linear]]
+
+
+def separate_projections(transformer: nn.Module) -> FusedProjections:
+    """Undo `fuse_qkv_projections` followed by `remove_unfused_projections`.
+
+    The separate layers share the memory of the fused ones.
+
+    Returns:
+        The fused layers by attention module, for `restore_fused_projections`.
+    """
+    separated: FusedProjections = {}
+    for attention in list(transformer.modules()):
+        if not getattr(attention, "fused_projections", False) or hasattr(attention, "to_q"):
+            continue
+        separated[attention] = {name: getattr(attention, name) for name in _FUSED if hasattr(attention, name)}
+        for name, fused in separated[attention].items():
+            weights = fused.weight.data.chunk(3)
+            biases = (None,) * 3 if fused.bias is None else fused.bias.data.chunk(3)
+            for part, weight, bias in zip(_FUSED[name], weights, biases, strict=True):
+                layer = nn.Linear(fused.in_features, len(weight), bias=bias is not None, device="meta")
+                layer.weight = nn.Parameter(weight, requires_grad=False)
+                if bias is not None:
+                    layer.bias = nn.Parameter(bias, requires_grad=False)
+                setattr(attention, part, layer.eval())
+            delattr(attention, name)
+        attention.fused_projections = False
+    return separated
+
+
+def restore_fused_projections(separated: FusedProjections) -> None:
+    """Undo `separate_projections`. What the separate layers became is copied into the fused ones."""
+    for attention, layers in separated.items():
+        for name, fused in layers.items():
+            for leaf in ("weight", "bias"):
+                tensor = getattr(fused, leaf)
+                for i, part in enumerate(_FUSED[name] if tensor is not None else ()):
+                    rows, now = tensor.data.chunk(3)[i], getattr(getattr(attention, part), leaf).data
+                    if rows.data_ptr() != now.data_ptr():
+                        rows.copy_(now)
+            for part in _FUSED[name]:
+                delattr(attention, part)
+            setattr(attention, name, fused)
+        attention.fused_projections = True
+
+
 def gguf_types() -> tuple[Any, Any, Any]:
     """The linear layer, the parameter class and the dequantizing function for GGUF, undocumented in diffusers 0.42."""
     from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, dequantize_gguf_tensor
 
     return GGUFLinear, GGUFParameter, dequantize_gguf_tensor
+
+
+# --------------------------------------------------------------------------------------------------------------- peft
+def tuner_layers(model: nn.Module) -> list[Any]:
+    """The layers of peft that wrap a layer of the model and add an adapter to it, `BaseTunerLayer` in peft 0.21."""
+    if "peft" not in sys.modules:
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 # ------------------------------------------------------------------------------------------------------- transformers

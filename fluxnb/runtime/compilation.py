@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from fluxnb.errors import InputError
 from fluxnb.planning.model_size import ModelSize
 from fluxnb.planning.presets import Workload
+from fluxnb.runtime.adapters import support_adapters
 from fluxnb.runtime.compat import (
     ATTENTION_BACKENDS,
     compiler_options,
@@ -122,6 +123,7 @@ def compile_pipeline(
     if group_of(transformer) is None:
         # Compiling while another thread calls compiled code is an error in PyTorch.
         ExclusiveGroup(transformer, device=device)
+    support_adapters(pipe, device)
     return SpeedupReport(tuple(steps.speedups), steps.attention)
 
 

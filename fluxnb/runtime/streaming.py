@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fluxnb.errors import StorageError, shorten
-from fluxnb.runtime.compat import modules_in_float32, tied_weights
+from fluxnb.runtime.compat import ExecutionDevice, modules_in_float32, tied_weights
 
 __all__ = [
     "TensorSetter",
@@ -224,9 +224,7 @@ def load_by_layer(model: nn.Module, reader: WeightReader, device: torch.device) 
 
 def set_execution_device(model: nn.Module, device: torch.device) -> None:
     """Set the device that diffusers reports for a model, which otherwise is that of its weights."""
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-
-    add_hook_to_module(model, AlignDevicesHook(execution_device=device))
+    model._hf_hook = ExecutionDevice(device)
 
 
 class _LayerLoader:
