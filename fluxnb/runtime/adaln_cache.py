@@ -51,7 +51,7 @@ class CachedModulation(nn.Module):  # type: ignore[misc]
         # `changed` holds weights that an adapter was fused into; they remain in main memory.
         self.row: Tensor | None = None
         self.changed: dict[str, Tensor] = {}
-        self.cache: AdaLNCache | None = None
+        self.cache: AdaLNCache  # set by the cache
 
     def forward(self, activated: Temb) -> Tensor:
         """The layer's output for the temb that `AdaLNCache` has set."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from fluxnb.errors import InputError
 from fluxnb.runtime.adaln_cache import CachedModulation
 from fluxnb.runtime.compat import (
+    ExecutionDevice,
     FusedProjections,
     compiled_call,
     discard_compiled_call,
@@ -176,8 +178,7 @@ class _Pipeline:
             original()
 
     def _reads_encoders(self) -> bool:
-        encoders = (getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2"))
-        return any(weight.is_meta for each in encoders if each is not None for weight in each.parameters())
+        return any(_is_read_by_layer(getattr(self.pipe, name, None)) for name in ("text_encoder", "text_encoder_2"))
 
     def _dtype(self) -> torch.dtype:
         return _ordinary(self.models["transformer"].module).dtype
@@ -230,8 +231,8 @@ class _Model:
         self.refuse_quantized()
         metadata = kwargs.get("metadata") or {}
         self._refuse_reading(*(name.rpartition(".")[2] for name, value in metadata.items() if value))
-        if is_group_offloaded(self.module):
-            kwargs["_pipeline"] = None  # `settle` streams the new layers
+        if "_pipeline" in kwargs and is_group_offloaded(self.module):
+            kwargs["_pipeline"] = None  # `changing` streams the new layers, once the weights are back
         with self.changing():
             return original(*args, **kwargs)
 
@@ -401,6 +402,11 @@ def _is_elsewhere(layer: nn.Module) -> bool:
     return isinstance(layer, CachedModulation) or bool(_obstacle(layer))
 
 
+def _is_read_by_layer(model: Any) -> bool:
+    """Whether the layers of a model read their weights from a file for each call."""
+    return isinstance(getattr(model, "_hf_hook", None), ExecutionDevice)
+
+
 def _is_float8(weight: Tensor) -> bool:
     return weight.is_floating_point() and weight.dtype.itemsize == 1
 
@@ -419,8 +425,8 @@ def _presented_weights(model: nn.Module, device: torch.device) -> Iterator[None]
 
     They have the shape, dtype and device that an adapter requires, take no memory and hold no values.
     """
-    absent = all(weight.is_meta for weight in model.parameters())
-    like = None if absent else _ordinary(model)
+    by_layer = _is_read_by_layer(model)
+    like = None if all(weight.is_meta for weight in model.parameters()) else _ordinary(model)
 
     def presented(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         place = device if like is None else like.device
@@ -434,7 +440,7 @@ def _presented_weights(model: nn.Module, device: torch.device) -> Iterator[None]
                 stack.enter_context(layer.as_linear(presented((rows, columns), kind), presented((rows,), kind)))
                 continue
             for leaf, weight in layer.named_parameters(recurse=False):
-                if weight.is_meta or _is_float8(weight):
+                if (weight.is_meta and by_layer) or _is_float8(weight):
                     stack.callback(layer._parameters.__setitem__, leaf, weight)
                     shown = presented(tuple(weight.shape), weight.dtype)
                     layer._parameters[leaf] = nn.Parameter(shown, requires_grad=False)
@@ -476,4 +482,4 @@ def _restored_on_error(model: nn.Module) -> Iterator[None]:
 
 
 def _contents(value: Any) -> Any:
-    return copy.copy(value) if isinstance(value, dict | list | set) else None
+    return copy.copy(value) if type(value) in (dict, OrderedDict, list, set) else None

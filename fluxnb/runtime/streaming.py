@@ -92,6 +92,9 @@ class WeightReader(Mapping[str, Tensor]):
             tensor = self._cached[name] = tensor.pin_memory() if torch.cuda.is_available() else tensor.clone()
         return tensor if self.memory_mapped or self.cache else tensor.clone()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_open": {}}  # open files cannot be copied; a copy opens its own
+
     def add_alias(self, name: str, stored: str) -> None:
         """Return the weight `stored` under a second name, for layers that share one."""
         self._aliases[name] = stored

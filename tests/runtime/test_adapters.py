@@ -367,7 +367,7 @@ def test_a_store_holds_no_picture_of_another_state(tmp_path):
     pipe = held("lean")
     flux = fnb.load(pipe)
     grid = {"prompts": "a fox", "seeds": 3, "steps": 2, "height": 64, "width": 64, "store": tmp_path}
-    pictures = []
+    keys = []
     for change in (
         lambda: None,
         lambda: load(pipe, TARGETS["modulation"]),
@@ -377,9 +377,9 @@ def test_a_store_holds_no_picture_of_another_state(tmp_path):
     ):
         change()
         cell = fnb.sweep(flux, **grid)[0]
-        pictures.append(cell.image.tobytes())
+        keys.append(cell.key)
         assert cell.image.tobytes() == fnb.run(flux, "a fox", seed=3, steps=2, height=64, width=64).image.tobytes()
-    assert len(set(pictures)) == 4  # a fused adapter draws the same without its layers
+    assert len(set(keys)) == len(keys)
 
 
 # ---------------------------------------------------------------------------------------------------- moving weights

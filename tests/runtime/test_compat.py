@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -67,14 +69,18 @@ def test_forward_hooks_are_counted():
     assert compat.hook_count(module) == 2
 
 
-def test_a_compiled_call_can_be_discarded():
-    module = nn.Identity()
+def test_a_compiled_call_can_be_discarded_and_restored():
+    module = nn.Linear(1, 1)  # a module without operations is never compiled
     compiled = []
     module.compile(backend=lambda graph, _: (compiled.append(1), graph.forward)[1])
     assert module._compiled_call_impl is not None
+    call = compat.compiled_call(module)
     compat.discard_compiled_call(module)
     module(torch.ones(1))
-    assert not compiled
+    assert not compiled and compat.compiled_call(module) is None
+    compat.set_compiled_call(module, call)
+    module(torch.ones(1))
+    assert compiled
 
 
 @pytest.mark.parametrize("autotune", [False, True])
@@ -129,6 +135,61 @@ def test_a_hook_that_only_aligns_devices_is_not_stateful(pipe):
 
     set_execution_device(pipe.vae, torch.device("cpu"))
     assert hasattr(pipe.vae, "_hf_hook") and not compat.has_stateful_hooks(pipe.vae)
+
+
+def test_a_device_that_is_set_is_reported_and_is_no_offload_of_diffusers(pipe):
+    pipe.vae._hf_hook = compat.ExecutionDevice(torch.device("meta"))
+    assert pipe._execution_device == torch.device("meta")
+    assert pipe._optionally_disable_offloading(pipe) == (False, False, False)
+    assert not compat.has_stateful_hooks(pipe.vae)
+    pipe.remove_all_hooks()
+    assert not hasattr(pipe.vae, "_hf_hook")
+
+
+def test_group_offload_is_found_and_covers_new_layers_once_installed_again(pipe):
+    transformer = pipe.transformer
+    assert not compat.is_group_offloaded(transformer)
+    compat.reinstall_group_offload(transformer)
+    assert not compat.is_group_offloaded(transformer)
+    try:
+        transformer.enable_group_offload(onload_device=torch.device("cpu"), offload_type="leaf_level")
+    except AttributeError:
+        pytest.skip("this diffusers offloads with an accelerator only")
+    assert compat.is_group_offloaded(transformer)
+    transformer.new = nn.Linear(1, 1)
+    assert not compat.is_group_offloaded(transformer.new)
+    compat.reinstall_group_offload(transformer)
+    assert compat.is_group_offloaded(transformer.new)
+
+
+def test_fused_projections_can_be_separated_and_fused_again(pipe):
+    attention = pipe.transformer.transformer_blocks[0].attn
+    names = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+    before = {name: copy.deepcopy(getattr(attention, name).state_dict()) for name in names}
+    assert not compat.separate_projections(pipe.transformer)
+    pipe.transformer.fuse_qkv_projections()
+    compat.remove_unfused_projections(pipe.transformer)
+    fused = attention.to_qkv
+    separated = compat.separate_projections(pipe.transformer)
+    assert not attention.fused_projections and not hasattr(attention, "to_qkv")
+    for name in names:
+        for leaf, tensor in getattr(attention, name).state_dict().items():
+            assert torch.equal(tensor, before[name][leaf])
+    attention.to_q.weight.data += 1.0  # in the shared memory
+    attention.to_k.weight.data = attention.to_k.weight.data + 2.0  # in memory of its own
+    compat.restore_fused_projections(separated)
+    assert attention.fused_projections and attention.to_qkv is fused and not hasattr(attention, "to_q")
+    q, k, v = fused.weight.data.chunk(3)
+    assert torch.equal(q, before["to_q"]["weight"] + 1.0) and torch.equal(k, before["to_k"]["weight"] + 2.0)
+    assert torch.equal(v, before["to_v"]["weight"])
+
+
+def test_layers_of_peft_are_found(pipe):
+    peft = pytest.importorskip("peft")
+    assert not compat.tuner_layers(pipe.transformer)
+    pipe.transformer.add_adapter(peft.LoraConfig(target_modules=["to_q"]))
+    (layer, *_) = compat.tuner_layers(pipe.transformer)
+    assert layer.get_base_layer() is layer.base_layer and not layer.merged and not layer.disable_adapters
 
 
 def test_an_adapter_is_noticed(pipe):
