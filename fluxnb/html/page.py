@@ -1,7 +1,8 @@
 """Self-contained HTML pages: a trajectory or several as one file that needs no kernel, network or further file.
 
 A page contains the JavaScript and CSS of the notebook widget and its frames as data URLs. Its content security policy
-forbids every request. It works as a local file, as a mail attachment and in the output of nbconvert.
+forbids every request, and every script and style sheet other than its own, which it names by their hashes. It works as
+a local file, as a mail attachment and in the output of nbconvert.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from fluxnb.visuals.frames import SHOWS, Decode, frame_sets, payload
 
 __all__ = ["Page", "document", "page", "save", "write", "write_page"]
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'"
+)
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -31,9 +34,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{title}</title>
-<style>
-body {{ margin: 28px auto; max-width: 1080px; padding: 0 18px; }}
-{css}</style>
+<style>{css}</style>
 </head>
 <body>
 {body}
@@ -41,12 +42,16 @@ body {{ margin: 28px auto; max-width: 1080px; padding: 0 18px; }}
 </html>
 """
 
+_MARGINS = "body { margin: 28px auto; max-width: 1080px; padding: 0 18px; }"
+
 _BODY = """<div id="{name}">{still}</div>
-<script type="module">
+<script type="module">{script}</script>"""
+
+_SCRIPT = """
 {js}
 const {{ data, urls }} = {content};
 mount(document.getElementById("{name}"), data, urls);
-</script>"""
+"""
 
 
 class Page:
@@ -73,7 +78,7 @@ class Page:
         return f"Page({self.title!r})"
 
     def _repr_html_(self) -> str:
-        body = _body("scrubber", self.title, self._data, self._frames, _final(self._data))
+        body, _ = _body("scrubber", self.title, self._data, self._frames, _final(self._data))
         return f"<style>{style('scrubber')}</style>\n{body}"
 
 
@@ -140,21 +145,30 @@ def document(view: str, title: str, content: dict[str, Any], frames: Sequence[by
         frames: WebP bytes, to which `content` refers by number.
         final: number of the picture displayed until the script runs, or None.
     """
-    text, body = html.escape(title), _body(view, title, content, frames, final)
-    return _PAGE.format(policy=_POLICY, title=text, css=style(view), body=body)
+    body, program = _body(view, title, content, frames, final)
+    css = f"\n{_MARGINS}\n{style(view)}"
+    policy = _POLICY.format(style=_source_hash(css), script=_source_hash(program))
+    return _PAGE.format(policy=policy, title=html.escape(title), css=css, body=body)
+
+
+def _source_hash(text: str) -> str:
+    """The name of an inline script or style sheet in a content security policy (CSP level 3, section 6.7)."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
 def _final(data: dict[str, Any]) -> int | None:
     return next((trajectory["final"] for trajectory in data["trajectories"] if trajectory["final"] is not None), None)
 
 
-def _body(view: str, title: str, data: dict[str, Any], frames: Sequence[bytes], final: int | None) -> str:
+def _body(view: str, title: str, data: dict[str, Any], frames: Sequence[bytes], final: int | None) -> tuple[str, str]:
+    """The elements of a view, and the text of their script."""
     urls = ["data:image/webp;base64," + base64.b64encode(frame).decode("ascii") for frame in frames]
     still = "" if final is None else f'<img alt="{html.escape(title)}" src="{urls[final]}">'
     content = _json({"data": data, "urls": urls})
     # The id is derived from the content, so that a notebook that is run again has the same output.
     name = f"fluxnb-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    return _BODY.format(name=name, still=still, js=script(view), content=content)
+    program = _SCRIPT.format(name=name, js=script(view), content=content)
+    return _BODY.format(name=name, still=still, script=program), program
 
 
 def _json(value: object) -> str:

@@ -181,3 +181,30 @@ def test_markup_in_a_word_is_displayed_as_text(opened):
 
 def test_a_trajectory_without_attention_has_no_word_buttons(opened):
     assert opened(trajectory()).locator(".fluxnb-words").count() == 0
+
+
+ADDED = """<script>window.owned = "script"</script><img src="x" onerror="window.owned = 'handler'">
+<style>h1 { display: none }</style><base href="https://example.org/"></body>"""
+
+
+@pytest.mark.parametrize("write", [lambda path: html.write(trajectory(), path), lambda path: grid().to_html(path)])
+def test_markup_added_to_a_page_runs_no_script_and_sets_no_style(page, tmp_path, write):
+    path = write(tmp_path / "page.html")
+    path.write_text(path.read_text().replace("</body>", ADDED + "<h1>a heading</h1>"))
+    violations = []
+    page.on("console", lambda entry: violations.append(entry.text))
+    page.goto(path.as_uri())
+    page.locator(".fluxnb-scrubber[data-sigma], .fluxnb-explore").first.wait_for()
+    assert page.evaluate("window.owned") is None and page.locator("h1").is_visible()
+    assert page.evaluate("document.baseURI") == path.as_uri()
+    assert sum("Content Security Policy" in text for text in violations) >= 4 and not page.outside
+
+
+@pytest.mark.parametrize("write", [lambda path: html.write(trajectory(), path), lambda path: grid().to_html(path)])
+def test_a_page_violates_its_own_policy_nowhere(page, tmp_path, write):
+    entries = []
+    page.on("console", lambda entry: entries.append(entry.text))
+    page.goto(write(tmp_path / "page.html").as_uri())
+    page.locator(".fluxnb-scrubber[data-sigma], .fluxnb-explore").first.wait_for()
+    assert page.evaluate("getComputedStyle(document.body).maxWidth") == "1080px"
+    assert not entries and not page.errors

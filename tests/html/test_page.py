@@ -1,5 +1,7 @@
 """Self-contained pages and animations."""
 
+import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 
@@ -7,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fluxnb.errors import InputError, StorageError
-from fluxnb.html import page
+from fluxnb.html import grid_page, page
 from fluxnb.visuals import animation
 from tests.scenes import grid, trajectory
 
@@ -96,3 +98,19 @@ def test_an_unknown_ending_axis_or_quantity_raises_an_error(tmp_path):
     with pytest.raises(InputError, match="show"):
         animation.write(trajectory(), tmp_path / "a.gif", show="z")
     assert list(tmp_path.iterdir()) == []
+
+
+def inline(text, element):
+    return re.findall(rf"<{element}[^>]*>(.*?)</{element}>", text, re.DOTALL)
+
+
+@pytest.mark.parametrize("make", [lambda: page.page(trajectory(prompt=NASTY)), lambda: grid_page.page(grid())])
+def test_the_policy_permits_the_script_and_the_style_of_the_page_alone(make):
+    text = make()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    for name, element in (("script-src", "script"), ("style-src", "style")):
+        (body,) = inline(text, element)
+        expected = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert rules.pop(name) == f"'sha256-{expected}'"
+    assert rules == {"default-src": "'none'", "img-src": "data:", "base-uri": "'none'", "form-action": "'none'"}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 import fluxnb as fnb
 from fluxnb.errors import InputError, StorageError
 from fluxnb.html import page as html
-from fluxnb.io.files import atomic_write, user_path
+from fluxnb.io.files import atomic_write, read_bytes, user_path
 from fluxnb.io.png import open_recipe, write_png
 from fluxnb.io.trajectory_files import open_trajectory, save
 from fluxnb.records.recipe import Recipe
@@ -93,3 +95,110 @@ def test_a_tilde_is_the_home_folder_for_a_store_and_an_export(home):
     explorer.stars = [0]
     assert explorer.export()[0].parent == home / "starred"
     assert explorer.export("~/best")[0].parent == home / "best"
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+def write(path, text="new"):
+    with atomic_write(path) as part:
+        part.write_text(text)
+
+
+def test_a_link_is_followed_and_remains(tmp_path):
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "a.txt", tmp_path / "link.txt"
+    target.write_text("old")
+    link.symlink_to(target)
+    write(link)
+    assert link.is_symlink() and target.read_text() == "new" and list(target.parent.iterdir()) == [target]
+
+
+def test_a_link_to_a_file_that_does_not_exist_creates_it(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "later" / "a.txt")
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "later" / "a.txt").read_text() == "new"
+
+
+def test_links_in_a_circle_are_a_storage_error(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(StorageError, match="cannot write"):
+        write(tmp_path / "a")
+    assert (tmp_path / "a").is_symlink()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_a_replaced_file_keeps_its_mode(tmp_path, mode):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    target.chmod(mode)
+    write(target)
+    assert target.read_text() == "new" and stat.S_IMODE(target.stat().st_mode) == mode
+
+
+def test_a_new_file_has_the_mode_of_any_new_file(tmp_path):
+    (tmp_path / "plain").write_text("")
+    write(tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "a" * 240 + ".png", "ä" * 127, "狐" * 85])
+def test_names_of_up_to_255_bytes_are_written(tmp_path, name):
+    write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_longer_name_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="cannot write"):
+        write(tmp_path / ("a" * 256))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+def test_folders_devices_and_fifos_are_never_replaced(tmp_path, kind, linked):
+    place = special(tmp_path, kind)
+    if linked:
+        (tmp_path / "link").symlink_to(place)
+    with pytest.raises(StorageError, match="cannot write") as caught:
+        write(tmp_path / "link" if linked else place)
+    assert caught.value.remedy and not stat.S_ISREG(place.stat().st_mode)
+    assert not list(tmp_path.glob("*.part"))
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+def special(folder, kind):
+    """A path that is no regular file."""
+    if kind == "device":
+        return Path("/dev/zero")
+    place = folder / kind
+    if kind == "fifo":
+        os.mkfifo(place)
+    else:
+        place.mkdir()
+    return place
+
+
+@pytest.mark.parametrize("linked", [False, True])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
+@pytest.mark.parametrize("read", [lambda path: read_bytes(path, at_most=100), open_recipe, open_trajectory])
+def test_what_is_no_regular_file_is_not_read(tmp_path, kind, linked, read):
+    place = special(tmp_path, kind)
+    if linked:
+        (tmp_path / "link").symlink_to(place)
+    with pytest.raises(StorageError) as caught:
+        read(tmp_path / "link" if linked else place)
+    assert caught.value.remedy
+
+
+def test_a_file_is_read_through_a_link_up_to_its_bound(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert read_bytes(tmp_path / "link", at_most=5) == b"12345"
+    with pytest.raises(StorageError, match="at most"):
+        read_bytes(tmp_path / "link", at_most=4)
+
+
+@pytest.mark.parametrize("wrong", ["a\0b.png", "\ud800.png"])
+def test_characters_that_no_path_holds_are_an_input_error(wrong):
+    with pytest.raises(InputError, match="as a path"):
+        user_path(wrong)
