@@ -102,4 +102,10 @@ def _write_trajectory(record: object, path: object) -> object:
     return save(record, path)
 
 
-_connect(figure=_figure, write_page=_write_page, write_trajectory=_write_trajectory)
+def _read_picture(path: object, size: object) -> object:
+    from fluxnb.io.png import read_picture
+
+    return read_picture(path, size)
+
+
+_connect(figure=_figure, read_picture=_read_picture, write_page=_write_page, write_trajectory=_write_trajectory)

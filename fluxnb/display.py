@@ -1,7 +1,7 @@
-"""How records display and write themselves.
+"""How records display, write and read themselves.
 
 Records come first in the import order and cannot import the views that draw them. The package root connects the views
-here; each is imported when a record is first displayed or written.
+here; each is imported when a record is first displayed, written or read.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from fluxnb.errors import FluxnbError
 
-__all__ = ["connect", "figure", "write_page", "write_trajectory"]
+__all__ = ["connect", "figure", "read_picture", "write_page", "write_trajectory"]
 
 _VIEWS: dict[str, Callable[..., Any]] = {}
 
 
 def connect(**views: Callable[..., Any]) -> None:
-    """Register the functions behind `figure`, `write_page` and `write_trajectory`, by these names."""
+    """Register the functions behind `figure`, `read_picture`, `write_page` and `write_trajectory`, by these names."""
     _VIEWS.update(views)
 
 
@@ -28,6 +28,11 @@ def figure(record: object) -> bytes | None:
         return bytes(_VIEWS["figure"](record))
     except (ImportError, AttributeError, FluxnbError):
         return None
+
+
+def read_picture(path: str | Path, size: tuple[int, int]) -> Any:
+    """The picture of a PNG file, which has to have this width and height."""
+    return _VIEWS["read_picture"](path, size)
 
 
 def write_page(record: object, path: str | Path, **options: Any) -> Path:

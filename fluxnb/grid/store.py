@@ -20,14 +20,15 @@ from PIL import Image
 
 from fluxnb.errors import FluxnbError, InputError, shorten, validates_own_input
 from fluxnb.grid.claims import LEASE, Claims, file_system_time
-from fluxnb.io.files import atomic_write, disk_errors, user_path
-from fluxnb.io.png import encode_png
-from fluxnb.io.trajectory_files import open_trajectory, save
+from fluxnb.io.files import atomic_write, disk_errors, open_regular, read_bytes, user_path
+from fluxnb.io.png import check_png, encode_png, largest_png
+from fluxnb.io.trajectory_files import largest_trajectory, open_trajectory, save
 from fluxnb.records import Cell, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["Store", "StoreWarning"]
 
+LONGEST_METADATA = 2_000_000  # bytes; a recipe has at most 1,000,000
 LEFTOVER = 10  # leases after which a temporary file that no claim protects is a leftover
 WRITE_ATTEMPTS = 3  # of a cell that another machine may be writing too
 TEMPORARY = re.compile(r"(?P<key>[0-9a-f]{16,})\..*\.part|(?P<locked>[0-9a-f]{16,})\.lock")
@@ -75,27 +76,26 @@ class Store:
         self, key: str, recipe: ResolvedRecipe, *, numerics: str = "exact", trajectory: bool = False
     ) -> Cell | None:
         """The finished cell of a recipe and numerics, or None if it is missing or damaged."""
+        path = self.path(key)
         try:
-            metadata = json.loads(self.path(key, ".json").read_bytes())
+            metadata = json.loads(read_bytes(self.path(key, ".json"), at_most=LONGEST_METADATA))
             if (metadata["recipe"], metadata["numerics"]) != (recipe.to_json(), numerics):
                 return None
-            if _sha256(self.path(key)) != metadata["png"]:
+            seconds = {str(name): float(value) for name, value in metadata["seconds"].items()}
+            png = read_bytes(path, at_most=largest_png((recipe.width, recipe.height)))
+            if hashlib.sha256(png).hexdigest() != metadata["png"] or not all(map(math.isfinite, seconds.values())):
                 return None
+            check_png(png, (recipe.width, recipe.height))
             loaded = None
             if trajectory:
-                if _sha256(self.path(key, ".safetensors")) != metadata["trajectory"]:
+                file = self.path(key, ".safetensors")
+                if _sha256(file, at_most=largest_trajectory(recipe)) != metadata["trajectory"]:
                     return None
-                loaded = open_trajectory(self.path(key, ".safetensors"))
+                loaded = open_trajectory(file)
             return Cell(
-                recipe=recipe,
-                key=key,
-                path=self.path(key),
-                numerics=numerics,
-                made=False,
-                seconds={str(name): float(value) for name, value in metadata["seconds"].items()},
-                trajectory=loaded,
+                recipe=recipe, key=key, path=path, numerics=numerics, made=False, seconds=seconds, trajectory=loaded
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return None  # missing, incomplete or of another format: it will be sampled again
 
     def put(
@@ -178,5 +178,9 @@ class Store:
         return file_system_time(self.folder) - file.stat().st_mtime
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(path: Path, *, at_most: int | None = None) -> str:
+    digest = hashlib.sha256()
+    with open_regular(path, at_most=at_most) as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

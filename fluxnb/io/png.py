@@ -1,5 +1,7 @@
 """PNG files with a recipe in their metadata.
 
+A PNG may come from anyone. Its size is read from its header and compared with the expected one before it is decoded.
+
 The recipe is stored as canonical ASCII JSON in a tEXt chunk named `fluxnb`. Two more chunks are for other programs: the
 `parameters` of A1111, and the graph of ComfyUI if there is one. The reader iterates over the chunks itself: it
 decompresses nothing, reads no chunk longer than a recipe can be, and checks each length against the file.
@@ -11,6 +13,7 @@ import io
 import json
 import re
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import IO, Any
@@ -18,12 +21,12 @@ from typing import IO, Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fluxnb.errors import InputError, StorageError, validates_own_input
+from fluxnb.errors import InputError, StorageError, shorten, validates_own_input
 from fluxnb.io.comfyui import comfy_graph
-from fluxnb.io.files import atomic_write, user_path
-from fluxnb.records.recipe import LONGEST_JSON, Recipe
+from fluxnb.io.files import atomic_write, open_regular, read_bytes, user_path
+from fluxnb.records.recipe import LARGEST_SIDE, LONGEST_JSON, Recipe
 
-__all__ = ["encode_png", "open_recipe", "write_png"]
+__all__ = ["check_png", "decode_png", "encode_png", "largest_png", "open_recipe", "read_picture", "write_png"]
 
 KEYWORD = b"fluxnb"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -113,17 +116,35 @@ def open_recipe(png: str | Path | bytes | IO[bytes]) -> Recipe:
     if isinstance(png, bytes | bytearray):
         return _from_stream(io.BytesIO(png))
     if isinstance(png, str | Path):
-        try:
-            with user_path(png).open("rb") as stream:
-                return _from_stream(stream)
-        except StorageError:
-            raise
-        except OSError as problem:
-            raise StorageError(f"{png} ({problem.strerror})", "a PNG file is needed", "check the path") from problem
+        with open_regular(png) as stream:
+            return _from_stream(stream)
+    if not (hasattr(png, "read") and hasattr(png, "seek")):
+        raise InputError(
+            f"a PNG as {type(png).__name__}", "a path, bytes or an open file is possible", 'try open_recipe("fox.png")'
+        )
     return _from_stream(png)
 
 
 def _from_stream(stream: Any) -> Recipe:
+    try:
+        text = _recipe_text(stream)
+    except (OSError, TypeError, struct.error) as problem:  # of a stream that does not seek, or that yields text
+        raise StorageError(
+            f"a PNG that is not readable ({shorten(str(problem), 100)})", "a file opened in binary mode is needed",
+            "give the path of the file",
+        ) from problem  # fmt: skip
+    if text is None:
+        raise StorageError("a damaged PNG", "its chunks or checksums are wrong", "give the file that fluxnb wrote")
+    return Recipe.from_json(text)
+
+
+def _recipe_text(stream: Any) -> bytes | None:
+    """The JSON of the recipe in a PNG, None if the file is damaged.
+
+    Raises:
+        StorageError: the file is not a PNG.
+        InputError: it holds no recipe.
+    """
     if stream.read(8) != SIGNATURE:
         raise StorageError(
             "a file that is not a PNG", "recipes are stored in PNG files", "give the file that fluxnb wrote"
@@ -135,30 +156,86 @@ def _from_stream(stream: Any) -> Recipe:
                 "a PNG without a recipe", "fluxnb writes one into its PNG files", "give the file that fluxnb wrote"
             )
         if len(head) < 8:
-            break
+            return None
         length, kind = struct.unpack(">I4s", head)
-        if kind in (b"tEXt", b"iTXt") and length <= LONGEST_JSON:
-            body, check = stream.read(length), stream.read(4)
-            if len(body) < length or len(check) < 4:
-                break
-            text = _text(kind, body)
-            if text is not None:
-                if zlib.crc32(kind + body) != int.from_bytes(check, "big"):
-                    break
-                return Recipe.from_json(text)
-        elif length >= 2**31:
-            break
-        else:
-            stream.seek(length + 4, io.SEEK_CUR)  # including a `fluxnb` chunk that is too long
-    raise StorageError("a damaged PNG", "its chunks or checksums are wrong", "give the file that fluxnb wrote")
+        if length >= 2**31:
+            return None
+        start = b""
+        if kind in (b"tEXt", b"iTXt") and len(KEYWORD) < length <= LONGEST_JSON:
+            start = stream.read(len(KEYWORD) + 1)
+        if start != KEYWORD + b"\0":
+            stream.seek(length - len(start) + 4, io.SEEK_CUR)  # including a `fluxnb` chunk that is too long
+            continue
+        body, check = start + stream.read(length - len(start)), stream.read(4)
+        text = _text(kind, body)
+        if text is not None:
+            intact = zlib.crc32(kind + body) == int.from_bytes(check, "big") and len(check) == 4
+            return text if intact else None
+    return None
 
 
 def _text(kind: bytes, body: bytes) -> bytes | None:
-    """The text of a `fluxnb` chunk; None for other chunks and for compressed ones, which are never written."""
-    keyword, separator, rest = body.partition(b"\0")
-    if keyword != KEYWORD or not separator:
-        return None
+    """The text of a `fluxnb` chunk; None for a compressed one, which is never written."""
+    rest = body[len(KEYWORD) + 1 :]
     if kind == b"tEXt":
         return rest
     compressed, after = rest[:2], rest[2:].split(b"\0", 2)
     return after[2] if compressed == b"\0\0" and len(after) == 3 else None
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+def largest_png(size: tuple[int, int]) -> int:
+    """A bound, in bytes, of a PNG of this width and height: its pixels uncompressed, and its metadata."""
+    width, height = size
+    return 8 * width * height + 4 * LONGEST_JSON
+
+
+def check_png(data: bytes, size: tuple[int, int] | None, *, largest: int = LARGEST_SIDE) -> None:
+    """Check the size that a PNG states, before it is decoded.
+
+    Arguments:
+        data: the PNG, or its first 24 bytes.
+        size: the width and height it has to have; None for any up to `largest`.
+        largest: longest side where `size` is None.
+
+    Raises:
+        StorageError: not a PNG, or one of another size.
+    """
+    if data[:8] != SIGNATURE or data[12:16] != b"IHDR" or len(data) < 24:
+        raise StorageError("a picture that is not a PNG", "pictures are stored as PNG", "make the picture again")
+    width, height = struct.unpack(">II", data[16:24])
+    possible = (1 <= width <= largest and 1 <= height <= largest) if size is None else (width, height) == size
+    if not possible:
+        expected = f"at most {largest} x {largest}" if size is None else f"{size[0]} x {size[1]}"
+        raise StorageError(
+            f"a picture of {width} x {height} px", f"its record states {expected} px", "make the picture again"
+        )
+
+
+def decode_png(data: bytes, size: tuple[int, int] | None = None, *, largest: int = LARGEST_SIDE) -> Image.Image:
+    """Decode a PNG of a given size as RGB; see `check_png`.
+
+    Raises:
+        StorageError: not a PNG, one of another size, or a damaged one.
+    """
+    check_png(data, size, largest=largest)
+    try:
+        # Only the PNG decoder of Pillow may open the bytes. Its warning about large pictures is for unknown sizes.
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=("PNG",)) as opened:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return opened.convert("RGB")
+    except Exception as problem:  # Pillow raises OSError, SyntaxError, ValueError, struct.error, zlib.error and others
+        reason = shorten(f"{type(problem).__name__}: {problem}", 100)
+        raise StorageError(f"a damaged PNG ({reason})", "its pixels cannot be read", "make the picture again") from None
+
+
+def read_picture(path: str | Path, size: tuple[int, int] | None = None) -> Image.Image:
+    """Read the picture of a PNG file as RGB; see `decode_png`.
+
+    Raises:
+        StorageError: a missing or damaged file, or a picture of another size.
+    """
+    try:
+        return decode_png(read_bytes(path, at_most=largest_png(size or (LARGEST_SIDE, LARGEST_SIDE))), size)
+    except StorageError as problem:
+        raise StorageError(f"{path} ({problem.given})", "the picture cannot be read", problem.remedy) from problem

@@ -1,11 +1,11 @@
 """Trajectory files: tensors as safetensors, everything else as JSON in the header; nothing is unpickled.
 
-Every number, name and shape of a file is checked before a Trajectory is made of it.
+Every number, name and shape of a file is checked before a Trajectory is made of it, and the size of its picture before
+the picture is decoded.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Mapping
@@ -17,18 +17,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fluxnb.errors import FluxnbError, StorageError, shorten
+from fluxnb.errors import FluxnbError, InputError, StorageError, shorten
 from fluxnb.io.files import atomic_write, user_path
-from fluxnb.io.png import encode_png
+from fluxnb.io.headers import safetensors_header
+from fluxnb.io.png import decode_png, encode_png, largest_png
 from fluxnb.records import KEPT_TENSORS, Step, Trajectory
 from fluxnb.records.latents import LinearRGB, tokens_in
-from fluxnb.records.recipe import ResolvedRecipe
+from fluxnb.records.recipe import LARGEST_SIDE, LONGEST_TEXT, ResolvedRecipe
 
-__all__ = ["open_trajectory", "save"]
+__all__ = ["largest_trajectory", "open_trajectory", "save"]
 
 FORMAT = 2
 READABLE = (1, 2)  # format 1 had the numerics in its recipe
-LARGEST_IMAGE = 2**26  # bytes of PNG; an 8192 px picture has less
+SIDE_WITHOUT_SIZE = 2048  # pixels of the picture of a record that states no size
+LARGEST_NUMBER = 1e9  # of noise levels, seconds and norms
+MOST_STEPS = 10_000  # of a recorded call; a recipe has at most 1000
+MOST_FEATURES = 4096  # of a token; FLUX has 64
+MOST_WORDS = 4096  # of a prompt; text encoders have at most 512 tokens
+LONGEST_NAME = 1000  # characters of the name of a model, a library or a preset
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def save(trajectory: Trajectory, path: str | Path) -> Path:
@@ -39,6 +46,7 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
 
     Raises:
         StorageError: the file cannot be written; an older file of that name is unchanged.
+        InputError: more steps or pixels than `open_trajectory` reads.
 
     Example:
         >>> open_trajectory(save(trajectory, "fox")).caption                        # doctest: +SKIP
@@ -68,18 +76,26 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
             "sigma": s.sigma,
             "dt": s.dt,
             "seconds": s.seconds,
-            "norms": dict(s.norms),
+            # JSON has no number for a norm that is not finite.
+            "norms": {name: norm if math.isfinite(norm) else None for name, norm in s.norms.items()},
             "kept": sorted(s.tensors),
         }
         for s in trajectory.steps
     ]
+    height, width = _stated_size(trajectory)
+    if len(steps) > MOST_STEPS or max(height, width) > LARGEST_SIDE:
+        raise InputError(
+            f"a trajectory of {len(steps)} steps and {height} x {width} px",
+            f"files hold at most {MOST_STEPS} steps and {LARGEST_SIDE} px a side",
+            "save a shorter or smaller one",
+        )
     header = {
         "format": FORMAT,
         "recipe": None if trajectory.recipe is None else trajectory.recipe.to_json(),
         "finished": trajectory.finished,
         "sigmas": trajectory.sigmas,
-        "height": trajectory.height,
-        "width": trajectory.width,
+        "height": height,
+        "width": width,
         "seconds": dict(trajectory.seconds),
         "versions": dict(trajectory.versions),
         "model": trajectory.model,
@@ -106,29 +122,75 @@ def open_trajectory(path: str | Path) -> Trajectory:
     from safetensors import SafetensorError, safe_open
 
     source = user_path(path)
-    if not source.is_file():
+    if not source.exists():
         raise StorageError(f"{source}", "there is no such file", "check the path; fnb.save returns it")
     try:
+        header = safetensors_header(source)
         with safe_open(source, framework="pt", device="cpu") as opened:
-            header = json.loads((opened.metadata() or {})["fluxnb"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-        return _trajectory(header, tensors)
+            tensors = {name: opened.get_tensor(name) for name in header.tensors}
+        return _trajectory(json.loads(header.metadata["fluxnb"]), tensors)
     except FluxnbError as problem:
         raise StorageError(
             f"{source} ({problem.given})", "it is not a complete trajectory file", "save it again"
         ) from problem
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as problem:
+    except (
+        SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, OSError,
+    ) as problem:  # fmt: skip
         reason = shorten(f"{type(problem).__name__}: {problem}", 120)
         raise StorageError(f"{source} ({reason})", "it is not a complete trajectory file", "save it again") from problem
+
+
+def largest_trajectory(recipe: ResolvedRecipe) -> int:
+    """A bound, in bytes, of the file of a run of this recipe."""
+    token = 8 * (3 * MOST_FEATURES // 4 + MOST_WORDS)
+    return recipe.steps * tokens_in(recipe.height, recipe.width) * token + largest_png((recipe.width, recipe.height))
+
+
+def _stated_size(trajectory: Trajectory) -> tuple[int, int]:
+    """Height and width for the header; those of the picture where a recorded call gave none and kept no tensors."""
+    if trajectory.image is None or (trajectory.height and trajectory.width):
+        return trajectory.height, trajectory.width
+    return trajectory.image.height, trajectory.image.width
 
 
 def _trajectory(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajectory:
     if type(header["format"]) is not int or header["format"] not in READABLE:
         raise ValueError(f"format {shorten(header['format'])}; this fluxnb reads {READABLE[0]} to {READABLE[-1]}")
-    height, width = _number(header["height"], int), _number(header["width"], int)
+    height, width = (_whole(header[name], 0, LARGEST_SIDE) for name in ("height", "width"))
+    sigmas = _numbers(header["sigmas"], MOST_STEPS + 1)
+    preview = None if header["preview"] is None else LinearRGB.from_json(header["preview"])
+    words = _texts(header.get("words", ()), MOST_WORDS)
+    steps = _steps(header["steps"], tensors, height, width)
+    if len(sigmas) < len(steps) + 1:
+        raise ValueError(f"{len(sigmas)} sigmas for {len(steps)} steps")
+    _check_tensors(steps, len(words), None if preview is None else len(preview.weight[0]))
+    recipe = None if header["recipe"] is None else ResolvedRecipe.from_json(header["recipe"])
+    if recipe is not None and (recipe.height, recipe.width) != (height, width):
+        raise ValueError(f"a recipe of {recipe.height} x {recipe.width} px in a record of {height} x {width} px")
+    return Trajectory(
+        image=_picture(tensors["image"], (width, height)) if "image" in tensors else None,
+        recipe=recipe,
+        finished=header["finished"] is True,
+        sigmas=sigmas,
+        steps=steps,
+        height=height,
+        width=width,
+        seconds={_text(name): _number(value) for name, value in header["seconds"].items()},
+        versions={_text(name): _text(value) for name, value in header["versions"].items()},
+        model=_text(header["model"]),
+        preset=_text(header["preset"]),
+        numerics=_numerics(header),
+        preview=preview,
+        words=words,
+    )
+
+
+def _steps(given: Any, tensors: Mapping[str, Tensor], height: int, width: int) -> tuple[Step, ...]:
+    if not isinstance(given, list) or len(given) > MOST_STEPS:
+        raise ValueError(f"the list of steps; at most {MOST_STEPS} are read")
     steps: list[Step] = []
     previous: Tensor | None = None
-    for position, values in enumerate(header["steps"]):
+    for position, values in enumerate(given):
         if values["index"] != position:
             raise ValueError(f"step {shorten(values['index'])} in place {position}")
         kept: dict[str, Tensor] = {}
@@ -139,67 +201,86 @@ def _trajectory(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
             value = previous if stored is None and name == "x" else stored
             if value is None:
                 raise ValueError(f"step {position} lacks {name}")
-            if value.ndim != 2 or value.shape[0] != tokens_in(height, width) or not value.is_floating_point():
+            if value.ndim != 2 or value.shape[0] != tokens_in(height, width) or value.dtype not in FLOATS:
                 raise ValueError(f"{name} of step {position} is {value.dtype} {tuple(value.shape)}")
             kept[name] = value
         previous = kept.get("x_next")
         steps.append(
             Step(
                 index=position,
-                sigma=_number(values["sigma"], float),
-                dt=_number(values["dt"], float),
+                sigma=_number(values["sigma"], low=0.0),
+                dt=_number(values["dt"]),
                 height=height,
                 width=width,
                 tensors=kept,
-                norms={str(name): _number(value, float) for name, value in values["norms"].items()},
-                seconds=_number(values["seconds"], float),
+                norms={name: _norm(values["norms"][name]) for name in ("x", "v")},
+                seconds=_number(values["seconds"]),
             )
         )
-    sigmas = tuple(_number(sigma, float) for sigma in header["sigmas"])
-    if len(sigmas) < len(steps) + 1:
-        raise ValueError(f"{len(sigmas)} sigmas for {len(steps)} steps")
-    preview, words = header["preview"], tuple(str(word) for word in header.get("words", ()))
-    if any(step.attention.shape[1] != len(words) for step in steps if "attention" in step.tensors):
-        raise ValueError(f"{len(words)} words do not fit the columns of attention")
-    return Trajectory(
-        image=_picture(tensors["image"]) if "image" in tensors else None,
-        recipe=None if header["recipe"] is None else ResolvedRecipe.from_json(header["recipe"]),
-        finished=header["finished"] is True,
-        sigmas=sigmas,
-        steps=tuple(steps),
-        height=height,
-        width=width,
-        seconds={str(name): _number(value, float) for name, value in header["seconds"].items()},
-        versions={str(name): str(value) for name, value in header["versions"].items()},
-        model=str(header["model"]),
-        preset=str(header["preset"]),
-        numerics=_numerics(header),
-        preview=None if preview is None else LinearRGB.from_json(preview),
-        words=words,
-    )
+    return tuple(steps)
+
+
+def _check_tensors(steps: tuple[Step, ...], words: int, channels: int | None) -> None:
+    """Check that the tensors fit each other, the words and the preview."""
+    latents = {step.tensors[name].shape[1] for step in steps for name in ("x", "v", "x_next") if name in step.tensors}
+    for features in latents:
+        # A token holds 2 x 2 cells of the latent channels.
+        if len(latents) > 1 or not 4 <= features <= MOST_FEATURES or features % 4:
+            raise ValueError(f"tokens of {shorten(sorted(latents))} features")
+        if channels is not None and features != 4 * channels:
+            raise ValueError(f"a preview of {channels} channels for tokens of {features} features")
+    if any(step.attention.shape[1] != words for step in steps if "attention" in step.tensors):
+        raise ValueError(f"{words} words do not fit the columns of attention")
 
 
 def _numerics(header: Mapping[str, Any]) -> str:
     if header["format"] > 1:
-        numerics = header["numerics"]
-    elif header["recipe"] is None:
+        return _text(header["numerics"])
+    if header["recipe"] is None:
         return "unknown"
-    else:
-        numerics = json.loads(header["recipe"]).get("numerics", "exact")
-    if not isinstance(numerics, str):
-        raise ValueError(f"numerics {shorten(numerics)}")
-    return numerics
+    # Parsed after the recipe was checked, so that this is JSON of a bounded size.
+    return _text(json.loads(header["recipe"]).get("numerics", "exact"))
 
 
-def _number(value: object, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{shorten(value)} is not a number")
-    return kind(value)
+def _number(value: object, low: float = -LARGEST_NUMBER) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= LARGEST_NUMBER:
+        raise ValueError(f"{shorten(value)} is no number from {low:g} to {LARGEST_NUMBER:g}")
+    return float(value)
 
 
-def _picture(stored: Tensor) -> Image.Image:
-    if stored.dtype != torch.uint8 or stored.ndim != 1 or stored.numel() > LARGEST_IMAGE:
+def _norm(value: object) -> float:
+    return math.nan if value is None else _number(value, low=0.0)
+
+
+def _whole(value: object, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{shorten(value)} is no whole number from {low} to {high}")
+    return value
+
+
+def _numbers(values: object, most: int) -> tuple[float, ...]:
+    if not isinstance(values, list) or len(values) > most:
+        raise ValueError(f"{shorten(values)} is no list of at most {most} numbers")
+    return tuple(_number(value, low=0.0) for value in values)
+
+
+def _text(value: object, longest: int = LONGEST_NAME) -> str:
+    """A text without lone surrogates, which no encoding of a page or a figure can hold."""
+    if not isinstance(value, str) or len(value) > longest:
+        raise ValueError(f"{shorten(value)} is no text of at most {longest} characters")
+    value.encode()
+    return value
+
+
+def _texts(values: object, most: int) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple) or len(values) > most:
+        raise ValueError(f"{shorten(values)} is no list of at most {most} texts")
+    return tuple(_text(value, LONGEST_TEXT) for value in values)
+
+
+def _picture(stored: Tensor, size: tuple[int, int]) -> Image.Image:
+    known = 0 not in size
+    expected = size if known else (SIDE_WITHOUT_SIZE, SIDE_WITHOUT_SIZE)
+    if stored.dtype != torch.uint8 or stored.ndim != 1 or stored.numel() > largest_png(expected):
         raise ValueError("the image is not a PNG")
-    # Only the PNG decoder of Pillow may open the bytes; it refuses images of absurd size.
-    with Image.open(io.BytesIO(stored.numpy().tobytes()), formats=("PNG",)) as opened:
-        return opened.convert("RGB")
+    return decode_png(stored.numpy().tobytes(), size if known else None, largest=SIDE_WITHOUT_SIZE)

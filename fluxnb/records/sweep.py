@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from fluxnb.display import figure, write_page
+from fluxnb.display import figure, read_picture, write_page
 from fluxnb.errors import UnavailableError
 from fluxnb.records.frozen_dict import FrozenDict
 from fluxnb.records.recipe import ResolvedRecipe
@@ -58,6 +58,7 @@ class Cell:
 
         Raises:
             UnavailableError: the image is neither in memory nor in a store.
+            StorageError: its file is missing, damaged, or of another size than the recipe's.
         """
         if self.picture is not None:
             return self.picture
@@ -65,8 +66,8 @@ class Cell:
             raise UnavailableError(
                 "a cell without an image", "it was neither kept in memory nor stored", "run the sweep again"
             )
-        with Image.open(self.path) as opened:
-            return opened.convert("RGB")
+        image: Image.Image = read_picture(self.path, (self.recipe.width, self.recipe.height))
+        return image
 
     def _repr_png_(self) -> bytes:
         return png_bytes(self.image)

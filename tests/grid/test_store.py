@@ -243,3 +243,38 @@ def test_a_store_at_the_path_of_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="writable folder"):
         Store(tmp_path / "file")
+
+
+def test_a_picture_of_another_size_than_its_recipe_is_missing(tmp_path):
+    store = Store(tmp_path)
+    store.put(KEY, RECIPE, Image.new("RGB", (48, 32)), seconds={}, versions={})
+    assert store.get(KEY, RECIPE) is None
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), 10**400])
+def test_a_cell_with_numbers_that_are_not_finite_is_missing(tmp_path, seconds):
+    store = Store(tmp_path)
+    path = store.path(put(store), ".json")
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "seconds": {"denoise": seconds}}))
+    assert store.get(KEY, RECIPE) is None
+
+
+@pytest.mark.parametrize("suffix", [".png", ".json"])
+def test_a_fifo_or_a_device_in_place_of_a_file_makes_a_cell_missing(tmp_path, suffix):
+    store = Store(tmp_path)
+    path = store.path(put(store), suffix)
+    path.unlink()
+    os.mkfifo(path)
+    assert store.get(KEY, RECIPE) is None
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert store.get(KEY, RECIPE) is None
+
+
+def test_a_picture_that_is_deleted_later_is_reported_as_not_readable(tmp_path):
+    store = Store(tmp_path)
+    cell = store.get(put(store), RECIPE)
+    cell.path.unlink()
+    with pytest.raises(StorageError, match="cannot read") as caught:
+        _ = cell.image
+    assert caught.value.remedy

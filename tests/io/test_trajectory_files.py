@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
+from PIL import Image
 
-from fluxnb.errors import StorageError
+from fluxnb.errors import InputError, StorageError
 from fluxnb.io.trajectory_files import open_trajectory, save
 from tests.scenes import trajectory
 
@@ -61,3 +63,53 @@ def test_numerics_of_a_wrong_type_are_a_storage_error(tmp_path, numerics):
     for change in (as_format_1(numerics), lambda header: header.update(numerics=numerics)):
         with pytest.raises(StorageError, match="not a complete trajectory file"):
             open_trajectory(rewritten(save(trajectory(), tmp_path / "a"), change))
+
+
+def test_a_norm_that_is_not_finite_comes_back_as_not_a_number(tmp_path):
+    made = trajectory()
+    first = dataclasses.replace(made.steps[0], norms={"x": float("inf"), "v": float("nan")})
+    opened = open_trajectory(save(dataclasses.replace(made, steps=(first, *made.steps[1:])), tmp_path / "a"))
+    assert (
+        all(math.isnan(opened.steps[0].norms[name]) for name in "xv") and opened.steps[1].norms == made.steps[1].norms
+    )
+
+
+@pytest.mark.parametrize("size", [(9000, 16), (144, 112)])
+def test_a_picture_of_another_size_than_the_record_is_not_decoded(tmp_path, monkeypatch, size):
+    made = dataclasses.replace(trajectory(), image=Image.new("RGB", size))
+    path = save(made, tmp_path / "a")
+    monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(StorageError, match="not a complete trajectory file"):
+        open_trajectory(path)
+
+
+def test_the_picture_of_a_record_without_a_size_comes_back(tmp_path):
+    made = dataclasses.replace(trajectory(), steps=(), recipe=None, height=0, width=0)
+    opened = open_trajectory(save(made, tmp_path / "a"))
+    assert opened.image.tobytes() == made.image.tobytes() and (opened.width, opened.height) == made.image.size
+
+
+def test_a_trajectory_that_no_file_holds_is_an_input_error(tmp_path):
+    with pytest.raises(InputError, match="files hold at most"):
+        save(dataclasses.replace(trajectory(), recipe=None, steps=(), height=9008, width=16), tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda header: header.update(sigmas=[1e300] * 5),
+        lambda header: header.update(sigmas=[0.5] * 20_000),
+        lambda header: header.update(model="\ud800"),
+        lambda header: header.update(preset="a" * 100_000),
+        lambda header: header["steps"][0].update(sigma=-1.0),
+        lambda header: header["steps"][0].update(seconds=1e300),
+        lambda header: header["steps"][0]["norms"].pop("v"),
+        lambda header: header["preview"].update(weight=[[0.1] * 15] * 3),
+        lambda header: header.update(height=64, recipe=None, steps=[]),
+        lambda header: header.update(words=["a"] * 5000),
+    ],
+)
+def test_values_out_of_their_bounds_are_a_storage_error(tmp_path, change):
+    path = save(trajectory(), tmp_path / "a")
+    with pytest.raises(StorageError, match="not a complete trajectory file"):
+        open_trajectory(rewritten(path, change))
