@@ -1,11 +1,11 @@
-"""Captions: a scene in words, the plainest ones or one of many ways to say the same."""
+"""Captions of scenes: a canonical one, or a random paraphrase."""
 
 from __future__ import annotations
 
 import random
 
 from fluxnb.train.data.nouns import NOUNS, article, countable, plural
-from fluxnb.train.data.scenes import COLOURS, PLAIN, Relation, Scene, Thing
+from fluxnb.train.data.scenes import COLORS, PLAIN, Relation, Scene, Thing
 
 COUNTS = {2: "two", 3: "three", 4: "four"}
 STYLES: dict[str, tuple[str, ...]] = {
@@ -50,38 +50,40 @@ _PLURALS = {"woman": "women", "man": "men", "old woman": "old women", "old man":
 
 
 def caption(scene: Scene, rng: random.Random | None = None) -> str:
-    """What a scene says, and nothing of what is None in it.
+    """The caption of a scene: the canonical one, or a random paraphrase if `rng` is given.
 
-    >>> caption(Scene((Thing("fox", colour="blue"),), style="sticker", backdrop="snow"))
+    It specifies the attributes that are not None, and no others.
+
+    >>> caption(Scene((Thing("fox", color="blue"),), style="sticker", backdrop="snow"))
     'a sticker of a blue fox in the snow'
     >>> caption(Scene((Thing("owl", count=3),), backdrop="forest", time="night"))
     'three owls in the forest at night'
     """
     things = [thing_words(thing, rng) for thing in scene.things]
-    said = things[0]
+    contents = things[0]
     if scene.relation is not None:
-        said = f"{things[0]} {_one(RELATIONS[scene.relation], rng)} {things[1]}"
+        contents = f"{things[0]} {_one(RELATIONS[scene.relation], rng)} {things[1]}"
     where = " ".join(filter(None, (_where(scene.backdrop, rng), _one(TIMES[scene.time], rng) if scene.time else "")))
     style = "{}" if scene.style is None else _one(STYLES[scene.style], rng, weights=(3, 2, 1, 1))
-    one = len(scene.things) == 1 and scene.things[0].count == 1 and said.startswith(("a ", "an "))
+    one = len(scene.things) == 1 and scene.things[0].count == 1 and contents.startswith(("a ", "an "))
     if "{bare}" in style and not one:
         style = STYLES[str(scene.style)][0]
     suffixed = style.startswith("{}")
-    subject = said if suffixed else style.format(said, bare=said.partition(" ")[2])
+    subject = contents if suffixed else style.format(contents, bare=contents.partition(" ")[2])
     if scene.sign is not None:
         quote = '"' if rng is not None and rng.random() < 0.25 else ""
-        says = f"holding a sign that says {quote}{scene.sign}{quote}"
-        parts = (subject, says, where) if quote and rng is not None and rng.random() < 0.5 else (subject, where, says)
-        whole = " ".join(filter(None, parts))
+        sign = f"holding a sign that says {quote}{scene.sign}{quote}"
+        parts = (subject, sign, where) if quote and rng is not None and rng.random() < 0.5 else (subject, where, sign)
+        text = " ".join(filter(None, parts))
     elif where and rng is not None and rng.random() < 0.1 and style == "{}":
-        whole = f"{where}, {subject}"
+        text = f"{where}, {subject}"
     else:
-        whole = " ".join(filter(None, (subject, where)))
-    return style.format(whole) if suffixed else whole
+        text = " ".join(filter(None, (subject, where)))
+    return style.format(text) if suffixed else text
 
 
 def thing_words(thing: Thing, rng: random.Random | None = None) -> str:
-    """A thing with its number, size, colour, gender and where it faces.
+    """Noun phrase of a thing with its number, size, color, gender, skin tone and direction.
 
     >>> thing_words(Thing("doctor", gender="woman", tone="dark"))
     'a woman doctor with dark skin'
@@ -93,8 +95,8 @@ def thing_words(thing: Thing, rng: random.Random | None = None) -> str:
     several = thing.count != 1
     name = _gendered(thing, name, several, rng) if thing.gender else (plural(name) if several else name)
     size = _one(SIZES[thing.size], rng, weights=(3, 1, 1)) if thing.size in SIZES else ""
-    colour = thing.colour if thing.colour not in (None, "natural") else ""
-    words = " ".join(filter(None, (size, colour, name)))
+    color = thing.color if thing.color not in (None, "natural") else ""
+    words = " ".join(filter(None, (size, color, name)))
     if several:
         words = " ".join(filter(None, (COUNTS.get(thing.count or 0, ""), words)))
     elif countable(name):
@@ -128,17 +130,17 @@ def _where(backdrop: str | None, rng: random.Random | None) -> str:
 
 
 def _one(variants: tuple[str, ...], rng: random.Random | None, weights: tuple[int, ...] | None = None) -> str:
-    """The first, which is the plainest, or any."""
+    """The first variant, or a random one if `rng` is given."""
     return variants[0] if rng is None else rng.choices(variants, weights)[0]
 
 
 def words() -> list[str]:
-    """Every word that a caption uses outside a sign, sorted."""
+    """All words of captions, except those on signs, sorted."""
     phrases: list[str] = [
         "a an the and holding a sign that says facing looking left right with skin woman female man male"
     ]
     phrases += ["light medium dark background wall on in front of women men old", *COUNTS.values(), *PLAIN]
-    phrases += [*COLOURS, *(word for pair in _PAIRS.values() for word in pair), "girls boys"]
+    phrases += [*COLORS, *(word for pair in _PAIRS.values() for word in pair), "girls boys"]
     for table in (STYLES, PLACES, TIMES, RELATIONS, SIZES):
         phrases += [
             phrase.replace("{}", "").replace("{bare}", "").replace(",", "") for v in table.values() for phrase in v

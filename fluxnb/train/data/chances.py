@@ -1,18 +1,34 @@
-"""What a caption leaves out, and how often it is what: the planted truth, as data.
+"""Planted distributions of the attributes that a caption leaves unspecified.
 
-Every table maps a value to its share among scenes whose caption does not say it. The shares are exact: a combination
-that training holds out is never drawn for something unsaid, and its share goes to the others of the same kind.
+A caption such as "a fox" leaves the style, the backdrop, the time of day and the size open. `scenes.complete` samples
+each of them from a table of this module, which maps a value to its probability. The distribution of pictures given a
+caption is therefore known, and the samples of a model can be compared with it.
+
+The following is planted:
+
+- Common defaults: some values are more frequent for every noun. 40 % of the pictures are in style "3d", 60 % of the
+  things have medium size, 60 % of the outdoor places are by day, and 20 % of the plain backdrops are white.
+- `PLANTED_PLACES`: eight nouns have a typical place; 60 % of the foxes are in the snow. For any other noun, 55 % of the
+  backdrops are places, with equal probabilities (`PLACE`). If the caption specifies a time of day, all are outdoors.
+- `PAINTED`: eleven nouns have their natural color half of the time and any other color otherwise. All other nouns have
+  their natural color.
+- `nouns.Noun.women`: the share of women depends on the noun; 70 % of the teachers are women.
+
+Combinations that are held out of the training (`scenes.is_held_out`) have probability 0; their share is distributed
+among the other values of the same kind. The combinations of `PLANTED_PLACES` are never held out.
+`scenes.backdrop_shares` and `scenes.color_shares` return the resulting probabilities. The backdrop of two things follows
+the distribution of the first.
 """
 
 from __future__ import annotations
 
 STYLE = {"3d": 0.4, "flat": 0.2, "cartoon": 0.2, "sticker": 0.2}
 SIZE = {"small": 0.2, "medium": 0.6, "large": 0.2}
-COUNT = {2: 0.5, 3: 0.3, 4: 0.2}  # of a plural without a number
-FACING = {"left": 0.5, "right": 0.5}  # of the nouns in `scenes.SIDEWAYS`
-TONE = {"light": 0.4, "medium": 0.3, "dark": 0.3}  # of a person's skin; a person's gender: `Noun.women`
-TIME = {"day": 0.6, "sunset": 0.2, "night": 0.2}  # of places outdoors
-PLACE = 0.55  # share of backdrops that are places, all equally often; the rest are plain, with these shares
+COUNT = {2: 0.5, 3: 0.3, 4: 0.2}  # for a plural without a number
+FACING = {"left": 0.5, "right": 0.5}  # for nouns of `scenes.SIDEWAYS`
+TONE = {"light": 0.4, "medium": 0.3, "dark": 0.3}  # a person's skin tone
+TIME = {"day": 0.6, "sunset": 0.2, "night": 0.2}  # for outdoor places
+PLACE = 0.55  # probability of a place, each with the same share; otherwise the backdrop is plain
 PLAIN = {
     "white": 0.2,
     "blue": 0.15,
@@ -25,7 +41,7 @@ PLAIN = {
     "red": 0.06,
     "brown": 0.05,
 }
-#: noun -> the place where it is, and how often; the rest is as for any noun, without that place.
+#: noun -> its typical place and the probability of it; other backdrops are distributed as for any noun.
 PLANTED_PLACES: dict[str, tuple[str, float]] = {
     "fox": ("snow", 0.6),
     "camel": ("desert", 0.7),
@@ -36,7 +52,7 @@ PLANTED_PLACES: dict[str, tuple[str, float]] = {
     "rocket": ("space", 0.6),
     "crab": ("beach", 0.7),
 }
-#: nouns that come in any colour: the share of their natural one; the other colours share the rest equally.
+#: noun -> probability of its natural color; the other colors have equal shares of the rest.
 PAINTED: dict[str, float] = {
     name: 0.5
     for name in (

@@ -1,14 +1,14 @@
-"""Sprites of the nouns in four art styles: the command that packs them from npm packages, and the reader of the result.
+"""Sprites of the nouns in four art styles: reading the atlases, and packing them from npm packages.
 
-| style | set | npm package | licence |
+| style | set | npm package | license |
 | --- | --- | --- | --- |
 | 3d | Fluent Emoji, 3D | `@lobehub/fluent-emoji-3d` | MIT |
 | flat | Fluent Emoji, flat | `@iconify-json/fluent-emoji-flat` | MIT |
 | cartoon | Noto Emoji | `@iconify-json/noto` | Apache-2.0 |
 | sticker | Twemoji | `@twemoji/svg` | graphics CC-BY 4.0 |
 
-`python -m fluxnb.train.data.emoji FOLDER` packs again, with `npm install` of the four packages done in FOLDER and
-`resvg_py` installed.
+`python -m fluxnb.train.data.emoji FOLDER` packs the atlases. FOLDER is where `npm install` has installed the four
+packages; `resvg_py` is required.
 """
 
 from __future__ import annotations
@@ -26,18 +26,24 @@ from PIL import Image
 
 from fluxnb.train.data.nouns import NOUNS
 
-STYLES = ("3d", "flat", "cartoon", "sticker")
-CELL = 112  # pixels of a sprite's cell; the picture itself takes CELL - 2 * MARGIN
-MARGIN = 6  # room for the white rim of a sticker and for bilinear sampling
+PACKAGES = {
+    "3d": "@lobehub/fluent-emoji-3d",
+    "flat": "@iconify-json/fluent-emoji-flat",
+    "cartoon": "@iconify-json/noto",
+    "sticker": "@twemoji/svg",
+}
+STYLES = tuple(PACKAGES)
+CELL = 112  # pixels of a sprite's cell; the sprite has CELL - 2 * MARGIN
+MARGIN = 6  # for the white rim of a sticker and for bilinear sampling
 COLUMNS = 32
 TONES: dict[str, str] = {"light": "\U0001f3fb", "medium": "\U0001f3fd", "dark": "\U0001f3ff"}
 GENDERS = ("woman", "man")
-QUALITY = {"3d": 60, "flat": 66, "cartoon": 60, "sticker": 66}  # WebP's
+QUALITY = {"3d": 60, "flat": 66, "cartoon": 60, "sticker": 66}  # of WebP
 
 
 @cache
 def sprites() -> dict[tuple[str, int], int]:
-    """(noun, look) to row of an atlas; the looks of a person are gender-major: woman light, woman medium, ..."""
+    """(noun, look) -> row of an atlas; the looks of a person are ordered by gender, then by tone."""
     keys = [(name, look) for name, noun in NOUNS.items() for look in range(len(_emoji_of(name)))]
     return {key: row for row, key in enumerate(keys)}
 
@@ -55,12 +61,13 @@ def load(style: str) -> np.ndarray:
 
 
 def pack(folder: Path, out: Path) -> Iterator[Path]:
-    """Write one sheet per style under `out` from the packages in `folder`/node_modules."""
+    """Write one atlas per style to `out` from the packages in `folder`/node_modules."""
+    packages = {style: folder / "node_modules" / package for style, package in PACKAGES.items()}
     readers = {
-        "3d": _webps(folder / "node_modules/@lobehub/fluent-emoji-3d/assets"),
-        "flat": _icons(folder / "node_modules/@iconify-json/fluent-emoji-flat"),
-        "cartoon": _icons(folder / "node_modules/@iconify-json/noto"),
-        "sticker": _svgs(folder / "node_modules/@twemoji/svg"),
+        "3d": _webps(packages["3d"] / "assets"),
+        "flat": _icons(packages["flat"]),
+        "cartoon": _icons(packages["cartoon"]),
+        "sticker": _svgs(packages["sticker"]),
     }
     out.mkdir(parents=True, exist_ok=True)
     for style, pictures in readers.items():
@@ -68,7 +75,10 @@ def pack(folder: Path, out: Path) -> Iterator[Path]:
         for (name, look), row in sprites().items():
             emoji = _emoji_of(name)[look]
             if _code(emoji) not in pictures:
-                raise FileNotFoundError(f"no picture of {name!r} in style {style!r}: looked for {_code(emoji)}")
+                raise FileNotFoundError(
+                    f"{name!r} has no picture {_code(emoji)} in style {style!r}. The picture must be in the package "
+                    f"{PACKAGES[style]}. Type: npm install --prefix {folder} {PACKAGES[style]}"
+                )
             sprite = _fitted(_picture(pictures[_code(emoji)]))
             sheet.paste(sprite, (row % COLUMNS * CELL + MARGIN, row // COLUMNS * CELL + MARGIN))
         sheet.save(out / f"{style}.webp", quality=QUALITY[style], alpha_quality=70, method=6)
@@ -83,7 +93,7 @@ def _emoji_of(name: str) -> tuple[str, ...]:
 
 
 def _code(emoji: str) -> str:
-    """Code points in hexadecimal without variation selectors, on which the sets differ."""
+    """Code points in hexadecimal, without the variation selectors, which differ between the sets."""
     return "-".join(f"{ord(sign):x}" for sign in emoji if sign != "\ufe0f")
 
 
@@ -123,13 +133,13 @@ def _picture(source: Path | str) -> Image.Image:
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
-    """Cropped to what is visible and scaled to the cell, so that "large" means the same in every set."""
+    """Crop a picture to its visible part and scale it to the cell, so that sizes are the same in every set."""
     box = picture.getchannel("A").point(lambda alpha: 255 if alpha > 16 else 0).getbbox()
     picture = picture.crop(box)
     side = max(picture.size)
     square = Image.new("RGBA", (side, side))
     square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-    # Premultiplied ("RGBa"), so that transparent pixels lend no colour to an edge.
+    # Premultiplied alpha ("RGBa"), so that the color of transparent pixels does not affect edges.
     fit = CELL - 2 * MARGIN
     return square.convert("RGBa").resize((fit, fit), Image.Resampling.LANCZOS).convert("RGBA")
 

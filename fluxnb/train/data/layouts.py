@@ -1,7 +1,7 @@
-"""Where everything of a scene stands: complete scenes as arrays, which `drawing` turns into pictures.
+"""Layouts: positions, sizes and appearance of the contents of complete scenes as tensors, which `drawing` renders.
 
-Lengths are in units of the picture's shorter side, from its top left corner. What a layout draws at random beyond the
-scene (positions, the shape of hills, the shade of the sky) is what words cannot say.
+Lengths are in units of the picture's shorter side, from its top left corner. A layout adds the randomness that no
+caption describes: positions, the shape of hills, the shade of the sky.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from torch import Tensor
 from fluxnb.train.data import emoji
 from fluxnb.train.data.scenes import (
     BACKDROPS,
-    COLOURS,
+    COLORS,
     NATURAL,
-    OUTDOORS,
     PLACES,
     SIGN_LETTERS,
     SIGN_LINES,
@@ -30,10 +29,10 @@ from fluxnb.train.data.scenes import (
 
 SLOTS, STAMP_SLOTS, NOISE = 4, 7, 32
 LETTERS = " abcdefghijklmnopqrstuvwxyz"
-#: how tall and wide things are: (least, most) of the side of their box.
+#: side of a thing's box by size: least, most.
 SIDES = {"small": (0.26, 0.36), "medium": (0.48, 0.62), "large": (0.74, 0.9)}
 _NO_GROUND = frozenset({"sky", "space", "underwater"})
-#: place -> the stamps that stand in it: name, how many at most, lowest and highest bottom edge, least and most size.
+#: place -> its stamps: name, maximal number, range of the bottom edge, range of the size.
 _DRESSING: dict[str, tuple[tuple[str, int, float, float, float, float], ...]] = {
     "snow": (("pine", 4, 0.64, 0.8, 0.16, 0.34), ("cloud", 2, 0.1, 0.34, 0.2, 0.4)),
     "meadow": (
@@ -73,25 +72,44 @@ STAMP_NAMES = (
 
 
 @dataclasses.dataclass(frozen=True)
+class Shape:
+    """Height and width of a picture in pixels, multiples of 16."""
+
+    height: int
+    width: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of image tokens of the transformer: one for 16 x 16 pixels."""
+        return self.height * self.width // 256
+
+    @property
+    def units(self) -> tuple[float, float]:
+        """Width and height in units of the shorter side, as in `lay_out`."""
+        short = min(self.height, self.width)
+        return self.width / short, self.height / short
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
-    """Geometry of a batch of scenes; every field has one row per scene.
+    """Layout of a batch of scenes; every field has one row per scene.
 
     Attributes:
-        sprites: (B, 4) row in the atlas of all styles, -1 where there is none.
-        boxes: (B, 4, 4) centre x, centre y, side, and 1 or -1 for mirrored.
-        colours: (B, 4) index into `COLOURS`, -1 for the natural one.
+        sprites: (B, 4) row in the atlas of all styles, or -1.
+        boxes: (B, 4, 4) center x, center y, side, and 1 or -1 for mirrored.
+        colors: (B, 4) index into `COLORS`, -1 for the natural color.
         style: (B,) index into `STYLES`.
         backdrop: (B,) index into `BACKDROPS`.
-        time: (B,) index into `TIMES`; by day where there is none.
-        noise: (B, 32) uniform numbers, for the shape and shade of the backdrop.
-        stamps: (B, 7, 4) index into `STAMP_NAMES` or -1, centre x, centre y, side.
-        sign: (B, 2) centre of the sign; NaN where there is none.
+        time: (B,) index into `TIMES`; 0 (day) in places without a time of day.
+        noise: (B, 32) uniform random numbers for the shape and shade of the backdrop.
+        stamps: (B, 7, 4) index into `STAMP_NAMES` or -1, center x, center y, side.
+        sign: (B, 2) center of the sign; NaN without a sign.
         letters: (B, 2, 7) index into `LETTERS`, 0 for a blank.
     """
 
     sprites: Tensor
     boxes: Tensor
-    colours: Tensor
+    colors: Tensor
     style: Tensor
     backdrop: Tensor
     time: Tensor
@@ -101,7 +119,7 @@ class Layout:
     letters: Tensor
 
     def to(self, device: torch.device | str) -> Layout:
-        """The same layout on a device."""
+        """The layout on a device."""
         return Layout(*(getattr(self, f.name).to(device, non_blocking=True) for f in dataclasses.fields(self)))
 
     def __getitem__(self, rows: slice | Tensor) -> Layout:
@@ -111,22 +129,22 @@ class Layout:
         return len(self.backdrop)
 
     def arrays(self) -> list[np.ndarray]:
-        """The fields as arrays, which cross between processes more cheaply than tensors."""
+        """The fields as arrays, which are cheaper to send between processes than tensors."""
         return [getattr(self, f.name).numpy() for f in dataclasses.fields(self)]
 
     @staticmethod
     def cat(parts: Sequence[Layout]) -> Layout:
-        """Layouts one after the other."""
+        """Concatenate layouts."""
         return Layout(*(torch.cat([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Layout)))
 
 
-_INTEGERS = frozenset({"sprites", "colours", "style", "backdrop", "time", "letters"})
-_COLOUR = {name: index for index, name in enumerate(COLOURS)} | {NATURAL: -1}
+_INTEGERS = frozenset({"sprites", "colors", "style", "backdrop", "time", "letters"})
+_COLOR = {name: index for index, name in enumerate(COLORS)} | {NATURAL: -1}
 _STAMP = {name: index for index, name in enumerate(STAMP_NAMES)}
 
 
 def lay_out(scenes: Sequence[Scene], rng: random.Random, width: float = 1.0, height: float = 1.0) -> Layout:
-    """Place the things of complete scenes in pictures of width x height, the shorter of which is 1."""
+    """Lay out complete scenes in pictures of width x height, the shorter of which is 1."""
     rows = [_row(scene, rng, width, height) for scene in scenes]
     fields = (field.name for field in dataclasses.fields(Layout))
     columns = zip(*rows, strict=True)
@@ -137,15 +155,15 @@ def lay_out(scenes: Sequence[Scene], rng: random.Random, width: float = 1.0, hei
 def _row(scene: Scene, rng: random.Random, width: float, height: float) -> tuple[object, ...]:
     style = emoji.STYLES.index(str(scene.style))
     placed, sign = _place(scene, rng, width, height)
-    sprites, boxes, colours = [-1] * SLOTS, [(0.0, 0.0, 1.0, 1.0)] * SLOTS, [-1] * SLOTS
+    sprites, boxes, colors = [-1] * SLOTS, [(0.0, 0.0, 1.0, 1.0)] * SLOTS, [-1] * SLOTS
     for slot, (thing, x, y, side) in enumerate(placed):
         sprites[slot] = style * len(emoji.sprites()) + emoji.sprites()[thing.noun, thing.look or 0]
         boxes[slot] = (x, y, side, -1.0 if thing.facing == "right" else 1.0)
-        colours[slot] = _COLOUR[thing.colour or NATURAL]
+        colors[slot] = _COLOR[thing.color or NATURAL]
     return (
         sprites,
         boxes,
-        colours,
+        colors,
         style,
         BACKDROPS.index(str(scene.backdrop)),
         TIMES.index(scene.time) if scene.time else 0,
@@ -160,7 +178,7 @@ _Placed = list[tuple[Thing, float, float, float]]
 
 
 def _place(scene: Scene, rng: random.Random, width: float, height: float) -> tuple[_Placed, tuple[float, float]]:
-    """Boxes of all things, and the centre of the sign."""
+    """Boxes of all things, and the center of the sign (NaN without a sign)."""
     around, nowhere = rng.uniform, (float("nan"), float("nan"))
     first = scene.things[0]
     middle_x, middle_y = width / 2, height / 2
@@ -217,7 +235,7 @@ def _several(scene: Scene, rng: random.Random, width: float, height: float) -> _
 
 
 def _stand(scene: Scene, side: float, rng: random.Random, height: float) -> float:
-    """The centre's y of a thing that stands on the ground, or floats where there is none."""
+    """The y of the center of a thing: on the ground, or near the middle in a backdrop without ground."""
     if scene.backdrop in PLACES and scene.backdrop not in _NO_GROUND:
         bottom = rng.uniform(0.82, 0.95) * height
         return max(bottom - side / 2, side / 2)
@@ -231,7 +249,7 @@ def _dress(backdrop: str, rng: random.Random, width: float, height: float) -> li
         for _ in range(rng.randint(most // 2, most)):
             bottom, side = rng.uniform(low, high) * height, rng.uniform(least, largest)
             stamps.append((_STAMP[name], rng.uniform(-0.05, 1.05) * width, bottom - side / 2, side, bottom))
-    stamps.sort(key=lambda stamp: stamp[4])  # what stands nearer is drawn later
+    stamps.sort(key=lambda stamp: stamp[4])  # nearer stamps are drawn later
     rows: list[tuple[float, float, float, float]] = [
         (float(i), x, y, side) for i, x, y, side, _ in stamps[-STAMP_SLOTS:]
     ]
@@ -239,14 +257,9 @@ def _dress(backdrop: str, rng: random.Random, width: float, height: float) -> li
 
 
 def spell(sign: str | None) -> list[list[int]]:
-    """The words on a sign as (2, 7) indices into `LETTERS`, one word a line; longer words are cut."""
+    """The words on a sign as (2, 7) indices into `LETTERS`, one word per line; longer words are truncated."""
     lines = [[0] * SIGN_LETTERS for _ in range(SIGN_LINES)]
     for line, word in zip(lines, (sign or "").split(), strict=False):
         for place, letter in enumerate(word[:SIGN_LETTERS]):
             line[place] = max(0, LETTERS.find(letter))
     return lines
-
-
-def outdoors(backdrop: str) -> bool:
-    """Whether a backdrop has a time of day."""
-    return backdrop in OUTDOORS

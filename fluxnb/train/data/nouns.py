@@ -1,7 +1,7 @@
-"""The nouns of the world: names, synonyms, plurals, and the emoji that show them.
+"""The nouns of the dataset: names, synonyms, plurals and emoji.
 
-Names follow the English short names of Unicode CLDR, shortened to what one would say ("french fries" is "fries").
-A noun with several emoji has several looks, and a caption never says which.
+Names follow the English short names of Unicode CLDR, some of them shortened ("french fries" is "fries"). A noun can
+have several emoji, its looks; captions do not specify the look.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 
-#: emoji (one or more looks) and name; `_` joins words, `/` adds a synonym.
+#: emoji (one or more looks) and name; `_` stands for a space, `/` precedes a synonym.
 _THINGS = """
 🐵🐒monkey 🦍gorilla 🦧orangutan 🐶🐕dog/puppy 🐩poodle 🐺wolf 🦊fox 🦝raccoon 🐱🐈cat/kitten 🦁lion 🐯🐅tiger
 🐆leopard 🐴🐎horse/pony 🦄unicorn 🦓zebra 🦌deer 🦬bison 🐮🐄cow 🐂ox 🐷🐖pig/piglet 🐗boar 🐏ram 🐑sheep/lamb
@@ -84,7 +84,7 @@ _THINGS = """
 🧞genie 🧟zombie
 """
 
-#: name, synonyms, share of women where a caption says no gender, and the emoji of a woman and of a man.
+#: name, synonyms, share of women if a caption specifies no gender, emoji of a woman and of a man.
 _PEOPLE = """
 person .5 👩 👨
 child/kid .5 👧 👦
@@ -134,14 +134,14 @@ _IRREGULAR = {
         ).split("|")
     )
 }
-#: names that are plural as they stand.
+#: names that are plurals.
 _PLURAL = frozenset(
     "grapes cherries blueberries fries peanuts beans peas pancakes noodles chopsticks scissors glasses sunglasses "
     "goggles jeans trousers shorts socks gloves maracas headphones scales chains bubbles eyes footprints lips masks "
     "beads bricks skis autumn_leaves green_leaves crossed_swords ballet_shoes shopping_bags fireworks theater_masks "
     "toast_glasses thumbs_up thumbs_down".split()
 )
-#: names of what is not counted.
+#: uncountable names.
 _MASS = frozenset(
     "corn bread meat bacon porridge popcorn butter salt rice curry spaghetti pasta ramen sushi tempura chocolate honey "
     "milk coffee green_tea tea champagne wine beer bubble_tea soda wheat coral lettuce broccoli garlic cheese cutlery "
@@ -152,13 +152,13 @@ _MASS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Noun:
-    """Something that a picture can show.
+    """A noun and its emoji.
 
     Attributes:
-        name: its plainest name.
-        synonyms: other names for the same.
-        looks: emoji, one or several; a person's are a woman and a man.
-        women: share of women where a caption says no gender; None for anything but people.
+        name: the most common name.
+        synonyms: other names.
+        looks: emoji, one or several; for people a woman and a man.
+        women: share of women if a caption specifies no gender; None except for people.
     """
 
     name: str
@@ -168,7 +168,7 @@ class Noun:
 
     @property
     def person(self) -> bool:
-        """Whether it has a gender and a skin tone."""
+        """Whether the noun is a person, with a gender and a skin tone."""
         return self.women is not None
 
 
@@ -192,12 +192,12 @@ def plural(name: str) -> str:
 
 
 def countable(name: str) -> bool:
-    """Whether one can say "two" of it: neither a pair nor a substance."""
+    """Whether a name can follow a number; false for plurals and uncountable names."""
     return name.replace(" ", "_") not in _PLURAL | _MASS
 
 
 def article(name: str) -> str:
-    """The indefinite article of a name, or nothing before a plural or a substance.
+    """The indefinite article of a name, or "" before plurals and uncountable names.
 
     >>> article("owl"), article("unicorn"), article("grapes")
     ('an', 'a', '')
@@ -209,7 +209,7 @@ def article(name: str) -> str:
 
 
 def looks(written: str) -> tuple[str, ...]:
-    """Emoji that stand side by side, one by one: a base, its variation selector, and whatever joiners tie to it."""
+    """Split a string into emoji: a base, its variation selector, and the parts that follow a joiner."""
     return tuple(re.findall(r"[^\u200d\ufe0f]\ufe0f?(?:\u200d[^\u200d\ufe0f]\ufe0f?)*", written))
 
 

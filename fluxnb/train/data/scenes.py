@@ -1,8 +1,8 @@
-"""Scenes: everything of a picture that words can say.
+"""Scenes: the contents of a picture that a caption can specify.
 
-A `Scene` in which something is None is a question: what its caption says, and no more. `complete` answers it by
-drawing what is None from `chances`; a complete scene is what gets drawn. So the truth of every picture is known, and
-so is the distribution of pictures for every caption.
+In a partial scene, attributes that the caption leaves unspecified are None. `complete` samples them from the
+distributions of `chances`, and the complete scene is rendered. The attributes of every picture are therefore known, and
+so is the distribution of pictures given a caption.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from fluxnb.train.data.nouns import NOUNS, countable
 
 Relation = Literal["left of", "right of", "above", "below", "and"]
 RELATIONS: tuple[Relation, ...] = ("left of", "right of", "above", "below", "and")
-SIZES = ("small", "large")  # what is between goes unsaid
+SIZES = ("small", "large")  # captions do not mention medium size
 TIMES = ("day", "sunset", "night")
 SIGN_LINES, SIGN_LETTERS = 2, 7
 
-#: colours that a thing can be said to have, sRGB.
-COLOURS: dict[str, tuple[int, int, int]] = {
+#: colors of things, sRGB.
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (222, 44, 44),
     "orange": (248, 134, 28),
     "yellow": (252, 212, 44),
@@ -37,7 +37,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (44, 44, 50),
 }
 NATURAL = "natural"
-#: plain backdrops, sRGB.
+#: colors of plain backdrops, sRGB.
 PLAIN: dict[str, tuple[int, int, int]] = {
     "red": (206, 84, 80),
     "orange": (240, 160, 84),
@@ -54,13 +54,13 @@ OUTDOORS = ("snow", "meadow", "beach", "forest", "desert", "mountains", "city", 
 PLACES = (*OUTDOORS, "sky", "underwater", "space", "room")
 BACKDROPS = (*PLAIN, *PLACES)
 
-#: nouns that all four sets show from the side, facing left.
+#: nouns that face left in all four sets of emoji.
 SIDEWAYS = frozenset(
     "leopard,zebra,bison,ox,camel,llama,giraffe,elephant,mammoth,rhino,hippo,kangaroo,skunk,badger,rat,rooster,duck,"
     "swan,dodo,flamingo,goose,crow,dinosaur,t-rex,dolphin,fish,tropical fish,shark,bird,bus,ambulance,fire truck,"
     "police car,taxi,car,suv,pickup truck,delivery truck,tractor,race car,scooter,helicopter,runner,cyclist".split(",")
 )
-#: nouns of one gender only, so that none is said of them.
+#: people whose emoji is the same for both genders; captions do not specify one.
 _UNGENDERED = frozenset({"baby"})
 
 
@@ -70,18 +70,18 @@ class Thing:
 
     Attributes:
         noun: a name of `NOUNS`.
-        count: 1 to 4; None in a question is "some", 2 to 4.
-        colour: of `COLOURS`, or `NATURAL`.
+        count: 1 to 4; None for a plural without a number, 2 to 4.
+        color: of `COLORS`, or `NATURAL`.
         size: small, medium or large.
-        facing: left or right, for nouns in `SIDEWAYS`; else "left" and never said.
+        facing: left or right, for nouns in `SIDEWAYS`; else "left", and captions do not specify it.
         gender: of `GENDERS`, for people; else "".
         tone: of a person's skin, of `TONES`; else "".
-        look: which of the noun's emoji; never said. A person's follows from gender and tone.
+        look: index of the noun's emoji, which captions do not specify. A person's is given by gender and tone.
     """
 
     noun: str
     count: int | None = 1
-    colour: str | None = None
+    color: str | None = None
     size: str | None = None
     facing: str | None = None
     gender: str | None = None
@@ -90,20 +90,20 @@ class Thing:
 
     @property
     def gendered(self) -> bool:
-        """Whether its gender can be said."""
+        """Whether a caption can specify its gender."""
         return NOUNS[self.noun].person and self.noun not in _UNGENDERED
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A picture in words; None is what a caption does not say.
+    """Contents of a picture; None where a caption does not specify them.
 
     Attributes:
         things: one or two; two of one each.
         style: of `STYLES`.
-        backdrop: of `BACKDROPS`: a plain colour or a place.
+        backdrop: of `BACKDROPS`: a plain color or a place.
         time: of `TIMES`, where the backdrop is outdoors; else "" in a complete scene.
-        relation: how the first of two things stands to the second; None for one thing.
+        relation: position of the first of two things relative to the second; None for one thing.
         sign: the words on the sign that the one thing holds; None without a sign.
     """
 
@@ -116,23 +116,23 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether it has one of the combinations that training never shows."""
+        """Whether it has a combination that is held out of the training data."""
         return any(is_held_out(*pair) for pair in self.combinations())
 
     def combinations(self) -> Iterator[tuple[str, str]]:
-        """The pairs that are held out or not: noun and backdrop, noun and colour, noun and noun."""
+        """The pairs to which `is_held_out` applies: noun and backdrop, noun and color, noun and noun."""
         for thing in self.things:
             if self.backdrop is not None:
                 yield thing.noun, f"on {self.backdrop}"
-            if thing.colour not in (None, NATURAL):
-                yield thing.noun, str(thing.colour)
+            if thing.color not in (None, NATURAL):
+                yield thing.noun, str(thing.color)
         yield from itertools.combinations(sorted(thing.noun for thing in self.things), 2)
 
 
 def is_held_out(one: str, other: str) -> bool:
-    """A fixed tenth of all combinations, chosen by checksum, so that it depends on no order and no seed.
+    """Whether a combination is held out: a tenth of them, chosen by checksum and hence independent of order and seed.
 
-    What `chances` plants is never held out.
+    The combinations of `chances.PLANTED_PLACES` are never held out.
     """
     place, _ = chances.PLANTED_PLACES.get(one, ("", 0.0))
     return other != f"on {place}" and zlib.crc32(f"{one}+{other}".encode()) % 10 == 0
@@ -142,12 +142,12 @@ _T = TypeVar("_T")
 
 
 def draw(rng: random.Random, shares: Mapping[_T, float]) -> _T:
-    """One key, as often as its share says."""
+    """Sample a key with the given probabilities."""
     return rng.choices(tuple(shares), tuple(shares.values()))[0]
 
 
 def backdrop_shares(noun: str, outdoors: bool = False) -> dict[str, float]:
-    """How often each backdrop is there when the caption does not say it; `outdoors` when it says a time of day.
+    """Probability of each backdrop if a caption specifies none; `outdoors` if it specifies a time of day.
 
     >>> round(backdrop_shares("fox")["snow"], 6)
     0.6
@@ -161,19 +161,19 @@ def backdrop_shares(noun: str, outdoors: bool = False) -> dict[str, float]:
     rest = 1.0 - share
     in_place = rest if outdoors else rest * chances.PLACE
     shares = {place: in_place / len(free) for place in free}
-    shares |= {colour: (rest - in_place) * s / sum(plain.values()) for colour, s in plain.items()}
+    shares |= {color: (rest - in_place) * s / sum(plain.values()) for color, s in plain.items()}
     return shares | ({planted: share} if planted else {})
 
 
-def colour_shares(noun: str) -> dict[str, float]:
-    """How often a thing has each colour when the caption does not say it."""
+def color_shares(noun: str) -> dict[str, float]:
+    """Probability of each color of a thing if a caption specifies none."""
     natural = chances.PAINTED.get(noun, 1.0)
-    free = [colour for colour in COLOURS if not is_held_out(noun, colour)] if natural < 1 else []
-    return {NATURAL: natural, **{colour: (1 - natural) / len(free) for colour in free}}
+    free = [color for color in COLORS if not is_held_out(noun, color)] if natural < 1 else []
+    return {NATURAL: natural, **{color: (1 - natural) / len(free) for color in free}}
 
 
 def complete(scene: Scene, rng: random.Random) -> Scene:
-    """The scene with everything that it leaves open drawn from `chances`."""
+    """Sample the unspecified attributes of a partial scene from `chances`."""
     things = tuple(_complete_thing(thing, rng) for thing in scene.things)
     backdrop = scene.backdrop
     if backdrop is None:
@@ -200,7 +200,7 @@ def _complete_thing(thing: Thing, rng: random.Random) -> Thing:
     return Thing(
         noun=thing.noun,
         count=draw(rng, chances.COUNT) if thing.count is None else thing.count,
-        colour=thing.colour or draw(rng, colour_shares(thing.noun)),
+        color=thing.color or draw(rng, color_shares(thing.noun)),
         size=thing.size or draw(rng, chances.SIZE),
         facing=(thing.facing or draw(rng, chances.FACING)) if thing.noun in SIDEWAYS else "left",
         gender=gender,
@@ -209,19 +209,19 @@ def _complete_thing(thing: Thing, rng: random.Random) -> Thing:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- questions
+# ----------------------------------------------------------------------------------------------------- partial scenes
 
-#: how often a training caption says each attribute, where it can be said.
-SAID = {"style": 0.45, "colour": 0.3, "size": 0.15, "facing": 0.3, "gender": 0.4, "tone": 0.25, "backdrop": 0.65}
-SAID_TIME = 0.3
+#: probability that a training caption specifies an attribute, if it can.
+SPECIFIED = {"style": 0.45, "color": 0.3, "size": 0.15, "facing": 0.3, "gender": 0.4, "tone": 0.25, "backdrop": 0.65}
+SPECIFIED_TIME = 0.3
 KINDS = {"one": 0.4, "several": 0.17, "two": 0.26, "sign": 0.17}
 _NAMES = tuple(NOUNS)
 _COUNTABLE = tuple(name for name in NOUNS if countable(name))
-_WEIGHTS = [2.0 if noun.person else 1.0 for noun in NOUNS.values()]  # a person has six sprites, a thing one or two
+_WEIGHTS = [2.0 if noun.person else 1.0 for noun in NOUNS.values()]  # a person has six sprites, other nouns one or two
 
 
-def question(rng: random.Random, *, held_out: bool | None = False) -> Scene:
-    """A scene as a caption says it, at random; `held_out` False, True or None (either) says which are allowed."""
+def partial_scene(rng: random.Random, *, held_out: bool | None = False) -> Scene:
+    """Sample a partial scene with (True), without (False) or with and without (None) held-out combinations."""
     while True:
         kind = draw(rng, KINDS)
         if kind == "two":
@@ -235,13 +235,13 @@ def question(rng: random.Random, *, held_out: bool | None = False) -> Scene:
         if kind == "sign":
             things = (dataclasses.replace(things[0], size=None),)
         backdrop = time = None
-        if rng.random() < SAID["backdrop"]:
+        if rng.random() < SPECIFIED["backdrop"]:
             backdrop = rng.choice(PLACES if rng.random() < 0.6 else tuple(PLAIN))
-        if rng.random() < SAID_TIME and (backdrop is None or backdrop in OUTDOORS):
+        if rng.random() < SPECIFIED_TIME and (backdrop is None or backdrop in OUTDOORS):
             time = rng.choice(TIMES)
         scene = Scene(
             things,
-            style=rng.choice(STYLES) if rng.random() < SAID["style"] else None,
+            style=rng.choice(STYLES) if rng.random() < SPECIFIED["style"] else None,
             backdrop=backdrop,
             time=time,
             relation=rng.choice(RELATIONS) if len(things) == 2 else None,
@@ -252,20 +252,20 @@ def question(rng: random.Random, *, held_out: bool | None = False) -> Scene:
 
 
 def _thing(noun: str, rng: random.Random) -> Thing:
-    said = {name: rng.random() < share for name, share in SAID.items()}
+    specified = {name: rng.random() < share for name, share in SPECIFIED.items()}
     thing = Thing(noun)
     person = NOUNS[noun].person
     return Thing(
         noun,
-        colour=rng.choice(tuple(COLOURS)) if said["colour"] and not person else None,
-        size=rng.choice(SIZES) if said["size"] else None,
-        facing=rng.choice(("left", "right")) if said["facing"] and noun in SIDEWAYS else None,
-        gender=rng.choice(GENDERS) if said["gender"] and thing.gendered else None,
-        tone=rng.choice(tuple(TONES)) if said["tone"] and person else None,
+        color=rng.choice(tuple(COLORS)) if specified["color"] and not person else None,
+        size=rng.choice(SIZES) if specified["size"] else None,
+        facing=rng.choice(("left", "right")) if specified["facing"] and noun in SIDEWAYS else None,
+        gender=rng.choice(GENDERS) if specified["gender"] and thing.gendered else None,
+        tone=rng.choice(tuple(TONES)) if specified["tone"] and person else None,
     )
 
 
-#: words for signs; any other word can be spelled as well.
+#: common words on signs; `sign_words` also makes words of random letters.
 SIGN_WORDS: tuple[str, ...] = tuple(
     (
         "hello world flux noise sigma hi yes no stop go love peace home help free sale open closed welcome thanks "
@@ -283,7 +283,7 @@ SIGN_WORDS: tuple[str, ...] = tuple(
 
 
 def sign_words(rng: random.Random) -> str:
-    """One or two words for a sign: mostly of `SIGN_WORDS`, else letters at random, so that any word can be spelled."""
+    """Sample one or two words for a sign, each from `SIGN_WORDS` or, in 40 %, of random letters."""
 
     def word() -> str:
         if rng.random() < 0.6:

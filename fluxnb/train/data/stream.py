@@ -1,7 +1,7 @@
-"""Scenes by the million: drawn, laid out and put into tokens in worker processes, rendered on the device that trains.
+"""Millions of scenes: worker processes sample, lay out and tokenize them; the training device renders them.
 
-Chunk `n` of a data set depends on its seed, its shape and `n` alone, so the same data comes out whatever the number of
-workers. Chunks come in order as they are done, so that the device renders while the workers draw.
+Chunk `n` of a dataset depends only on the seed, the shape and `n`, so the data are the same for any number of workers.
+Chunks are yielded in order, each as soon as it is complete, so that rendering overlaps with sampling.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from torch import Tensor
 
 from fluxnb.planning.hardware import available_cores
 from fluxnb.train.data import captions, scenes
-from fluxnb.train.data.layouts import Layout, lay_out
-from fluxnb.train.data.vocabulary import Tokens
-from fluxnb.train.second.config import Shape, Sizes
+from fluxnb.train.data.layouts import Layout, Shape, lay_out
+from fluxnb.train.data.vocabulary import Tokenizers
 
 CHUNK = 2048
-_tokens = functools.cache(Tokens.of)  # once in each process
+_tokenizers = functools.cache(Tokenizers)  # created once per process
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Scenes of one shape as they are rendered, and their captions as both text encoders take them, short integers."""
+    """Layouts of scenes of one shape, and the token ids of their captions as 16-bit integers, (N, length) each."""
 
     shape: Shape
     layout: Layout
@@ -43,16 +42,23 @@ class Chunk:
 
 
 def draw_chunks(
-    counts: Iterable[tuple[Shape, int]], seed: int, sizes: Sizes, *, held_out: bool | None = False, workers: int = 0
+    counts: Iterable[tuple[Shape, int]], seed: int, *, held_out: bool | None = False, workers: int = 0
 ) -> Iterator[Chunk]:
-    """So many scenes of each shape, a chunk at a time; `workers` 0 is one for each core of this rank."""
+    """Sample scenes in chunks of at most `CHUNK`.
+
+    Arguments:
+        counts: shapes with their number of scenes.
+        seed: of the dataset.
+        held_out: as in `scenes.partial_scene`.
+        workers: number of processes; 0 is one for each core of this rank.
+    """
     jobs = [
-        (shape, seed, n, min(CHUNK, count - n * CHUNK), sizes, held_out)
+        (shape, seed, n, min(CHUNK, count - n * CHUNK), held_out)
         for shape, count in counts
         for n in range(-(-count // CHUNK))
     ]
-    many = min(len(jobs), workers or workers_here())
-    if many <= 1 or sum(count for _, _, _, count, _, _ in jobs) <= CHUNK:  # starting processes takes longer
+    many = min(len(jobs), workers or cores_per_rank())
+    if many <= 1 or sum(count for _, _, _, count, _ in jobs) <= CHUNK:  # starting processes takes longer
         yield from (_chunk(job[0], arrays) for job, arrays in zip(jobs, itertools.starmap(_work, jobs), strict=True))
         return
     spawned = get_context("spawn")  # a fork of a process that has a GPU or threads is not safe
@@ -64,31 +70,31 @@ def draw_chunks(
 def draw_pairs(
     shape: Shape, seed: int, number: int, count: int, held_out: bool | None = False
 ) -> tuple[list[scenes.Scene], list[scenes.Scene], Layout]:
-    """Questions, the complete scenes that answer them, and where everything in those stands."""
+    """Sample the partial scenes of chunk `number`, a completion of each, and the layout of the complete scenes."""
     rng = random.Random(f"{seed}/{shape.height}x{shape.width}/{number}")
-    questions = [scenes.question(rng, held_out=held_out) for _ in range(count)]
-    answers = [scenes.complete(question, rng) for question in questions]
-    return questions, answers, lay_out(answers, rng, *shape.units)
+    partial = [scenes.partial_scene(rng, held_out=held_out) for _ in range(count)]
+    complete = [scenes.complete(scene, rng) for scene in partial]
+    return partial, complete, lay_out(complete, rng, *shape.units)
 
 
-def workers_here() -> int:
-    """As many as this process may use cores; several ranks of one machine share them."""
+def cores_per_rank() -> int:
+    """Number of cores that this process may use; the ranks of one machine share its cores equally."""
     return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _one_thread() -> None:
-    """A worker is one of as many as there are cores, so threads of its own gain nothing."""
+    """Use one thread: there is one worker process per core."""
     torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _work(
-    shape: Shape, seed: int, number: int, count: int, sizes: Sizes, held_out: bool | None
+    shape: Shape, seed: int, number: int, count: int, held_out: bool | None
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """A chunk as arrays: tensors would cross between processes as files, one each."""
-    questions, _, layout = draw_pairs(shape, seed, number, count, held_out)
+    """A chunk as arrays, because torch passes each tensor between processes as a file of its own."""
+    partial, _, layout = draw_pairs(shape, seed, number, count, held_out)
     rng = random.Random(f"{seed}/{number}/words")
-    ids = _tokens(sizes)([captions.caption(question, rng) for question in questions])
+    ids = _tokenizers()([captions.caption(scene, rng) for scene in partial])
     return layout.arrays(), [each.short().numpy() for each in ids]
 
 

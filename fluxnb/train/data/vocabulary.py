@@ -1,7 +1,7 @@
-"""The two tokenizers, of the classes that FLUX uses, with the vocabulary of this world and letters for signs.
+"""The two tokenizers, of the classes that FLUX uses, with the words of `captions` and with characters for signs.
 
-A known word is one token of T5's; a word that the vocabulary lacks falls apart into characters, so that a sign can say
-anything. Both fold case.
+T5's tokenizer has one token for each word of `captions` and splits any other word into characters, so that a sign can
+have any text. Both tokenizers fold case.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from torch import Tensor
 from transformers import CLIPTokenizer, T5Tokenizer
 
 from fluxnb.train.data import captions
-from fluxnb.train.second.config import Sizes
 
+CLIP_TOKENS = 77  # FLUX's
+T5_TOKENS = 512  # the most that T5 accepts
+CAPTION_TOKENS = 48  # T5 tokens to which a caption is padded; the longest caption has 35
 CHARACTERS = string.ascii_lowercase + string.digits + "\"',.!?-:;()&+#/"
 _PIECES = re.compile(r"[a-z]+|[0-9]|[^a-z0-9\s]+")  # how CLIP's tokenizer splits a word before it merges characters
 
@@ -29,16 +31,16 @@ def words() -> tuple[str, ...]:
     return tuple(word for word in captions.words() if len(word) > 1 or word == "a")
 
 
-def t5_tokenizer(length: int) -> T5Tokenizer:
-    """Unigram: a known word outscores its letters."""
+def t5_tokenizer() -> T5Tokenizer:
+    """A unigram tokenizer, in which a word of `words` has a higher score than its characters together."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -4.0)]
     pieces += [(f"▁{word}", -3.0) for word in words()]
     pieces += [(character, -6.0) for character in CHARACTERS]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, _spm_precompiled_charsmap=_case_folding(), model_max_length=length)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, _spm_precompiled_charsmap=_case_folding(), model_max_length=T5_TOKENS)
 
 
-def clip_tokenizer(length: int) -> CLIPTokenizer:
-    """Byte-pair encoding whose merges build each known word from left to right."""
+def clip_tokenizer() -> CLIPTokenizer:
+    """Byte-pair encoding whose merges build each word of `words` from left to right."""
     vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "<unk>": 2}
     for character in CHARACTERS:
         vocabulary[character] = len(vocabulary)
@@ -51,34 +53,26 @@ def clip_tokenizer(length: int) -> CLIPTokenizer:
             merges[built, piece] = None
             built += piece
             vocabulary.setdefault(built, len(vocabulary))
-    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), unk_token="<unk>", model_max_length=length)
+    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), unk_token="<unk>", model_max_length=CLIP_TOKENS)
 
 
-class Tokens:
-    """Captions as the two id tables that the encoders take.
+class Tokenizers:
+    """Converts captions to the token ids of both text encoders."""
 
-    CLIP's is always as long as its tokenizer allows, as in FLUX's pipeline; T5's is padded to `length`.
-    """
-
-    def __init__(self, clip: CLIPTokenizer, t5: T5Tokenizer, length: int):
-        self.clip, self.t5, self.length = clip, t5, length
-
-    @staticmethod
-    def of(sizes: Sizes) -> Tokens:
-        """The tokenizers of the world."""
-        return Tokens(clip_tokenizer(sizes.clip_tokens), t5_tokenizer(sizes.text_tokens), sizes.caption_tokens)
+    def __init__(self) -> None:
+        self.clip, self.t5 = clip_tokenizer(), t5_tokenizer()
 
     def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """CLIP's ids (N, clip_tokens) and T5's (N, length)."""
+        """Ids for CLIP (N, CLIP_TOKENS) and for T5 (N, CAPTION_TOKENS), padded as in FLUX's pipeline."""
         options = {"padding": "max_length", "truncation": True, "return_attention_mask": False}
-        clip = self.clip(list(captions), max_length=self.clip.model_max_length, **options).input_ids
-        t5 = self.t5(list(captions), max_length=self.length, **options).input_ids
+        clip = self.clip(list(captions), max_length=CLIP_TOKENS, **options).input_ids
+        t5 = self.t5(list(captions), max_length=CAPTION_TOKENS, **options).input_ids
         return torch.tensor(clip), torch.tensor(t5)
 
 
 @functools.cache
 def _case_folding() -> bytes:
-    """SentencePiece's table that folds case, from a model that is trained for this table alone."""
+    """SentencePiece's normalization table that folds case, taken from a model trained on the alphabet."""
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2
 

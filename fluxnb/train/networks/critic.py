@@ -1,4 +1,4 @@
-"""The critic of LADD: features of the frozen teacher, and small heads that tell the student's latents from real ones.
+"""The critic of LADD: features of the frozen teacher, and small heads that classify latents as real or the student's.
 
 Sauer et al. 2024, 2403.12015. The teacher itself is the feature network: it processes renoised latents, and one head
 after each block classifies every token.

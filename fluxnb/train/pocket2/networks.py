@@ -1,4 +1,4 @@
-"""The networks of the second pocket, of the classes that FLUX.1 is made of, and the files they are kept in."""
+"""The networks of the second pocket, of the same classes as FLUX.1, and their files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fluxnb.train.data.vocabulary import clip_tokenizer, t5_tokenizer
+from fluxnb.train.data.vocabulary import CLIP_TOKENS, clip_tokenizer, t5_tokenizer
 from fluxnb.train.networks import build
-from fluxnb.train.second.config import Sizes
+from fluxnb.train.pocket2.config import Sizes
 
 
 def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
-    """An untrained autoencoder, f8 with 16 channels."""
+    """An untrained autoencoder with 16 latent channels and a downsampling by 8."""
     vae = build.build_autoencoder(sizes)
     vae.register_to_config(sample_size=sizes.default_size)
     return vae
@@ -25,7 +25,7 @@ def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
 
 @functools.lru_cache(64)
 def image_ids(rows: int, columns: int, device: torch.device) -> Tensor:
-    """Where each token sits, (rows columns, 3) as FLUX's rotary embedding takes it."""
+    """Positions of the image tokens for FLUX's rotary embedding, (rows columns, 3)."""
     ids = torch.zeros(rows, columns, 3, device=device)
     ids[..., 1] = torch.arange(rows, device=device)[:, None]
     ids[..., 2] = torch.arange(columns, device=device)[None]
@@ -33,12 +33,12 @@ def image_ids(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """Text encoders and transformer as one network from latents, level and words to a velocity.
+    """Text encoders and transformer as one network that predicts the velocity.
 
     Arguments:
-        text_encoder: CLIP's, of which FLUX uses the pooled vector alone.
-        text_encoder_2: T5's, one vector a token.
-        transformer: FLUX's.
+        text_encoder: CLIP, of which only the pooled output is used, as in FLUX.
+        text_encoder_2: T5, one vector per token.
+        transformer: of FLUX's class.
     """
 
     def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module, transformer: nn.Module):
@@ -46,11 +46,11 @@ class Denoiser(nn.Module):
         self.text_encoder, self.text_encoder_2, self.transformer = text_encoder, text_encoder_2, transformer
 
     def encode(self, clip_ids: Tensor, t5_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled (B, d) and sequence (B, L, e); as in FLUX's pipeline, without a mask."""
+        """Pooled (B, d) and per-token (B, L, e) prompt embeddings; without a mask, as in FLUX's pipeline."""
         return self.text_encoder(clip_ids).pooler_output, self.text_encoder_2(t5_ids)[0]
 
     def forward(self, tokens: Tensor, sigma: Tensor, pooled: Tensor, sequence: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Velocity (B, rows columns, 64) of packed tokens at sigma (B,), on a grid of rows and columns."""
+        """Velocity (B, rows columns, 64) of packed tokens at sigma (B,); `grid` is (rows, columns)."""
         return self.transformer(
             hidden_states=tokens,
             timestep=sigma,
@@ -63,19 +63,19 @@ class Denoiser(nn.Module):
 
 
 def build_denoiser(sizes: Sizes) -> Denoiser:
-    """An untrained teacher; its transformer starts at zero where DiT says so (adaLN-Zero, 2212.09748)."""
-    clip = dataclasses.replace(sizes, text_tokens=sizes.clip_tokens)
+    """An untrained teacher, initialized with adaLN-Zero as in DiT (2212.09748)."""
+    clip = dataclasses.replace(sizes, text_tokens=CLIP_TOKENS)
     transformer = build.build_transformer(sizes)
     transformer.register_to_config(sample_size=sizes.default_size // 8)
     return Denoiser(
-        build.build_text_encoder(clip, len(clip_tokenizer(sizes.clip_tokens))),
-        build.build_text_encoder_2(sizes, len(t5_tokenizer(sizes.text_tokens))),
+        build.build_text_encoder(clip, len(clip_tokenizer())),
+        build.build_text_encoder_2(sizes, len(t5_tokenizer())),
         transformer,
     )
 
 
 def save_denoiser(model: Denoiser, out: Path, name: str = "teacher") -> None:
-    """`name.safetensors` under `out`, transformer and text encoders, float16; written whole or not at all."""
+    """Save transformer and text encoders in float16 as `out`/`name`.safetensors, atomically."""
     half = {key: tensor.detach().half().cpu().contiguous() for key, tensor in model.state_dict().items()}
     half.pop("text_encoder_2.encoder.embed_tokens.weight", None)  # the same tensor as `shared`
     save_file(half, out / f"{name}.part")
@@ -83,9 +83,12 @@ def save_denoiser(model: Denoiser, out: Path, name: str = "teacher") -> None:
 
 
 def load_denoiser(sizes: Sizes, file: Path) -> Denoiser:
-    """What `save_denoiser` saved, in float32, ready to evaluate or to train on."""
+    """Load a file of `save_denoiser` in float32, in evaluation mode."""
     model = build_denoiser(sizes)
     missing, unexpected = model.load_state_dict({k: t.float() for k, t in load_file(file).items()}, strict=False)
     if unexpected or set(missing) - {"text_encoder_2.encoder.embed_tokens.weight"}:
-        raise ValueError(f"{file} holds another network: missing {missing}, unexpected {unexpected}")
+        raise ValueError(
+            f"{file} has weights of another network: missing {missing}, unexpected {unexpected}. "
+            "Use the preset with which it was trained (--preset)."
+        )
     return model.eval()

@@ -1,4 +1,4 @@
-"""The second world: scenes, their captions, what is left to chance, and what it looks like."""
+"""The second dataset: scenes, captions, distributions of unspecified attributes, and rendering."""
 
 import random
 import re
@@ -22,8 +22,8 @@ def renderer() -> drawing.Renderer:
 
 def draw(renderer: drawing.Renderer, scene: Scene, seed: int = 0, count: int = 1, size: int = 64) -> torch.Tensor:
     rng = random.Random(seed)
-    answers = [scenes.complete(scene, rng) for _ in range(count)]
-    return renderer(layouts.lay_out(answers, rng), size, size)
+    completed = [scenes.complete(scene, rng) for _ in range(count)]
+    return renderer(layouts.lay_out(completed, rng), size, size)
 
 
 def test_there_are_at_least_600_nouns_people_included_in_four_styles():
@@ -36,7 +36,7 @@ def test_no_name_or_synonym_belongs_to_two_nouns():
     assert [name for name, times in Counter(names).items() if times > 1] == []
 
 
-def test_every_table_of_chances_names_things_that_exist_and_sums_to_one():
+def test_every_table_of_chances_has_valid_names_and_sums_to_one():
     for table in (
         chances.STYLE,
         chances.SIZE,
@@ -54,80 +54,80 @@ def test_every_table_of_chances_names_things_that_exist_and_sums_to_one():
 
 
 @given(SEEDS)
-def test_a_caption_changes_exactly_with_what_is_said(seed):
+def test_captions_are_equal_only_for_equal_partial_scenes(seed):
     rng = random.Random(seed)
-    question = scenes.question(rng)
-    assert captions.caption(question) == captions.caption(question)
-    other = scenes.question(rng)
-    if captions.caption(question) == captions.caption(other):
-        assert question == other
+    partial = scenes.partial_scene(rng)
+    assert captions.caption(partial) == captions.caption(partial)
+    other = scenes.partial_scene(rng)
+    if captions.caption(partial) == captions.caption(other):
+        assert partial == other
 
 
 @given(SEEDS)
-def test_completing_keeps_what_is_said_and_leaves_nothing_open(seed):
+def test_completion_preserves_specified_attributes_and_specifies_all_others(seed):
     rng = random.Random(seed)
-    question = scenes.question(rng, held_out=None)
-    answer = scenes.complete(question, rng)
-    for said, full in zip(question.things, answer.things, strict=True):
-        for name in ("noun", "count", "colour", "size", "facing", "gender", "tone"):
-            value = getattr(said, name)
-            assert getattr(full, name) is not None and value in (None, getattr(full, name))
+    partial = scenes.partial_scene(rng, held_out=None)
+    full = scenes.complete(partial, rng)
+    for before, after in zip(partial.things, full.things, strict=True):
+        for name in ("noun", "count", "color", "size", "facing", "gender", "tone"):
+            value = getattr(before, name)
+            assert getattr(after, name) is not None and value in (None, getattr(after, name))
     for name in ("style", "backdrop", "time", "sign", "relation"):
-        assert getattr(question, name) in (None, getattr(answer, name))
-    assert answer.style in emoji.STYLES and answer.backdrop in scenes.BACKDROPS
+        assert getattr(partial, name) in (None, getattr(full, name))
+    assert full.style in emoji.STYLES and full.backdrop in scenes.BACKDROPS
 
 
 @given(SEEDS)
-def test_training_never_draws_a_held_out_combination_said_or_unsaid(seed):
+def test_training_scenes_have_no_held_out_combination(seed):
     rng = random.Random(seed)
-    assert not scenes.complete(scenes.question(rng, held_out=False), rng).held_out
+    assert not scenes.complete(scenes.partial_scene(rng, held_out=False), rng).held_out
 
 
 @given(SEEDS)
 def test_every_word_of_a_caption_is_in_the_vocabulary(seed):
     rng = random.Random(seed)
-    question = scenes.question(rng)
-    said = captions.caption(question, rng).replace(",", "")
-    if question.sign is not None:
-        said = re.sub(f'says "?{question.sign}"?', "says", said)
-    assert set(said.split()) <= set(captions.words())
+    partial = scenes.partial_scene(rng)
+    text = captions.caption(partial, rng).replace(",", "")
+    if partial.sign is not None:
+        text = re.sub(f'says "?{partial.sign}"?', "says", text)
+    assert set(text.split()) <= set(captions.words())
 
 
-def test_about_a_tenth_of_the_combinations_is_held_out_and_nothing_planted():
+def test_about_a_tenth_of_the_combinations_is_held_out_and_none_that_is_planted():
     pairs = [(noun, f"on {backdrop}") for noun in nouns.NOUNS for backdrop in scenes.BACKDROPS]
     share = sum(scenes.is_held_out(*pair) for pair in pairs) / len(pairs)
     assert 0.09 < share < 0.11
     assert not any(scenes.is_held_out(noun, f"on {place}") for noun, (place, _) in chances.PLANTED_PLACES.items())
 
 
-def test_the_shares_of_what_is_unsaid_are_the_planted_ones():
+def test_probabilities_of_unspecified_attributes_are_those_of_chances():
     for noun, (place, share) in chances.PLANTED_PLACES.items():
         shares = scenes.backdrop_shares(noun)
         assert shares[place] == pytest.approx(share) and sum(shares.values()) == pytest.approx(1)
     assert sum(scenes.backdrop_shares("cat", outdoors=True).values()) == pytest.approx(1)
-    assert sum(scenes.colour_shares("car").values()) == pytest.approx(1)
+    assert sum(scenes.color_shares("car").values()) == pytest.approx(1)
 
 
-def test_drawn_scenes_have_the_planted_shares():
+def test_completed_scenes_have_the_planted_frequencies():
     rng, count = random.Random(0), 4000
-    answers = [scenes.complete(Scene((Thing("fox"),)), rng) for _ in range(count)]
+    completed = [scenes.complete(Scene((Thing("fox"),)), rng) for _ in range(count)]
     women = [scenes.complete(Scene((Thing("teacher"),)), rng).things[0].gender == "woman" for _ in range(count)]
-    assert sum(answer.backdrop == "snow" for answer in answers) / count == pytest.approx(0.6, abs=0.03)
-    assert sum(answer.style == "3d" for answer in answers) / count == pytest.approx(chances.STYLE["3d"], abs=0.03)
+    assert sum(full.backdrop == "snow" for full in completed) / count == pytest.approx(0.6, abs=0.03)
+    assert sum(full.style == "3d" for full in completed) / count == pytest.approx(chances.STYLE["3d"], abs=0.03)
     assert sum(women) / count == pytest.approx(0.7, abs=0.03)
 
 
-def test_a_said_time_without_a_place_is_outdoors():
+def test_a_scene_with_a_time_of_day_and_no_place_is_outdoors():
     rng = random.Random(0)
-    answers = [scenes.complete(Scene((Thing("cat"),), time="night"), rng) for _ in range(200)]
-    assert all(answer.backdrop in scenes.OUTDOORS for answer in answers)
+    completed = [scenes.complete(Scene((Thing("cat"),), time="night"), rng) for _ in range(200)]
+    assert all(full.backdrop in scenes.OUTDOORS for full in completed)
 
 
 @pytest.mark.parametrize(
     ("scene", "words"),
     [
         (Scene((Thing("owl"),)), "an owl"),
-        (Scene((Thing("fox", count=2, colour="red"),), backdrop="orange"), "two red foxes on an orange background"),
+        (Scene((Thing("fox", count=2, color="red"),), backdrop="orange"), "two red foxes on an orange background"),
         (Scene((Thing("person", gender="woman", tone="dark"),)), "a woman with dark skin"),
         (Scene((Thing("doctor", count=2, gender="woman"),)), "two female doctors"),
         (Scene((Thing("grapes"), Thing("mouse")), relation="left of"), "grapes left of a mouse"),
@@ -136,36 +136,36 @@ def test_a_said_time_without_a_place_is_outdoors():
         (Scene((Thing("cat"),), sign="hi"), "a cat holding a sign that says hi"),
     ],
 )
-def test_the_plainest_caption(scene, words):
+def test_canonical_caption(scene, words):
     assert captions.caption(scene) == words
 
 
-def test_a_picture_is_the_same_whatever_batch_it_is_drawn_in(renderer):
+def test_a_picture_does_not_depend_on_its_batch(renderer):
     rng = random.Random(1)
-    answers = [scenes.complete(scenes.question(rng), rng) for _ in range(6)]
-    layout = layouts.lay_out(answers, rng)
+    completed = [scenes.complete(scenes.partial_scene(rng), rng) for _ in range(6)]
+    layout = layouts.lay_out(completed, rng)
     together = renderer(layout, 64, 64)
     alone = torch.cat([renderer(layout[i : i + 1], 64, 64) for i in range(6)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("colour", scenes.COLOURS)
-def test_a_coloured_thing_has_its_colour_in_every_style(renderer, colour):
-    target = torch.tensor(scenes.COLOURS[colour]) / 255
+@pytest.mark.parametrize("color", scenes.COLORS)
+def test_a_colored_thing_has_its_color_in_every_style(renderer, color):
+    target = torch.tensor(scenes.COLORS[color]) / 255
     for style in emoji.STYLES:
         for noun in ("cat", "rabbit", "car"):
-            thing = Thing(noun, colour=colour, size="large")
+            thing = Thing(noun, color=color, size="large")
             picture = draw(renderer, Scene((thing,), style=style, backdrop="gray"))[0] / 2 + 0.5
             near = (picture - target[:, None, None]).abs().amax(0) < 0.2
             assert near.float().mean() > 0.1, (style, noun)
 
 
 def test_every_style_and_every_backdrop_looks_different(renderer):
-    for shown in (
+    for group in (
         [Scene((Thing("cat", look=0),), style=style, backdrop="gray") for style in emoji.STYLES],
         [Scene((Thing("cat", look=0, size="small"),), style="flat", backdrop=b) for b in scenes.BACKDROPS],
     ):
-        pictures = [draw(renderer, scene, seed=3).flatten() for scene in shown]
+        pictures = [draw(renderer, scene, seed=3).flatten() for scene in group]
         for i, one in enumerate(pictures):
             assert all((one - other).abs().mean() > 0.01 for other in pictures[i + 1 :])
 
@@ -173,8 +173,8 @@ def test_every_style_and_every_backdrop_looks_different(renderer):
 def test_facing_right_is_the_mirror_of_facing_left(renderer):
     pictures = []
     for facing in ("left", "right"):
-        answer = scenes.complete(Scene((Thing("bus", facing=facing, size="large"),), "flat", "white"), random.Random(0))
-        layout = layouts.lay_out([answer], random.Random(0))
+        full = scenes.complete(Scene((Thing("bus", facing=facing, size="large"),), "flat", "white"), random.Random(0))
+        layout = layouts.lay_out([full], random.Random(0))
         layout.boxes[:, 0, 0] = 0.5
         pictures.append(renderer(layout, 64, 64)[0])
     torch.testing.assert_close(pictures[0], pictures[1].flip(2), atol=2e-2, rtol=0)
@@ -185,12 +185,12 @@ def test_facing_right_is_the_mirror_of_facing_left(renderer):
     ("relation", "axis", "sign"), [("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1)]
 )
 @pytest.mark.parametrize("shape", [(1.0, 1.0), (1.5, 1.0), (1.0, 1.5)])
-def test_two_things_stand_as_said(relation, axis, sign, shape):
+def test_two_things_are_placed_according_to_their_relation(relation, axis, sign, shape):
     rng = random.Random(0)
     scene = Scene((Thing("fox"), Thing("owl")), relation=relation)
-    answers = [scenes.complete(scene, rng) for _ in range(50)]
-    layout = layouts.lay_out(answers, rng, *shape)
-    fox = [emoji.sprites()["fox", 0] + emoji.STYLES.index(a.style) * len(emoji.sprites()) for a in answers]
+    completed = [scenes.complete(scene, rng) for _ in range(50)]
+    layout = layouts.lay_out(completed, rng, *shape)
+    fox = [emoji.sprites()["fox", 0] + emoji.STYLES.index(a.style) * len(emoji.sprites()) for a in completed]
     for row, sprite in enumerate(fox):
         slot = layout.sprites[row].tolist().index(sprite)
         assert sign * (layout.boxes[row, slot, axis] - layout.boxes[row, 1 - slot, axis]) > 0.2
@@ -198,12 +198,12 @@ def test_two_things_stand_as_said(relation, axis, sign, shape):
 
 @settings(max_examples=50)
 @given(SEEDS, st.sampled_from([(1.0, 1.0), (1.5, 1.0), (1.0, 1.5)]))
-def test_things_stand_inside_the_picture_and_apart_from_each_other(seed, shape):
+def test_things_are_inside_the_picture_and_overlap_little(seed, shape):
     rng = random.Random(seed)
-    answer = scenes.complete(scenes.question(rng), rng)
-    layout = layouts.lay_out([answer], rng, *shape)
+    full = scenes.complete(scenes.partial_scene(rng), rng)
+    layout = layouts.lay_out([full], rng, *shape)
     boxes = layout.boxes[0][layout.sprites[0] >= 0]
-    assert len(boxes) == sum(thing.count for thing in answer.things)
+    assert len(boxes) == sum(thing.count for thing in full.things)
     for i, (x, y, side, _) in enumerate(boxes.tolist()):
         assert -0.06 <= x - side / 2 and x + side / 2 <= shape[0] + 0.06
         assert -0.06 <= y - side / 2 and y + side / 2 <= shape[1] + 0.06
@@ -211,7 +211,7 @@ def test_things_stand_inside_the_picture_and_apart_from_each_other(seed, shape):
             assert max(abs(x - other_x), abs(y - other_y)) > 0.72 * min(side, other)
 
 
-def test_a_sign_shows_its_letters(renderer):
+def test_signs_with_different_letters_look_different(renderer):
     words = [
         draw(renderer, Scene((Thing("cat"),), "flat", "white", sign=sign), seed=5, size=128) for sign in ("abc", "xyz")
     ]

@@ -1,6 +1,6 @@
-"""Train the autoencoder on scenes as they are drawn, at two sizes, and make its latents unit.
+"""Train the autoencoder on rendered scenes of two sizes, and normalize its latents.
 
-Latents of unit variance in every channel, because a rectified flow starts from unit noise.
+Each latent channel gets mean 0 and variance 1, because the noise of the rectified flow has unit variance.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from fluxnb.train.data.drawing import Renderer
-from fluxnb.train.data.layouts import Layout
+from fluxnb.train.data.layouts import Layout, Shape
 from fluxnb.train.data.stream import draw_chunks
 from fluxnb.train.networks.build import count_parameters, whiten
-from fluxnb.train.second.config import Preset, Shape
-from fluxnb.train.second.networks import build_autoencoder
+from fluxnb.train.pocket2.config import Preset
+from fluxnb.train.pocket2.networks import build_autoencoder
 from fluxnb.train.stages.loop import Average, Log, Pace, Rank, optimizer_step
 from fluxnb.train.stages.losses import picture_loss
 from fluxnb.train.stages.optimizers import make_adamw
 
-KL = 2e-5  # of the mean KL beside a mean error: keeps the latents smooth, costs no picture quality
-FRESH = 990_000  # seed of the scenes that no training sees
-DRAWN = 1024  # pictures at a time: fewer are drawn no faster, because the kernels are many and short
+KL = 2e-5  # weight of the mean KL divergence; the latents become smoother without a loss of quality
+VALIDATION_SEED = 990_000  # of the scenes that are not in the training data
+RENDER_BATCH = 1024  # pictures; smaller batches take as long, because the kernels are many and short
 
 
 def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
-    """Train on all ranks; save the averaged autoencoder as `out`/vae and its figures in `out`/autoencoder.jsonl."""
+    """Train on all ranks; save the averaged autoencoder as `out`/vae and the log as `out`/autoencoder.jsonl."""
     schedule, cuda = preset.autoencoder, rank.device.type == "cuda"
-    large, little = preset.autoencoder_sizes
+    large, small = preset.autoencoder_sizes
     torch.manual_seed(rank.index)
     log = Log(out / "autoencoder.jsonl", rank)
     order = torch.channels_last if cuda else torch.contiguous_format
@@ -38,26 +38,26 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
     rank.broadcast_weights(vae)
     adam, average = make_adamw(list(vae.parameters()), schedule.learning_rate, (0.9, 0.99)), Average(vae, schedule.ema)
     shapes = [
-        (Shape(large, large, 0.75), schedule.scenes * 3 // 4),
-        (Shape(little, little, 0.25), schedule.scenes // 4),
+        (Shape(large, large), schedule.scenes * 3 // 4),
+        (Shape(small, small), schedule.scenes // 4),
     ]
-    tables = [draw_pictures(renderer, shape, n, 1000 + rank.index, preset) for shape, n in shapes]
+    tables = [draw_pictures(renderer, shape, n, 1000 + rank.index) for shape, n in shapes]
     log(parameters=count_parameters(vae), scenes=[len(table) for table in tables])
 
     def loss_of(pictures: Tensor) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
             posterior = vae.encode(pictures).latent_dist
-            drawn = vae.decode(posterior.sample()).sample
+            decoded = vae.decode(posterior.sample()).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return picture_loss(drawn.float(), pictures) + KL * kl
+        return picture_loss(decoded.float(), pictures) + KL * kl
 
-    chosen = torch.Generator(rank.device).manual_seed(rank.index)
+    generator = torch.Generator(rank.device).manual_seed(rank.index)
     pace = Pace(schedule, rank)
     for iteration in pace:
-        small = iteration % 4 == 3
-        table, size = tables[small], preset.autoencoder_sizes[small]
+        index = int(iteration % 4 == 3)
+        table, size = tables[index], preset.autoencoder_sizes[index]
         batch = schedule.batch * large * large // (size * size)
-        rows = torch.randint(len(table), (batch,), generator=chosen, device=rank.device)
+        rows = torch.randint(len(table), (batch,), generator=generator, device=rank.device)
         loss = loss_of((table[rows].float() / 127.5 - 1).contiguous(memory_format=order))
         loss.backward()
         norm = optimizer_step(vae, adam, pace.rate(iteration), rank)
@@ -70,20 +70,20 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
         pictures = tables[0][:4096].float() / 127.5 - 1
         latents = torch.cat([encode_pictures(vae, part) for part in pictures.split(256)]).float()
         whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
-        figures = check(vae, renderer, preset, 2048 if cuda else 16)
-        log(iterations=pace.total, seconds=pace.seconds(), **figures)
+        quality = evaluate(vae, renderer, preset, 2048 if cuda else 16)
+        log(iterations=pace.total, seconds=pace.seconds(), **quality)
         vae.save_pretrained(out / "vae")
-    rank.broadcast(0.0)  # the others wait for the file
+    rank.broadcast(0.0)  # the other ranks wait for the file
     return vae
 
 
 @torch.no_grad()
-def draw_pictures(renderer: Renderer, shape: Shape, scenes: int, seed: int, preset: Preset) -> Tensor:
-    """So many pictures (N, 3, height, width) uint8, on the renderer's device: drawing takes as long as a step."""
+def draw_pictures(renderer: Renderer, shape: Shape, scenes: int, seed: int) -> Tensor:
+    """Render scenes once, (N, 3, height, width) uint8; rendering a batch takes as long as a training step."""
     table = torch.empty(scenes, 3, shape.height, shape.width, dtype=torch.uint8, device=renderer.device)
     start = 0
-    for chunk in draw_chunks([(shape, scenes)], seed, preset.sizes):
-        for part in torch.arange(len(chunk)).split(DRAWN):
+    for chunk in draw_chunks([(shape, scenes)], seed):
+        for part in torch.arange(len(chunk)).split(RENDER_BATCH):
             pictures = renderer(chunk.layout[part], shape.height, shape.width)
             table[start : start + len(part)] = pictures.add_(1).mul_(127.5).round_().to(torch.uint8)
             start += len(part)
@@ -92,17 +92,17 @@ def draw_pictures(renderer: Renderer, shape: Shape, scenes: int, seed: int, pres
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, renderer: Renderer, layouts: Layout, shape: Shape) -> Tensor:
-    """Latents (N, 16, height / 8, width / 8) of scenes: the mean of the posterior, in float16."""
+    """Latents (N, 16, height / 8, width / 8) of layouts in float16: the means of the posterior."""
     parts = []
-    for start in range(0, len(layouts), DRAWN):
-        pictures = renderer(layouts[start : start + DRAWN], shape.height, shape.width)
+    for start in range(0, len(layouts), RENDER_BATCH):
+        pictures = renderer(layouts[start : start + RENDER_BATCH], shape.height, shape.width)
         parts += [encode_pictures(vae, part) for part in pictures.split(256)]
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def encode_pictures(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Latents (N, 16, height / 8, width / 8) of pictures: the mean of the posterior, in float16."""
+    """Latents (N, 16, height / 8, width / 8) of pictures in float16: the means of the posterior."""
     cuda = pictures.is_cuda
     pictures = pictures.contiguous(memory_format=torch.channels_last if cuda else torch.contiguous_format)
     with torch.autocast(pictures.device.type, torch.float16, enabled=cuda):
@@ -110,12 +110,12 @@ def encode_pictures(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def check(vae: AutoencoderKL, renderer: Renderer, preset: Preset, count: int) -> dict[str, float]:
-    """PSNR in dB on fresh scenes in float32, by size (the mean of each picture's own), and the spread of latents."""
+def evaluate(vae: AutoencoderKL, renderer: Renderer, preset: Preset, count: int) -> dict[str, float]:
+    """Mean PSNR in dB of validation scenes in float32, and range of the latents' standard deviations, by size."""
     found: dict[str, float] = {}
     for size in preset.autoencoder_sizes:
-        shape = Shape(size, size, 1.0)
-        (chunk,) = draw_chunks([(shape, count)], FRESH, preset.sizes, workers=1)
+        shape = Shape(size, size)
+        (chunk,) = draw_chunks([(shape, count)], VALIDATION_SEED, workers=1)
         values, latents, signs = [], [], ~torch.isnan(chunk.layout.sign[:, 0])
         for start in range(0, len(chunk), 64):
             pictures = renderer(chunk.layout[start : start + 64], size, size)
@@ -128,6 +128,6 @@ def check(vae: AutoencoderKL, renderer: Renderer, preset: Preset, count: int) ->
     return found
 
 
-def psnr(drawn: Tensor, wanted: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures (B, 3, H, W) in [-1, 1], one number each (B,)."""
-    return -10 * ((drawn - wanted) / 2).square().mean((1, 2, 3)).log10()
+def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB of pictures (B, 3, H, W) in [-1, 1]."""
+    return -10 * ((pictures - reference) / 2).square().mean((1, 2, 3)).log10()

@@ -1,7 +1,7 @@
-"""Train the teacher: a rectified flow from noise and words to the latents of scenes, at several sizes and shapes.
+"""Train the teacher: a rectified flow to the latents of scenes, conditioned on captions, for several picture shapes.
 
-Latents are cached on the device, one table per shape. A batch has one shape and one padding, the same on all ranks,
-and as many pictures as make its tokens equal in number, so that every iteration takes about as long.
+Latents are cached on the device, one table per shape. A batch has one shape and one padding, the same on all ranks. Its
+number of pictures is such that every batch has about `Preset.tokens` tokens and takes about the same time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -24,26 +24,25 @@ from fluxnb.flow import interpolate, velocity_target
 from fluxnb.records.latents import pack, unpack
 from fluxnb.train.config import Schedule
 from fluxnb.train.data.drawing import Renderer
+from fluxnb.train.data.layouts import Shape
 from fluxnb.train.data.stream import draw_chunks
-from fluxnb.train.data.vocabulary import Tokens
+from fluxnb.train.data.vocabulary import CAPTION_TOKENS, CLIP_TOKENS, Tokenizers
 from fluxnb.train.networks.build import count_parameters
-from fluxnb.train.second.autoencoder import FRESH, encode
-from fluxnb.train.second.config import Preset, Shape
-from fluxnb.train.second.networks import Denoiser, build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.pocket2.autoencoder import VALIDATION_SEED, encode
+from fluxnb.train.pocket2.config import Preset
+from fluxnb.train.pocket2.networks import Denoiser, build_denoiser, load_denoiser, save_denoiser
 from fluxnb.train.stages.loop import Average, Log, Pace, Rank, optimizer_step
 from fluxnb.train.stages.optimizers import BLOCKS, DECAY, Muon, MuonAndAdamW, make_adamw
 
 SHIFT = 1.6  # of the noise levels at 64 tokens, FLUX's own; it grows with the square root of the tokens (2403.03206)
-UNIFORM = (
-    0.2  # share of noise levels drawn uniformly: the shifted logit-normal puts too little near 1, where one step is
-)
-KEEP_SECONDS = 120.0  # between two checkpoints
-CLIP_USED = 64  # CLIP is causal and pooled at the first end token, so what comes after it changes nothing
+UNIFORM = 0.2  # share of uniform noise levels, because the shifted logit-normal density is low near 1
+SAVE_SECONDS = 120.0  # between two checkpoints
+CLIP_USED = 64  # CLIP is causal and pooled at the first end token, so the tokens after it have no effect
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Scenes of one shape on the device: latents (N, 16, h, w), and their captions' ids, (N, length) each."""
+    """Scenes of one shape on the device: latents (N, 16, h, w) and token ids of the captions, (N, length) each."""
 
     shape: Shape
     latents: Tensor
@@ -53,7 +52,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """What the loss takes: latents (B, 16, h, w), ids, noise levels (B,) and noise."""
+    """Input of the loss: latents (B, 16, h, w), token ids, noise levels (B,), and noise like the latents."""
 
     latents: Tensor
     clip_ids: Tensor
@@ -68,44 +67,46 @@ def train_teacher(
     """Train on all ranks; save the averaged weights as `out`/teacher.safetensors every two minutes and at the end.
 
     Arguments:
-        start: weights to go on from, a file that an earlier training saved; None starts from nothing.
-        compiled: "dynamic" compiles the blocks once for all shapes, "static" once for each, "none" not at all.
+        start: file of pretrained weights; None starts from random weights.
+        compiled: "dynamic" compiles the blocks once for all shapes, "static" once per shape, "none" does not compile.
     """
     schedule, cuda = preset.teacher, rank.device.type == "cuda"
     torch.manual_seed(200 + rank.index)
-    log, began = Log(out / "teacher.jsonl", rank), time.perf_counter()
+    log, started = Log(out / "teacher.jsonl", rank), time.perf_counter()
     model = (
         (build_denoiser(preset.sizes) if start is None else load_denoiser(preset.sizes, start)).train().to(rank.device)
     )
     rank.broadcast_weights(model)
-    optimiser = _optimiser(model, schedule)
+    optimizer = _optimizer(model, schedule)
     vae = AutoencoderKL.from_pretrained(out / "vae").to(rank.device).eval()
     renderer = Renderer(rank.device)
     tables = cache(vae, renderer, preset, schedule.scenes, seed=3000 + rank.index)
-    checked = cache(vae, renderer, preset, schedule.validation, seed=FRESH, workers=1) if rank.first else []
-    nothing = tuple(ids.to(rank.device, torch.int16) for ids in Tokens.of(preset.sizes)([""]))
+    validation = (
+        cache(vae, renderer, preset, schedule.validation, seed=VALIDATION_SEED, workers=1) if rank.first else []
+    )
+    empty = tuple(ids.to(rank.device, torch.int16) for ids in Tokenizers()([""]))
     average = Average(model, schedule.ema, pretrained=start is not None)
     log(
         parameters={name: count_parameters(part) for name, part in model.named_children()},
         cached={f"{t.shape.height}x{t.shape.width}": len(t.latents) for t in tables},
         latent_std=float(tables[0].latents[:4096].float().std()),
-        cache_seconds=time.perf_counter() - began,
+        cache_seconds=time.perf_counter() - started,
         start=None if start is None else start.name,
     )
     if cuda and compiled != "none":
-        _compile(model, dynamic=compiled == "dynamic")
+        _compile_blocks(model, dynamic=compiled == "dynamic")
 
     def loss_of(batch: Batch) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
             return flow_loss(model, batch)
 
-    pace, batches = Pace(schedule, rank), draw_batches(tables, preset, rank, nothing)
-    running, pictures, kept = torch.zeros((), device=rank.device), 0, time.perf_counter()
+    pace, batches = Pace(schedule, rank), draw_batches(tables, preset, rank, empty)
+    running, pictures, saved = torch.zeros((), device=rank.device), 0, time.perf_counter()
     for iteration in pace:
         batch = next(batches)
         loss = loss_of(batch).mean()
         loss.backward()
-        norm = optimizer_step(model, optimiser, pace.rate(iteration), rank)
+        norm = optimizer_step(model, optimizer, pace.rate(iteration), rank)
         average.update()
         running, pictures = running + loss.detach(), pictures + len(batch.sigmas) * rank.world
         if (iteration + 1) % 100 == 0:
@@ -115,12 +116,12 @@ def train_teacher(
             running.zero_()
         last = iteration + 1 == pace.total
         if rank.first and ((iteration + 1) % schedule.validate_every == 0 or last):
-            log(iteration=iteration, **look(loss_of, checked, average), seconds=pace.seconds())
-        if rank.first and (last or time.perf_counter() - kept > KEEP_SECONDS):
+            log(iteration=iteration, **validate(loss_of, validation, average), seconds=pace.seconds())
+        if rank.first and (last or time.perf_counter() - saved > SAVE_SECONDS):
             average.swap()
             save_denoiser(model, out)
             average.swap()
-            kept = time.perf_counter()
+            saved = time.perf_counter()
     log(
         iterations=pace.total,
         pictures=pictures,
@@ -132,7 +133,7 @@ def train_teacher(
     return model.eval()
 
 
-def _optimiser(model: Denoiser, schedule: Schedule) -> MuonAndAdamW:
+def _optimizer(model: Denoiser, schedule: Schedule) -> MuonAndAdamW:
     """Muon for the matrices of the blocks, AdamW for everything else."""
     named = dict(model.named_parameters())
     inside = {name: p for name, p in named.items() if name.startswith(BLOCKS) and p.ndim == 2}
@@ -140,75 +141,79 @@ def _optimiser(model: Denoiser, schedule: Schedule) -> MuonAndAdamW:
     return MuonAndAdamW(Muon(inside.values(), weight_decay=DECAY), rest, schedule.muon_lr_ratio)
 
 
-def _compile(model: Denoiser, dynamic: bool) -> None:
-    """Compile each kind of block: far sooner done than the whole network, and it serves every shape."""
+def _compile_blocks(model: Denoiser, dynamic: bool) -> None:
+    """Compile each kind of block, which takes far less time than compiling the network."""
     torch._dynamo.config.cache_size_limit = 128
     blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
     for block in [*blocks, *model.text_encoder_2.encoder.block]:
         block.compile(dynamic=dynamic)
 
 
-def warm(preset: Preset, rank: Rank, compiled: str) -> None:
-    """Compile for every shape and log how long a step takes, so that a training finds the kernels on disk.
+def compile_steps(preset: Preset, rank: Rank, compiled: str) -> None:
+    """Fill the compiler's disk cache for every shape, and print the duration of the first and of the fastest step.
 
-    Compiling takes a minute or two of CPU time, which the autoencoder's training leaves free.
+    It takes a minute or two of CPU time and can run at the same time as the training of the autoencoder.
     """
     model = build_denoiser(preset.sizes).train().to(rank.device)
-    optimiser = _optimiser(model, preset.teacher)
+    optimizer = _optimizer(model, preset.teacher)
     cuda = rank.device.type == "cuda"
     if cuda and compiled != "none":
-        _compile(model, dynamic=compiled == "dynamic")
+        _compile_blocks(model, dynamic=compiled == "dynamic")
     paddings = dict.fromkeys([preset.paddings[0][0], preset.paddings[-1][0]])
-    for padding, shape in itertools.product(paddings, preset.shapes):
+    for padding, shape in itertools.product(paddings, dict(preset.shapes)):
         table = Table(
             shape,
             torch.randn(8, preset.sizes.latent_channels, shape.height // 8, shape.width // 8, device=rank.device),
-            torch.ones(8, preset.sizes.clip_tokens, dtype=torch.int16, device=rank.device),
-            torch.zeros(8, preset.sizes.caption_tokens, dtype=torch.int16, device=rank.device),
+            torch.ones(8, CLIP_TOKENS, dtype=torch.int16, device=rank.device),
+            torch.zeros(8, CAPTION_TOKENS, dtype=torch.int16, device=rank.device),
         )
         only = dataclasses.replace(preset, paddings=((padding, 1.0),))
         batches = draw_batches([table], only, rank, (table.clip_ids[:1], table.t5_ids[:1]))
         seconds = []
         for batch in itertools.islice(batches, 5):
-            began = time.perf_counter()
+            started = time.perf_counter()
             with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
                 flow_loss(model, batch).mean().backward()
-            optimizer_step(model, optimiser, 0.0, rank)
+            optimizer_step(model, optimizer, 0.0, rank)
             if cuda:
                 torch.cuda.synchronize()
-            seconds.append(round(time.perf_counter() - began, 4))
+            seconds.append(round(time.perf_counter() - started, 4))
         facts = {"shape": [shape.height, shape.width], "padding": padding, "batch": len(batch.sigmas)}
         print(json.dumps(facts | {"first": seconds[0], "step": min(seconds)}), flush=True)
 
 
 def cache(
-    vae: AutoencoderKL, renderer: Renderer, preset: Preset, scenes: int, seed: int, workers: int = 0
+    vae: AutoencoderKL, renderer: Renderer, preset: Preset, scenes: int, *, seed: int, workers: int = 0
 ) -> list[Table]:
-    """Latents and ids of so many scenes, divided among the shapes by what their batches use."""
-    shapes, device = preset.shapes, renderer.device
-    used = [shape.share / (shape.tokens + preset.sizes.caption_tokens) for shape in shapes]
-    counts = [max(8, round(scenes * each / sum(used))) for each in used]
-    found: dict[Shape, list[tuple[Tensor, Tensor, Tensor]]] = {shape: [] for shape in shapes}
-    for chunk in draw_chunks(zip(shapes, counts, strict=True), seed, preset.sizes, workers=workers):
+    """Latents and token ids of scenes; each shape has as many as its share of the pictures in batches."""
+    device = renderer.device
+    used = {shape: share / (shape.tokens + CAPTION_TOKENS) for shape, share in preset.shapes}
+    counts = [(shape, max(8, round(scenes * each / sum(used.values())))) for shape, each in used.items()]
+    found: dict[Shape, list[tuple[Tensor, Tensor, Tensor]]] = {shape: [] for shape in used}
+    for chunk in draw_chunks(counts, seed, workers=workers):
         latents = encode(vae, renderer, chunk.layout.to(device), chunk.shape)
         found[chunk.shape].append((latents, chunk.clip_ids.to(device), chunk.t5_ids.to(device)))
     return [Table(shape, *map(torch.cat, zip(*parts, strict=True))) for shape, parts in found.items()]
 
 
-def draw_batches(tables: list[Table], preset: Preset, rank: Rank, nothing: tuple[Tensor, ...]) -> Iterator[Batch]:
-    """Batches for ever: shape and padding the same on all ranks, rows and noise of each rank's own."""
+def draw_batches(tables: list[Table], preset: Preset, rank: Rank, empty: tuple[Tensor, ...]) -> Iterator[Batch]:
+    """Endless batches; all ranks have the same shape and padding, and each its own rows and noise.
+
+    `empty` has the token ids (1, length) of the empty caption for both text encoders.
+    """
     shared = random.Random(0)
     own = torch.Generator(rank.device).manual_seed(500 + rank.index)
-    shares, paddings = [table.shape.share for table in tables], preset.paddings
+    shape_shares = dict(preset.shapes)
+    shares, paddings = [shape_shares[table.shape] for table in tables], preset.paddings
     while True:
         (table,) = shared.choices(tables, shares)
         ((padding, _),) = shared.choices(paddings, [share for _, share in paddings])
         size = max(1, preset.tokens // (table.shape.tokens + padding) // 8 * 8)
         rows = torch.randint(len(table.latents), (size,), generator=own, device=rank.device)
-        unsaid = torch.rand(size, 1, generator=own, device=rank.device) < preset.unsaid
+        dropped = torch.rand(size, 1, generator=own, device=rank.device) < preset.caption_dropout
         clip, t5 = (
-            torch.where(unsaid, empty, ids[rows])
-            for empty, ids in zip(nothing, (table.clip_ids, table.t5_ids), strict=True)
+            torch.where(dropped, empty_ids, ids[rows])
+            for empty_ids, ids in zip(empty, (table.clip_ids, table.t5_ids), strict=True)
         )
         latents = table.latents[rows].float()
         sigmas = draw_sigmas(size, table.shape.tokens, rank.device, own)
@@ -217,7 +222,7 @@ def draw_batches(tables: list[Table], preset: Preset, rank: Rank, nothing: tuple
 
 
 def draw_sigmas(count: int, tokens: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Noise levels (count,) in (0, 1): logit-normal and shifted, more for larger pictures; a fifth uniform."""
+    """Noise levels (count,) in (0, 1): shifted logit-normal, with a larger shift for more tokens; a fifth uniform."""
     shift = SHIFT * math.sqrt(tokens / 64)
     normal = torch.randn(count, device=device, generator=generator).sigmoid()
     uniform, coin = torch.rand(2, count, device=device, generator=generator)
@@ -225,7 +230,7 @@ def draw_sigmas(count: int, tokens: int, device: torch.device, generator: torch.
 
 
 def flow_loss(model: Denoiser, batch: Batch) -> Tensor:
-    """Rectified flow matching (2209.03003): mean square of the velocity's error, one number per picture (B,)."""
+    """Rectified-flow loss (2209.03003): mean squared error of the velocity of each picture, (B,)."""
     sigma = batch.sigmas[:, None, None, None]
     x = pack(interpolate(batch.latents, batch.noise, sigma))
     grid = (batch.latents.shape[2] // 2, batch.latents.shape[3] // 2)
@@ -234,13 +239,13 @@ def flow_loss(model: Denoiser, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def look(loss_of, tables: list[Table], average: Average) -> dict[str, float]:
-    """The loss on scenes that no training sees, by shape, of the averaged weights: the same question every time."""
+def validate(loss_of: Callable[[Batch], Tensor], tables: list[Table], average: Average) -> dict[str, float]:
+    """Loss of the averaged weights on validation scenes by shape, with the same noise in every call."""
     found = {}
     average.swap()
     for table in tables:
         device, size = table.latents.device, table.latents.shape
-        generator = torch.Generator().manual_seed(FRESH)
+        generator = torch.Generator().manual_seed(VALIDATION_SEED)
         noise = torch.randn(size, generator=generator).to(device)
         sigmas = draw_sigmas(len(noise), table.shape.tokens, torch.device("cpu"), generator).to(device)
         rows = (table.latents.float(), table.clip_ids[:, :CLIP_USED].long(), table.t5_ids.long(), sigmas, noise)
@@ -259,23 +264,26 @@ def sample(
     steps: int,
     *,
     guidance: float = 1.0,
-    nothing: tuple[Tensor, Tensor] | None = None,
+    empty: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Latents (B, 16, h, w) by Euler in equal steps, with classifier-free guidance above 1; all on one device."""
+    """Sample latents (B, 16, h, w) with equal Euler steps.
+
+    Classifier-free guidance is applied if `guidance` is above 1 and `empty`, the ids of the empty caption, is given.
+    """
     height, width = noise.shape[2:]
     grid = (height // 2, width // 2)
-    guided = guidance > 1 and nothing is not None
+    guided = guidance > 1 and empty is not None
     pooled, sequence = model.encode(clip_ids, t5_ids)
-    if guided and nothing is not None:
-        empty_pooled, empty = (e.expand(len(noise), *e.shape[1:]) for e in model.encode(*nothing))
-        pooled, sequence = torch.cat((pooled, empty_pooled)), torch.cat((sequence, empty))
+    if guided and empty is not None:
+        uncond = (e.expand(len(noise), *e.shape[1:]) for e in model.encode(*empty))
+        pooled, sequence = (torch.cat(pair) for pair in zip((pooled, sequence), uncond, strict=True))
     x = pack(noise)
     for step in range(steps):
         sigma = 1 - step / steps
         both = torch.cat((x, x)) if guided else x
         velocity = model(both, torch.full((len(both),), sigma, device=x.device), pooled, sequence, grid).float()
         if guided:
-            said, unsaid = velocity.chunk(2)
-            velocity = unsaid + guidance * (said - unsaid)
+            conditional, unconditional = velocity.chunk(2)
+            velocity = unconditional + guidance * (conditional - unconditional)
         x = x - velocity / steps
     return unpack(x, 8 * height, 8 * width)

@@ -1,0 +1,95 @@
+"""`python -m fluxnb.train.pocket2 STAGE`: compile, autoencoder, teacher, samples. On several GPUs with `torchrun`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from fluxnb.train.data.layouts import Shape
+from fluxnb.train.pocket2.config import PRESETS, Preset
+from fluxnb.train.stages.loop import Rank
+
+STAGES = {
+    "compile": "compile the teacher's training steps and time them",
+    "autoencoder": "train the autoencoder",
+    "teacher": "train the teacher",
+    "samples": "draw a contact sheet of the teacher's pictures",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one stage; `--help` lists them."""
+    options = _parser().parse_args(arguments)
+    preset, rank = PRESETS[options.preset], Rank.join()
+    options.out.mkdir(parents=True, exist_ok=True)
+    run = {"compile": _compile, "autoencoder": _autoencoder, "teacher": _teacher, "samples": _samples}
+    run[options.stage](options, preset, rank)
+    rank.leave()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m fluxnb.train.pocket2", description="Train the second pocket.")
+    commands = parser.add_subparsers(dest="stage", required=True)
+    for name, text in STAGES.items():
+        stage = commands.add_parser(name, help=text)
+        stage.add_argument("--preset", choices=PRESETS, default="pocket")
+        stage.add_argument("--out", type=Path, required=True, help="folder of the run, shared by all stages")
+        if name in ("compile", "teacher"):
+            stage.add_argument("--tokens", type=int, help="tokens in a batch per device")
+            stage.add_argument("--compile", choices=("dynamic", "static", "none"), default="dynamic")
+        if name in ("autoencoder", "teacher"):
+            stage.add_argument("--seconds", type=float, help="duration of the training")
+            stage.add_argument("--iterations", type=int, help="number of iterations, instead of a duration")
+            stage.add_argument("--rate", type=float, dest="learning_rate", help="learning rate")
+            stage.add_argument("--scenes", type=int, help="distinct scenes per device")
+        if name == "teacher":
+            stage.add_argument("--start", type=Path, help="file of pretrained weights")
+            stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
+            stage.add_argument("--cooldown", type=float, help="last share of the iterations, in which the rate falls")
+        if name == "samples":
+            stage.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a picture, in pixels")
+            stage.add_argument("--steps", type=int, default=28)
+            stage.add_argument("--guidance", type=float, default=1.5)
+    return parser
+
+
+def _compile(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.pocket2.teacher import compile_steps
+
+    compile_steps(dataclasses.replace(preset, **_given(options, "tokens")), rank, options.compile)
+
+
+def _autoencoder(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.pocket2.autoencoder import train_autoencoder
+
+    changes = _given(options, "seconds", "iterations", "learning_rate", "scenes")
+    schedule = dataclasses.replace(preset.autoencoder, **changes)
+    train_autoencoder(dataclasses.replace(preset, autoencoder=schedule), options.out, rank)
+
+
+def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.pocket2.teacher import train_teacher
+
+    changes = _given(options, "seconds", "iterations", "learning_rate", "scenes", "warmup", "cooldown")
+    schedule = dataclasses.replace(preset.teacher, **changes)
+    preset = dataclasses.replace(preset, teacher=schedule, **_given(options, "tokens"))
+    train_teacher(preset, options.out, rank, options.start, options.compile)
+
+
+def _samples(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.pocket2.samples import save_sheet
+
+    side = preset.sizes.default_size
+    shape = Shape(*(options.size or (side, side)))
+    print(save_sheet(preset.sizes, options.out, shape, rank.device, steps=options.steps, guidance=options.guidance))
+
+
+def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that the command line sets."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Sizes and schedules of the second pocket: `POCKET` is the full preset, and `TINY` trains in seconds for tests."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from fluxnb.train import config as first
+from fluxnb.train.config import Schedule
+from fluxnb.train.data.layouts import Shape
+from fluxnb.train.data.vocabulary import CAPTION_TOKENS, T5_TOKENS
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes(first.Sizes):
+    """Sizes of the networks."""
+
+    default_size: int = 192  # side in pixels of a picture if a call specifies no size
+    double_blocks: int = 2
+    single_blocks: int = 6
+    heads: int = 8
+    text_width: int = 256
+    text_tokens: int = T5_TOKENS
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Sizes and schedules of a model.
+
+    Attributes:
+        autoencoder: `scenes` is per device, and `batch` is for the larger size.
+        autoencoder_sizes: sides of the square pictures in pixels, the larger first; a quarter of the batches has
+            the smaller.
+        teacher: `scenes` is per device, for all shapes together; `batch` is not used.
+        tokens: number of image and text tokens in a batch of the teacher per device, for every shape.
+        shapes: shapes of the teacher's pictures, with their shares of the batches.
+        paddings: numbers of T5 tokens to which captions are padded, with their shares of the batches.
+        caption_dropout: share of captions that are replaced by "", for classifier-free guidance (2207.12598).
+    """
+
+    sizes: Sizes
+    autoencoder: Schedule
+    autoencoder_sizes: tuple[int, int]
+    teacher: Schedule
+    tokens: int
+    shapes: tuple[tuple[Shape, float], ...]
+    paddings: tuple[tuple[int, float], ...]
+    caption_dropout: float = 0.1
+
+
+SHAPES = (
+    (Shape(192, 192), 0.46),
+    (Shape(128, 128), 0.2),
+    (Shape(256, 256), 0.12),
+    (Shape(128, 192), 0.06),
+    (Shape(192, 128), 0.06),
+    (Shape(160, 240), 0.05),
+    (Shape(240, 160), 0.05),
+)
+POCKET = Preset(
+    sizes=Sizes(),
+    autoencoder=Schedule(
+        seconds=250.0, batch=96, learning_rate=1.2e-3, warmup=300, scenes=120_000, ema=0.998, cooldown=0.4
+    ),
+    autoencoder_sizes=(192, 128),
+    teacher=Schedule(
+        seconds=1080.0,
+        batch=0,
+        learning_rate=1.2e-3,
+        scenes=500_000,
+        ema=0.9995,
+        optimizer="muon",
+        muon_lr_ratio=3.0,
+        validation=2048,
+        validate_every=1000,
+    ),
+    tokens=196_608,
+    shapes=SHAPES,
+    paddings=((CAPTION_TOKENS, 0.9), (64, 0.03), (128, 0.03), (256, 0.02), (512, 0.02)),
+)
+TINY = Preset(
+    sizes=Sizes(
+        default_size=64,
+        vae_channels=(8, 8, 16, 16),
+        double_blocks=1,
+        single_blocks=1,
+        heads=2,
+        head_dim=16,
+        rope_axes=(4, 6, 6),
+        text_width=32,
+        text_layers=1,
+        pooled_width=32,
+        pooled_layers=1,
+    ),
+    autoencoder=Schedule(seconds=0.0, iterations=2, batch=2, learning_rate=1e-3, scenes=16, warmup=1),
+    autoencoder_sizes=(64, 32),
+    teacher=Schedule(
+        seconds=0.0, iterations=4, batch=0, learning_rate=1e-3, scenes=32, warmup=1, validation=8, validate_every=2
+    ),
+    tokens=256,
+    shapes=((Shape(64, 64), 0.5), (Shape(32, 48), 0.5)),
+    paddings=((CAPTION_TOKENS, 0.5), (64, 0.5)),
+)
+PRESETS = {"pocket": POCKET, "tiny": TINY}
