@@ -16,8 +16,8 @@ The following is planted:
 
 Combinations that are held out of the training (`scenes.is_held_out`) have probability 0; their share is distributed
 among the other values of the same kind. The combinations of `PLANTED_PLACES` are never held out.
-`scenes.backdrop_shares` and `scenes.color_shares` return the resulting probabilities. The backdrop of two things follows
-the distribution of the first.
+`scenes.backdrop_shares` and `scenes.color_shares` return the resulting probabilities. For two things, the first one
+determines the distribution of the backdrop.
 """
 
 from __future__ import annotations
