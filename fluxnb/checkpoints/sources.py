@@ -5,6 +5,7 @@ Weights are safetensors only, since other formats can run code when they are ope
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,14 +14,16 @@ from typing import Any
 
 from fluxnb.checkpoints.checksums import fingerprint, read_json, verify
 from fluxnb.checkpoints.hub import download_file, download_pipeline
+from fluxnb.checkpoints.validation import check_model
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
 from fluxnb.io.files import user_path
 
-__all__ = ["HUB", "NAMES", "Source", "expand_user", "fetch", "gguf_file", "locate"]
+__all__ = ["HUB", "NAMES", "Source", "expand_user", "fetch", "gguf_file", "locate", "public_name", "revision_with_gguf"]
 
 HUB = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
 NAMES = ("pocket", "pocket-base", *HUB)
 POCKET = Path(__file__).parents[1] / "pocket"
+HUB_ID = r"[\w.-]+/[\w.-]+"
 REINSTALL = "run pip install --force-reinstall fluxnb"
 
 
@@ -67,7 +70,7 @@ def locate(model: str | Path) -> Source:
     if Path(text).is_dir():
         return _folder(Path(text))
     looks_like_path = isinstance(model, Path) or text.startswith((".", "/", "~", "\\")) or text.count("/") > 1
-    if not looks_like_path and re.fullmatch(r"[\w.-]+/[\w.-]+", text):
+    if not looks_like_path and re.fullmatch(HUB_ID, text):
         return _hub(text, text)
     if looks_like_path:
         raise StorageError(
@@ -148,15 +151,43 @@ def gguf_file(source: Source, kind: str) -> Path:
     return download_file(repo, file)
 
 
+def revision_with_gguf(source: Source, file: Path) -> str:
+    """The revision of a source whose transformer is in a GGUF file: of both, by commit or by fingerprint."""
+    revision = fingerprint([file]) if source.local else f"{file.parent.name}:{file.name}"
+    return hashlib.sha256(f"{source.revision}+{revision}".encode()).hexdigest()[:12]
+
+
+def public_name(name_or_path: str) -> str:
+    """The name of a pipeline without folders of the user, since recipes, pages and stores are shared.
+
+    A hub id is kept if its repository is known or in the cache of the hub; anything else may be a path, of which the
+    last component is kept.
+
+    Example:
+        >>> public_name("black-forest-labs/FLUX.1-dev"), public_name("../alice/secret/model"), public_name("")
+        ('black-forest-labs/FLUX.1-dev', 'model', 'pipeline')
+    """
+    if re.fullmatch(HUB_ID, name_or_path) and not Path(name_or_path).exists():
+        from huggingface_hub import constants
+
+        cached = Path(constants.HF_HUB_CACHE) / f"models--{name_or_path.replace('/', '--')}"
+        if name_or_path in HUB.values() or cached.is_dir():
+            return name_or_path
+    last = re.split(r"[\\/]", name_or_path.rstrip("\\/"))[-1]
+    return last if re.search(r"[^.~]", last) and not last.endswith(":") else "pipeline"
+
+
 def fetch(source: Source, *, without_transformer: bool = False) -> Path:
-    """The folder with all files of a source, downloaded where they are not in the cache.
+    """The folder with all files of a source, downloaded where they are not in the cache, and checked.
 
     Arguments:
         without_transformer: skip the transformer's weights, which are in a GGUF file.
 
     Raises:
-        StorageError: an error of the hub, the network or the disk, or a damaged file.
+        StorageError: an error of the hub, the network or the disk, a damaged file, or one that `check_model` refuses.
     """
-    if source.local:
-        return Path(source.place)
-    return download_pipeline(source.place, source.revision, without_transformer=without_transformer)
+    folder = Path(source.place)
+    if not source.local:
+        folder = download_pipeline(source.place, source.revision, without_transformer=without_transformer)
+    check_model(folder, source.parts)
+    return folder

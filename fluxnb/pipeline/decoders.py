@@ -14,8 +14,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.checkpoints.checksums import read_json
+from fluxnb.checkpoints.validation import check_configuration
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice, validates_own_input
 from fluxnb.io.files import user_path
+from fluxnb.io.headers import safetensors_header
 from fluxnb.pipeline.preview import decode_latents, measure
 from fluxnb.records import STEP_QUANTITIES, Film, Trajectory
 
@@ -85,10 +88,14 @@ def _opened(folder: Path) -> Any:
     from diffusers import AutoencoderTiny
 
     try:
-        return AutoencoderTiny.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as problem:
+        config = folder / "config.json"
+        check_configuration(read_json(config), config)
+        for file in folder.glob("*.safetensors"):
+            safetensors_header(file)
+        return AutoencoderTiny.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except Exception as problem:  # diffusers raises various classes
         raise StorageError(
-            f"{folder} as a tiny decoder",
+            f"{folder} as a tiny decoder ({shorten(str(problem), 160)})",
             "a folder with config.json and diffusion_pytorch_model.safetensors is needed",
             "save one there with AutoencoderTiny.save_pretrained",
         ) from problem

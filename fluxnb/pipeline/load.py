@@ -23,6 +23,7 @@ from fluxnb.planning.plan import Plan, convert_out_of_memory, is_large
 from fluxnb.planning.presets import PRESETS, Workload
 from fluxnb.records.recipe import Recipe
 from fluxnb.runtime.assembly import assemble
+from fluxnb.runtime.compat import is_library_error
 from fluxnb.runtime.compilation import compile_pipeline
 from fluxnb.runtime.exclusive import protect
 
@@ -80,8 +81,10 @@ def load(
     source = weights.locate(model)
     if dtype != "auto":
         chosen = dataclasses.replace(chosen, dtype=dtype)
+    needed = PRESETS[chosen.preset].gguf
+    gguf = weights.gguf_file(source, needed) if needed else None
     with convert_out_of_memory(chosen, f"loading {source.name}"):
-        pipe = _held(source, chosen)
+        pipe = _held(source, chosen, gguf)
         protect(pipe, torch.device(chosen.device))
     teacher_alone = source.name == "pocket" and not source.parts
     name = "pocket-base" if teacher_alone else source.name
@@ -97,15 +100,15 @@ def load(
         )
         named = f"{chosen.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else chosen.preset
         chosen = dataclasses.replace(chosen, preset=named, exact=False, fast=report)
-    flux = _remember(Flux(pipe, model=source.name, revision=source.revision, defaults=defaults, plan=chosen))
+    revision = weights.revision_with_gguf(source, gguf) if gguf else source.revision
+    flux = _remember(Flux(pipe, model=source.name, revision=revision, defaults=defaults, plan=chosen))
     _ = flux.preview  # fitted here, where waiting is expected, and not during the first run
     return flux
 
 
-def _held(source: weights.Source, chosen: Plan) -> Any:
+def _held(source: weights.Source, chosen: Plan, gguf: Path | None) -> Any:
     """The pipeline of a source under a plan: a small one as diffusers loads it, others part by part."""
     preset, device = PRESETS[chosen.preset], torch.device(chosen.device)
-    gguf = weights.gguf_file(source, preset.gguf) if preset.gguf else None
     folder = weights.fetch(source, without_transformer=gguf is not None)
     large = is_large(model_size_of(folder, source.parts))
     computes = getattr(torch, chosen.dtype)
@@ -147,8 +150,10 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, progress: boo
             }
             if not source.local:
                 options["revision"] = source.revision
-            return FluxPipeline.from_pretrained(source.place, **options, **parts)
-        except Exception as problem:  # safetensors, JSON, missing files and the hub raise various classes
+            return FluxPipeline.from_pretrained(source.place, **options, **parts, trust_remote_code=False)
+        except BaseException as problem:  # safetensors, JSON, missing files and the hub raise various classes
+            if not is_library_error(problem):
+                raise
             if not source.local:
                 raise hub_error(source.place, problem) from problem
             raise StorageError(
@@ -178,8 +183,7 @@ def _adopt(pipe: Any) -> Flux:
         )
     device = execution_device(pipe)
     protect(pipe, device)
-    name = str(pipe.config.get("_name_or_path") or "pipeline")
-    name = Path(name).name if Path(name).is_absolute() else name  # a recipe carries no folder of the user
+    name = weights.public_name(str(pipe.config.get("_name_or_path") or ""))
     held = Plan(preset="as given", device=device.type, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
     identity = identity_of(pipe)
     flux = _remember(

@@ -5,12 +5,13 @@ No weights are loaded and no model library is imported, so that a plan is made b
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fluxnb.checkpoints.checksums import read_json
+from fluxnb.checkpoints.validation import check_configuration
 from fluxnb.errors import StorageError
 
 __all__ = ["FLUX1", "ModelSize", "flux1_size", "model_size_of"]
@@ -145,16 +146,24 @@ def model_size_of(folder: Path, parts: Mapping[str, Path] | None = None) -> Mode
     """
     places = {name: (parts or {}).get(name, folder / name) for name in (*FLUX1, "vae")}
     try:
-        configs = {name: json.loads((places[name] / "config.json").read_text(encoding="utf-8")) for name in FLUX1}
+        configs = {name: _configuration(places[name] / "config.json") for name in FLUX1}
         stored = sum(path.stat().st_size for path in places["vae"].glob("*.safetensors"))
         # Stored in 4 or 2 bytes per weight; the VAE is small enough for a plan not to depend on it.
         return flux1_size(configs, vae=stored // 2 or VAE_WEIGHTS)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except StorageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise StorageError(
             f"the configurations in {folder} ({type(problem).__name__}: {problem})",
             "a transformer, two text encoders and a VAE are needed, each with its config.json",
             "download the folder again",
         ) from None
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    check_configuration(config, path)
+    return config
 
 
 def _linear(inputs: int, outputs: int) -> int:

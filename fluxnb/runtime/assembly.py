@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fluxnb.checkpoints.validation import check_index, check_model
 from fluxnb.errors import InputError, RunError, StorageError, shorten
 from fluxnb.planning.presets import Preset
 from fluxnb.runtime.adaln_cache import AdaLNCache, expected_timesteps
 from fluxnb.runtime.adapters import support_adapters
+from fluxnb.runtime.compat import is_library_error
 from fluxnb.runtime.exclusive import ExclusiveGroup, protect
 from fluxnb.runtime.gguf import GgufReader
 from fluxnb.runtime.quantisation import cast_for_compute, prepare_storage
 from fluxnb.runtime.streaming import (
     WeightReader,
     build_without_memory,
+    check_weights,
     load_by_layer,
     load_weights,
     offloaded_blocks,
@@ -64,6 +66,7 @@ def assemble(
     """
     if preset.text_encoders == "offloaded":
         raise InputError(f"assemble with {preset.name}", "diffusers loads its own offloads", "try fnb.load")
+    check_model(folder, parts)
     folders = _component_folders(folder, parts or {})
     mapped = device.type != "cpu"
     pipe = _pipeline_without_memory(folders, dtype, text_dtype or dtype)
@@ -109,6 +112,7 @@ def _transformer_readers(transformer: Any, place: Path, preset: Preset, mapped: 
 
 def _load_transformer(pipe: Any, preset: Preset, readers: Readers, device: torch.device, dtype: torch.dtype) -> None:
     transformer, (reader, modulation) = pipe.transformer, readers
+    check_weights(transformer, reader)
     streamed = preset.offload in ("leaf", "mapped")
     if preset.adaln_cache and not streamed:
         # Before the weights are loaded, since it removes the modulation layers.
@@ -131,16 +135,7 @@ def _load_transformer(pipe: Any, preset: Preset, readers: Readers, device: torch
 
 
 def _component_folders(folder: Path, parts: Mapping[str, Path]) -> dict[str, Path]:
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        names = [name for name, kind in index.items() if isinstance(kind, list) and kind[:1] != [None]]
-    except (OSError, ValueError, AttributeError) as problem:
-        raise StorageError(
-            f"{folder / 'model_index.json'} ({type(problem).__name__})",
-            "it is missing or damaged",
-            "download the folder again",
-        ) from None
-    return {name: Path(parts.get(name, folder / name)) for name in names}
+    return {name: Path(parts.get(name, folder / name)) for name in check_index(folder)}
 
 
 def _pipeline_without_memory(folders: Mapping[str, Path], dtype: torch.dtype, text_dtype: torch.dtype) -> Any:
@@ -148,26 +143,30 @@ def _pipeline_without_memory(folders: Mapping[str, Path], dtype: torch.dtype, te
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
 
+    options = {"local_files_only": True, "trust_remote_code": False}
+
     def from_diffusers(kind: Any, name: str) -> Any:
         config = kind.load_config(folders[name])
         return build_without_memory(lambda: kind.from_config(config), dtype)
 
     def from_transformers(kind: Any, name: str) -> Any:
-        config = AutoConfig.from_pretrained(folders[name], local_files_only=True)
+        config = AutoConfig.from_pretrained(folders[name], **options)
         config = getattr(config, "text_config", config) if kind is CLIPTextModel else config
         return build_without_memory(lambda: kind(config), text_dtype)
 
     try:
         return FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folders["scheduler"], local_files_only=True),
-            tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"], local_files_only=True),
-            tokenizer_2=AutoTokenizer.from_pretrained(folders["tokenizer_2"], local_files_only=True),
+            tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"], **options),
+            tokenizer_2=AutoTokenizer.from_pretrained(folders["tokenizer_2"], **options),
             text_encoder=from_transformers(CLIPTextModel, "text_encoder"),
             text_encoder_2=from_transformers(T5EncoderModel, "text_encoder_2"),
             transformer=from_diffusers(FluxTransformer2DModel, "transformer"),
             vae=from_diffusers(AutoencoderKL, "vae"),
         )
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except BaseException as problem:  # the libraries raise various classes, that of Rust no Exception
+        if not is_library_error(problem):
+            raise
         raise StorageError(
             f"{next(iter(folders.values())).parent} does not load ({shorten(str(problem), 160)})",
             "a configuration or a tokenizer is missing or damaged",

@@ -26,6 +26,7 @@ __all__ = [
     "hook_count",
     "is_changed_at_run_time",
     "is_group_offloaded",
+    "is_library_error",
     "model_offload_hooks",
     "module_call_frame",
     "modules_in_float32",
@@ -234,6 +235,16 @@ def gguf_types() -> tuple[Any, Any, Any]:
     from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter, dequantize_gguf_tensor
 
     return GGUFLinear, GGUFParameter, dequantize_gguf_tensor
+
+
+# -------------------------------------------------------------------------------------------------------- tokenizers
+def is_library_error(problem: BaseException) -> bool:
+    """Whether an exception is an error of a library and not an interrupt.
+
+    Libraries written in Rust raise `pyo3_runtime.PanicException`, a BaseException, for damaged files. Checked on
+    tokenizers 0.22.
+    """
+    return isinstance(problem, Exception) or type(problem).__name__ == "PanicException"
 
 
 # --------------------------------------------------------------------------------------------------------------- peft

@@ -6,20 +6,25 @@ on its own, under the names of diffusers. The arithmetic is that of diffusers.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from fluxnb.errors import InputError, StorageError, shorten
+from fluxnb.errors import InputError, StorageError
+from fluxnb.io.headers import StoredTensor, gguf_header
 from fluxnb.runtime.compat import gguf_types
 
 __all__ = ["GgufReader", "stored_weight"]
 
+FUSED, FUSED_SINGLE = 3, 7  # rows of a fused layer, in multiples of the width: q, k, v and in single blocks the MLP
+FLOATS: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}  # others are bytes
 Rows = tuple[int, int]  # first and last row, in multiples of the transformer's width
 _DOUBLE = {
     "norm1.linear": "img_mod.lin",
@@ -121,17 +126,16 @@ class GgufReader:
             raise InputError(
                 f"{self.file.name}", "reading GGUF requires a package that is not installed", "run pip install gguf"
             ) from None
+        self._types = gguf.GGMLQuantizationType
+        self.place = self.file
         try:
-            reader = gguf.GGUFReader(str(self.file))
-        except (OSError, ValueError, IndexError, KeyError) as problem:
+            tensors = gguf_header(self.file).tensors
+        except StorageError as problem:
             raise StorageError(
-                f"{self.file} does not open ({shorten(str(problem), 120)})",
-                "it is missing, damaged or not a GGUF file",
-                "download the file again",
+                f"{self.file} does not open ({problem.given})", problem.possible, "download the file again"
             ) from problem
-        self._tensors: dict[str, Any] = {
-            tensor.name.removeprefix("model.diffusion_model."): tensor for tensor in reader.tensors
-        }
+        self._tensors = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in tensors.items()}
+        self._data = np.memmap(self.file, np.uint8, "r")
 
     def __contains__(self, name: object) -> bool:
         try:
@@ -141,20 +145,12 @@ class GgufReader:
 
     def __getitem__(self, name: str) -> Tensor:
         _, parameter, dequantize = gguf_types()
-        source, rows = stored_weight(name)
-        stored = self._tensors.get(source)
-        if stored is None:
-            raise StorageError(
-                f"{self.file} holds no {source!r}", "it is not a complete FLUX.1 transformer",
-                "use a file made from FLUX.1-schnell or FLUX.1-dev",
-            )  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the file is mapped read-only, and nothing writes to the tensor
-            raw = torch.from_numpy(stored.data)
+        stored, rows = self._entry(name)
+        raw = self._stored(stored)
         if rows is not None:
             raw = raw[rows[0] * self.width : rows[1] * self.width]
         if not raw.dtype.is_floating_point:
-            quantized = parameter(raw.contiguous(), quant_type=stored.tensor_type)
+            quantized = parameter(raw.contiguous(), quant_type=self._types[stored.dtype])
             in_block = name.endswith(".weight") and ".norm" not in name and "transformer_blocks." in name
             if in_block and not self.dequantize:
                 return quantized
@@ -162,6 +158,40 @@ class GgufReader:
         if name.startswith("norm_out.linear"):  # the file stores shift before scale
             raw = torch.cat(raw.chunk(2, dim=0)[::-1], dim=0)
         return raw.float()
+
+    def stored(self, name: str) -> tuple[tuple[int, ...], bool]:
+        """Shape of a weight in the network, and whether it holds floats, which all types of GGUF do.
+
+        Raises:
+            StorageError: the file lacks the weight.
+        """
+        tensor, rows = self._entry(name)
+        layer = FUSED_SINGLE if "linear1" in stored_weight(name)[0] else FUSED
+        if rows is None or tensor.shape[0] != layer * self.width:
+            return tensor.shape, True
+        return ((rows[1] - rows[0]) * self.width, *tensor.shape[1:]), True
+
+    def _entry(self, name: str) -> tuple[StoredTensor, Rows | None]:
+        try:
+            source, rows = stored_weight(name)
+        except KeyError:
+            source, rows = name, None  # a layer that FLUX does not have
+        if source not in self._tensors:
+            raise StorageError(
+                f"{self.file} holds no {source!r}", "it is not a complete FLUX.1 transformer",
+                "use a file made from FLUX.1-schnell or FLUX.1-dev",
+            )  # fmt: skip
+        return self._tensors[source], rows
+
+    def _stored(self, stored: StoredTensor) -> Tensor:
+        """A tensor as it is in the file: floats, or rows of bytes."""
+        raw = self._data[stored.start : stored.stop]
+        shape = (*stored.shape[:-1], raw.size // math.prod(stored.shape[:-1]) if raw.size else 0)
+        if stored.dtype in FLOATS:
+            raw, shape = raw.view(FLOATS[stored.dtype]), stored.shape
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the file is mapped read-only, and nothing writes to the tensor
+            return torch.from_numpy(raw.reshape(shape))
 
     def add_alias(self, name: str, stored: str) -> None:
         """Without effect, since FLUX's transformer shares no weights."""

@@ -8,7 +8,6 @@ encoders, which run once per prompt.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,13 +18,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fluxnb.checkpoints.checksums import read_json
 from fluxnb.errors import StorageError, shorten
+from fluxnb.io.headers import StoredTensor, safetensors_header
 from fluxnb.runtime.compat import ExecutionDevice, modules_in_float32, tied_weights
 
 __all__ = [
     "TensorSetter",
     "WeightReader",
     "build_without_memory",
+    "check_weights",
     "load_by_layer",
     "load_weights",
     "offloaded_blocks",
@@ -59,19 +61,20 @@ class WeightReader(Mapping[str, Tensor]):
         self.folder = Path(folder)
         self.cache = cache
         self.memory_mapped = memory_mapped
-        self._files = _files_of_tensors(self.folder)
+        self.place = self.folder
+        self._stored = _stored_tensors(self.folder)
         self._open: dict[Path, Any] = {}
         self._cached: dict[str, Tensor] = {}
         self._aliases: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._stored)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._stored)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._files or name in self._aliases
+        return name in self._stored or name in self._aliases
 
     def __repr__(self) -> str:
         return f"WeightReader({self.folder.name!r}, {len(self)} tensors)"
@@ -79,21 +82,32 @@ class WeightReader(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self._cached:
             return self._cached[name]
-        stored = self._aliases.get(name, name)
-        try:
-            tensor = self._handle(self._files[stored]).get_tensor(stored)
-        except KeyError:
-            raise StorageError(
-                f"{self.folder} holds no {shorten(name)}",
-                "the model's configuration requires it",
-                "download the folder again",
-            ) from None
+        tensor = self._handle(self._entry(name)[0]).get_tensor(self._aliases.get(name, name))
         if self.cache:
             tensor = self._cached[name] = tensor.pin_memory() if torch.cuda.is_available() else tensor.clone()
         return tensor if self.memory_mapped or self.cache else tensor.clone()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": {}}  # open files cannot be copied; a copy opens its own
+
+    def stored(self, name: str) -> tuple[tuple[int, ...], bool]:
+        """Shape of a weight, and whether it holds floats, from the header of its file.
+
+        Raises:
+            StorageError: an unknown name.
+        """
+        _, tensor = self._entry(name)
+        return tensor.shape, tensor.dtype.startswith(("F", "BF"))
+
+    def _entry(self, name: str) -> tuple[Path, StoredTensor]:
+        try:
+            return self._stored[self._aliases.get(name, name)]
+        except KeyError:
+            raise StorageError(
+                f"{self.folder} holds no {shorten(name)}",
+                "the model's configuration requires it",
+                "download the folder again",
+            ) from None
 
     def add_alias(self, name: str, stored: str) -> None:
         """Return the weight `stored` under a second name, for layers that share one."""
@@ -136,31 +150,48 @@ class WeightReader(Mapping[str, Tensor]):
         return self._open[path]
 
 
-def _files_of_tensors(folder: Path) -> dict[str, Path]:
-    """The file of each tensor."""
+def _stored_tensors(folder: Path) -> dict[str, tuple[Path, StoredTensor]]:
+    """File, shape and number format of each tensor, from the headers of the files."""
     indices = sorted(folder.glob("*.safetensors.index.json"))
+    files = sorted(folder.glob("*.safetensors"))[:1]
     if indices:
-        try:
-            files = json.loads(indices[0].read_text(encoding="utf-8"))["weight_map"]
-            return {str(name): folder / Path(str(file)).name for name, file in files.items()}
-        except (OSError, ValueError, KeyError, AttributeError) as problem:
+        listed = read_json(indices[0]).get("weight_map")
+        names = {str(file) for file in listed.values()} if isinstance(listed, dict) else {"nothing"}
+        if not all(Path(name).name == name and name.endswith(".safetensors") for name in names):
             raise StorageError(
-                f"{indices[0]} ({type(problem).__name__})",
-                "an index maps the names of tensors to files",
-                "download the file again",
-            ) from None
-    single = sorted(folder.glob("*.safetensors"))
-    if not single:
+                f"{indices[0]}", "an index maps the names of tensors to safetensors files of "
+                "its folder", "download the file again",
+            )  # fmt: skip
+        files = [folder / name for name in sorted(names)]
+    if not files:
         raise StorageError(
             f"{folder} holds no safetensors", "weights are read from safetensors only", "download the folder again"
         )
-    try:
-        with safe_open(single[0], framework="pt") as opened:
-            return dict.fromkeys(opened.keys(), single[0])
-    except (SafetensorError, OSError) as problem:
-        raise StorageError(
-            f"{single[0]} does not open ({shorten(str(problem), 120)})", "it is damaged", "download the file again"
-        ) from problem
+    return {name: (file, stored) for file in files for name, stored in safetensors_header(file).tensors.items()}
+
+
+def check_weights(model: nn.Module, reader: Any) -> None:
+    """Check that a reader has every weight of a model built without memory, in its shape and as floats.
+
+    An assignment would take a tensor of any shape, and a bias of one number would then be added to every feature.
+
+    Arguments:
+        reader: a WeightReader or GgufReader.
+
+    Raises:
+        StorageError: a weight is missing, has another shape or another kind of numbers.
+    """
+    _alias_tied_weights(model, reader)
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if weight.device.type != "meta":
+            continue
+        shape, is_float = reader.stored(name)
+        if shape != tuple(weight.shape) or (weight.is_floating_point() and not is_float):
+            raise StorageError(
+                f"{name} in {reader.place} has the shape {shape}" + ("" if is_float else " and holds integers"),
+                f"the model's configuration requires floats of the shape {tuple(weight.shape)}",
+                "download the folder again",
+            )
 
 
 def build_without_memory(build: Callable[[], nn.Module], dtype: torch.dtype) -> Any:
@@ -192,7 +223,7 @@ def load_weights(model: nn.Module, reader: Any, device: torch.device, setter: Te
             default. Quantization happens here, so that the model never exists in its original size.
     """
     empty = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if tensor.device.type == "meta"}
-    _alias_tied_weights(model, reader)
+    check_weights(model, reader)
     # Memory-mapped weights that remain on the CPU need no reading ahead.
     unread = reader.memory_mapped and device.type == "cpu"
     tensors = ((name, reader[name]) for name in empty) if unread else reader.read(empty)
@@ -217,7 +248,7 @@ def load_by_layer(model: nn.Module, reader: WeightReader, device: torch.device) 
 
     Exact: the same kernels compute on the same numbers. Each call of the model reads every weight once.
     """
-    _alias_tied_weights(model, reader)
+    check_weights(model, reader)
     _move_buffers(model, device)
     set_execution_device(model, device)
     for path, layer in model.named_modules():

@@ -1,0 +1,178 @@
+"""Checks of a model folder before any library opens it: which classes it names, how large they are, and its files.
+
+A folder may come from anyone. A library imports what a pipeline's index names, builds what a configuration describes
+and unpickles what an index of weights lists. All of these are therefore read and bounded here first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fluxnb.checkpoints.checksums import read_json
+from fluxnb.errors import StorageError, shorten
+from fluxnb.io.files import open_regular
+from fluxnb.io.headers import safetensors_header
+
+__all__ = ["CONFIGURATIONS", "check_configuration", "check_index", "check_model"]
+
+REMEDY = "use a folder that diffusers wrote, or download it again"
+MOST_FILES = 1000  # of a component
+LARGEST_NUMBER = 2**24  # of a configuration; the largest of FLUX.1 is a vocabulary of 49,408
+LARGEST_NESTING = 100_000  # values in a configuration
+LONGEST_PROMPT = 4096  # tokens
+# Classes of each component, by the library that they belong to.
+CLASSES = {
+    "transformer": ("diffusers", "FluxTransformer2DModel"),
+    "vae": ("diffusers", "AutoencoderKL|AutoencoderTiny"),
+    "scheduler": ("diffusers", r"\w+Scheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "T5EncoderModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer(Fast)?"),
+    "tokenizer_2": ("transformers", "T5Tokenizer(Fast)?"),
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+    "feature_extractor": ("transformers", "CLIPImageProcessor(Fast)?"),
+}
+CONFIGURATIONS = {
+    "scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "tokenizer_2": "tokenizer_config.json",
+    "feature_extractor": "preprocessor_config.json",
+}  # fmt: skip
+# Lowest and highest value of numbers that decide how much is built.
+BOUNDS: Mapping[str, tuple[int, int]] = {
+    **dict.fromkeys(("num_layers", "num_single_layers", "num_hidden_layers", "num_decoder_layers"), (0, 256)),
+    **dict.fromkeys(("num_attention_heads", "num_heads", "attention_head_dim", "d_kv", "patch_size"), (1, 1024)),
+    **dict.fromkeys(("joint_attention_dim", "pooled_projection_dim", "hidden_size", "d_model"), (1, 2**16)),
+    **dict.fromkeys(("intermediate_size", "d_ff", "max_position_embeddings", "projection_dim"), (1, 2**18)),
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "layers_per_block"), (1, 1024)),
+    **dict.fromkeys(("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels"), (1, 8192)),
+    **dict.fromkeys(("relative_attention_num_buckets", "norm_num_groups"), (1, 8192)),
+    "vocab_size": (1, 2**20),
+    "num_train_timesteps": (1, 100_000),
+    "axes_dims_rope": (2, 1024),
+}
+LONGEST_LIST = 64  # of a list above
+KEYS_OF_CODE = ("auto_map", "custom_pipelines", "custom_pipeline")  # name code that a library would download and run
+
+
+def check_model(folder: Path, parts: Mapping[str, Path] | None = None) -> None:
+    """Check a complete folder in diffusers' layout, without building anything.
+
+    Arguments:
+        folder: with model_index.json.
+        parts: components that are in another folder.
+
+    Raises:
+        StorageError: a class that FluxPipeline does not have, code, numbers out of range, a file that is not a
+            regular one, damaged weights, or an index that lists files other than safetensors of the folder.
+    """
+    places = {name: folder / name for name in check_index(folder)}
+    places.update(parts or {})
+    for name, place in places.items():
+        files = list(_regular_files(place))
+        config = place / CONFIGURATIONS.get(name, "config.json")
+        if config in files:
+            check_configuration(read_json(config), config)
+        for file in files:
+            if file.name.endswith(".safetensors.index.json"):
+                _check_weight_index(file)
+            elif file.suffix == ".safetensors":
+                safetensors_header(file)
+    tokenizer = places.get("tokenizer", folder) / "tokenizer_config.json"
+    longest = read_json(tokenizer).get("model_max_length", 1) if tokenizer.is_file() else 1
+    # CLIP's prompts are padded to this length.
+    if type(longest) is not int or not 1 <= longest <= LONGEST_PROMPT:
+        raise StorageError(
+            f"model_max_length={shorten(longest)} in {tokenizer}", f"1 to {LONGEST_PROMPT} is possible", REMEDY
+        )
+
+
+def check_index(folder: Path) -> tuple[str, ...]:
+    """The components that model_index.json names, in order, checked by library and class.
+
+    Raises:
+        StorageError: an unknown component, library or class.
+    """
+    path = folder / "model_index.json"
+    index = read_json(path)
+    _check_keys(index, path)
+    names = []
+    for name, made_of in index.items():
+        if not isinstance(made_of, list) or made_of[:1] in ([None], []):
+            continue
+        library, pattern = CLASSES.get(name, ("", ""))
+        given = [str(each) for each in made_of]
+        if name not in CLASSES or len(given) != 2 or given[0] != library or not re.fullmatch(pattern, given[1]):
+            known = f"{library} has {pattern}" if library else f"known are {', '.join(CLASSES)}"
+            raise StorageError(f"{shorten(name)} as {shorten('.'.join(given))} in {path}", known, REMEDY)
+        names.append(name)
+    return tuple(names)
+
+
+def check_configuration(config: Mapping[str, Any], path: Path) -> None:
+    """Check the numbers of a component's configuration, and that it names no code.
+
+    Arguments:
+        config: the contents.
+        path: of the file, for messages.
+
+    Raises:
+        StorageError: a number out of range or not finite, or an entry such as "auto_map".
+    """
+    _check_keys(config, path)
+    tokenizer = path.name == "tokenizer_config.json"
+    for count, (name, value) in enumerate(_values(config)):
+        low, high = BOUNDS.get(name, (-LARGEST_NUMBER, LARGEST_NUMBER))
+        if name in BOUNDS and isinstance(value, str):
+            raise StorageError(f"{name}={shorten(value)} in {path}", f"{low} to {high} is possible", REMEDY)
+        # Tokenizers without a limit have one of 1e30.
+        number = isinstance(value, int | float) and not isinstance(value, bool) and not tokenizer
+        if count >= LARGEST_NESTING or (number and not low <= value <= high):
+            raise StorageError(f"{name}={shorten(value)} in {path}", f"{low} to {high} is possible", REMEDY)
+    for name in BOUNDS.keys() & config.keys():
+        if isinstance(config[name], list) and len(config[name]) > LONGEST_LIST:
+            raise StorageError(
+                f"{len(config[name])} values of {name} in {path}", f"at most {LONGEST_LIST} are possible", REMEDY
+            )
+
+
+def _values(config: object, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a nested configuration with its nearest name; a library may flatten what is nested."""
+    pending = [(name, config)]
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += [(str(key), each) for key, each in value.items()]
+        elif isinstance(value, list):
+            pending += [(name, each) for each in value]
+        else:
+            yield name, value
+
+
+def _check_keys(config: Mapping[str, Any], path: Path) -> None:
+    for key in KEYS_OF_CODE:
+        if config.get(key) is not None:
+            raise StorageError(f"{key} in {path}", "code of a model is never run", "remove the entry, or " + REMEDY)
+
+
+def _regular_files(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        raise StorageError(f"{folder} is missing", "model_index.json names it", REMEDY)
+    for count, path in enumerate(sorted(folder.iterdir())):
+        if count >= MOST_FILES:
+            raise StorageError(f"{folder}", f"a component has at most {MOST_FILES} files", REMEDY)
+        if not path.is_dir():
+            open_regular(path).close()
+            yield path
+
+
+def _check_weight_index(path: Path) -> None:
+    files = read_json(path).get("weight_map")
+    if not isinstance(files, Mapping) or not files:
+        raise StorageError(f"{path}", "an index of weights maps names to files", REMEDY)
+    for name in set(map(str, files.values())):
+        if not re.fullmatch(r"[\w.-]+\.safetensors", name) or not (path.parent / name).is_file():
+            raise StorageError(
+                f"{shorten(name)} in {path}", "it is missing, damaged, or no safetensors file of that folder", REMEDY
+            )
