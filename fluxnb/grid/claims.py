@@ -103,10 +103,11 @@ class Claim:
 
     def is_valid(self) -> bool:
         """Whether the lock is still in place; another machine replaces it if it sees no heartbeat for a lease."""
-        if self._descriptor < 0:
-            return False
-        with _opened(self.lock) as existing:
-            return existing is not None and existing.holder == self.holder
+        with contextlib.suppress(OSError):
+            if self._descriptor >= 0:
+                with _opened(self.lock) as existing:
+                    return existing is not None and existing.holder == self.holder
+        return False
 
     def renew(self) -> None:
         """Send a heartbeat."""
@@ -118,18 +119,14 @@ class Claim:
     def release(self) -> None:
         """Remove the lock, unless it is that of another process by now."""
         with self._mutex:
-            valid, descriptor, self._descriptor = self.is_valid(), self._descriptor, -1
-            if descriptor < 0:
+            if self._descriptor < 0:
                 return
-            for _ in range(ATTEMPTS if valid else 0):
-                try:
-                    self.lock.unlink(missing_ok=True)
-                    break
-                except PermissionError:  # Windows, while another process reads it
-                    time.sleep(SETTLE)
-                except OSError:
-                    break
-            os.close(descriptor)
+            try:
+                if self.is_valid():
+                    _unlink(self.lock)
+            finally:
+                descriptor, self._descriptor = self._descriptor, -1
+                os.close(descriptor)
 
     def forget(self) -> None:
         """Leave the claim to the parent process, after a fork."""
@@ -313,6 +310,17 @@ def _open(lock: Path) -> int:
         return os.open(lock, os.O_RDWR | flags)  # NFS grants an exclusive `flock` on a writable file only
     except PermissionError:  # that of another user
         return os.open(lock, os.O_RDONLY | flags)
+
+
+def _unlink(lock: Path) -> None:
+    for _ in range(ATTEMPTS):
+        try:
+            lock.unlink(missing_ok=True)
+            return
+        except PermissionError:  # Windows, while another process reads it
+            time.sleep(SETTLE)
+        except OSError:  # without its `flock`, the lock is void
+            return
 
 
 class _Candidate:

@@ -212,10 +212,11 @@ class GridRunner:
         if self.store is None:
             return True
         key, claim = self._claim_key(recipe), ExitStack()
-        if not claim.enter_context(self.store.claim(key)):
-            return False
-        self._claims[key] = claim
-        return True
+        self._claims[key] = claim  # before the claim, so that an interrupt does not leave it behind
+        if claim.enter_context(self.store.claim(key)):
+            return True
+        self._release(key)
+        return False
 
     def holder(self, recipe: ResolvedRecipe) -> str:
         """A description of the process that samples a recipe, empty if there is none."""

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from fluxnb.errors import FluxnbError, InputError, shorten, validates_own_input
-from fluxnb.grid.claims import LEASE, Claims, file_system_time
+from fluxnb.grid.claims import LEASE, Claim, Claims, file_system_time
 from fluxnb.io.files import atomic_write, disk_errors, open_regular, read_bytes, user_path
 from fluxnb.io.png import check_png, encode_png, largest_png
 from fluxnb.io.trajectory_files import largest_trajectory, open_trajectory, save
@@ -146,10 +146,11 @@ class Store:
     def claim(self, key: str) -> Iterator[bool]:
         """Claim a cell for the duration of the block; yields whether the claim was successful."""
         lock = self.path(key, ".lock")
-        with disk_errors(lock):
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            claim = self._claims.acquire(lock)
+        claim: Claim | None = None
         try:
+            with disk_errors(lock):
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                claim = self._claims.acquire(lock)
             yield claim is not None
         finally:
             if claim is not None:

@@ -126,6 +126,12 @@ def test_the_claim_of_a_stopped_process_of_this_machine_is_valid(tmp_path):
     assert claimed(store)
 
 
+def test_the_claim_of_another_pid_namespace_is_void_once_its_flock_is_free(tmp_path):
+    store = Store(tmp_path, lease=30)
+    write_lock(store, dataclasses.replace(HERE, namespace=1, flock=True))
+    assert claimed(store)
+
+
 # ---------------------------------------------------------------------------------------------------- other machines
 def test_a_claim_of_another_machine_is_valid_until_its_lease_ends(tmp_path):
     store = Store(tmp_path, lease=30)
