@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+import torch._inductor.config as inductor
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
@@ -144,6 +145,8 @@ def _optimizer(model: Denoiser, schedule: Schedule) -> MuonAndAdamW:
 def _compile_blocks(model: Denoiser, dynamic: bool) -> None:
     """Compile each kind of block, which takes far less time than compiling the network."""
     torch._dynamo.config.cache_size_limit = 128
+    # The tiling analysis of torch 2.11 fails with an AssertionError on blocks with dynamic shapes.
+    inductor.triton.coalesce_tiling_analysis = False
     blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
     for block in [*blocks, *model.text_encoder_2.encoder.block]:
         block.compile(dynamic=dynamic)
