@@ -10,7 +10,6 @@ import difflib
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import TypeVar
 
 __all__ = [
     "ArgumentError",
@@ -21,11 +20,8 @@ __all__ = [
     "UnavailableError",
     "shorten",
     "unknown_choice",
-    "validates_own_input",
     "warn_caller",
 ]
-
-T = TypeVar("T")
 
 
 class FluxnbError(Exception):
@@ -68,15 +64,6 @@ class RunError(FluxnbError, RuntimeError):
 
 class StorageError(FluxnbError, OSError):
     """A file, a folder, a disk or the model hub cannot be read or written."""
-
-
-def validates_own_input(entry_point: T) -> T:
-    """Mark a function or class that checks the types of its arguments and raises InputError.
-
-    The tests check every other annotation at run time, which would raise before the entry point itself does.
-    """
-    entry_point.__no_type_check__ = True  # type: ignore[attr-defined]
-    return entry_point
 
 
 def unknown_choice(name: str, given: object, options: Iterable[str]) -> InputError:

@@ -12,14 +12,18 @@ Both ends of the line follow from x and v at any sigma:
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError
 
 __all__ = [
@@ -37,7 +41,24 @@ __all__ = [
 Array = Float[Tensor, "*shape"]
 Level = float | int | Float[Tensor, "*#shape"]
 
+F = TypeVar("F", bound=Callable[..., Any])
 
+
+def _on_tensors(function: F) -> F:
+    """Check the types of the arguments, except in compiled code, which the check would interrupt."""
+    names = inspect.signature(function).parameters
+    examples = {name: f"{name}=0.5" if "sigma" in name else f"{name}=trajectory.final" for name in names}
+    checked = entry_point(**examples)(function)
+    function.__no_type_check__ = False  # type: ignore[attr-defined]  # the tests compare the shapes too
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (function if torch.compiler.is_compiling() else checked)(*args, **kwargs)
+
+    return cast(F, call)
+
+
+@entry_point("steps", sigmas="sigmas=(1.0, 0.5)", shift="shift=3.0")
 def schedule(steps: int, sigmas: Sequence[float] | None = None, shift: float = 1.0) -> tuple[float, ...]:
     """The steps + 1 noise levels of a run, from (usually) 1 to exactly 0.
 
@@ -63,6 +84,7 @@ def schedule(steps: int, sigmas: Sequence[float] | None = None, shift: float = 1
     return (*levels.astype(np.float32).tolist(), 0.0)
 
 
+@entry_point(tokens="tokens=4096", base="base=0.5", top="top=1.15", few="few=256", many="many=4096")
 def dynamic_shift(tokens: int, *, base: float = 0.5, top: float = 1.15, few: int = 256, many: int = 4096) -> float:
     """The shift of FLUX.1-dev for an image of `tokens` tokens: e**mu with mu linear in the number of tokens.
 
@@ -75,16 +97,19 @@ def dynamic_shift(tokens: int, *, base: float = 0.5, top: float = 1.15, few: int
     return math.exp(base + (top - base) * (tokens - few) / (many - few))
 
 
+@_on_tensors
 def interpolate(x0: Array, noise: Array, sigma: Level) -> Array:
     """The point at sigma on the line from x0 to noise, (1 - sigma) x0 + sigma noise; sigma broadcasts."""
     return (1 - sigma) * x0 + sigma * noise
 
 
+@_on_tensors
 def velocity_target(x0: Array, noise: Array) -> Array:
     """The target velocity anywhere on the line from x0 to noise: noise - x0."""
     return noise - x0
 
 
+@_on_tensors
 def euler_step(x: Array, v: Array, sigma: float, sigma_next: float) -> Array:
     """One Euler step, x + (sigma_next - sigma) v, in the dtype of x.
 
@@ -93,16 +118,19 @@ def euler_step(x: Array, v: Array, sigma: float, sigma_next: float) -> Array:
     return x + (sigma_next - sigma) * v
 
 
+@_on_tensors
 def clean_estimate(x: Array, v: Array, sigma: Level) -> Array:
     """The estimate of x0, x - sigma v, in float32 or wider; any shape."""
     return _wide(x) - sigma * _wide(v)
 
 
+@_on_tensors
 def noise_estimate(x: Array, v: Array, sigma: Level) -> Array:
     """The estimate of the noise in x, x + (1 - sigma) v, in float32 or wider; any shape."""
     return _wide(x) + (1 - sigma) * _wide(v)
 
 
+@entry_point(schedules="schedules=[flow.schedule(4), flow.schedule(2)]")
 def share_prefixes(schedules: Sequence[Sequence[float]]) -> tuple[tuple[int, int], ...]:
     """The evaluations that runs from the same noise and prompt can share.
 
@@ -133,6 +161,7 @@ def share_prefixes(schedules: Sequence[Sequence[float]]) -> tuple[tuple[int, int
     return tuple(plan)
 
 
+@entry_point(schedules="schedules=[flow.schedule(4), flow.schedule(2)]")
 def shared_evaluations(schedules: Sequence[Sequence[float]]) -> tuple[int, int]:
     """The number of evaluations with shared prefixes and without, for runs from the same noise and prompt.
 

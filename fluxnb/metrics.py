@@ -16,6 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError
 from fluxnb.records import Step, Trajectory
 
@@ -38,6 +39,7 @@ __all__ = [
 Points = Float[Tensor, "points numbers"]
 
 
+@entry_point("trajectory")
 def straightness(trajectory: Trajectory) -> float:
     """The mean squared deviation of the velocity from the chord, relative to the chord: 0 for a straight line.
 
@@ -51,18 +53,21 @@ def straightness(trajectory: Trajectory) -> float:
     return total / span / _not_zero(float(even.pow(2).sum()))
 
 
+@entry_point("trajectory")
 def length(trajectory: Trajectory) -> float:
     """The length of the path, sum_k |x_{k+1} - x_k|. Unit: latent standard deviations, Euclidean over all numbers."""
     points = _points(trajectory)
     return float((points[1:] - points[:-1]).norm(dim=1).sum())
 
 
+@entry_point("trajectory")
 def chord(trajectory: Trajectory) -> float:
     """The distance from the first point to the last, |x_end - x_T|. Unit: as `length`."""
     points = _points(trajectory)
     return float((points[-1] - points[0]).norm())
 
 
+@entry_point("trajectory")
 def length_over_chord(trajectory: Trajectory) -> float:
     """The length of the path divided by the distance of its ends: 1 for a straight line. Unit: none.
 
@@ -71,6 +76,7 @@ def length_over_chord(trajectory: Trajectory) -> float:
     return length(trajectory) / _not_zero(chord(trajectory))
 
 
+@entry_point("trajectory")
 def turning_angle(trajectory: Trajectory) -> tuple[float, ...]:
     """The angle between the velocities of consecutive steps, arccos(v_k . v_{k+1} / |v_k| |v_{k+1}|).
 
@@ -85,6 +91,7 @@ def turning_angle(trajectory: Trajectory) -> tuple[float, ...]:
     return tuple(angles)
 
 
+@entry_point("trajectory")
 def velocity_norm(trajectory: Trajectory) -> tuple[float, ...]:
     """The root mean square of the velocity at each step, |v_k| / sqrt(n).
 
@@ -95,6 +102,7 @@ def velocity_norm(trajectory: Trajectory) -> tuple[float, ...]:
     return tuple(step.norms["v"] / math.sqrt(numbers) for step in trajectory.steps)
 
 
+@entry_point("trajectory")
 def drift(trajectory: Trajectory) -> tuple[float, ...]:
     """The change of the clean estimate between consecutive steps, rms of clean_{k+1} - clean_k.
 
@@ -104,6 +112,7 @@ def drift(trajectory: Trajectory) -> tuple[float, ...]:
     return tuple(float((b - a).pow(2).mean().sqrt()) for a, b in itertools.pairwise(clean))
 
 
+@entry_point("trajectory")
 def distance_to_final(trajectory: Trajectory) -> tuple[float, ...]:
     """The distance of each clean estimate from the end of the trajectory, rms of clean_k - x_end.
 
@@ -113,6 +122,7 @@ def distance_to_final(trajectory: Trajectory) -> tuple[float, ...]:
     return tuple(float((step.clean.double().flatten() - final).pow(2).mean().sqrt()) for step in _kept(trajectory))
 
 
+@entry_point("trajectory", share="share=0.1")
 def lock_in(trajectory: Trajectory, share: float = 0.1) -> int:
     """The first step from which the clean estimate stays within `share` of the spread of the final latents.
 
@@ -125,6 +135,7 @@ def lock_in(trajectory: Trajectory, share: float = 0.1) -> int:
     return steps[min(far[-1] + 1, len(steps) - 1)].index if far else steps[0].index
 
 
+@entry_point("trajectory", count="count=2")
 def principal_path(
     trajectory: Trajectory, count: int = 2
 ) -> tuple[Float[np.ndarray, "points count"], tuple[float, ...]]:
@@ -137,6 +148,7 @@ def principal_path(
     return principal(_points(trajectory), count)
 
 
+@entry_point(points="points=torch.stack([step.x.flatten() for step in trajectory])", count="count=2")
 def principal(points: Points, count: int = 2) -> tuple[Float[np.ndarray, "points count"], tuple[float, ...]]:
     """Principal component analysis (Pearson 1901) of points, about their mean.
 
@@ -156,6 +168,7 @@ def principal(points: Points, count: int = 2) -> tuple[Float[np.ndarray, "points
     return coordinates.numpy(), tuple(shares)
 
 
+@entry_point(pictures="pictures=[cell.image for cell in sweep]")
 def diversity(pictures: Sequence[Trajectory | Image.Image | Tensor]) -> float:
     """The mean rms difference over all pairs of a set, D = 2 / (n (n - 1)) sum_{i<j} rms(p_i - p_j).
 
@@ -170,12 +183,20 @@ def diversity(pictures: Sequence[Trajectory | Image.Image | Tensor]) -> float:
     """
     if len(pictures) < 2:
         raise InputError(f"{len(pictures)} pictures", "at least 2 are needed", "run several seeds")
-    rows = torch.stack([_row(picture) for picture in pictures])
+    flat = [_row(picture) for picture in pictures]
+    if len({len(row) for row in flat}) > 1:
+        raise InputError(
+            f"pictures of {' and '.join(str(len(row)) for row in flat[:4])} numbers",
+            "all must be of one kind and size",
+            "run them again with the same height= and width=",
+        )
+    rows = torch.stack(flat)
     count = len(rows)
     pairs = [float((rows[i] - rows[i + 1 :]).pow(2).mean(dim=1).sqrt().sum()) for i in range(count - 1)]
     return 2 * sum(pairs) / (count * (count - 1))
 
 
+@entry_point("trajectory")
 def coarseness(trajectory: Trajectory) -> float:
     """The largest |dt|, the longest range of sigma without an evaluation: 1 for one step, 0.25 for four even ones."""
     return max(-step.dt for step in trajectory.steps)

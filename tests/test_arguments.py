@@ -42,7 +42,7 @@ def test_right_arguments_pass():
         ("num_inference_steps", 3, "type steps=3"),
         ("callback_on_step_end", print, "type on_step="),
         ("device", "cuda", 'type preset="auto"'),
-        ("setps", 3, "type steps=..."),
+        ("setps", 3, "type steps=3"),
         ("prompts", ["a"], "type prompt=['a']"),
     ],
 )

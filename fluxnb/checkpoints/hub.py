@@ -11,8 +11,11 @@ from fluxnb.errors import FluxnbError, StorageError, shorten
 __all__ = ["download_configurations", "download_file", "download_pipeline", "hub_error"]
 
 
-def download_file(repo: str, file: str) -> Path:
+def download_file(repo: str, file: str, *, revision: str | None = None) -> Path:
     """One file of a repository, from the cache if it is there.
+
+    Arguments:
+        revision: a branch, tag or commit; None for the main branch.
 
     Raises:
         StorageError: an error of the hub, the network or the disk.
@@ -21,19 +24,20 @@ def download_file(repo: str, file: str) -> Path:
 
     refusal: FluxnbError
     try:
-        return Path(hf_hub_download(repo, file))
+        return Path(hf_hub_download(repo, file, revision=revision))
     except Exception as problem:  # classified by class name in hub_error
         refusal = hub_error(repo, problem)
     raise refusal
 
 
-def download_pipeline(repo: str, revision: str, *, without_transformer: bool = False) -> Path:
+def download_pipeline(repo: str, revision: str, *, variant: str = "", without_transformer: bool = False) -> Path:
     """The folder with every part of a pipeline, downloaded where it is not in the cache.
 
     The repositories of FLUX.1 contain their weights twice, in diffusers' layout and as single files. Only the
-    former are downloaded. An interrupted download resumes where it stopped.
+    former are downloaded, and of each component one variant. An interrupted download resumes where it stopped.
 
     Arguments:
+        variant: of the weight files, such as "fp16"; a component without it is downloaded without one.
         without_transformer: skip the transformer's weights.
 
     Raises:
@@ -46,11 +50,18 @@ def download_pipeline(repo: str, revision: str, *, without_transformer: bool = F
         index = Path(snapshot_download(repo, revision=revision, allow_patterns=["model_index.json"]))
         parts = [name for name, kind in read_json(index / "model_index.json").items() if isinstance(kind, list)]
         patterns = ["model_index.json", "card.json"]
-        patterns += [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt", "model", "safetensors")]
-        if without_transformer:
-            patterns.remove("transformer/*.safetensors")
+        patterns += [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt", "model")]
+        weighted = [part for part in parts if not (part == "transformer" and without_transformer)]
+        names = (f"*.{variant}.safetensors", f"*.{variant}-*.safetensors") if variant else ("*.safetensors",)
+        patterns += [f"{part}/{name}" for part in weighted for name in names]
+        # Weights of other variants, which have a further dot in their names.
+        others = [] if variant else ["*/*.*.safetensors"]
         before = _blobs(index)
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=others))
+        # Components without the preferred variant are downloaded in the others.
+        models = [part for part in weighted if (folder / part / "config.json").is_file()]
+        if rest := [f"{part}/*.safetensors" for part in models if not list((folder / part).glob("*.safetensors"))]:
+            snapshot_download(repo, revision=revision, allow_patterns=rest)
     except FluxnbError:
         raise
     except Exception as problem:  # classified by class name in hub_error
@@ -100,6 +111,12 @@ def hub_error(repo: str, problem: BaseException) -> FluxnbError:
             f"{repo} is gated",
             "the hub serves it only to accounts that accepted its terms",
             f"accept them on {page}, make a read token in your settings, and run `hf auth login` or set HF_TOKEN",
+        )
+    if "RevisionNotFoundError" in kinds:
+        return StorageError(
+            f"{repo} has no such revision",
+            "a branch, a tag or a commit is possible",
+            f"see {page}/commits/main, or leave revision out",
         )
     if "RepositoryNotFoundError" in kinds or 401 in codes or 404 in codes:
         return StorageError(

@@ -5,6 +5,7 @@ Weights are safetensors only, since other formats can run code when they are ope
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
@@ -18,7 +19,20 @@ from fluxnb.checkpoints.validation import check_model
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
 from fluxnb.io.files import user_path
 
-__all__ = ["HUB", "NAMES", "Source", "expand_user", "fetch", "gguf_file", "locate", "public_name", "revision_with_gguf"]
+__all__ = [
+    "HUB",
+    "NAMES",
+    "Source",
+    "check_name",
+    "expand_user",
+    "fetch",
+    "gguf_file",
+    "locate",
+    "public_name",
+    "revision_with_gguf",
+    "variant_of",
+    "weight_files",
+]
 
 HUB = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
 NAMES = ("pocket", "pocket-base", *HUB)
@@ -38,6 +52,7 @@ class Source:
         parts: components that are in another folder.
         card: the contents of card.json, empty if there is none.
         local: whether the files are in a folder and not on the hub.
+        variant: the requested variant of the weight files, "" for none.
     """
 
     place: str
@@ -46,6 +61,7 @@ class Source:
     parts: Mapping[str, Path] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
     local: bool = True
+    variant: str = ""
 
 
 def expand_user(model: str | Path) -> str | Path:
@@ -53,25 +69,45 @@ def expand_user(model: str | Path) -> str | Path:
     return model if isinstance(model, str) and not model.startswith("~") else user_path(model)
 
 
-def locate(model: str | Path) -> Source:
+def locate(model: str | Path, *, variant: str | None = None, revision: str | None = None) -> Source:
     """Find a model by name, folder or hub id, and verify its checksums.
 
+    Arguments:
+        variant: of the weight files, such as "fp16".
+        revision: a branch, tag or commit of the hub.
+
     Raises:
-        InputError: no such name, or a folder that holds no FluxPipeline.
+        InputError: no such name or variant, a folder that holds no FluxPipeline, or a revision of a folder.
         StorageError: a missing folder, a damaged or missing file, or an error of the hub.
     """
     model = expand_user(model)
+    check_name(model)
+    text, named = str(model), isinstance(model, str)
+    if (named and text in HUB) or not ((named and text in NAMES) or Path(text).is_dir()):
+        source = _hub(HUB.get(text, text), text, revision)
+        return dataclasses.replace(source, variant=variant or "")
+    if revision is not None:
+        raise InputError(
+            f"revision={revision!r} of {shorten(text)}", "only models of the hub have revisions", "leave revision out"
+        )
+    source = _packaged(text) if named and text in NAMES else _folder(Path(text))
+    variant_of(Path(source.place), variant or "", name=source.name)
+    return dataclasses.replace(source, variant=variant or "")
+
+
+def check_name(model: str | Path) -> None:
+    """Raise an error for a model that is no known name, no folder and no hub id; the hub is not asked.
+
+    Raises:
+        InputError: an unknown name.
+        StorageError: a missing folder.
+    """
     text = str(model)
-    if isinstance(model, str):
-        if model in ("pocket", "pocket-base"):
-            return _packaged(model)
-        if model in HUB:
-            return _hub(HUB[model], model)
-    if Path(text).is_dir():
-        return _folder(Path(text))
+    if (isinstance(model, str) and model in NAMES) or Path(text).is_dir():
+        return
     looks_like_path = isinstance(model, Path) or text.startswith((".", "/", "~", "\\")) or text.count("/") > 1
     if not looks_like_path and re.fullmatch(HUB_ID, text):
-        return _hub(text, text)
+        return
     if looks_like_path:
         raise StorageError(
             f"model={shorten(text, 200)}",
@@ -122,9 +158,53 @@ def _card(folder: Path) -> Mapping[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _hub(repo: str, name: str) -> Source:
+def weight_files(folder: Path) -> dict[str, list[Path]]:
+    """Variant to the safetensors files of a component and their index; "" is the variant of files without one.
+
+    Example:
+        >>> sorted(weight_files(Path("models/toy/transformer")))                    # doctest: +SKIP
+        ['', 'fp16']
+    """
+    found: dict[str, list[Path]] = {}
+    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index*.json"))):
+        # model.safetensors, model.fp16-00001-of-00002.safetensors, model.safetensors.index.fp16.json
+        words = re.sub(r"-\d{5}-of-\d{5}", "", path.name).split(".")
+        variant = [word for word in words[1:] if word not in ("safetensors", "index", "json")]
+        found.setdefault(".".join(variant), []).append(path)
+    return found
+
+
+def variant_of(folder: Path, requested: str, *, name: str) -> str:
+    """The variant of the weight files to read: the one requested, none, or the only one that there is.
+
+    Arguments:
+        name: of the model, for errors.
+
+    Raises:
+        InputError: no component has the requested variant, or one has several and none without.
+    """
+    components = [found for place in sorted(folder.iterdir()) if place.is_dir() and (found := weight_files(place))]
+    known = sorted({variant for found in components for variant in found if variant})
+    if requested:
+        if requested not in known:
+            listed = f"its files have {', '.join(known)}" if known else "its files have none"
+            remedy = f'type variant="{known[0]}"' if known else "leave variant out"
+            raise InputError(f"variant={requested!r} of {name}", listed, remedy)
+        return requested
+    needed = {tuple(sorted(found)) for found in components if "" not in found}
+    if not needed:
+        return ""
+    shared = sorted(set.intersection(*map(set, needed)))
+    if len(shared) != 1:
+        raise InputError(
+            f"{name} without a variant", f"its files have {', '.join(known)}", f'type variant="{known[0]}"'
+        )
+    return shared[0]
+
+
+def _hub(repo: str, name: str, revision: str | None) -> Source:
     """A model of the hub, with its commit. This small download raises any error of the hub first."""
-    index = download_file(repo, "model_index.json")
+    index = download_file(repo, "model_index.json", revision=revision)
     # .../snapshots/<commit>/model_index.json
     return Source(place=repo, name=name, revision=index.parent.name, local=False)
 
@@ -188,6 +268,8 @@ def fetch(source: Source, *, without_transformer: bool = False) -> Path:
     """
     folder = Path(source.place)
     if not source.local:
-        folder = download_pipeline(source.place, source.revision, without_transformer=without_transformer)
+        folder = download_pipeline(
+            source.place, source.revision, variant=source.variant, without_transformer=without_transformer
+        )
     check_model(folder, source.parts)
     return folder

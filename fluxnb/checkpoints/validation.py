@@ -75,7 +75,7 @@ def check_model(folder: Path, parts: Mapping[str, Path] | None = None) -> None:
         if config in files:
             check_configuration(read_json(config), config)
         for file in files:
-            if file.name.endswith(".safetensors.index.json"):
+            if re.search(r"\.safetensors\.index(\.\w+)?\.json$", file.name):
                 _check_weight_index(file)
             elif file.suffix == ".safetensors":
                 safetensors_header(file)

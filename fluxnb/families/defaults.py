@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import InputError, shorten, unknown_choice
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
 __all__ = ["ModelDefaults", "defaults_of"]
@@ -18,7 +19,7 @@ __all__ = ["ModelDefaults", "defaults_of"]
 GUIDANCE = ("none", "true_cfg", "embedded")
 
 
-@validates_own_input
+@entry_point()
 @dataclass(frozen=True, kw_only=True)
 class ModelDefaults:
     """The defaults of one model.
@@ -82,11 +83,13 @@ class ModelDefaults:
         if self.guidance_kind == "none" and guidance:
             raise InputError(
                 f"guidance={guidance:g}",
-                f"{model} is distilled and takes none",
-                "leave guidance out, or use pocket-base",
+                f"{model} takes none{', since it is distilled' if _is_distilled(model) else ' by default'}",
+                _without("guidance", model, guidance),
             )
         if self.guidance_kind != "true_cfg" and negative:
-            raise InputError(f"negative={shorten(negative)}", f"{model} takes no negative prompt", "leave negative out")
+            raise InputError(
+                f"negative={shorten(negative)}", f"{model} takes no negative prompt", _without("negative", model)
+            )
         if self.guidance_kind == "none":
             guidance = None
         elif guidance is None:
@@ -107,6 +110,18 @@ class ModelDefaults:
             revision=revision,
             dtype=dtype,
         )
+
+
+def _is_distilled(model: str) -> bool:
+    return model in ("pocket", "schnell") or model.endswith("FLUX.1-schnell")
+
+
+def _without(name: str, model: str, guidance: float = 3.5) -> str:
+    """What to do where a model takes no guidance: true CFG needs a model without distillation."""
+    if _is_distilled(model):
+        return f"leave {name} out, or use pocket-base"
+    true_cfg = f'flux = flux.with_defaults(guidance_kind="true_cfg", guidance={guidance:g})'
+    return f"leave {name} out, or for a model without distillation type {true_cfg}"
 
 
 # Guidance 3.5 and 512 tokens are the defaults of FLUX.1-dev, 256 tokens those of schnell (black-forest-labs/flux).

@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
+from fluxnb.arguments import EXAMPLES, entry_point
+from fluxnb.errors import InputError, shorten
 from fluxnb.records.recipe import Recipe
 
-__all__ = ["Axes"]
+__all__ = ["FURTHER_AXES", "Axes"]
+
+FIELDS = tuple(field.name for field in fields(Recipe))
+FURTHER_AXES = tuple(name for name in FIELDS if name not in ("prompt", "seed"))  # beside prompts and seeds
 
 
 class Axes:
@@ -32,14 +36,11 @@ class Axes:
         (4, [(1, 1), (1, 4), (2, 1), (2, 4)])
     """
 
-    @validates_own_input
+    @entry_point(accepts=FIELDS, base=EXAMPLES["recipe"].removeprefix("recipe="))
     def __init__(self, base: Recipe, **values: Iterable[Any]) -> None:
-        known = [field.name for field in fields(Recipe)]
         self.base = base
         self.values: dict[str, tuple[Any, ...]] = {}
         for name, given in values.items():
-            if name not in known:
-                raise unknown_choice("axis", name, known)
             if isinstance(given, str | bytes) or not isinstance(given, Iterable):
                 raise InputError(
                     f"{name}={shorten(given)}", "an axis is a list of values", f"try {name}=[{shorten(given)}]"
@@ -51,17 +52,19 @@ class Axes:
             self.values[name] = checked
 
     @classmethod
-    @validates_own_input
+    @entry_point("prompts", "seeds", "steps", accepts=FURTHER_AXES)
     def of(
         cls,
         base: Recipe | None = None,
         *,
         prompts: str | Iterable[str],
-        seeds: int | Iterable[int] = 0,
-        steps: int | Iterable[int] = 4,
+        seeds: int | Iterable[int] | None = None,
+        steps: int | Iterable[int] | None = None,
         **further: Any,
     ) -> Axes:
         """The grid of prompts x seeds x steps and further fields, each given as one value or several.
+
+        Seeds and steps that are left out are those of the base recipe.
 
         Raises:
             InputError: no prompt, no such field, or a value that a recipe cannot have.
@@ -73,16 +76,19 @@ class Axes:
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
             raise InputError("prompts=[]", "at least one prompt is needed", 'try prompts=["a fox in the snow"]')
-        values: dict[str, list[Any]] = {"prompt": texts, "seed": _as_list(seeds), "steps": _as_list(steps)}
+        base = base or Recipe(prompt=texts[0])
+        values: dict[str, list[Any]] = {
+            "prompt": texts,
+            "seed": [base.seed] if seeds is None else _as_list(seeds),
+            "steps": [base.steps] if steps is None else _as_list(steps),
+        }
         for name, given in further.items():
-            if name in ("prompt", "seed"):
-                raise InputError(f"{name}={shorten(given)}", f"the axis is called {name}s", f"type {name}s=...")
             # A schedule is a list itself, so an axis of schedules is a list of lists.
             is_schedule = name == "sigmas" and given is not None and all(isinstance(s, int | float) for s in given)
             values[name] = [tuple(given)] if is_schedule else _as_list(given)
         if "sigmas" in values:
             values.pop("steps")  # a schedule determines the number of steps
-        return cls(base or Recipe(prompt=texts[0]), **values)
+        return cls(base, **values)
 
     @property
     def displayed(self) -> dict[str, tuple[Any, ...]]:

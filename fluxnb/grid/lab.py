@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fluxnb.errors import InputError, shorten, validates_own_input
+from fluxnb.arguments import entry_point
 from fluxnb.grid.axes import Axes
 from fluxnb.grid.cost_estimate import estimate_cost, recorded
 from fluxnb.grid.runner import GridRunner
@@ -24,7 +24,7 @@ PROMPT = "a cat in the snow"
 SMALL_SIDE = 256  # pixels up to which all steps are kept by default, so that the images can be scrubbed
 
 
-@validates_own_input
+@entry_point("flux", "store", "keep", prompt='prompt="a fox"')
 def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = None, keep: Keep | None = None) -> Lab:
     """A form for prompt, seeds, steps, size and guidance, which displays the images as they are sampled.
 
@@ -47,8 +47,6 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
         >>> widget                                                                  # doctest: +SKIP
         Lab(pocket, idle)
     """
-    if not isinstance(flux, Flux):
-        raise InputError(f"lab({shorten(type(flux).__name__)})", "a loaded model comes first", 'try fnb.load("pocket")')
     Recipe(prompt=prompt)  # raises for an invalid prompt
     opened = store if store is None or isinstance(store, Store) else Store(user_path(store))
 

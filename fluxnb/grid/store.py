@@ -18,7 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from fluxnb.errors import FluxnbError, InputError, shorten, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import FluxnbError, InputError, shorten
 from fluxnb.grid.claims import LEASE, Claim, Claims, file_system_time
 from fluxnb.io.files import atomic_write, disk_errors, open_regular, read_bytes, user_path
 from fluxnb.io.png import check_png, encode_png, largest_png
@@ -38,7 +39,7 @@ class StoreWarning(UserWarning):
     """Pictures are not stored, because nothing identifies what drew them, or a sweep waits for another process."""
 
 
-@validates_own_input
+@entry_point()
 @dataclass(frozen=True)
 class Store:
     """A folder of finished cells: `<key[:2]>/<key>.png` with metadata in `<key>.json`.

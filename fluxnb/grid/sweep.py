@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, warn_caller
-from fluxnb.grid.axes import Axes
+from fluxnb.grid.axes import FURTHER_AXES, Axes
 from fluxnb.grid.cost_estimate import CostEstimate, estimate_cost, measure, record_timing, recorded
 from fluxnb.grid.runner import GridRunner
 from fluxnb.grid.store import Store, StoreWarning
@@ -26,7 +26,7 @@ from fluxnb.io.files import user_path
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep, Step, Sweep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
-from fluxnb.sampling.run import LOAD, OnStep
+from fluxnb.sampling.run import OnStep
 from fluxnb.sampling.sampler import StepCallback
 
 __all__ = ["CostEstimate", "Stream", "plan_sweep", "stream", "sweep"]
@@ -82,22 +82,15 @@ class _Request:
         )
 
 
-CHECKED = {
-    "flux": LOAD,
-    "prompts": 'prompts=["a fox in the snow"]',
-    "store": 'store="pictures"',
-    "recipe": 'recipe=fnb.Recipe(prompt="a fox")',
-    "keep": "keep=fnb.Keep()",
-    "on_step": "on_step=lambda step: print(step.sigma)",
-}
+CHECKED = ("flux", "prompts", "seeds", "steps", "store", "recipe", "keep")
 
 
-@entry_point(**CHECKED, progress="progress=True")
+@entry_point(*CHECKED, "on_step", accepts=FURTHER_AXES, progress="progress=True")
 def sweep(
     flux: Flux,
     *,
     prompts: str | Iterable[str],
-    seeds: int | Iterable[int] = 0,
+    seeds: int | Iterable[int] | None = None,
     steps: int | Iterable[int] | None = None,
     store: str | Path | Store | None = None,
     recipe: Recipe | None = None,
@@ -113,7 +106,8 @@ def sweep(
 
     Main arguments:
         flux: from `fnb.load`.
-        prompts, seeds, steps: one value or several; steps are the model's default where left out.
+        prompts, seeds, steps: one value or several. Seeds and steps that are left out are those of `recipe`; without
+            one, the seed is 0 and the steps are the model's default.
         store: a folder for the cells; None keeps them in memory only.
         axes: further recipe fields, one value or a list: `guidance=[1, 2.5]`, `sampler=["euler", "renoise"]`.
 
@@ -186,12 +180,13 @@ def _with_parameters_of_sweep(*, without: tuple[str, ...] = (), own: str = "") -
         parameters = [each for name, each in inspect.signature(sweep).parameters.items() if name not in without]
         parameters[-1:-1] = [signature.parameters[own]] if own else []
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        function.__annotations__ = {each.name: each.annotation for each in parameters}
         return function
 
     return decorate
 
 
-@entry_point(flux=LOAD)
+@entry_point(*CHECKED, "on_step", accepts=FURTHER_AXES)
 @_with_parameters_of_sweep(without=("progress",))
 def stream(flux: Flux, **arguments: Any) -> Stream:
     """Sample the same grid as `sweep`, but yield each cell as it finishes.
@@ -208,7 +203,7 @@ def stream(flux: Flux, **arguments: Any) -> Stream:
     return Stream(recorded(flux, cells), request.axes.displayed, flux.model)
 
 
-@entry_point(flux=LOAD)
+@entry_point(*CHECKED, accepts=(*FURTHER_AXES, "batch", "on_step"), measure="measure=True")
 @_with_parameters_of_sweep(without=("progress", "on_step", "batch"), own="measure")
 def plan_sweep(flux: Flux, *, measure: bool = False, **arguments: Any) -> CostEstimate:
     """Estimate the cost of `sweep` with these arguments without sampling.
@@ -238,16 +233,15 @@ def _measure_sizes(flux: Flux, recipes: list[ResolvedRecipe]) -> None:
         measure(flux, recipe)
 
 
-@entry_point(**{name: CHECKED[name] for name in ("flux", "store", "recipe", "keep", "on_step")})
 def _parse(
     flux: Flux,
     *,
     store: str | Path | Store | None = None,
     recipe: Recipe | None = None,
     keep: Keep | None = None,
-    batch: int = 1,
+    batch: Any = 1,
     on_step: OnStep | None = None,
-    steps: int | Iterable[int] | None = None,
+    steps: Any = None,
     **axes: Any,
 ) -> _Request:
     if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
@@ -259,7 +253,7 @@ def _parse(
             f"{unidentified[0]}: no key identifies its pictures, so they are computed and not stored", StoreWarning
         )
         store = None
-    axes["steps"] = flux.defaults.steps if steps is None else steps
+    axes["steps"] = flux.defaults.steps if steps is None and recipe is None else steps
 
     def step_callback(step: Step, recipe: ResolvedRecipe) -> Any:
         return on_step(step) if on_step is not None else None

@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fluxnb.errors import InputError, unknown_choice, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import InputError, unknown_choice
 from fluxnb.html import page as html
 from fluxnb.io.files import user_path
 from fluxnb.io.png import write_png
@@ -52,7 +53,7 @@ class GridEncoder:
         (2, ['seed 1', 'seed 2'])
     """
 
-    @validates_own_input
+    @entry_point("shows", "decode")
     def __init__(
         self,
         axes: Mapping[str, Sequence[Any]],
@@ -159,7 +160,7 @@ def page(sweep: Sweep, *, shows: Sequence[str] = SHOWS, decode: Decode | None = 
     return document(encoder.data, cells, frames)
 
 
-@validates_own_input
+@entry_point("sweep", "path", "shows", "decode", "size")
 def write(
     sweep: Sweep,
     path: str | Path,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fluxnb.arguments import entry_point
 from fluxnb.html.front_end import script, style
 from fluxnb.io.files import atomic_write, user_path
 from fluxnb.records import Film, Sweep, Trajectory
@@ -70,6 +71,7 @@ class Page:
         Page('a fox in the snow, pocket, seed 3, 4 steps')
     """
 
+    @entry_point("shows", "decode")
     def __init__(self, record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None) -> None:
         self._data, self._frames = _content(record, shows, decode)
         self.title = str(self._data["title"])
@@ -82,6 +84,7 @@ class Page:
         return f"<style>{style('scrubber')}</style>\n{body}"
 
 
+@entry_point("shows", "decode")
 def page(record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = None) -> str:
     """The HTML text of the page.
 
@@ -97,6 +100,7 @@ def page(record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = N
     return document("scrubber", str(data["title"]), data, frames, _final(data))
 
 
+@entry_point("path", "shows", "decode")
 def write(
     record: Trajectory | Film | Sweep | Sequence[Trajectory | Film],
     path: str | Path,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fluxnb.arguments import entry_point
 from fluxnb.records.recipe import Recipe
 
 __all__ = ["comfy_graph"]
@@ -23,6 +24,7 @@ FILES = {
 }
 
 
+@entry_point("recipe")
 def comfy_graph(recipe: Recipe) -> dict[str, Any] | None:
     """The graph in the API format, nodes by number; None for a recipe that ComfyUI cannot repeat.
 

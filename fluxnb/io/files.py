@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fluxnb.errors import FluxnbError, InputError, StorageError, shorten, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import FluxnbError, InputError, StorageError, shorten
 from fluxnb.units import byte_size
 
 __all__ = ["atomic_write", "disk_errors", "open_regular", "read_bytes", "user_path"]
@@ -21,7 +22,7 @@ __all__ = ["atomic_write", "disk_errors", "open_regular", "read_bytes", "user_pa
 LONGEST_NAME = 255  # bytes of a file name on the usual file systems
 
 
-@validates_own_input
+@entry_point()
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path given by a user, with a leading `~` or `~user` expanded.
 

@@ -21,7 +21,8 @@ from typing import IO, Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from fluxnb.errors import InputError, StorageError, shorten, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import InputError, StorageError, shorten
 from fluxnb.io.comfyui import comfy_graph
 from fluxnb.io.files import atomic_write, open_regular, read_bytes, user_path
 from fluxnb.records.recipe import LARGEST_SIDE, LONGEST_JSON, Recipe
@@ -33,6 +34,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MOST_CHUNKS = 100_000
 
 
+@entry_point("image", "recipe", numerics='numerics="exact"')
 def encode_png(image: Image.Image, recipe: Recipe | None = None, *, numerics: str = "exact") -> bytes:
     """Encode a picture as PNG, with its recipe in the metadata if there is one.
 
@@ -53,6 +55,7 @@ def encode_png(image: Image.Image, recipe: Recipe | None = None, *, numerics: st
     return buffer.getvalue()
 
 
+@entry_point("image", "recipe", path='path="fox.png"', numerics='numerics="exact"')
 def write_png(image: Image.Image, path: str | Path, recipe: Recipe | None = None, *, numerics: str = "exact") -> Path:
     """Write a picture as PNG with its recipe in the metadata, and return the path; see `encode_png`.
 
@@ -97,7 +100,7 @@ def _quoted(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) else value
 
 
-@validates_own_input
+@entry_point(png='png="fox.png"')
 def open_recipe(png: str | Path | bytes | IO[bytes]) -> Recipe:
     """Read the recipe of a PNG.
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.arguments import entry_point
 from fluxnb.errors import FluxnbError, InputError, StorageError, shorten
 from fluxnb.io.files import atomic_write, user_path
 from fluxnb.io.headers import safetensors_header
@@ -38,6 +39,7 @@ LONGEST_NAME = 1000  # characters of the name of a model, a library or a preset
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+@entry_point("trajectory", path='path="fox.safetensors"')
 def save(trajectory: Trajectory, path: str | Path) -> Path:
     """Write a trajectory to one safetensors file with a JSON header.
 
@@ -113,6 +115,7 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
     return target
 
 
+@entry_point(path='path="fox.safetensors"')
 def open_trajectory(path: str | Path) -> Trajectory:
     """Read a trajectory file written by `save`; needs neither a model nor a GPU.
 

@@ -14,11 +14,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.arguments import entry_point
 from fluxnb.checkpoints.checksums import read_json
 from fluxnb.checkpoints.validation import check_configuration
-from fluxnb.errors import InputError, StorageError, shorten, unknown_choice, validates_own_input
+from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
 from fluxnb.io.files import user_path
 from fluxnb.io.headers import safetensors_header
+from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.preview import decode_latents, measure
 from fluxnb.records import STEP_QUANTITIES, Film, Trajectory
 
@@ -47,8 +49,8 @@ class Tiny:
         return pictures
 
 
-@validates_own_input
-def tiny(flux: Any, source: Any) -> Tiny:
+@entry_point("flux", source='source="models/taef1"')
+def tiny(flux: Flux, source: Any) -> Tiny:
     """A tiny decoder for this model, measured against its VAE.
 
     Arguments:
@@ -101,8 +103,8 @@ def _opened(folder: Path) -> Any:
         ) from problem
 
 
-@validates_own_input
-def film(flux: Any, trajectory: Trajectory, *, what: str = "clean", by: Any = "vae") -> Film:
+@entry_point("flux", "trajectory", "what")
+def film(flux: Flux, trajectory: Trajectory, *, what: str = "clean", by: Any = "vae") -> Film:
     """Decode one quantity of every step of a trajectory into pictures.
 
     Arguments:
@@ -144,7 +146,7 @@ def film(flux: Any, trajectory: Trajectory, *, what: str = "clean", by: Any = "v
     )
 
 
-def _decoder(flux: Any, trajectory: Trajectory, by: Any) -> tuple[Decoder, str, float | None]:
+def _decoder(flux: Flux, trajectory: Trajectory, by: Any) -> tuple[Decoder, str, float | None]:
     """The decoder, its name, and its distance from the VAE."""
     if isinstance(by, str) and by == "vae":
         return flux.decode, by, 0.0

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import functools
 import importlib.metadata
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.arguments import entry_point
+from fluxnb.errors import ArgumentError, UnavailableError, shorten
 from fluxnb.families.defaults import ModelDefaults
 from fluxnb.pipeline.compat import execution_device, has_model_hooks, is_caching
 from fluxnb.pipeline.identity import Identity, change_markers, identity_of
@@ -35,6 +38,21 @@ from fluxnb.runtime.adaln_cache import expecting
 
 __all__ = ["Flux"]
 
+# Attributes that a pipeline, a module or a result has: what is possible with a Flux, and what to type.
+RESOLVED = 'recipe=flux.resolve(fnb.Recipe(prompt="a fox"))'
+_PRESET = ("a preset decides where the weights are", 'type fnb.load("schnell", preset="stream"), or use flux.pipe')
+ELSEWHERE: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("to", "cuda", "cpu", "enable_model_cpu_offload", "enable_sequential_cpu_offload"), _PRESET),
+    **dict.fromkeys(
+        ("half", "float", "bfloat16"), ("load chooses the number format", 'type fnb.load(..., dtype="bfloat16")')
+    ),
+    **dict.fromkeys(("image", "images"), ("a model holds no pictures", 'type fnb.run(flux, "a fox").image')),
+    **dict.fromkeys(("steps", "trajectory"), ("a model holds no steps", 'type fnb.run(flux, "a fox").steps')),
+    **dict.fromkeys(("generate", "sample", "run"), ("a model is sampled by fnb.run", 'type fnb.run(flux, "a fox")')),
+    "sweep": ("a model is sampled by fnb.sweep", 'type fnb.sweep(flux, prompts=["a fox"], seeds=range(4))'),
+    "lab": ("fnb.lab makes the widget", "type fnb.lab(flux)"),
+    "recording": ("fnb.recording records calls", "type with fnb.recording(flux.pipe) as recorder: ..."),
+}
 CONCURRENT_DECODERS = 3  # on a GPU; half of a decoder's time goes into reductions that fill a quarter of the card
 
 Tokens = Float[Tensor, "batch tokens features"]
@@ -80,6 +98,30 @@ class Flux:
 
     def __repr__(self) -> str:
         return f"Flux({self.model!r}, {self.plan.preset}, {self.dtype})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise an ArgumentError with the calls to type: a model is sampled by `fnb.run`."""
+        prompt = shorten(args[0]) if args else '"a fox in the snow"'
+        raise ArgumentError(
+            f"flux({', '.join([prompt] if args else list(kwargs))})",
+            "a Flux is not callable; fnb.run records each step, and flux.pipe is the pipeline of diffusers",
+            f"type fnb.run(flux, {prompt})",
+        )
+
+    if not TYPE_CHECKING:  # it would make a type checker accept every attribute
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            possible, remedy = ELSEWHERE.get(name, ("", ""))
+            if not possible and hasattr(vars(self).get("pipe"), name):
+                possible, remedy = f"{name} belongs to the pipeline", f"type flux.pipe.{name}"
+            if not possible:
+                known = [each for each in dir(self) if not each.startswith("_")]
+                near = difflib.get_close_matches(name, known, n=1)
+                possible = f"it has {', '.join(known)}"
+                remedy = f"type flux.{near[0]}" if near else "type help(fnb.Flux)"
+            raise UnavailableError(f"flux.{name}", possible, remedy)
 
     def with_defaults(self, **changes: Any) -> Flux:
         """The same pipeline with other defaults, for example `flux.with_defaults(size=512)`."""
@@ -133,6 +175,7 @@ class Flux:
             "device": _described(device),
         }
 
+    @entry_point("recipe")
     def resolve(self, recipe: Recipe) -> ResolvedRecipe:
         """The recipe with the defaults of the model, its name, revision and number format filled in."""
         return self.defaults.resolve(recipe, model=self.model, revision=self.revision, dtype=self.dtype)
@@ -151,6 +194,7 @@ class Flux:
         return state_of(self.pipe).lock
 
     # ------------------------------------------------------------------------------------------------ encode
+    @entry_point(recipe=RESOLVED)
     @_locked
     @_no_grad
     def encode(self, recipe: ResolvedRecipe) -> Encoded:
@@ -223,6 +267,7 @@ class Flux:
         tokens: Tensor = result[0]
         return tokens
 
+    @entry_point(recipe=RESOLVED, steps="steps=4")
     def evaluations_of(self, recipe: ResolvedRecipe, steps: int | None = None) -> int:
         """Evaluations of the transformer (NFE) in `steps` steps, all by default; under true CFG a step takes two."""
         return (recipe.steps if steps is None else steps) * (2 if self._two_evaluations(recipe) else 1)
@@ -231,6 +276,7 @@ class Flux:
         # diffusers turns true CFG on above 1 only.
         return self.defaults.guidance_kind == "true_cfg" and recipe.guidance is not None and recipe.guidance > 1.0
 
+    @entry_point(recipe=RESOLVED)
     def schedule(self, recipe: ResolvedRecipe) -> tuple[float, ...]:
         """The noise levels that this recipe visits with this model, the final 0 included."""
         scheduler = prepared_scheduler(self.pipe.scheduler, recipe, torch.Generator(), self.device)
@@ -276,6 +322,7 @@ class Flux:
         return path
 
     # ------------------------------------------------------------------------------------------------ decode
+    @entry_point(latents='latents=trajectory.steps[-1].latents("clean")[None]')
     def decode(self, latents: Latents, *, lock: bool = True, batched: bool = False) -> tuple[Image.Image, ...]:
         """Decode latents (n, 16, h/8, w/8), one by one, into pictures, exactly as FluxPipeline does.
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from fluxnb.arguments import entry_point
 from fluxnb.checkpoints import sources as weights
 from fluxnb.checkpoints.hub import hub_error
-from fluxnb.errors import InputError, StorageError, shorten, unknown_choice, validates_own_input
-from fluxnb.families.defaults import defaults_of
+from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
+from fluxnb.families.defaults import ModelDefaults, defaults_of
 from fluxnb.pipeline.compat import dtype_keyword, execution_device, without_loading_output
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.identity import identity_of
@@ -43,24 +44,40 @@ def _is_flux_pipeline(pipe: Any) -> bool:
     return "FluxPipeline" in {base.__name__ for base in type(pipe).__mro__}
 
 
-@validates_own_input
+@entry_point(
+    preset='preset="auto"',
+    dtype='dtype="bfloat16"',
+    fast="fast=True",
+    variant='variant="fp16"',
+    revision='revision="main"',
+)
 def load(
-    model: str | Path | Any = "pocket", preset: str = "auto", *, dtype: str = "auto", fast: bool | str = False
+    model: str | Path | Any = "pocket",
+    preset: str = "auto",
+    *,
+    dtype: str | torch.dtype = "auto",
+    fast: bool | str = False,
+    variant: str | None = None,
+    revision: str | None = None,
 ) -> Flux:
     """A model ready to run.
 
     Arguments:
         model: "pocket", "pocket-base", "schnell", "dev", a folder in diffusers layout, a hub id, or a FluxPipeline,
-            which is taken as it is.
+            which is taken as it is: its weights keep their place and number format.
         preset: how to hold it in memory, see `fnb.plan`; "auto" takes the fastest that fits.
-        dtype: "float32", "bfloat16", "float16"; "auto" is float32 for small models and on a CPU, else bfloat16
-            where the GPU has it natively and float16 where not.
+        dtype: "float32", "bfloat16", "float16", or a torch.dtype; "auto" is float32 for small models
+            and on a CPU, else bfloat16 where the GPU has it natively and float16 where not.
         fast: True compiles what repeats, takes the quickest attention and replays evaluations whole where that is
             quicker, which costs half a minute or a whole one and changes roundings; "fp8" computes in 8-bit floats
             too, which is lossy. What each of them gave stands in the plan.
+        variant: of the weight files, such as "fp16" for `*.fp16.safetensors`. Left out, the files without a variant
+            are read, or those of the only variant that there is.
+        revision: a branch, tag or commit of the hub; "main" by default.
 
     Raises:
-        InputError: an unknown name, preset, dtype or fast, or a pipeline of another kind.
+        InputError: an unknown name, preset, dtype, variant or fast, a pipeline of another kind, or a preset or dtype
+            that a given pipeline does not have.
         StorageError: a missing folder, a damaged file, a gated or unreachable hub.
         RunError: not enough memory; raised before anything is downloaded.
 
@@ -69,58 +86,72 @@ def load(
         >>> flux.plan.preset                                                        # doctest: +SKIP
         'cpu'
     """
-    if not isinstance(model, str | Path):
-        return _adopt(model)
-    model = weights.expand_user(model)
+    dtype = str(dtype).removeprefix("torch.")
     if dtype != "auto":
         Recipe(prompt="-", dtype=dtype)  # raises InputError for an unknown one
     if fast not in (True, False, "fp8"):
         raise unknown_choice("fast", fast, ("True", "False", "fp8"))
+    if not isinstance(model, str | Path):
+        _check_given(model, preset=preset, dtype=dtype, variant=variant, revision=revision)
+        return _adopt(model, fast=fast)
+    model = weights.expand_user(model)
     # The plan comes first, so that a model that does not fit is refused before its 34 GB are downloaded.
     chosen = planning.plan(model, preset=preset)
-    source = weights.locate(model)
+    source = weights.locate(model, variant=variant, revision=revision)
     if dtype != "auto":
         chosen = dataclasses.replace(chosen, dtype=dtype)
     needed = PRESETS[chosen.preset].gguf
     gguf = weights.gguf_file(source, needed) if needed else None
     with convert_out_of_memory(chosen, f"loading {source.name}"):
-        pipe = _held(source, chosen, gguf)
+        pipe, used = _held(source, chosen, gguf)
         protect(pipe, torch.device(chosen.device))
     teacher_alone = source.name == "pocket" and not source.parts
     name = "pocket-base" if teacher_alone else source.name
     defaults = defaults_of(pipe, name, source.card)
-    if fast or PRESETS[chosen.preset].compiled:
-        report = compile_pipeline(
-            pipe,
-            torch.device(chosen.device),
-            Workload(size=defaults.size, text=defaults.max_sequence_length),
-            fp8=fast == "fp8",
-            graphs=not chosen.offload_blocks,
-            low_memory=PRESETS[chosen.preset].compiled,  # planned with the memory of the compiled decoder
-        )
-        named = f"{chosen.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else chosen.preset
-        chosen = dataclasses.replace(chosen, preset=named, exact=False, fast=report)
+    chosen = _compiled(pipe, chosen, defaults, fast=fast)
     revision = weights.revision_with_gguf(source, gguf) if gguf else source.revision
+    revision += f"-{used}" if used else ""
     flux = _remember(Flux(pipe, model=source.name, revision=revision, defaults=defaults, plan=chosen))
     _ = flux.preview  # fitted here, where waiting is expected, and not during the first run
     return flux
 
 
-def _held(source: weights.Source, chosen: Plan, gguf: Path | None) -> Any:
-    """The pipeline of a source under a plan: a small one as diffusers loads it, others part by part."""
+def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, fast: bool | str) -> Plan:
+    """Compile a pipeline where `fast` or its preset requires it; the plan with what that gave."""
+    always = plan.preset in PRESETS and PRESETS[plan.preset].compiled
+    if not fast and not always:
+        return plan
+    report = compile_pipeline(
+        pipe,
+        torch.device(plan.device),
+        Workload(size=defaults.size, text=defaults.max_sequence_length),
+        fp8=fast == "fp8",
+        graphs=not plan.offload_blocks,
+        low_memory=always,  # planned with the memory of the compiled decoder
+    )
+    named = f"{plan.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else plan.preset
+    return dataclasses.replace(plan, preset=named, exact=False, fast=report)
+
+
+def _held(source: weights.Source, chosen: Plan, gguf: Path | None) -> tuple[Any, str]:
+    """The pipeline of a source under a plan, and the variant of its files ("" for none).
+
+    A small model is loaded by diffusers, others are assembled part by part.
+    """
     preset, device = PRESETS[chosen.preset], torch.device(chosen.device)
     folder = weights.fetch(source, without_transformer=gguf is not None)
+    variant = weights.variant_of(folder, source.variant, name=source.name)
     large = is_large(model_size_of(folder, source.parts))
     computes = getattr(torch, chosen.dtype)
     if not large and preset.name in ("resident", "cpu"):
-        return _from_diffusers(source, computes, progress=False).to(device)
+        return _from_diffusers(source, computes, variant=variant, progress=False).to(device), variant
     if preset.text_encoders == "offloaded":
         downloaded = dataclasses.replace(source, place=str(folder), local=True)
-        pipe = _from_diffusers(downloaded, computes, progress=large)
+        pipe = _from_diffusers(downloaded, computes, variant=variant, progress=large)
         enable = pipe.enable_model_cpu_offload if preset.offload == "model" else pipe.enable_sequential_cpu_offload
         enable(device=device)
-        return pipe
-    return assemble(
+        return pipe, variant
+    pipe = assemble(
         folder,
         preset,
         device=device,
@@ -129,13 +160,16 @@ def _held(source: weights.Source, chosen: Plan, gguf: Path | None) -> Any:
         gguf=gguf,
         offload_blocks=chosen.offload_blocks,
         cache_weights=chosen.cache_weights,
+        variant=variant,
     )
+    return pipe, variant
 
 
-def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, progress: bool) -> Any:
+def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str, progress: bool) -> Any:
     """The pipeline as diffusers loads it, with errors as StorageError.
 
     Arguments:
+        variant: of the weight files; "" for none.
         progress: show progress bars and advice of the libraries.
     """
     with contextlib.nullcontext() if progress else without_loading_output():
@@ -150,6 +184,8 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, progress: boo
             }
             if not source.local:
                 options["revision"] = source.revision
+            if variant:
+                options["variant"] = variant
             return FluxPipeline.from_pretrained(source.place, **options, **parts, trust_remote_code=False)
         except BaseException as problem:  # safetensors, JSON, missing files and the hub raise various classes
             if not is_library_error(problem):
@@ -172,7 +208,36 @@ def _remember(flux: Flux) -> Flux:
     return flux
 
 
-def _adopt(pipe: Any) -> Flux:
+def _check_given(pipe: Any, *, preset: str, dtype: str, variant: str | None, revision: str | None) -> None:
+    """Refuse the arguments that a pipeline which is already loaded cannot follow."""
+    _require_flux_pipeline(pipe)
+    if preset not in ("auto", "as given"):
+        if preset not in PRESETS:
+            raise unknown_choice("preset", preset, ("auto", "as given", *PRESETS))
+        raise InputError(
+            f"preset={preset!r} for a pipeline that is already loaded",
+            "a pipeline is taken as it is; presets apply to names, folders and hub ids",
+            f'leave preset out, or type fnb.load("schnell", preset="{preset}")',
+        )
+    held = str(pipe.transformer.dtype).removeprefix("torch.")
+    if dtype not in ("auto", held):
+        raise InputError(
+            f"dtype={dtype!r} for a pipeline in {held}",
+            "a pipeline keeps its number format",
+            f"type fnb.load(pipe.to(torch.{dtype}))",
+        )
+    for name, value in (("variant", variant), ("revision", revision)):
+        if value is not None:
+            raise InputError(
+                f"{name}={value!r} for a pipeline that is already loaded",
+                "it chooses files of a folder or of the hub",
+                f'leave {name} out, or type fnb.load("black-forest-labs/FLUX.1-schnell", {name}="{value}")',
+            )
+
+
+def _require_flux_pipeline(pipe: Any) -> None:
+    if isinstance(pipe, Flux):
+        raise InputError("a Flux", "it is loaded already", "use it as it is, or type fnb.load(flux.pipe)")
     if not _is_flux_pipeline(pipe):
         kinds = {base.__name__ for base in type(pipe).__mro__}
         other = "record other pipelines with fnb.recording(pipe)" if "DiffusionPipeline" in kinds else None
@@ -181,13 +246,19 @@ def _adopt(pipe: Any) -> Flux:
             "a name, a folder, a hub id or a FluxPipeline is possible",
             other or 'try fnb.load("pocket")',
         )
+
+
+def _adopt(pipe: Any, *, fast: bool | str = False) -> Flux:
     device = execution_device(pipe)
     protect(pipe, device)
     name = weights.public_name(str(pipe.config.get("_name_or_path") or ""))
     held = Plan(preset="as given", device=device.type, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
-    identity = identity_of(pipe)
-    flux = _remember(
-        Flux(pipe, model=name, revision=identity.digest, defaults=defaults_of(pipe), plan=held, identity=identity)
-    )
+    identity, defaults = identity_of(pipe), defaults_of(pipe)
+    # The revision names the weights as they were given; compiling may fuse or round them.
+    revision = identity.digest
+    if fast:
+        held = _compiled(pipe, held, defaults, fast=fast)
+        identity = identity_of(pipe)
+    flux = _remember(Flux(pipe, model=name, revision=revision, defaults=defaults, plan=held, identity=identity))
     _ = flux.preview
     return flux

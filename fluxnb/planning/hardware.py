@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import InputError, shorten, unknown_choice
 
 __all__ = [
     "CARDS",
@@ -31,7 +32,7 @@ CORE_TFLOPS = 0.05  # of one CPU core in bfloat16
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # the share of the cores that a container may use
 
 
-@validates_own_input
+@entry_point()
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
     """The properties of a machine that a plan depends on.
@@ -85,7 +86,7 @@ class Hardware:
         return self.capability >= (8, 9)
 
 
-@validates_own_input
+@entry_point()
 @dataclass(frozen=True)
 class Card:
     """A CUDA card: total GiB, compute capability, TFLOP/s, memory GB/s and PCIe GB/s.

@@ -15,12 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fluxnb.arguments import entry_point
 from fluxnb.checkpoints import hub
 from fluxnb.checkpoints import sources as weights
-from fluxnb.errors import RunError, unknown_choice, validates_own_input
+from fluxnb.checkpoints.checksums import read_json
+from fluxnb.errors import InputError, RunError, unknown_choice
+from fluxnb.families.defaults import DEFAULTS
 from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
 from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of
 from fluxnb.planning.presets import PRESETS, Preset, Requirements, Workload, requirements
+from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS
 from fluxnb.units import duration
 
 __all__ = ["Option", "Plan", "convert_out_of_memory", "is_large", "plan"]
@@ -47,7 +51,7 @@ class Option:
         return self.requirements.seconds * self.preset.penalty
 
 
-@validates_own_input
+@entry_point()
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A preset for a model on a machine, what it requires, and why the others were refused.
@@ -65,7 +69,7 @@ class Plan:
         dtype: number format of the computation.
         offload_blocks: whether part of the transformer moves to main memory during decoding.
         cache_weights: whether weights that each new prompt reads are cached in main memory.
-        model, machine: what the plan was made for.
+        model, machine, size, steps: what the plan was made for; 0 where nothing was planned.
         options: every preset with its requirements.
         fast: the measurements of `fast`, where it was requested.
     """
@@ -85,6 +89,8 @@ class Plan:
     offload_blocks: bool = False
     cache_weights: bool = False
     model: str = ""
+    size: int = 0
+    steps: int = 0
     machine: Hardware | None = None
     options: tuple[Option, ...] = ()
     fast: Any = None
@@ -128,7 +134,8 @@ class Plan:
     @property
     def _headline(self) -> str:
         on = self.machine.name if self.machine else self.device
-        return f"{self.model or 'model'} on {on}: {self.preset}, {self.why}"
+        workload = f" for {self.size} px in {self.steps} step{'' if self.steps == 1 else 's'}" if self.steps else ""
+        return f"{self.model or 'model'} on {on}{workload}: {self.preset}, {self.why}"
 
     @property
     def _footline(self) -> str:
@@ -137,7 +144,7 @@ class Plan:
         return f"computes in {self.dtype}, {exact}; {download}; a new prompt adds about {duration(self.prompt_seconds)}"
 
     def _row(self, option: Option) -> tuple[str, ...]:
-        required, mark = option.requirements, "→" if option.preset.name == self.preset else ""
+        required, mark = option.requirements, ">" if option.preset.name == self.preset else ""
         return (
             mark,
             option.preset.name,
@@ -169,13 +176,14 @@ def convert_out_of_memory(plan: Plan, given: str) -> Iterator[None]:
         raise failure
 
 
-@validates_own_input
+@entry_point("size", "steps", model='model="schnell"', hardware='hardware="rtx-4090"', preset='preset="auto"')
 def plan(
     model: str | Path = "pocket",
     hardware: Hardware | str | Mapping[str, Any] | None = None,
     *,
     preset: str = "auto",
     size: int | None = None,
+    steps: int | None = None,
 ) -> Plan:
     """Choose the preset for a model on this machine or a described one, before anything is downloaded.
 
@@ -188,9 +196,11 @@ def plan(
             Hardware; None for this machine.
         preset: one of `fluxnb.planning.presets.PRESETS`, to plan that preset or learn why it does not fit.
         size: of the pictures in pixels; 1024, or 128 for pocket, by default.
+        steps: of each picture; the model's default where left out.
 
     Raises:
-        InputError: unknown preset or hardware.
+        InputError: unknown model, preset or hardware, or a size or number of steps that a recipe cannot have.
+        StorageError: a missing folder, or one without the configurations of a pipeline, or an error of the hub.
         RunError: the requested preset, or every preset, requires more than there is.
 
     Example:
@@ -201,12 +211,15 @@ def plan(
     if preset != "auto" and preset not in PRESETS:
         raise unknown_choice("preset", preset, ("auto", *PRESETS))
     model = weights.expand_user(model)
-    model_size = _model_size(model)
+    weights.check_name(model)
+    folder = _configurations(model)
+    model_size = _model_size(model, folder)
+    workload = _workload(model_size, size, _default_steps(model, folder) if steps is None else steps)
     downloaded = _downloaded_gib(model) if hardware is None else 0.0
     request = _Request(
         model=model_size,
         machine=machine,
-        workload=_workload(model_size, size),
+        workload=workload,
         preset=preset,
         this_machine=hardware is None,
         free_disk=machine.disk_gib + downloaded if _from_hub(model) else math.inf,
@@ -235,6 +248,8 @@ def plan(
         offload_blocks=best.requirements.offload_blocks,
         cache_weights=best.requirements.cache_weights,
         model=str(model) if not Path(str(model)).is_absolute() else Path(str(model)).name,
+        size=workload.size,
+        steps=workload.steps,
         machine=machine,
         options=options,
     )
@@ -252,25 +267,46 @@ def natural_dtype(machine: Hardware, large: bool) -> str:
     return "bfloat16" if machine.bf16 or machine.device != "cuda" else "float16"
 
 
-def _workload(model: ModelSize, size: int | None) -> Workload:
+def _workload(model: ModelSize, size: int | None, steps: int) -> Workload:
+    if size is not None and (not 16 <= size <= LARGEST_SIDE or size % 16):
+        raise InputError(f"size={size}", f"multiples of 16 from 16 to {LARGEST_SIDE} are possible", "try size=1024")
+    if not 1 <= steps <= MOST_STEPS:
+        raise InputError(f"steps={steps}", f"1 to {MOST_STEPS} are possible", "try steps=4")
     if is_large(model):
-        return Workload(size=size or 1024)
-    return Workload(size=size or 128, text=48, bytes=4)
+        return Workload(size=size or 1024, steps=steps)
+    return Workload(size=size or 128, steps=steps, text=48, bytes=4)
 
 
-def _model_size(model: str | Path) -> ModelSize:
-    if str(model) in ("pocket", "pocket-base") and not isinstance(model, Path):
-        return model_size_of(weights.POCKET / "base") if (weights.POCKET / "base").is_dir() else TINY
-    folder = Path(str(model))
-    if (folder / "transformer" / "config.json").is_file():
+def _configurations(model: str | Path) -> Path | None:
+    """The folder with the configurations of a model; None for a model whose size and steps are known by name."""
+    if isinstance(model, str) and model in weights.NAMES:
+        return None
+    if Path(model).is_dir():
+        return Path(model)
+    return None if model == weights.HUB["schnell"] else hub.download_configurations(str(model))
+
+
+def _model_size(model: str | Path, folder: Path | None) -> ModelSize:
+    if folder is not None:
         return model_size_of(folder)
-    if str(model) in weights.HUB or weights.HUB.get("schnell") == str(model):
-        return flux1_size()
-    return model_size_of(hub.download_configurations(str(model))) if _from_hub(model) else TINY
+    if model in ("pocket", "pocket-base"):
+        return model_size_of(weights.POCKET / "base") if (weights.POCKET / "base").is_dir() else TINY
+    return flux1_size()
+
+
+def _default_steps(model: str | Path, folder: Path | None) -> int:
+    if folder is None:
+        steps = DEFAULTS.get(str(model), {}).get("steps")
+    else:
+        guided = read_json(folder / "transformer" / "config.json").get("guidance_embeds")
+        steps = DEFAULTS["dev"]["steps"] if guided else None
+    return int(steps or Workload().steps)
 
 
 def _from_hub(model: str | Path) -> bool:
-    return str(model) in weights.HUB or (isinstance(model, str) and model.count("/") == 1 and not Path(model).exists())
+    if not isinstance(model, str):
+        return False
+    return model in weights.HUB or not (model in weights.NAMES or Path(model).is_dir())
 
 
 def _downloaded_gib(model: str | Path) -> float:
@@ -319,7 +355,9 @@ class _Request:
         if machine.device == "cpu":
             # Most presets also work on a CPU, where they save nothing; they are available on request.
             works = self.preset == preset.name and preset.offload in ("", "leaf") and not preset.compiled
-            return "" if works else "there is no GPU"
+            if not works:
+                return "there is no GPU"
+            return _too_little_memory(preset, required, machine) or self._missing_library(preset)
         return (
             self._unsupported(preset, machine)
             or _too_little_memory(preset, required, machine)
@@ -375,7 +413,9 @@ def _why(best: Option, fits: list[Option], options: tuple[Option, ...], requeste
 
 def _nothing_fits(name: str, request: _Request, options: tuple[Option, ...]) -> RunError:
     machine, preset = request.machine, request.preset
-    given = f"{name} on {machine.name} ({machine.vram_gib:.0f} GiB free there, {machine.ram_gib:.0f} GiB of RAM)"
+    free = f"{machine.ram_gib:.1f} GiB of RAM"
+    has_gpu = machine.device != "cpu"
+    given = f"{name} on {machine.name} ({f'{machine.vram_gib:.1f} GiB free there, ' if has_gpu else ''}{free})"
     least = min(option.requirements.disk_gib for option in options)
     if least > request.free_disk:
         return RunError(
@@ -386,5 +426,15 @@ def _nothing_fits(name: str, request: _Request, options: tuple[Option, ...]) -> 
     reasons = {option.preset.name: option.refused for option in options if option.refused}
     if preset != "auto":
         return RunError(given, f"{preset}: {reasons[preset]}", 'leave preset out, or try fnb.load("pocket")')
-    listed = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    if not has_gpu:
+        return RunError(
+            given,
+            f"no preset fits: there is no GPU, and on the CPU it {reasons['cpu']}",
+            'free some memory, or try fnb.load("pocket")',
+        )
+    # The preset that is nearest to fitting comes first.
+    ordered = sorted(
+        options, key=lambda option: (option.requirements.vram_gib or math.inf, option.requirements.ram_gib)
+    )
+    listed = "; ".join(f"{option.preset.name} {option.refused}" for option in ordered)
     return RunError(given, f"no preset fits ({listed})", 'free some memory, or try fnb.load("pocket")')

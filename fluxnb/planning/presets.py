@@ -213,6 +213,8 @@ def requirements(
     ram += PINNED_TRANSFORMER * moved_blocks / GIB
     if machine.device in ("cpu", "mps"):
         ram, peak = 1.5 + peak / GIB, 0.0 if machine.device == "cpu" else peak
+    if machine.device == "cpu" and preset.offload:
+        ram += held / GIB  # streamed weights are in main memory too
     read = 0.0  # bytes for each new prompt
     if preset.text_encoders == "by layer":
         read = float(encoders + (model.modulation * workload.bytes if preset.adaln_cache else 0))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
 from fluxnb.plots.captions import subtitle_of, title_of, wrap
 from fluxnb.plots.layout import FRAME, GAP, HEAD, Box, draw_frame, draw_text, evenly_spaced, frame_size
@@ -25,9 +26,10 @@ MOST_WORDS = 6  # rows when no words are named
 LABELS = 1.3  # inches, the width of the labels beside the rows
 
 
+@entry_point("trajectory", "decode", "ax", words='words=["fox"]', over='over="clean"', columns="columns=8")
 def attention(
     trajectory: Trajectory,
-    words: Sequence[str] | None = None,
+    words: str | Sequence[str] | None = None,
     *,
     over: str = "picture",
     decode: Decode | None = None,
@@ -96,7 +98,7 @@ def attention(
     return draw_into(figure, ax)
 
 
-def _rows(trajectory: Trajectory, words: Sequence[str] | None) -> dict[str, Float[Tensor, "steps rows columns"]]:
+def _rows(trajectory: Trajectory, words: str | Sequence[str] | None) -> dict[str, Float[Tensor, "steps rows columns"]]:
     """Word to attention in 0 to 1, for the requested words or those with most contrast."""
     if words is None:
         words = words_with_most_contrast(trajectory, MOST_WORDS)

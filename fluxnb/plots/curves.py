@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fluxnb.errors import InputError, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import InputError
 from fluxnb.metrics import distance_to_final, principal, velocity_norm
 from fluxnb.plots.captions import common_subtitle
 from fluxnb.plots.style import COLORS, FAINT, INK, MARKERS, SMALL, SOFT, axes_heading, axes_or_new, style_context
@@ -25,6 +26,7 @@ Plane = Float[np.ndarray, "_ 2"]
 MemorySeries = Sequence[tuple[float, float]]  # (seconds, GiB)
 
 
+@entry_point("trajectories", "ax")
 def sigma_curve(trajectories: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None) -> Figure:
     """Plot the noise level sigma at each step; steps planned but not sampled are dotted.
 
@@ -52,6 +54,7 @@ def sigma_curve(trajectories: Trajectory | Sequence[Trajectory], *, ax: Axes | N
     return figure
 
 
+@entry_point("trajectories", "ax")
 def velocity(trajectories: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None) -> Figure:
     """Plot the root mean square of the velocity over sigma.
 
@@ -78,6 +81,7 @@ def velocity(trajectories: Trajectory | Sequence[Trajectory], *, ax: Axes | None
     return figure
 
 
+@entry_point("trajectories", "ax")
 def lock_in(trajectories: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None) -> Figure:
     """Plot the distance of the clean estimate from the final latents over sigma.
 
@@ -110,6 +114,7 @@ def lock_in(trajectories: Trajectory | Sequence[Trajectory], *, ax: Axes | None 
     return figure
 
 
+@entry_point("trajectories", "ax")
 def path(trajectories: Trajectory | Sequence[Trajectory], *, ax: Axes | None = None) -> Figure:
     """Plot trajectories in the two principal directions of all their points.
 
@@ -217,7 +222,14 @@ def _points(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
     return torch.stack([*xs, trajectory.final.float().flatten()]), torch.stack([step.clean.flatten() for step in steps])
 
 
-@validates_own_input
+@entry_point(
+    "ax",
+    courses='courses={"lean": [(0.0, 16.5), (0.8, 18.7)]}',
+    peaks='peaks={"lean": 18.9}',
+    cards="cards=(12, 24)",
+    title='title="Memory"',
+    subtitle='subtitle="H100"',
+)
 def memory(
     courses: Mapping[str, MemorySeries],
     *,

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
 from fluxnb.plots.captions import common_subtitle, subtitle_of, sweep_subtitle, title_of, wrap
 from fluxnb.plots.layout import (
@@ -59,6 +60,7 @@ TICKS = (1.0, 0.75, 0.5, 0.25, 0.0)  # sigmas marked below a comparison
 TICK_NAMES = {1.0: "σ 1 · noise", 0.0: "σ 0 · the picture"}
 
 
+@entry_point("trajectory", "shows", "decode", "ax", columns="columns=8")
 def filmstrip(
     trajectory: Trajectory | Film,
     *,
@@ -121,6 +123,7 @@ def filmstrip(
     return draw_into(figure, ax)
 
 
+@entry_point("trajectories", "show", "decode", "labels", "ax")
 def compare(
     trajectories: Sequence[Trajectory | Film],
     *,
@@ -204,6 +207,7 @@ def _draw_sigma_axis(figure: Figure, top: float, width: float, x_of: Callable[[f
         draw_text(figure, x_of(sigma), top + 0.08, TICK_NAMES.get(sigma, f"{sigma:g}"), size=SMALL, color=SOFT)
 
 
+@entry_point("sweep", "ax", rows='rows="prompt"', columns='columns="seed"')
 def contact_sheet(
     sweep: Sweep, *, rows: str | None = None, columns: str | None = None, ax: Axes | None = None
 ) -> Figure:
@@ -332,6 +336,7 @@ def _draw_block(figure: Figure, sweep: Sweep, grid: _Sheet, block: dict[str, Any
             draw_cell(figure, Box(left, y, width, height), found[0] if found else None)
 
 
+@entry_point("trajectory", "show", "ax", step="step=-1")
 def latent_channels(trajectory: Trajectory, step: int = -1, *, show: str = "clean", ax: Axes | None = None) -> Figure:
     """Show the sixteen latent channels of one step as maps: purple below zero, orange above.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import InputError, shorten, unknown_choice
 
 __all__ = ["BLOCK_GROUPS", "KEPT_TENSORS", "Keep"]
 
@@ -13,7 +14,7 @@ KEPT_TENSORS = ("x", "v", "x_next", "attention")  # names of the tensors that a 
 BLOCK_GROUPS = ("all", "double", "single")  # of the blocks of a transformer
 
 
-@validates_own_input
+@entry_point()
 @dataclass(frozen=True, kw_only=True)
 class Keep:
     """Which tensors of which steps to keep; sigmas, norms and seconds are kept for every step.
@@ -47,7 +48,7 @@ class Keep:
     heads: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tensors", tuple(self.tensors))
+        object.__setattr__(self, "tensors", _names(self.tensors))
         for name in self.tensors:
             if name not in KEPT_TENSORS:
                 raise unknown_choice("tensors", name, KEPT_TENSORS)
@@ -55,11 +56,13 @@ class Keep:
             object.__setattr__(self, "tensors", (*self.tensors, "attention"))
         if self.attention is None and "attention" in self.tensors:
             object.__setattr__(self, "attention", "all")
-        if isinstance(self.attention, str) and self.attention not in BLOCK_GROUPS:
-            raise unknown_choice("attention", self.attention, BLOCK_GROUPS)
-        for name, indices in (("attention", self.attention), ("heads", self.heads)):
-            if indices is not None and not isinstance(indices, str):
-                object.__setattr__(self, name, _indices(name, indices))
+        if isinstance(self.attention, str):
+            if self.attention not in BLOCK_GROUPS:
+                raise unknown_choice("attention", self.attention, BLOCK_GROUPS)
+        elif self.attention is not None:
+            object.__setattr__(self, "attention", _indices("attention", self.attention))
+        if self.heads is not None:
+            object.__setattr__(self, "heads", _indices("heads", self.heads))
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise InputError(f"every={shorten(self.every)}", "at least 1 is needed", "try every=1 to keep each step")
         if self.steps is not None:
@@ -111,6 +114,12 @@ class Keep:
         if "x_next" not in self.tensors:
             return kept * per_step * tensor + attention
         return (kept * per_step + (last_of_runs if "x" in self.tensors else kept)) * tensor + attention
+
+
+def _names(given: object) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InputError(f"tensors={shorten(given)}", "names of tensors are listed", 'try tensors=("x", "v")')
+    return tuple(given)
 
 
 def _indices(name: str, given: object) -> tuple[int, ...]:

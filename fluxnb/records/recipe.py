@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import InputError, shorten, unknown_choice
 
 __all__ = ["SAMPLERS", "Recipe", "ResolvedRecipe"]
 
@@ -34,7 +35,7 @@ DEFAULT_STEPS = 4
 R = TypeVar("R", bound="Recipe")
 
 
-@validates_own_input
+@entry_point()
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that decides a picture; frozen, hashable, and JSON both ways.
@@ -112,7 +113,7 @@ class Recipe:
         return _canonical({"fluxnb_recipe": FORMAT, **self._values()})
 
     @classmethod
-    @validates_own_input
+    @entry_point()
     def from_json(cls: type[R], text: str | bytes) -> R:
         """A recipe from its JSON text, of this format or an older one; every field is checked.
 
@@ -142,6 +143,7 @@ class Recipe:
                 raise InputError(f"a recipe without {name}", f"a {cls.__name__} has one", f'add "{name}": ...')
         return cls(**fields)
 
+    @entry_point(versions="versions=trajectory.versions", numerics='numerics="exact"')
     def key(self, versions: Mapping[str, str] | None = None, *, numerics: str = "exact") -> str:
         """The address of an answer to this recipe, 64 hex digits: SHA-256 of canonical JSON.
 
@@ -162,7 +164,7 @@ class Recipe:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-@validates_own_input
+@entry_point()
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ResolvedRecipe(Recipe):
     """A recipe with every default of its model filled in; made by `Flux.resolve`.

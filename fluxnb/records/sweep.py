@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from fluxnb.arguments import entry_point
 from fluxnb.display import figure, read_picture, write_page
-from fluxnb.errors import UnavailableError
+from fluxnb.errors import UnavailableError, unknown_choice
 from fluxnb.records.frozen_dict import FrozenDict
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.records.trajectory import Trajectory, png_bytes
@@ -112,10 +113,18 @@ class Sweep:
     def __getitem__(self, index: int) -> Cell:
         return self.cells[index]
 
-    def select(self, **fields: Any) -> tuple[Cell, ...]:
-        """The cells whose recipes have the given values, such as `grid.select(seed=3, steps=4)`."""
+    def select(self, **values: Any) -> tuple[Cell, ...]:
+        """The cells whose recipes have the given values, such as `grid.select(seed=3, steps=4)`.
+
+        Raises:
+            InputError: a name that is no field of a recipe.
+        """
+        known = [field.name for field in fields(ResolvedRecipe)]
+        for name in values:
+            if name not in known:
+                raise unknown_choice("field", name, known)
         return tuple(
-            cell for cell in self.cells if all(getattr(cell.recipe, name) == value for name, value in fields.items())
+            cell for cell in self.cells if all(getattr(cell.recipe, name) == value for name, value in values.items())
         )
 
     @property
@@ -125,6 +134,7 @@ class Sweep:
         missing = "" if self.finished else ", unfinished"
         return ", ".join(part for part in (sizes, self.model, f"{len(self.cells)} cells") if part) + missing
 
+    @entry_point("path")
     def to_html(self, path: str | Path, **options: Any) -> Path:
         """Write a self-contained page for exploring the grid; for options see `fluxnb.html.grid_page.write`."""
         return write_page(self, path, **options)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.arguments import entry_point
 from fluxnb.display import figure, write_page, write_trajectory
 from fluxnb.errors import InputError, UnavailableError, unknown_choice
 from fluxnb.flow import clean_estimate, noise_estimate
@@ -93,6 +94,7 @@ class Step:
         """The noise estimate, x + (1 - sigma) v, in float32."""
         return noise_estimate(self.x, self.v, self.sigma)
 
+    @entry_point("what")
     def latents(self, what: str = "clean") -> Latents:
         """One of "x", "v", "clean", "noise", "x_next" as spatial latents (16, h/8, w/8)."""
         if what not in STEP_QUANTITIES:
@@ -217,6 +219,7 @@ class Trajectory:
         extra += [f"guidance {recipe.guidance:g}"] if recipe.guidance else []
         return ", ".join(part for part in (recipe.prompt, self.model, f"seed {recipe.seed}", count, *extra) if part)
 
+    @entry_point(word='word="fox"')
     def attention(self, word: str | int) -> Float[Tensor, "steps rows columns"]:
         """The attention weight, 0 to 1, that each image token gives to a word, at each step that kept attention.
 
@@ -244,10 +247,12 @@ class Trajectory:
             raise UnavailableError("a trajectory without steps", "it was stopped before the first", "run it again")
         return self.steps[index]
 
+    @entry_point(path='path="fox.safetensors"')
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file and return its path; see `fnb.open_trajectory`."""
         return write_trajectory(self, path)
 
+    @entry_point("path")
     def to_html(self, path: str | Path, **options: Any) -> Path:
         """Write a self-contained page with a slider over the steps; for options see `fluxnb.html.page.write`."""
         return write_page(self, path, **options)

@@ -48,6 +48,7 @@ def assemble(
     gguf: Path | None = None,
     offload_blocks: bool = False,
     cache_weights: bool = False,
+    variant: str = "",
 ) -> Any:
     """A pipeline from a folder in diffusers' layout, held in memory as the preset describes.
 
@@ -59,6 +60,7 @@ def assemble(
         gguf: the transformer's file, for a preset that requires one.
         offload_blocks: move part of the transformer to main memory while a picture is decoded.
         cache_weights: keep weights that each new prompt reads in page-locked main memory.
+        variant: of the weight files, such as "fp16"; components without it are read without one.
 
     Raises:
         StorageError: a part is missing or damaged.
@@ -68,20 +70,24 @@ def assemble(
         raise InputError(f"assemble with {preset.name}", "diffusers loads its own offloads", "try fnb.load")
     check_model(folder, parts)
     folders = _component_folders(folder, parts or {})
-    mapped = device.type != "cpu"
+    reader = functools.partial(WeightReader, memory_mapped=device.type != "cpu", variant=variant)
     pipe = _pipeline_without_memory(folders, dtype, text_dtype or dtype)
     for name in ("text_encoder", "text_encoder_2"):
         encoder = getattr(pipe, name)
         if preset.text_encoders == "by layer":
-            reader = WeightReader(folders[name], cache=cache_weights, memory_mapped=mapped)
-            load_by_layer(encoder, reader, device)
+            load_by_layer(encoder, reader(folders[name], cache=cache_weights), device)
             ExclusiveGroup(encoder, device=device)
         else:
-            load_weights(encoder, WeightReader(folders[name], memory_mapped=mapped), device)
-    load_weights(pipe.vae, WeightReader(folders["vae"], memory_mapped=mapped), device)
+            load_weights(encoder, reader(folders[name]), device)
+    load_weights(pipe.vae, reader(folders["vae"]), device)
     if preset.text_encoders == "by layer":
         set_execution_device(pipe.vae, device)  # the first component that a pipeline derives its device from
-    readers = _transformer_readers(pipe.transformer, gguf or folders["transformer"], preset, mapped, cache_weights)
+    readers: Readers
+    if gguf is not None:
+        width = pipe.transformer.inner_dim
+        readers = GgufReader(gguf, width), GgufReader(gguf, width, dequantize=True)
+    else:
+        readers = reader(folders["transformer"]), reader(folders["transformer"], cache=cache_weights)
     _load_transformer(pipe, preset, readers, device, dtype)
     copies: dict[nn.Parameter, Tensor] = {}
     if preset.adaln_cache or preset.offload or offload_blocks:
@@ -96,18 +102,8 @@ def assemble(
     return pipe
 
 
+# Of the transformer's weights, and of those of the modulation layers for the adaLN cache.
 Readers = tuple[WeightReader | GgufReader, WeightReader | GgufReader]
-
-
-def _transformer_readers(transformer: Any, place: Path, preset: Preset, mapped: bool, cache_weights: bool) -> Readers:
-    """Readers of the transformer's weights, and of the modulation layers' for the adaLN cache."""
-    if preset.gguf:
-        width = transformer.inner_dim
-        return GgufReader(place, width), GgufReader(place, width, dequantize=True)
-    return (
-        WeightReader(place, memory_mapped=mapped),
-        WeightReader(place, cache=cache_weights, memory_mapped=mapped),
-    )
 
 
 def _load_transformer(pipe: Any, preset: Preset, readers: Readers, device: torch.device, dtype: torch.dtype) -> None:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from fluxnb.checkpoints.checksums import read_json
+from fluxnb.checkpoints.sources import weight_files
 from fluxnb.errors import StorageError, shorten
 from fluxnb.io.headers import StoredTensor, safetensors_header
 from fluxnb.runtime.compat import ExecutionDevice, modules_in_float32, tied_weights
@@ -48,6 +49,7 @@ class WeightReader(Mapping[str, Tensor]):
         cache: keep tensors in page-locked main memory, from which they reach a GPU several times faster.
         memory_mapped: return views of the file, which take no memory of their own. Such a view may be unaligned, and
             some CPU kernels sum unaligned weights in another order; False returns copies.
+        variant: of the files, such as "fp16"; a folder without it is read without one.
 
     Raises:
         StorageError: no weights, a missing or damaged file, or an unknown name.
@@ -57,12 +59,14 @@ class WeightReader(Mapping[str, Tensor]):
         torch.Size([64])
     """
 
-    def __init__(self, folder: str | Path, *, cache: bool = False, memory_mapped: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, *, cache: bool = False, memory_mapped: bool = False, variant: str = ""
+    ) -> None:
         self.folder = Path(folder)
         self.cache = cache
         self.memory_mapped = memory_mapped
         self.place = self.folder
-        self._stored = _stored_tensors(self.folder)
+        self._stored = _stored_tensors(self.folder, variant)
         self._open: dict[Path, Any] = {}
         self._cached: dict[str, Tensor] = {}
         self._aliases: dict[str, str] = {}
@@ -150,10 +154,12 @@ class WeightReader(Mapping[str, Tensor]):
         return self._open[path]
 
 
-def _stored_tensors(folder: Path) -> dict[str, tuple[Path, StoredTensor]]:
+def _stored_tensors(folder: Path, variant: str) -> dict[str, tuple[Path, StoredTensor]]:
     """File, shape and number format of each tensor, from the headers of the files."""
-    indices = sorted(folder.glob("*.safetensors.index.json"))
-    files = sorted(folder.glob("*.safetensors"))[:1]
+    found = weight_files(folder)
+    chosen = found.get(variant) or found.get("") or []
+    indices = [path for path in chosen if path.suffix == ".json"]
+    files = [path for path in chosen if path.suffix == ".safetensors"][:1]
     if indices:
         listed = read_json(indices[0]).get("weight_map")
         names = {str(file) for file in listed.values()} if isinstance(listed, dict) else {"nothing"}

@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.load import handle_of
@@ -65,8 +66,10 @@ class Recorder:
 _OPEN: contextvars.ContextVar[tuple[Recorder, ...]] = contextvars.ContextVar("fluxnb_open_recorders", default=())
 
 
-@contextlib.contextmanager
-def recording(pipe: Any, *, keep: Keep | None = None, prompts: Sequence[str] | None = None) -> Iterator[Recorder]:
+@entry_point("keep", "prompts")
+def recording(
+    pipe: Any, *, keep: Keep | None = None, prompts: Sequence[str] | None = None
+) -> contextlib.AbstractContextManager[Recorder]:
     """Record every call of a diffusers pipeline made inside the block.
 
     The call's output is the same to the bit. Each picture gives one Trajectory, so a batch gives several; a call that
@@ -105,9 +108,14 @@ def recording(pipe: Any, *, keep: Keep | None = None, prompts: Sequence[str] | N
     if keep.attention is not None:
         attention_modules(getattr(pipe, "transformer", None), keep.attention, keep.heads)  # refuse before the call
     recorder = Recorder(pipe, keep, flux or handle_of(pipe), None if prompts is None else list(prompts))
+    return _opened(recorder, type(pipe))
+
+
+@contextlib.contextmanager
+def _opened(recorder: Recorder, kind: type) -> Iterator[Recorder]:
     try:
         _OPEN.set((*_OPEN.get(), recorder))
-        with _observed_class(type(pipe)):
+        with _observed_class(kind):
             yield recorder
     finally:
         recorder._close()

@@ -13,13 +13,12 @@ from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.sampler import sample
 
-__all__ = ["LOAD", "OnStep", "resolve", "run"]
+__all__ = ["OnStep", "resolve", "run"]
 
 OnStep = Callable[[Step], Any]
-LOAD = 'flux = fnb.load("pocket")'  # what to type where a model is missing
 
 
-@entry_point(flux=LOAD, keep="keep=fnb.Keep()", on_step="on_step=lambda step: print(step.sigma)")
+@entry_point("flux", "keep", "on_step")
 def run(
     flux: Flux,
     prompt: str | Recipe,

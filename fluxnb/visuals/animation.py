@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from fluxnb.errors import InputError, shorten, unknown_choice, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import InputError, shorten, unknown_choice
 from fluxnb.io.files import atomic_write, user_path
 from fluxnb.records import Cell, Film, Sweep, Trajectory
 from fluxnb.visuals.frames import Decode, frames_of
@@ -19,9 +20,11 @@ __all__ = ["write", "write_axis"]
 
 FORMATS = {".gif": "GIF", ".webp": "WEBP"}
 EMPTY = "#e4e4e4"  # the square of a cell that was not sampled
+GIF = 'path="fox.gif"'  # what to type for a path
 GAP = 2  # pixels between the pictures of a frame
 
 
+@entry_point("trajectory", "show", "decode", "seconds", "size", path=GIF, hold="hold=1.5")
 def write(
     trajectory: Trajectory | Film,
     path: str | Path,
@@ -70,7 +73,7 @@ def write(
     return _save(frames, durations, path, _fit((frame_set.width, frame_set.height), size))
 
 
-@validates_own_input
+@entry_point("sweep", "seconds", "size", path=GIF, axis='axis="steps"', captions="captions=True")
 def write_axis(
     sweep: Sweep,
     path: str | Path,

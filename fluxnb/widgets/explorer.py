@@ -11,7 +11,8 @@ from typing import Any
 
 import traitlets
 
-from fluxnb.errors import FluxnbError, InputError, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import FluxnbError, InputError
 from fluxnb.html import grid_page as pages
 from fluxnb.html import page as html
 from fluxnb.html.front_end import script, style
@@ -83,7 +84,7 @@ class Explorer(View):
         return tuple(self._received[number] for number in sorted(set(self.stars)) if 0 <= number < count)
 
     # ----------------------------------------------------------------------------------------------------------- saving
-    @validates_own_input
+    @entry_point("folder")
     def export(self, folder: str | Path | None = None) -> list[Path]:
         """Write the starred cells as PNG files with embedded recipes; returns their paths.
 
@@ -99,7 +100,7 @@ class Explorer(View):
             raise InputError("no starred cell", "a star is set with s or a click", "star one, or set widget.stars=[0]")
         return pages.save_cells(self.starred, self._folder if folder is None else folder)
 
-    @validates_own_input
+    @entry_point("path")
     def to_html(self, path: str | Path) -> Path:
         """Write the cells received so far as one HTML page that needs no kernel and no network; returns the path."""
         if not self._received:
@@ -108,7 +109,7 @@ class Explorer(View):
         return html.save(pages.document(data, self.cells, self.frames), path)
 
     # --------------------------------------------------------------------------------------------------- while sampling
-    @validates_own_input
+    @entry_point("timeout")
     def wait(self, timeout: float | None = None) -> Explorer:
         """Wait until no more cells arrive, at most `timeout` seconds, and raise the error that ended the sampling."""
         if self._worker is not None:
@@ -190,7 +191,7 @@ class Explorer(View):
             self.send({"kind": "message", "text": text})
 
 
-@validates_own_input
+@entry_point("shows", "decode", "size", folder='folder="starred"')
 def explore(
     grid: Sweep | Sequence[Cell] | Iterator[Cell],
     *,

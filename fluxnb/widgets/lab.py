@@ -15,7 +15,8 @@ from typing import Any
 
 import traitlets
 
-from fluxnb.errors import FluxnbError, InputError, UnavailableError, shorten, validates_own_input
+from fluxnb.arguments import entry_point
+from fluxnb.errors import FluxnbError, InputError, UnavailableError, shorten
 from fluxnb.html.front_end import script, style
 from fluxnb.records import Cell, Step, Sweep
 from fluxnb.records.latents import LinearRGB
@@ -29,6 +30,7 @@ __all__ = ["MAX_CELLS", "Generate", "Job", "Lab", "StepCallback", "format_value"
 
 MAX_CELLS = 1024  # images that a browser displays at once without effort
 PREVIEW_INTERVAL = 0.04  # seconds; a screen shows no more previews than that
+FIELDS = ("prompt", "seeds", "steps", "width", "height", "guidance", "negative")  # of the form
 TABLE_AXES = ("seed", "steps")  # rows and columns
 
 
@@ -252,7 +254,7 @@ class Lab(View):
         return self._grids[-1]
 
     # --------------------------------------------------------------------------------------------------------- sampling
-    @validates_own_input
+    @entry_point(accepts=FIELDS)
     def generate(self, **fields: Any) -> Lab:
         """Start sampling, as the button does; returns at once.
 
@@ -289,7 +291,7 @@ class Lab(View):
         if self._worker is not None:
             self._worker.stop()
 
-    @validates_own_input
+    @entry_point("timeout")
     def wait(self, timeout: float | None = None) -> Lab:
         """Wait until the sampling ends, at most `timeout` seconds, and raise the error that ended it, if any."""
         if self._worker is not None:
@@ -375,7 +377,7 @@ class Lab(View):
         elif kind == "generate":
             fields = content.get("fields")
             try:
-                self.generate(**{name: str(text) for name, text in (fields or {}).items()})
+                self.generate(**{name: str(text) for name, text in (fields or {}).items() if name in FIELDS})
             except Exception as problem:  # a message has no caller that would see it
                 self.problem = problem
                 message, remedy = _message_and_remedy(problem)

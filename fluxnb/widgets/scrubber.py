@@ -11,6 +11,7 @@ from typing import Any
 
 import traitlets
 
+from fluxnb.arguments import entry_point
 from fluxnb.html import page as html
 from fluxnb.html.front_end import script, style
 from fluxnb.records import Film, Sweep, Trajectory
@@ -52,11 +53,13 @@ class Scrubber(View):
         count = len(self.data.get("trajectories", []))
         return f"Scrubber({count} {'trajectory' if count == 1 else 'trajectories'}, {len(self.frames)} frames)"
 
+    @entry_point("path")
     def to_html(self, path: str | Path) -> Path:
         """Write the scrubber as one HTML page that needs no kernel and no network; returns the path."""
         return html.write_page(path, self.data, self.frames)
 
 
+@entry_point("shows", "decode", "labels")
 def scrub(
     trajectories: Trajectory | Film | Sweep | Sequence[Trajectory | Film],
     *,

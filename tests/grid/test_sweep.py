@@ -217,3 +217,15 @@ def test_two_processes_sample_each_cell_once(toy_folder, tmp_path):
     assert [w.returncode for w in workers] == [0, 0], outputs
     sampled = [int(out.split()[0]) for out, _ in outputs]
     assert sum(sampled) == 48
+
+
+def test_seeds_and_steps_that_are_left_out_are_those_of_the_base_recipe_or_the_model(toy):
+    base = fnb.Recipe(prompt="a fox", seed=7, steps=2)
+    axes = {
+        name: fnb.plan_sweep(toy, prompts=["a fox"], recipe=recipe) for name, recipe in (("own", base), ("none", None))
+    }
+    assert axes["own"].evaluations == 2 and axes["none"].evaluations == toy.defaults.steps
+    stream = fnb.stream(toy, prompts=["a fox"], recipe=base)
+    assert (stream.axes["seed"], stream.axes["steps"]) == ((7,), (2,))
+    other = toy.with_defaults(steps=3)
+    assert fnb.stream(other, prompts=["a fox"]).axes["steps"] == (3,) == (len(fnb.run(other, "a fox")),)
