@@ -110,7 +110,7 @@ def velocity_target(x0: Array, noise: Array) -> Array:
 
 
 @_on_tensors
-def euler_step(x: Array, v: Array, sigma: float, sigma_next: float) -> Array:
+def euler_step(x: Array, v: Array, sigma: float | int, sigma_next: float | int) -> Array:
     """One Euler step, x + (sigma_next - sigma) v, in the dtype of x.
 
     Sampling uses the scheduler of diffusers, which rounds differently in bfloat16.

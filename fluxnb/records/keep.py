@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
@@ -116,7 +117,7 @@ class Keep:
         return (kept * per_step + (last_of_runs if "x" in self.tensors else kept)) * tensor + attention
 
 
-def _names(given: object) -> tuple[str, ...]:
+def _names(given: object) -> tuple[Any, ...]:
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise InputError(f"tensors={shorten(given)}", "names of tensors are listed", 'try tensors=("x", "v")')
     return tuple(given)
