@@ -34,8 +34,9 @@ NUMBERS = (
 )  # fmt: skip
 TEXTS = (
     "", " ", "a", "a" * 30_000, "\0", "\ud800", "\u202e", "\n", "</script><script>alert(1)</script>",
-    "../../etc/passwd", "/dev/zero", "file:///etc/passwd", "__import__('os').system('true')", "$\\frac{", "{0.__class__}", "%s%n",
-    "1e999", "nan", "None", "euler", "float32", "exact", "x", "v", "F32", "torch.load", "os", "subprocess", "builtins",
+    "../../etc/passwd", "/dev/zero", "file:///etc/passwd", "__import__('os').system('true')", "$\\frac{",
+    "{0.__class__}", "%s%n", "1e999", "nan", "None", "euler", "float32", "exact", "x", "v", "F32", "torch.load", "os",
+    "subprocess", "builtins",
 )  # fmt: skip
 CONTAINERS: tuple[Any, ...] = ([], {}, [[]], [None], {"": None}, [0] * 3000, {"a": {"a": {"a": []}}}, ["a"] * 100)
 NESTED = "[" * 100_000  # inserted as text, deeper than any parser follows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -17,9 +18,12 @@ from fluxnb.arguments import entry_point
 from fluxnb.errors import FluxnbError, InputError, StorageError, shorten
 from fluxnb.units import byte_size
 
-__all__ = ["atomic_write", "disk_errors", "open_regular", "read_bytes", "user_path"]
+__all__ = ["atomic_write", "disk_errors", "open_regular", "read_bytes", "user_path", "without_folders"]
 
 LONGEST_NAME = 255  # bytes of a file name on the usual file systems
+_START = r"(?:~\w*|\.{1,2}|[A-Za-z]:)?[/\\]"
+_QUOTED_PATH = re.compile(rf"""(?<=['"]){_START}(?:[^'"/\\]*[/\\])*([^'"/\\]*)(?=['"])""")
+_PATH = re.compile(rf"""(?<![\w:/.\\~]){_START}(?:[^\s'"/\\]+[/\\])*(?=[^\s'"/\\])""")
 
 
 @entry_point()
@@ -119,6 +123,18 @@ def _kind(mode: int) -> str:
     if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         return "a device"
     return "a FIFO" if stat.S_ISFIFO(mode) else "no regular file"
+
+
+def without_folders(message: str) -> str:
+    """A message with its paths reduced to their last component, for what is shared, such as the state of a widget.
+
+    Paths are recognized by their beginning: a separator, a drive, `~`, `.` or `..`. Addresses of the web are kept.
+
+    Example:
+        >>> without_folders("cannot write '/data/alice/my store/fox.png', see https://huggingface.co/a/b")
+        "cannot write 'fox.png', see https://huggingface.co/a/b"
+    """
+    return _PATH.sub("", _QUOTED_PATH.sub(r"\1", message))
 
 
 @contextmanager

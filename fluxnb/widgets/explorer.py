@@ -17,7 +17,7 @@ from fluxnb.html import grid_page as pages
 from fluxnb.html import page as html
 from fluxnb.html.front_end import script, style
 from fluxnb.html.grid_page import SHOWS, GridEncoder
-from fluxnb.io.files import user_path
+from fluxnb.io.files import user_path, without_folders
 from fluxnb.records import Cell, Sweep
 from fluxnb.visuals.frames import Decode
 from fluxnb.widgets.background import Worker, outcome
@@ -136,7 +136,7 @@ class Explorer(View):
         state = outcome(problem, done=len(self._received), total=self.data["total"])
         message = "" if problem is None else str(problem) if isinstance(problem, FluxnbError) else repr(problem)
         self._resend()
-        self.data = self._describe(state, message)
+        self.data = self._describe(state, without_folders(message))
 
     def _show(self, cells: Sequence[Cell], *, finished: bool) -> None:
         """Display cells that exist already."""
@@ -176,8 +176,8 @@ class Explorer(View):
         self.send_state(["cells", "frames"])
 
     def _describe(self, state: str, message: str = "") -> dict[str, Any]:
-        """The `data` trait: axes and counts, state and error message."""
-        return {**self._encoder.data, "state": state, "message": message, "folder": str(self._folder)}
+        """The `data` trait: axes and counts, state and error message; a notebook saves it, so it holds no folders."""
+        return {**self._encoder.data, "state": state, "message": message, "folder": self._folder.name}
 
     def _on_message(self, _: object, content: dict[str, Any], buffers: object) -> None:
         if content.get("kind") == "stop":

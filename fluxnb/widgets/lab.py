@@ -18,6 +18,7 @@ import traitlets
 from fluxnb.arguments import entry_point
 from fluxnb.errors import FluxnbError, InputError, UnavailableError, shorten
 from fluxnb.html.front_end import script, style
+from fluxnb.io.files import without_folders
 from fluxnb.records import Cell, Step, Sweep
 from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import ResolvedRecipe
@@ -385,10 +386,11 @@ class Lab(View):
 
 
 def _message_and_remedy(problem: BaseException) -> tuple[str, str]:
-    """What is wrong, and what to do about it."""
+    """What is wrong, and what to do about it; a notebook saves both, so they hold no folders."""
     if isinstance(problem, FluxnbError) and problem.remedy:
-        return str(FluxnbError(problem.given, problem.possible)), str(FluxnbError("", "", problem.remedy)).strip()
-    return f"{type(problem).__name__}: {problem}", "See lab.problem for the traceback."
+        message, remedy = str(FluxnbError(problem.given, problem.possible)), str(FluxnbError("", "", problem.remedy))
+        return without_folders(message), without_folders(remedy.strip())
+    return without_folders(f"{type(problem).__name__}: {problem}"), "See lab.problem for the traceback."
 
 
 def _state(phase: str, **values: Any) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def test_a_text_encoder_of_another_shape_is_refused_before_the_first_prompt(fold
         ("../alice/secret/model", "model"),
         ("alice/model", "model"),
         ("secret/model/", "model"),
-        ("/home/alice/model", "model"),
+        ("/data/alice/model", "model"),
         (r"C:\Users\alice\model", "model"),
         ("~/model", "model"),
         ("model", "model"),

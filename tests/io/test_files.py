@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 import fluxnb as fnb
 from fluxnb.errors import InputError, StorageError
 from fluxnb.html import page as html
-from fluxnb.io.files import atomic_write, read_bytes, user_path
+from fluxnb.io.files import atomic_write, read_bytes, user_path, without_folders
 from fluxnb.io.png import open_recipe, write_png
 from fluxnb.io.trajectory_files import open_trajectory, save
 from fluxnb.records.recipe import Recipe
@@ -202,3 +203,49 @@ def test_a_file_is_read_through_a_link_up_to_its_bound(tmp_path):
 def test_characters_that_no_path_holds_are_an_input_error(wrong):
     with pytest.raises(InputError, match="as a path"):
         user_path(wrong)
+
+
+# ------------------------------------------------------------------------------------------------------------- sharing
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("the disk of /data/alice/store is full", "the disk of store is full"),
+        ("cannot write '/data/alice b/c d.png' (no)", "cannot write 'c d.png' (no)"),
+        ("../alice/secret/model (OSError)", "model (OSError)"),
+        ("~alice/store and ~/store", "store and store"),
+        (r"C:\Users\alice\fox.png is missing", "fox.png is missing"),
+        (
+            "see https://huggingface.co/a/b; 3 s/step, 1/2 and/or",
+            "see https://huggingface.co/a/b; 3 s/step, 1/2 and/or",
+        ),
+        ("black-forest-labs/FLUX.1-dev is gated", "black-forest-labs/FLUX.1-dev is gated"),
+    ],
+)
+def test_a_shared_message_names_no_folder(message, expected):
+    assert without_folders(message) == expected
+
+
+class FailingStream:
+    """A stream of one cell that ends with an error about a path."""
+
+    def __init__(self, path):
+        made = grid(seeds=[0], steps=[1])
+        self.axes, self.model, self._path, self._cells = made.axes, made.model, path, iter(made)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        for cell in self._cells:
+            return cell
+        raise StorageError(f"cannot write {str(self._path)!r}", "a folder is needed", "check it")
+
+
+@pytest.mark.parametrize("source", [lambda path: grid(seeds=[0], steps=[1]), FailingStream])
+def test_the_state_of_an_explorer_names_no_folder(tmp_path, source):
+    explorer = fnb.explore(source(tmp_path / "secret" / "a.png"), folder=tmp_path / "starred")
+    with contextlib.suppress(StorageError):
+        explorer.wait(30)
+    state = repr(explorer.get_state())
+    assert str(tmp_path) not in state and "secret" not in state and "starred" in state
+    assert source is not FailingStream or "cannot write 'a.png'" in explorer.data["message"]
