@@ -163,11 +163,11 @@ def _configured(pipe: Any) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if getattr(pipe.transformer.config, "guidance_embeds", False):
         values.update(DEFAULTS["dev"])
-    sample = getattr(pipe.vae.config, "sample_size", None)
+    sample = getattr(getattr(getattr(pipe, "vae", None), "config", None), "sample_size", None)
     if isinstance(sample, int) and 64 <= sample <= 2048 and sample % 16 == 0:
         values["size"] = sample
     # The limit of a tokenizer is 512 for FLUX, 1e30 where none is set.
-    limit = getattr(pipe.tokenizer_2, "model_max_length", None)
+    limit = getattr(getattr(pipe, "tokenizer_2", None), "model_max_length", None)
     if isinstance(limit, int) and 0 < limit < values.get("max_sequence_length", 256):
         values["max_sequence_length"] = limit
     return values

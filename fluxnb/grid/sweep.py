@@ -247,6 +247,7 @@ def _parse(
     if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
         raise InputError(f"batch={shorten(batch)}", f"1 to {MAX_BATCH} images per call are possible", "try batch=16")
 
+    flux.require_vae()
     unidentified = flux.refresh()
     if unidentified and store is not None:
         warn_caller(

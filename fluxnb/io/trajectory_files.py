@@ -37,6 +37,7 @@ MOST_FEATURES = 4096  # of a token; FLUX has 64
 MOST_WORDS = 4096  # of a prompt; text encoders have at most 512 tokens
 LONGEST_NAME = 1000  # characters of the name of a model, a library or a preset
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+LONGEST_REASON = 2000  # characters of the reason why a recording has no recipe
 
 
 @entry_point("trajectory", path='path="fox.safetensors"')
@@ -94,6 +95,7 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
     header = {
         "format": FORMAT,
         "recipe": None if trajectory.recipe is None else trajectory.recipe.to_json(),
+        "recipe_missing": trajectory.recipe_missing,
         "finished": trajectory.finished,
         "sigmas": trajectory.sigmas,
         "height": height,
@@ -185,6 +187,7 @@ def _trajectory(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
         numerics=_numerics(header),
         preview=preview,
         words=words,
+        recipe_missing=_text(header.get("recipe_missing", ""), LONGEST_REASON),
     )
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "config_object",
     "dtype_keyword",
     "execution_device",
+    "forward_hooks",
     "has_model_hooks",
     "hook_names",
     "interrupt",
@@ -31,6 +32,7 @@ __all__ = [
     "is_parallel",
     "own_instance",
     "progress_bar_config",
+    "remove_hooks",
     "silenced",
     "tensor_version",
     "without_loading_output",
@@ -132,6 +134,24 @@ def is_compiled(module: Any) -> bool:
 def is_parallel(transformer: Any) -> bool:
     """Whether diffusers splits the sequence over several devices (`enable_parallelism`)."""
     return getattr(transformer, "_parallel_config", None) is not None
+
+
+def remove_hooks(module: Any, chosen: Callable[[Any], bool]) -> None:
+    """Remove the forward hooks and pre-hooks of a module that `chosen` accepts, without their handles.
+
+    The handle is the public way. An interrupt between the registration and the return of the handle loses it.
+    """
+    for registry in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in registry.items() if chosen(hook)]:
+            registry.pop(key, None)
+            for kind in ("with_kwargs", "always_called"):
+                for extra in (f"_forward_hooks_{kind}", f"_forward_pre_hooks_{kind}"):
+                    getattr(module, extra, {}).pop(key, None)
+
+
+def forward_hooks(module: Any) -> list[Any]:
+    """The forward hooks and pre-hooks of a module; there is no public way to list them."""
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
 
 
 def tensor_version(tensor: Tensor) -> int | None:

@@ -74,6 +74,7 @@ def tiny(flux: Flux, source: Any) -> Tiny:
             "a diffusers AutoencoderTiny, or the folder of one, is possible",
             'try by="linear", which every model has',
         )
+    flux.require_vae()
     given, needed = vae.config.get("latent_channels"), flux.pipe.vae.config.latent_channels
     if given != needed:
         raise InputError(
@@ -149,13 +150,15 @@ def film(flux: Flux, trajectory: Trajectory, *, what: str = "clean", by: Any = "
 def _decoder(flux: Flux, trajectory: Trajectory, by: Any) -> tuple[Decoder, str, float | None]:
     """The decoder, its name, and its distance from the VAE."""
     if isinstance(by, str) and by == "vae":
+        flux.require_vae()
         return flux.decode, by, 0.0
     if isinstance(by, str) and by == "linear":
-        return (
-            lambda latents: flux.preview.pictures(latents, (trajectory.width, trajectory.height)),
-            by,
-            flux.preview.error,
-        )
+        preview = flux.preview
+        if preview is None:
+            raise InputError(
+                'by="linear"', "this pipeline has no VAE that a linear map can be fitted to", "give by a decoder"
+            )
+        return lambda latents: preview.pictures(latents, (trajectory.width, trajectory.height)), by, preview.error
     if isinstance(by, Path) or (isinstance(by, str) and user_path(by).is_dir()) or hasattr(by, "decode"):
         by = tiny(flux, by)
     if not callable(by):

@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.arguments import entry_point
-from fluxnb.errors import ArgumentError, UnavailableError, shorten
+from fluxnb.errors import ArgumentError, InputError, RunError, UnavailableError, shorten
 from fluxnb.families.defaults import ModelDefaults
 from fluxnb.pipeline.compat import execution_device, has_model_hooks, is_caching
-from fluxnb.pipeline.identity import Identity, change_markers, identity_of
+from fluxnb.pipeline.identity import Identity, change_markers, deep_markers, identity_of
 from fluxnb.pipeline.preview import decode_latents, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
 from fluxnb.pipeline.schedule import Generators, pipeline_view, prepared_scheduler, unshifted_sigmas
@@ -53,10 +53,13 @@ ELSEWHERE: Mapping[str, tuple[str, str]] = {
     "lab": ("fnb.lab makes the widget", "type fnb.lab(flux)"),
     "recording": ("fnb.recording records calls", "type with fnb.recording(flux.pipe) as recorder: ..."),
 }
+ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 CONCURRENT_DECODERS = 3  # on a GPU; half of a decoder's time goes into reductions that fill a quarter of the card
 
 Tokens = Float[Tensor, "batch tokens features"]
 Latents = Float[Tensor, "batch channels height width"]
+
+Markers = tuple[tuple[Any, ...], int]  # signs of a change, see `change_markers` and `deep_markers`
 
 F = TypeVar("F", bound=Callable[..., Any])
 _no_grad: Callable[[F], F] = torch.no_grad()
@@ -86,14 +89,17 @@ class Flux:
         defaults: ModelDefaults,
         plan: Plan,
         identity: Identity | None = None,
+        markers: Markers | None = None,
     ) -> None:
         self.pipe = pipe
         self.model = model
         self.revision = revision
         self.defaults = defaults
         self.plan = plan
-        self.loaded_as = (revision, identity or identity_of(pipe))
-        self._markers = change_markers(pipe)
+        identity = identity or identity_of(pipe)
+        self.unidentified = identity.unknown
+        self._loaded_as = (revision, identity, markers or _markers_of(pipe))
+        self._markers = self._loaded_as[2]
         self._device: torch.device | None = None
 
     def __repr__(self) -> str:
@@ -125,11 +131,20 @@ class Flux:
 
     def with_defaults(self, **changes: Any) -> Flux:
         """The same pipeline with other defaults, for example `flux.with_defaults(size=512)`."""
-        defaults = dataclasses.replace(self.defaults, **changes)
-        revision, identity = self.loaded_as
-        return Flux(
-            self.pipe, model=self.model, revision=revision, defaults=defaults, plan=self.plan, identity=identity
-        )
+        return Flux(self.pipe, **{**self.facts, "defaults": dataclasses.replace(self.defaults, **changes)})
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What another handle of this pipeline is made from; nothing in it refers to the pipeline."""
+        revision, identity, markers = self._loaded_as
+        return {
+            "model": self.model,
+            "revision": revision,
+            "defaults": self.defaults,
+            "plan": self.plan,
+            "identity": identity,
+            "markers": markers,
+        }
 
     def refresh(self) -> tuple[str, ...]:
         """Read the identity of the pipeline, which may have changed since it was loaded, and set `.revision` by it.
@@ -137,15 +152,20 @@ class Flux:
         Returns:
             What decides the pictures and cannot be identified, in words; empty where everything can.
         """
-        revision, loaded = self.loaded_as
-        now = identity_of(self.pipe)
-        self._markers = change_markers(self.pipe)
+        revision, loaded, _ = self._loaded_as
+        self._markers, now = _markers_of(self.pipe), identity_of(self.pipe)
         self.revision = revision if now.digest == loaded.digest else f"{revision}+{now.digest}"
+        self.unidentified = now.unknown
         return now.unknown
 
-    def refresh_if_changed(self) -> None:
-        """`refresh` where a glance at the pipeline shows a change; edits of weights in place need `refresh`."""
-        if change_markers(self.pipe) != self._markers:
+    def refresh_if_changed(self, *, deep: bool = False) -> None:
+        """`refresh` where markers of the pipeline have changed.
+
+        Arguments:
+            deep: also find weights that were written in place, which takes a few milliseconds.
+        """
+        objects, content = self._markers
+        if change_markers(self.pipe) != objects or (deep and deep_markers(self.pipe) != content):
             self.refresh()
 
     @property
@@ -177,7 +197,18 @@ class Flux:
 
     @entry_point("recipe")
     def resolve(self, recipe: Recipe) -> ResolvedRecipe:
-        """The recipe with the defaults of the model, its name, revision and number format filled in."""
+        """The recipe with the defaults of the model, its name, revision and number format filled in.
+
+        Raises:
+            InputError: a recipe that this model does not take, or a pipeline that cannot encode a prompt.
+        """
+        if missing := [name for name in ENCODERS if getattr(self.pipe, name, None) is None]:
+            raise InputError(
+                f"a prompt for a pipeline without {missing[0]}",
+                f"{', '.join(ENCODERS)} encode a prompt",
+                "give a pipeline with text encoders and tokenizers, or call pipe(prompt_embeds=...) inside "
+                "fnb.recording(pipe)",
+            )
         return self.defaults.resolve(recipe, model=self.model, revision=self.revision, dtype=self.dtype)
 
     def numerics(self, batch: int = 1) -> str:
@@ -336,9 +367,15 @@ class Flux:
     def begin_decoding(
         self, latents: Latents, *, lock: bool = True, batched: bool = False
     ) -> Callable[[], tuple[Image.Image, ...]]:
-        """Queue a decoding on the device and return a function that waits for the pictures."""
+        """Queue a decoding on the device and return a function that waits for the pictures.
+
+        Raises:
+            InputError: a pipeline without a VAE.
+            RunError: from the returned function, if the VAE gave a picture that is not finite.
+        """
+        self.require_vae()
         vae, device = self.pipe.vae, self.device
-        queued: list[Tensor] = []
+        queued: list[tuple[Tensor, Tensor]] = []
         # Inference mode computes the same numbers with less bookkeeping. It marks the tensors that it creates, which
         # hooks that move weights cannot use afterwards, so it is for the CPU alone.
         no_gradients = torch.inference_mode() if device.type == "cpu" else torch.no_grad()
@@ -347,10 +384,32 @@ class Flux:
             for part in latents.split(len(latents) if batched else 1):
                 colors = decode_latents(vae, self.pipe.image_processor, part, device, "pt")
                 # diffusers rounds on the CPU; rounding on the device gives the same bytes and transfers a quarter.
-                queued.append((colors.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous())
+                picture = (colors.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+                queued.append((picture, torch.isfinite(colors).all()))
             if has_model_hooks(self.pipe):
                 self.pipe.maybe_free_model_hooks()
-        return lambda: tuple(Image.fromarray(picture.numpy()) for batch in queued for picture in batch.cpu())
+
+        def fetch() -> tuple[Image.Image, ...]:
+            pictures = [(batch.cpu(), bool(finite)) for batch, finite in queued]
+            if not all(finite for _, finite in pictures):
+                raise _picture_not_finite(vae)
+            return tuple(Image.fromarray(picture.numpy()) for batch, _ in pictures for picture in batch)
+
+        return fetch
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether the pipeline has a VAE."""
+        return getattr(self.pipe, "vae", None) is not None
+
+    def require_vae(self) -> None:
+        """Raise InputError for a pipeline without a VAE."""
+        if not self.can_decode:
+            raise InputError(
+                "decoding without a VAE",
+                "the VAE of a pipeline turns latents into pictures",
+                "give a pipeline with one: pipe.register_modules(vae=...)",
+            )
 
     @property
     def decoder_displaces_transformer(self) -> bool:
@@ -362,7 +421,7 @@ class Flux:
 
         All of them need memory at the same time, and nothing may have to move out of the decoder's way.
         """
-        if self.device.type != "cuda" or self.decoder_displaces_transformer:
+        if self.device.type != "cuda" or self.decoder_displaces_transformer or not self.can_decode:
             return 0
         # Each stream caches what it has freed: for 2.4 GiB at once it holds more than 4.
         needed = 2 * DECODING * height * width * self.pipe.vae.dtype.itemsize / 2
@@ -373,9 +432,26 @@ class Flux:
         return self.decode(unpack(tokens[None], height, width))[0]
 
     @property
-    def preview(self) -> LinearRGB:
-        """A linear map from this model's latents to colors, fitted once to its VAE on pictures drawn in code."""
+    def preview(self) -> LinearRGB | None:
+        """A linear map from this model's latents to colors, fitted once to its VAE on pictures drawn in code.
+
+        None where there is no VAE that it can be fitted to.
+        """
         return preview_of(self.pipe)
+
+
+def _picture_not_finite(vae: Any) -> RunError:
+    name = str(vae.dtype).removeprefix("torch.")
+    advice = 'load with dtype="float32" and compare; if the error stays, the weights may be damaged'
+    if name == "float16":
+        advice = 'load with dtype="bfloat16" or dtype="float32": the VAE of FLUX overflows in float16'
+    return RunError(
+        f"the picture that the VAE ({name}) decoded is not finite", "it would be black or have black areas", advice
+    )
+
+
+def _markers_of(pipe: Any) -> Markers:
+    return change_markers(pipe), deep_markers(pipe)
 
 
 def _described(device: torch.device) -> str:

@@ -19,15 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluxnb.pipeline.compat import cache_config, config_object, hook_names
+from fluxnb.pipeline.compat import cache_config, config_object, hook_names, tensor_version
 from fluxnb.runtime.adaln_cache import CachedModulation
 
-__all__ = ["Identity", "change_markers", "identity_of"]
+__all__ = ["Identity", "change_markers", "deep_markers", "identity_of"]
 
 SAMPLES = 16  # values read of each tensor
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map", "vocab_size")
+VAE_SETTINGS = ("use_tiling", "use_slicing", "tile_sample_min_size", "tile_overlap_factor")
 # Entries of configurations about where a model came from and do not change its pictures.
 WITHOUT_EFFECT = ("_name_or_path", "_diffusers_version", "transformers_version")
 # Hooks of diffusers and accelerate that move weights and leave the numbers as they are.
@@ -73,7 +74,8 @@ def identity_of(pipe: Any) -> Identity:
 def change_markers(pipe: Any) -> tuple[Any, ...]:
     """Cheap signs of a change: which objects the pipeline holds, the scheduler's shift, and the adapters.
 
-    They take microseconds, so that every run can compare them. They do not see weights that were edited in place.
+    They take microseconds, so that every run can compare them. They do not cover the content of the objects, which
+    `deep_markers` does.
     """
     scheduler, transformer = pipe.scheduler, getattr(pipe, "transformer", None)
     parts = tuple(id(getattr(pipe, name, None)) for name in (*COMPONENTS, *TOKENIZERS, "scheduler"))
@@ -84,8 +86,27 @@ def change_markers(pipe: Any) -> tuple[Any, ...]:
         id(config_object(scheduler)),
         getattr(scheduler, "shift", None),
         adapters,
-        cache_config(transformer),
+        id(cache_config(transformer)),
     )
+
+
+def deep_markers(pipe: Any) -> int:
+    """A hash that changes when the content of a pipeline's models changes; it takes about a millisecond a model.
+
+    It covers weights that were replaced or written in place (by their version counters), adapters and their scales,
+    attention processors, tiling and training mode. Weights that an offload moves keep their hash.
+    """
+    found: list[Any] = []
+    for name in COMPONENTS:
+        model = getattr(pipe, name, None)
+        for module in model.modules() if isinstance(model, nn.Module) else ():
+            found += (type(module), id(getattr(module, "processor", None)), module.training, _adapters(module))
+            for weight in module.parameters(recurse=False):
+                # A sequential offload makes new parameters on the meta device after each call.
+                known = 0 if weight.device.type == "meta" else id(weight)
+                found += (known, tensor_version(weight), weight.dtype, tuple(weight.shape))
+        found += (getattr(model, setting, None) for setting in VAE_SETTINGS)
+    return hash(tuple(found))
 
 
 # ------------------------------------------------------------------------------------------------------------ modules
@@ -103,7 +124,7 @@ def _update_with_module(digest: Any, module: nn.Module, unknown: list[str], name
         for hook in hook_names(part):
             if hook not in HARMLESS_HOOKS:
                 digest.update(f"{path}:{hook}".encode())
-    for setting in ("use_tiling", "use_slicing", "tile_sample_min_size", "tile_overlap_factor"):
+    for setting in VAE_SETTINGS:
         digest.update(f"{setting}={getattr(module, setting, None)}".encode())
     digest.update(_plain(cache_config(module)))
     for path, processor in getattr(module, "attn_processors", {}).items():

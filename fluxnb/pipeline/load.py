@@ -32,11 +32,14 @@ __all__ = ["handle_of", "load"]
 
 
 def handle_of(pipe: Any) -> Flux | None:
-    """A handle for a FluxPipeline, loaded by fluxnb or not; None for other pipelines."""
-    if not _is_flux_pipeline(pipe):
+    """A handle that describes a FluxPipeline, loaded by fluxnb or not; None for other pipelines.
+
+    Nothing is changed on the pipeline. One that was not loaded is not protected against calls of several threads.
+    """
+    if not _is_flux_pipeline(pipe) or getattr(pipe, "transformer", None) is None:
         return None
     facts = state_of(pipe).facts
-    return Flux(pipe, **facts) if facts else _adopt(pipe)
+    return Flux(pipe, **facts) if facts else _remember(_as_given(pipe))
 
 
 def _is_flux_pipeline(pipe: Any) -> bool:
@@ -201,10 +204,7 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str,
 
 def _remember(flux: Flux) -> Flux:
     # Names and numbers alone: a handle holds the pipeline and would keep it alive.
-    revision, identity = flux.loaded_as
-    state_of(flux.pipe).facts.update(
-        model=flux.model, revision=revision, defaults=flux.defaults, plan=flux.plan, identity=identity
-    )
+    state_of(flux.pipe).facts.update(flux.facts)
     return flux
 
 
@@ -246,19 +246,37 @@ def _require_flux_pipeline(pipe: Any) -> None:
             "a name, a folder, a hub id or a FluxPipeline is possible",
             other or 'try fnb.load("pocket")',
         )
+    if getattr(pipe, "transformer", None) is None:
+        raise InputError(
+            f"a {type(pipe).__name__} without a transformer",
+            "sampling needs one",
+            "give a pipeline with its transformer, or record this one with fnb.recording(pipe)",
+        )
 
 
 def _adopt(pipe: Any, *, fast: bool | str = False) -> Flux:
-    device = execution_device(pipe)
-    protect(pipe, device)
-    name = weights.public_name(str(pipe.config.get("_name_or_path") or ""))
-    held = Plan(preset="as given", device=device.type, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
-    identity, defaults = identity_of(pipe), defaults_of(pipe)
-    # The revision names the weights as they were given; compiling may fuse or round them.
-    revision = identity.digest
+    protect(pipe, execution_device(pipe))
+    flux = _as_given(pipe)
     if fast:
-        held = _compiled(pipe, held, defaults, fast=fast)
-        identity = identity_of(pipe)
-    flux = _remember(Flux(pipe, model=name, revision=revision, defaults=defaults, plan=held, identity=identity))
+        # The revision names the weights as they were given; compiling may fuse or round them.
+        plan = _compiled(pipe, flux.plan, flux.defaults, fast=fast)
+        flux = Flux(
+            pipe,
+            model=flux.model,
+            revision=flux.revision,
+            defaults=flux.defaults,
+            plan=plan,
+            identity=identity_of(pipe),
+        )
+    flux = _remember(flux)
     _ = flux.preview
     return flux
+
+
+def _as_given(pipe: Any) -> Flux:
+    """A handle for a user's pipeline, with its own identity as the revision."""
+    name = weights.public_name(str(pipe.config.get("_name_or_path") or ""))
+    device = execution_device(pipe).type
+    held = Plan(preset="as given", device=device, vram_gib=0.0, ram_gib=0.0, why="the pipeline was given")
+    identity = identity_of(pipe)
+    return Flux(pipe, model=name, revision=identity.digest, defaults=defaults_of(pipe), plan=held, identity=identity)

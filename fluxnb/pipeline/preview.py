@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,22 +61,35 @@ def fit_preview(pipe: Any) -> LinearRGB:
     return dataclasses.replace(fitted, error=_rms_difference(frames, pictures))
 
 
-def preview_of(pipe: Any) -> LinearRGB:
+def preview_of(pipe: Any) -> LinearRGB | None:
     """The linear preview of a pipeline's VAE: fitted when first needed, then cached in memory and on disk.
 
     The file lies in the Hugging Face assets cache under the VAE's fingerprint. A damaged file is replaced; where the
     cache cannot be written, the preview is fitted once per process.
+
+    Returns:
+        None for a pipeline without a VAE, and for a VAE that encodes in another way or to numbers that are not finite.
     """
-    vae, state = pipe.vae, state_of(pipe)
-    preview = state.preview(vae)
-    if preview is None:
-        file = _cache_file(vae)
-        preview = _read(file)
-        if preview is None:
-            preview = fit_preview(pipe)
-            with contextlib.suppress(OSError), atomic_write(file) as part:
-                part.write_text(json.dumps(preview.to_json()))
+    vae, state = getattr(pipe, "vae", None), state_of(pipe)
+    if vae is None:
+        return None
+    if not state.has_preview(vae):
+        preview = None
+        with contextlib.suppress(Exception):  # a preview is an extra: without one, pictures are decoded by the VAE
+            preview = _cached_or_fitted(pipe, vae)
         state.keep_preview(vae, preview)
+    return state.preview(vae)
+
+
+def _cached_or_fitted(pipe: Any, vae: Any) -> LinearRGB | None:
+    file = _cache_file(vae)
+    preview = _read(file)
+    if preview is None:
+        preview = fit_preview(pipe)
+        if not math.isfinite(preview.error or 0.0):
+            return None
+        with contextlib.suppress(OSError), atomic_write(file) as part:
+            part.write_text(json.dumps(preview.to_json()))
     return preview
 
 
@@ -112,12 +126,16 @@ def _samples_of(pipe: Any) -> tuple[Float[Tensor, "count channels _h _w"], Pictu
     """The sample pictures as latents on the CPU, and the VAE's reconstructions of them, 0 to 1."""
     vae, device = pipe.vae, execution_device(pipe)
     latents, pictures = [], []
-    for picture in samples():
-        given = (picture[None] * 2 - 1).to(device=device, dtype=vae.dtype)
-        mean = vae.encode(given).latent_dist.mean
-        latents.append(((mean - vae.config.shift_factor) * vae.config.scaling_factor).float().cpu())
-        pictures.append(decode_latents(vae, pipe.image_processor, latents[-1], device, "pt").float().cpu())
-    pipe.maybe_free_model_hooks()
+    shift, scaling = vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor") or 1.0
+    try:
+        for picture in samples():
+            encoded = vae.encode((picture[None] * 2 - 1).to(device=device, dtype=vae.dtype))
+            # An AutoencoderTiny has no posterior.
+            mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+            latents.append(((mean - shift) * scaling).float().cpu())
+            pictures.append(decode_latents(vae, pipe.image_processor, latents[-1], device, "pt").float().cpu())
+    finally:
+        pipe.maybe_free_model_hooks()
     return torch.cat(latents), torch.cat(pictures)
 
 

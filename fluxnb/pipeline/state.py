@@ -25,15 +25,19 @@ class PipelineState:
     lock: Any = field(default_factory=threading.RLock)
     facts: dict[str, Any] = field(default_factory=dict)
     timings: dict[tuple[Any, ...], Any] = field(default_factory=dict)
-    _preview: tuple[weakref.ref[Any], LinearRGB] | None = None
+    _preview: tuple[weakref.ref[Any], LinearRGB | None] | None = None
 
     def preview(self, vae: Any) -> LinearRGB | None:
-        """The linear preview that was fitted to this VAE, or None; another VAE has another preview."""
+        """The linear preview that was fitted to this VAE; None before, and where none can be fitted."""
         known = self._preview
         return known[1] if known is not None and known[0]() is vae else None
 
-    def keep_preview(self, vae: Any, preview: LinearRGB) -> None:
-        """Remember the preview of a VAE."""
+    def has_preview(self, vae: Any) -> bool:
+        """Whether a preview of this VAE was fitted, or found to be impossible."""
+        return self._preview is not None and self._preview[0]() is vae
+
+    def keep_preview(self, vae: Any, preview: LinearRGB | None) -> None:
+        """Remember the preview of a VAE, or that none can be fitted; another VAE has another preview."""
         self._preview = (weakref.ref(vae), preview)
 
 

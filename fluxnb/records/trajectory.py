@@ -133,6 +133,7 @@ class Trajectory:
             returned none.
         recipe: the resolved recipe; None if a recorded call cannot be repeated by a recipe (embeddings instead of a
             prompt, a generator without a known seed, an image to start from).
+        recipe_missing: why there is no recipe, in one sentence; "" where there is one.
         finished: False for a run that was stopped or failed.
         sigmas: the planned noise levels including the final 0, one more than the planned steps.
         steps: the steps taken.
@@ -167,6 +168,7 @@ class Trajectory:
     numerics: str = "exact"
     preview: LinearRGB | None = field(default=None, repr=False)
     words: tuple[str, ...] = field(default=(), repr=False)
+    recipe_missing: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seconds", FrozenDict(self.seconds))
@@ -258,7 +260,8 @@ class Trajectory:
         return write_page(self, path, **options)
 
     def __repr__(self) -> str:
-        return f"Trajectory({self.caption!r}, {self.height} x {self.width} px)"
+        missing = f", no recipe: {self.recipe_missing}" if self.recipe_missing else ""
+        return f"Trajectory({self.caption!r}, {self.height} x {self.width} px{missing})"
 
     def _repr_png_(self) -> bytes | None:
         return figure(self) or (None if self.image is None else png_bytes(self.image))

@@ -13,6 +13,7 @@ by tokens is written. Attention shows which places used a word, which suggests w
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 import unicodedata
@@ -24,8 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fluxnb.cleanup import undoing
 from fluxnb.errors import InputError, shorten, unknown_choice
-from fluxnb.pipeline.compat import apply_rope, is_compiled, is_parallel
+from fluxnb.pipeline.compat import apply_rope, is_compiled, is_parallel, remove_hooks
 from fluxnb.records import BLOCK_GROUPS
 
 __all__ = ["AttentionCapture", "PromptWords", "attention_modules", "capture_attention", "words_of"]
@@ -66,16 +68,35 @@ def words_of(tokenizer: Any, prompt: str, length: int) -> PromptWords:
     return PromptWords(tuple(words), tuple(places))
 
 
+@dataclass(frozen=True, eq=False)
+class _Hook:
+    """A hook of a capture that does not let an exception reach the model's caller."""
+
+    capture: AttentionCapture
+    function: Callable[..., None]
+
+    def __call__(self, *args: Any) -> None:
+        if self.capture.failure is not None:
+            return
+        try:
+            self.function(*args)
+        except Exception as problem:
+            self.capture.failure = problem
+
+
 class AttentionCapture:
     """Made by `capture_attention`: after each step, `take()` returns the maps of the step's first evaluation.
 
     Hooks fire for every caller of the transformer; only evaluations of the thread that made the capture are captured.
+    A failure inside a hook ends the capture, is kept as `.failure`, and does not reach the model's caller.
     """
 
     def __init__(self, modules: Sequence[Any], heads: tuple[int, ...] | None, enabled: Callable[[], bool]) -> None:
         self._modules, self._heads, self._enabled = modules, heads, enabled
         self._thread = threading.get_ident()
         self._prompts: Sequence[PromptWords] = ()
+        self._handles: list[Any] = []
+        self.failure: Exception | None = None
         self._reset()
 
     def aim(self, prompts: Sequence[PromptWords]) -> None:
@@ -104,22 +125,30 @@ class AttentionCapture:
         return self._active and threading.get_ident() == self._thread
 
     # ------------------------------------------------------------------------------------------------ the hooks
-    def hooks(self, transformer: Any) -> Iterator[Any]:
-        """Register every hook; the caller removes each."""
-        yield transformer.register_forward_pre_hook(self._begin, with_kwargs=True)
-        yield transformer.register_forward_hook(self._end, always_call=True)
+    def register(self, transformer: Any) -> None:
+        """Register every hook."""
+        add = self._handles.append
+        add(transformer.register_forward_pre_hook(_Hook(self, self._begin), with_kwargs=True))
+        add(transformer.register_forward_hook(_Hook(self, self._end), always_call=True))
         for module in self._modules:
-            yield module.register_forward_pre_hook(self._enter, with_kwargs=True)
+            add(module.register_forward_pre_hook(_Hook(self, self._enter), with_kwargs=True))
             for name in ("norm_q", "norm_k", "norm_added_k"):
                 if getattr(module, name, None) is not None:
-                    yield getattr(module, name).register_forward_hook(self._keeper(name))
-            yield module.register_forward_hook(self._leave)
+                    add(getattr(module, name).register_forward_hook(_Hook(self, self._keeper(name))))
+            add(module.register_forward_hook(_Hook(self, self._leave)))
+
+    def unregister(self, transformer: Any) -> None:
+        """Remove every hook, also one whose registration was interrupted before its handle was returned."""
+        for handle in self._handles:
+            handle.remove()
+        for module in (transformer, *self._modules, *(part for each in self._modules for part in each.children())):
+            remove_hooks(module, lambda hook: isinstance(hook, _Hook) and hook.capture is self)
 
     def _begin(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() != self._thread:
+        if threading.get_ident() != self._thread or not self._enabled():
             return
         # Under true CFG the evaluation with the prompt comes first; the one without it is not captured.
-        self._active = self._first_evaluation and bool(self._prompts) and self._enabled()
+        self._active = self._first_evaluation and bool(self._prompts)
         self._first_evaluation = False
         text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
         self._text = 0 if text is None else int(text.shape[1])
@@ -210,9 +239,8 @@ def capture_attention(
             own), or blocks or heads that it does not have.
     """
     capture = AttentionCapture(attention_modules(transformer, blocks, heads), heads, enabled)
-    with contextlib.ExitStack() as stack:
-        for hook in capture.hooks(transformer):
-            stack.callback(hook.remove)
+    with undoing(functools.partial(capture.unregister, transformer)):
+        capture.register(transformer)
         yield capture
 
 

@@ -1,9 +1,10 @@
 """The trace of one pipeline call: what was requested, every step as it passes, and the trajectories it leaves.
 
-A trace patches three methods of the call's own pipeline and scheduler instances for the length of the call: the
-scheduler's `set_timesteps` and `step`, where sigma, x and v pass, and the pipeline's `prepare_latents`, which has the
-size. No module is touched, so offload hooks and compiled transformers work as before. A failure of the trace's own
-bookkeeping never reaches the call: it becomes one warning and an incomplete trajectory.
+A trace patches methods of the call's own pipeline and scheduler instances for the length of the call: the scheduler's
+`set_timesteps` and `step`, where sigma, x and v pass, the pipeline's `prepare_latents`, which has the size, and the
+`postprocess` of its image processor, which has the decoded picture. No module is touched, so offload hooks and compiled
+transformers work as before. A failure of the trace's own bookkeeping never reaches the call: it becomes one warning and
+an incomplete trajectory.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import contextlib
 import itertools
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,7 +30,7 @@ from fluxnb.pipeline.state import state_of
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.sampling.attention import AttentionCapture, PromptWords, capture_attention, words_of
 from fluxnb.sampling.patched_method import Wrapper, bound_arguments, patched_method
-from fluxnb.sampling.recorded_recipe import recipe_of
+from fluxnb.sampling.recorded_recipe import FollowedCallback, Surroundings, recipe_of
 
 __all__ = ["CallTrace", "OnVelocity", "RecordingWarning", "StepTrace", "trajectories_of"]
 
@@ -37,7 +39,7 @@ OnVelocity = Callable[[Tensor, Callable[[int], Step]], None]
 
 
 class RecordingWarning(UserWarning):
-    """A recording is incomplete because fluxnb failed to follow a call; the call itself is not affected."""
+    """A record is incomplete, or the numbers of a recorded call are not finite; the call itself is not affected."""
 
 
 @dataclass(kw_only=True)
@@ -78,7 +80,10 @@ class CallTrace:
         self.started = time.perf_counter()
         self.height: int | None = self.given.get("height")
         self.width: int | None = self.given.get("width")
-        self.seeds = _fresh_seeds(self.given.get("generator"))
+        self.seeds: tuple[int | None, ...] = ()
+        self.surroundings: Surroundings | None = None
+        self.followed_callback = False
+        self.changed = ""  # what a callback changed, in words
         self.words: tuple[PromptWords, ...] = ()
         self.levels: list[float] = []
         self.first = 0
@@ -86,11 +91,18 @@ class CallTrace:
         self.prepared = self.denoised = 0.0
         self.begin: Any = None
         self.images: list[Image.Image] | None = None
+        self.returned = False
         self.altered = False  # a callback or a mask changed x between two steps
         self.broken = False
         self._x_next: tuple[Tensor, int | None] | None = None
         self._attention: AttentionCapture | None = None
+        self._finite_picture: Tensor | None = None
         self._thread = threading.get_ident()
+        self._paused = False
+        with self.guarded():
+            self.seeds = _fresh_seeds(self.given.get("generator"))
+            if self.on_velocity is None and self.flux is not None:
+                self.surroundings = Surroundings.of(self.pipe, self.flux)
 
     # ------------------------------------------------------------------------------------------------ what it covers
     @property
@@ -110,28 +122,56 @@ class CallTrace:
     @contextlib.contextmanager
     def observed(self) -> Iterator[CallTrace]:
         """Patch the pipeline and its scheduler inside the block, which makes the call."""
-        scheduler = self.pipe.scheduler
+        with contextlib.ExitStack() as stack:
+            with self.guarded():
+                if self.keep.attention is not None:
+                    self._observe_attention(stack)
+                self._observe_methods(stack)
+            yield self
+
+    def _observe_methods(self, stack: contextlib.ExitStack) -> None:
+        scheduler, processor = self.pipe.scheduler, getattr(self.pipe, "image_processor", None)
         patches: list[tuple[Any, str, Wrapper]] = [
             (scheduler, "set_timesteps", self._set_timesteps),
             (scheduler, "step", self._step),
             (self.pipe, "prepare_latents", self._prepare_latents),
+            (processor, "postprocess", self._postprocess),
         ]
-        with contextlib.ExitStack() as stack:
-            if self.keep.attention is not None:
-                self._attention = stack.enter_context(
-                    capture_attention(
-                        self.pipe.transformer,
-                        blocks=self.keep.attention,
-                        heads=self.keep.heads,
-                        enabled=self._keeps_next_step,
-                    )
-                )
-                with self._guarded():
-                    self._aim(self._attention)
-            for owner, name, wrapper in patches:
-                if hasattr(owner, name):
-                    stack.enter_context(patched_method(owner, name, self._if_own_thread(wrapper)))
-            yield self
+        for owner, name, wrapper in patches:
+            if hasattr(owner, name):
+                stack.enter_context(patched_method(owner, name, self._if_own_call(wrapper)))
+
+    def _observe_attention(self, stack: contextlib.ExitStack) -> None:
+        try:
+            capture = capture_attention(
+                self.pipe.transformer,
+                blocks=self.keep.attention or "all",
+                heads=self.keep.heads,
+                enabled=self._keeps_next_step,
+            )
+            self._attention = stack.enter_context(capture)
+            self._aim(self._attention)
+        except Exception as problem:
+            self._lose_attention(problem)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Observe nothing inside the block: what a callback calls does not belong to this call."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments of the call, with a callback that is followed in the place of a plain function."""
+        callback = kwargs.get("callback_on_step_end")
+        kinds = {kind.__name__ for kind in type(callback).__mro__}
+        # diffusers reads attributes of its own callback classes, which change the call anyway.
+        if self.surroundings is None or callback is None or kinds & {"PipelineCallback", "MultiPipelineCallbacks"}:
+            return kwargs
+        self.followed_callback = True
+        return {**kwargs, "callback_on_step_end": FollowedCallback(self, callback)}
 
     def finish(self, output: Any = None) -> tuple[Trajectory, ...]:
         """The trajectories of the call, one a picture; none where no step was taken.
@@ -139,32 +179,38 @@ class CallTrace:
         Arguments:
             output: what the pipeline returned, None where it raised.
         """
+        self.returned = output is not None
         if not self.steps:
             return ()
-        with self._guarded():
+        with self.guarded():
             if output is not None and self.given.get("output_type", "pil") != "latent":
                 self.images = _pictures(output)
+            if self._x_next is not None and not self.altered:
+                self.altered = self._was_written(*self._x_next)
             if self.on_velocity is None:  # a caller that follows the steps needs the last one whole
                 self._discard(self.steps[-1])
         try:
-            return trajectories_of(self)
+            trajectories = trajectories_of(self)
+            if self.on_velocity is None:
+                self._warn_if_not_finite()
+            return trajectories
         except Exception as problem:
             self._give_up(problem)
             return ()
 
     # ------------------------------------------------------------------------------------------------- the patches
-    def _if_own_thread(self, wrapper: Wrapper) -> Wrapper:
-        """Another thread may call the same pipeline; its steps are not those of this call."""
+    def _if_own_call(self, wrapper: Wrapper) -> Wrapper:
+        """Another thread, or a callback of this call, may call the same pipeline; its steps are not those of this."""
 
         def filtered(original: Wrapper, *args: Any, **kwargs: Any) -> Any:
-            if self.broken or threading.get_ident() != self._thread:
+            if self.broken or self._paused or threading.get_ident() != self._thread:
                 return original(*args, **kwargs)
             return wrapper(original, *args, **kwargs)
 
         return filtered
 
     @contextlib.contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def guarded(self) -> Iterator[None]:
         """Keep a failure of the bookkeeping inside the block from the caller's call."""
         try:
             yield
@@ -181,23 +227,53 @@ class CallTrace:
                 RecordingWarning,
             )
 
+    def _lose_attention(self, problem: Exception) -> None:
+        if self._attention is not None:
+            self._attention.aim(())
+        self._attention = None
+        warn_caller(
+            f"attention is not recorded ({type(problem).__name__}: {problem}); the picture is not affected",
+            RecordingWarning,
+        )
+
+    def _warn_if_not_finite(self) -> None:
+        """Warn of numbers that are not finite, which a run refuses; a user's own call goes on with them."""
+        bad = [step for step in self.steps if not bool(torch.isfinite(step.norms["v"]).all())]
+        if bad:
+            given = f"the velocity of step {bad[0].index} (sigma {bad[0].sigma:.3g})"
+        elif self._finite_picture is not None and not bool(self._finite_picture):
+            given = "the picture that the VAE decoded"
+        else:
+            return
+        warn_caller(
+            f"{given} is not finite. Load the pipeline in torch.bfloat16 or torch.float32 and compare.",
+            RecordingWarning,
+        )
+
+    def _postprocess(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
+        with self.guarded():
+            picture = args[0] if args else kwargs.get("image")
+            if isinstance(picture, Tensor):
+                self._finite_picture = torch.isfinite(picture).all()
+        return original(*args, **kwargs)
+
     def _prepare_latents(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
         given: dict[str, Any] = {}
-        with self._guarded():
+        with self.guarded():
             given = bound_arguments(original, args, kwargs)
             self.height = int(given.get("height") or self.height or 0) // 16 * 16
             self.width = int(given.get("width") or self.width or 0) // 16 * 16
         result = original(*args, **kwargs)
-        with self._guarded():
+        with self.guarded():
             self.prepared, self.begin = time.perf_counter(), _mark(_on_cuda(given))
         return result
 
     def _set_timesteps(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
         given: dict[str, Any] = {}
-        with self._guarded():
+        with self.guarded():
             given = bound_arguments(original, args, kwargs)
         result = original(*args, **kwargs)
-        with self._guarded():
+        with self.guarded():
             # One transfer of the levels here, before any work is queued, saves a wait for the GPU in every step.
             self.levels = [float(level) for level in self.pipe.scheduler.sigmas.tolist()]
             self.prepared, self.begin = time.perf_counter(), _mark(_on_cuda(given))
@@ -205,15 +281,16 @@ class CallTrace:
 
     def _step(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
         step: StepTrace | None = None
-        with self._guarded():
-            given = bound_arguments(original, args, kwargs)
-            step = self._before(given["sample"], given["model_output"])
+        with self.guarded():
+            x, v = _step_arguments(self.pipe.scheduler, original, args, kwargs)
+            step = self._before(x, v)
         result = original(*args, **kwargs)
         if step is not None:
-            with self._guarded():
-                self._after(step, given["model_output"], result)
+            with self.guarded():
+                self._after(step, v, result)
             if self.on_velocity is not None and not self.broken:
-                self.on_velocity(given["model_output"], lambda item: _step_of(self, step, item))
+                with self.paused():
+                    self.on_velocity(v, lambda item: _step_of(self, step, item))
             if len(self.steps) > 1:  # the step before is complete now: this one began from its x_next
                 self._discard(self.steps[-2])
         return result
@@ -224,13 +301,21 @@ class CallTrace:
         if self.steps:
             known, version = self._x_next if self._x_next is not None else (None, None)
             x_next = self.steps[-1].tensors.get("x_next")
-            if x is known and version is not None and tensor_version(x) == version:
+            if x is known and not self._was_written(x, version):
                 shared = x_next
             elif x_next is None or not torch.equal(x, x_next):
                 self.altered = True
         tensors = {"x": shared if shared is not None else x.detach().clone(), "v": v.detach().clone()}
         norms = {name: torch.linalg.vector_norm(value.flatten(1).float(), dim=1) for name, value in tensors.items()}
         return StepTrace(index=len(self.steps), sigma=0.0, sigma_next=0.0, tensors=tensors, norms=norms, mark=None)
+
+    def _was_written(self, x_next: Tensor, version: int | None) -> bool:
+        """Whether the scheduler's last output was written in place; writes through `.data` or numpy have no version."""
+        callback = self.given.get("callback_on_step_end") is not None
+        if version is not None and not callback:
+            return tensor_version(x_next) != version
+        recorded = self.steps[-1].tensors.get("x_next")
+        return recorded is None or not torch.equal(x_next, recorded)
 
     def _after(self, step: StepTrace, v: Tensor, result: Any) -> None:
         out = result[0] if isinstance(result, tuple) else result.prev_sample
@@ -241,8 +326,12 @@ class CallTrace:
         # The next step's x is this very tensor, unless a callback or a mask changes it; then both are kept.
         step.tensors["x_next"] = out.detach().clone()
         self._x_next = out, tensor_version(out)
-        if self._attention is not None and (maps := self._attention.take()) is not None:
-            step.tensors["attention"] = maps[:, : v.shape[1]]  # some pipelines put a second picture behind the first
+        if self._attention is not None:
+            if (maps := self._attention.take()) is not None:
+                # Some pipelines put a second picture behind the first.
+                step.tensors["attention"] = maps[:, : v.shape[1]]
+            if self._attention.failure is not None:
+                self._lose_attention(self._attention.failure)
         step.mark, self.denoised = _mark(v.device.type == "cuda"), time.perf_counter()
         self.steps.append(step)
 
@@ -264,7 +353,7 @@ class CallTrace:
 
     def _keeps_next_step(self) -> bool:
         """Whether the evaluation that is about to run belongs to a step that is kept."""
-        if self.broken or threading.get_ident() != self._thread:
+        if self.broken or self._paused or threading.get_ident() != self._thread:
             return False
         if not self.steps:
             self.first = self.pipe.scheduler.begin_index or 0
@@ -285,12 +374,15 @@ def trajectories_of(call: CallTrace) -> tuple[Trajectory, ...]:
         "decode": ended - call.denoised if call.images else 0.0,
     }
     trajectories = []
+    preview = state_of(pipe).preview(pipe.vae) if flux and getattr(pipe, "vae", None) is not None else None
     for item in range(call.count):
+        recipe, missing = recipe_of(call, item)
         steps = tuple(_step_of(call, step, item, moved) for step in call.steps)
         trajectories.append(
             Trajectory(
                 image=call.images[item] if call.images and item < len(call.images) else None,
-                recipe=recipe_of(call, item),
+                recipe=recipe,
+                recipe_missing=missing,
                 finished=len(call.steps) == call.planned and not call.broken,
                 sigmas=tuple(call.levels[call.first :]),
                 # The tensors of a whole batch must not stay alive for one of its pictures.
@@ -302,7 +394,7 @@ def trajectories_of(call: CallTrace) -> tuple[Trajectory, ...]:
                 model=flux.model if flux else type(pipe).__name__,
                 preset=flux.plan.preset if flux else "",
                 numerics=flux.numerics(call.count) if flux else "exact",
-                preview=state_of(pipe).preview(pipe.vae) if flux else None,
+                preview=preview,
                 words=call.words_of(item),
             )
         )
@@ -344,11 +436,22 @@ def _own_tensors(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(owned)
 
 
+def _step_arguments(
+    scheduler: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """X and v of a call of `scheduler.step`, whose wrapper on the instance need not name its parameters."""
+    plain = getattr(type(scheduler), "step", None)
+    given = bound_arguments(original if plain is None else types.MethodType(plain, scheduler), args, kwargs)
+    return given["sample"], given["model_output"]
+
+
 def _fresh_seeds(generator: Any) -> tuple[int | None, ...]:
     """The seeds of CPU generators that have drawn nothing yet; None for any other."""
     seeds: list[int | None] = []
-    for one in generator if isinstance(generator, list | tuple) else [generator]:
+    several = list(generator) if isinstance(generator, list | tuple) else [generator]
+    for place, one in enumerate(several):
         fresh = isinstance(one, torch.Generator) and one.device.type == "cpu"
+        fresh = fresh and not any(one is before for before in several[:place])  # used again, it is not fresh
         if fresh:
             untouched = torch.Generator().manual_seed(one.initial_seed())
             fresh = torch.equal(untouched.get_state(), one.get_state())

@@ -8,7 +8,9 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-__all__ = ["Wrapper", "bound_arguments", "patched_method"]
+from fluxnb.cleanup import undoing
+
+__all__ = ["Wrapper", "bound_arguments", "own_attribute", "patched_method"]
 
 Wrapper = Callable[..., Any]  # called with the original method and its arguments
 
@@ -31,10 +33,8 @@ def patched_method(owner: Any, name: str, wrapper: Wrapper) -> Iterator[None]:
     Blocks may nest and may end in any order; the last one to end restores the method.
     """
     patch = _Patch(getattr(owner, name), wrapper, vars(owner).get(name))
-    try:
-        setattr(owner, name, patch)
-        yield
-    finally:
+
+    def restore() -> None:
         patch.active = False
         # Blocks that are held by generators may end out of order; the patch on top removes those that ended before it.
         while isinstance(top := vars(owner).get(name), _Patch) and not top.active:
@@ -42,6 +42,18 @@ def patched_method(owner: Any, name: str, wrapper: Wrapper) -> Iterator[None]:
                 delattr(owner, name)
             else:
                 setattr(owner, name, top.replaced)
+
+    with undoing(restore):
+        setattr(owner, name, patch)
+        yield
+
+
+def own_attribute(owner: Any, name: str) -> object:
+    """An attribute that is set on the object itself, apart from patches of this module; None without one."""
+    found = vars(owner).get(name)
+    while isinstance(found, _Patch):
+        found = found.replaced
+    return found
 
 
 def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,22 +1,32 @@
 """The recipe of a recorded call, where running it would repeat the call.
 
-A recipe is given only when every argument of the call is one that a recipe can express. Anything else (a second prompt,
-an image, an adapter, a callback that changed x) leaves the trajectory without one.
+A recipe is given only when everything that decided the picture is known: every argument of the call is one that a
+recipe can express, the pipeline is the plain one of diffusers, nothing around the call added randomness or another
+precision, and a callback changed nothing. In any other case the trajectory has a reason instead.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from fluxnb.errors import FluxnbError
+from fluxnb.pipeline.compat import forward_hooks, is_caching, tensor_version
+from fluxnb.pipeline.flux import Flux
+from fluxnb.pipeline.identity import change_markers, deep_markers
 from fluxnb.records.recipe import ResolvedRecipe
+from fluxnb.sampling.patched_method import own_attribute
 
 if TYPE_CHECKING:
     from fluxnb.sampling.call_trace import CallTrace
 
-__all__ = ["reason_without_recipe", "recipe_of"]
+__all__ = ["FollowedCallback", "Surroundings", "reason_without_recipe", "recipe_of"]
 
 # Arguments of FluxPipeline.__call__ that a recipe expresses or that do not change the picture.
 EXPRESSED = {
@@ -36,65 +46,89 @@ EXPRESSED = {
     "callback_on_step_end",
     "callback_on_step_end_tensor_inputs",
 }
+SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+VAE_SCALE = 8  # pixels per latent that the sizes of a recipe assume
+LIBRARIES = ("fluxnb", "diffusers", "accelerate", "torch")  # their hooks leave the numbers as they are
 
 
-def recipe_of(call: CallTrace, item: int) -> ResolvedRecipe | None:
-    """The recipe that repeats one picture of a recorded call, or None; `reason_without_recipe` gives the reason."""
-    flux, given = call.flux, call.given
-    if flux is None or call.height is None or call.width is None or reason_without_recipe(call, item):
-        return None
-    prompts, seed = _prompts(call), _seed(call, item)
-    sigmas = given.get("sigmas")
+# ------------------------------------------------------------------------------------------------------- the recipe
+def recipe_of(call: CallTrace, item: int) -> tuple[ResolvedRecipe | None, str]:
+    """The recipe that repeats one picture of a recorded call, or None and the reason in one sentence."""
+    if call.on_velocity is not None:
+        return None, ""  # a call of the sampler, which has the recipe
+    try:
+        reason = reason_without_recipe(call, item)
+        return (None, reason) if reason or call.flux is None else (_recipe(call, call.flux, item), "")
+    except FluxnbError as problem:
+        return None, f"no recipe has {problem.given}: {problem.possible}"
+    except Exception as problem:  # an argument of an unexpected type
+        return None, f"the arguments of the call are not those of a recipe ({type(problem).__name__}: {problem})"
+
+
+def _recipe(call: CallTrace, flux: Flux, item: int) -> ResolvedRecipe:
+    prompts, sigmas = _prompts(call), call.given.get("sigmas")
     levels = None if sigmas is None else tuple(float(level) for level in np.asarray(sigmas).tolist())
     even = tuple(np.linspace(1.0, 1 / call.planned, call.planned).tolist())
-    try:
-        return ResolvedRecipe(
-            prompt=prompts[item // (call.count // len(prompts))],
-            negative=_negative(call, item),
-            seed=seed or 0,
-            steps=call.planned,
-            height=call.height,
-            width=call.width,
-            guidance=_guidance(call),
-            sigmas=None if levels == even else levels,
-            max_sequence_length=_argument(call, "max_sequence_length"),
-            model=flux.model,
-            revision=flux.revision,
-            dtype=flux.dtype,
-        )
-    except FluxnbError:
-        return None
+    assert call.surroundings is not None
+    return ResolvedRecipe(
+        prompt=prompts[item // (call.count // len(prompts))],
+        negative=_negative(call, flux, item),
+        seed=call.seeds[item] or 0,
+        steps=call.planned,
+        height=call.height or 0,
+        width=call.width or 0,
+        guidance=_guidance(call, flux),
+        sigmas=None if levels == even else levels,
+        max_sequence_length=_argument(call, "max_sequence_length"),
+        model=flux.model,
+        revision=call.surroundings.revision,
+        dtype=call.surroundings.dtype,
+    )
 
 
 def reason_without_recipe(call: CallTrace, item: int) -> str:
     """Why no recipe repeats this picture, in one sentence; "" where one does."""
-    flux, given, scheduler = call.flux, call.given, call.pipe.scheduler
-    others = sorted(name for name, value in given.items() if name not in EXPRESSED and value is not None)
-    prompts = _prompts(call)
-    if flux is None:
+    if call.flux is None or call.surroundings is None:
         return f"fluxnb has no model for a {type(call.pipe).__name__}"
+    reasons = (
+        _reason_in_arguments(call, call.flux, item),
+        call.surroundings.reason,
+        _reason_in_progress(call),
+        call.surroundings.reason_afterwards(call.pipe),
+    )
+    return next(filter(None, reasons), "")
+
+
+def _reason_in_arguments(call: CallTrace, flux: Flux, item: int) -> str:
+    given, prompts = call.given, _prompts(call)
+    others = sorted(name for name, value in given.items() if name not in EXPRESSED and value is not None)
     if others:
         return f"{others[0]} is not part of a recipe"
     if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
         return "the call gave no prompt as text"
     if call.count % len(prompts):
         return "the number of pictures is not a multiple of the number of prompts"
-    if _seed(call, item) is None:
-        return "the generator was not a fresh one on the CPU, so its seed is not known"
-    if type(scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
-        return f"a recipe does not describe the scheduler {type(scheduler).__name__}"
-    if scheduler.config.get("stochastic_sampling", False):
-        return "stochastic sampling drew from the global generator"
-    if call.altered:
-        return "something changed x between two steps"
-    if given.get("callback_on_step_end") is not None and given.get("callback_on_step_end_tensor_inputs") not in (
-        None,
-        ["latents"],
-    ):
-        return "the callback had access to the prompt embeddings"
+    if len(call.seeds) != call.count or call.seeds[item] is None:
+        return "the generator was not a fresh one on the CPU for this picture, so its seed is not known"
+    for name in ("true_cfg_scale", "guidance_scale"):
+        if type(_argument(call, name)) not in (int, float):
+            return f"{name} is not a plain number"
     if flux.defaults.guidance_kind != "true_cfg" and _guided(call):
         return "the model does not take true classifier-free guidance"
     return ""
+
+
+def _reason_in_progress(call: CallTrace) -> str:
+    """What happened between the first step and the last."""
+    if call.broken:
+        return "the record of the call is incomplete"
+    if call.returned and len(call.steps) < call.planned:
+        return f"the call was stopped after {len(call.steps)} of {call.planned} steps"
+    if call.given.get("callback_on_step_end") is not None and not call.followed_callback:
+        return "the call has a callback that cannot be followed"
+    if call.changed:
+        return call.changed
+    return "something changed x after a step" if call.altered else ""
 
 
 def _argument(call: CallTrace, name: str) -> Any:
@@ -107,28 +141,200 @@ def _prompts(call: CallTrace) -> list[Any]:
     return list(prompt) if isinstance(prompt, list) else [] if prompt is None else [prompt]
 
 
-def _seed(call: CallTrace, item: int) -> int | None:
-    return call.seeds[item] if len(call.seeds) == call.count else None
-
-
 def _guided(call: CallTrace) -> bool:
     """Whether the call evaluated the network twice a step (true CFG), as FluxPipeline decides it."""
-    scale = _argument(call, "true_cfg_scale")
-    return isinstance(scale, int | float) and scale > 1 and call.given.get("negative_prompt") is not None
+    return _argument(call, "true_cfg_scale") > 1 and call.given.get("negative_prompt") is not None
 
 
-def _negative(call: CallTrace, item: int) -> str | None:
+def _negative(call: CallTrace, flux: Flux, item: int) -> str | None:
     """The negative prompt: None for a model that takes none, "" where it was not used."""
-    if call.flux is None or call.flux.defaults.guidance_kind != "true_cfg":
+    if flux.defaults.guidance_kind != "true_cfg":
         return None
     negative = call.given["negative_prompt"] if _guided(call) else ""
     return str(negative[item // (call.count // len(negative))]) if isinstance(negative, list) else str(negative)
 
 
-def _guidance(call: CallTrace) -> float | None:
-    kind = call.flux.defaults.guidance_kind if call.flux is not None else "none"
+def _guidance(call: CallTrace, flux: Flux) -> float | None:
+    kind = flux.defaults.guidance_kind
     if kind == "embedded":
         return float(_argument(call, "guidance_scale"))
     if kind == "true_cfg":
         return float(_argument(call, "true_cfg_scale")) if _guided(call) else 1.0
     return None
+
+
+# ----------------------------------------------------------------------------------------------- around the call
+@dataclass(frozen=True)
+class Surroundings:
+    """What decides a call's picture besides its arguments, read before the call.
+
+    Arguments:
+        revision, dtype: of the pipeline.
+        markers: of the pipeline's objects and of their content.
+        threads: of the CPU, on which sums depend.
+        reason: why a recipe cannot describe them, "" where it can.
+    """
+
+    revision: str
+    dtype: str
+    markers: tuple[Any, ...]
+    threads: int
+    reason: str
+
+    @classmethod
+    def of(cls, pipe: Any, flux: Flux) -> Surroundings:
+        """The surroundings of a call that is about to begin; the revision of the handle is brought up to date."""
+        markers: tuple[Any, ...] = ()
+        try:
+            flux.refresh_if_changed(deep=True)
+            markers, reason = _markers(pipe), next(_reasons(pipe, flux), "")
+        except Exception as problem:  # parts of an unexpected kind
+            reason = f"the pipeline cannot be identified ({type(problem).__name__}: {problem})"
+        return cls(
+            revision=flux.revision, dtype=flux.dtype, markers=markers, threads=torch.get_num_threads(), reason=reason
+        )
+
+    def reason_afterwards(self, pipe: Any) -> str:
+        """What differs after the call from before, in words."""
+        if _markers(pipe) != self.markers:
+            return "the models or the scheduler were changed during the call"
+        if torch.get_num_threads() != self.threads:
+            return "the number of threads was changed during the call"
+        return ""
+
+
+def _markers(pipe: Any) -> tuple[Any, ...]:
+    # The marker of adapters is never equal; the deep markers cover them.
+    return (*(each for each in change_markers(pipe) if type(each) is not object), deep_markers(pipe))
+
+
+def _reasons(pipe: Any, flux: Flux) -> Iterator[str]:
+    """Why a recipe cannot describe a pipeline as it is."""
+    kind, scheduler = type(pipe), pipe.scheduler
+    processor = getattr(pipe, "image_processor", None)
+    if kind.__name__ != "FluxPipeline" or not kind.__module__.startswith("diffusers."):
+        yield f"the call of a {kind.__name__} may differ from that of a FluxPipeline"
+    if type(scheduler).__name__ != SCHEDULER:
+        yield f"a recipe does not describe the scheduler {type(scheduler).__name__}"
+    if scheduler.config.get("stochastic_sampling", False):
+        yield "stochastic sampling drew from the global generator"
+    for owner, name in ((scheduler, "the scheduler"), (pipe, "the pipeline"), (processor, "the image processor")):
+        if replaced := _replaced_method(owner):
+            yield f"{name} has a method {replaced} of its own"
+    if pipe.vae_scale_factor != VAE_SCALE:
+        yield f"the VAE has {pipe.vae_scale_factor} pixels per latent instead of {VAE_SCALE}"
+    if is_caching(pipe.transformer):
+        yield "the transformer keeps state from one evaluation to the next (enable_cache)"
+    yield from flux.unidentified
+    if any(torch.is_autocast_enabled(device) for device in {"cpu", flux.device.type}):
+        yield "the call ran under torch.autocast"
+    for name, part in pipe.components.items():
+        for module in part.modules() if isinstance(part, nn.Module) else ():
+            if _is_random(module):
+                yield f"{name} is in training mode, and its dropout is random"
+            for hook in forward_hooks(module):
+                if not _is_from_library(hook):
+                    yield f"a hook on a {type(module).__name__} of {name} may change its output"
+
+
+def _replaced_method(owner: Any) -> str:
+    """The name of a method that was replaced on an object; "" for none."""
+    for name in getattr(owner, "__dict__", ()):
+        own = own_attribute(owner, name)
+        if callable(own) and callable(getattr(type(owner), name, None)) and not _is_from_library(own):
+            return name
+    return ""
+
+
+def _is_from_library(function: Any) -> bool:
+    while isinstance(function, functools.partial):
+        function = function.func
+    module = getattr(function, "__module__", None) or type(function).__module__
+    return str(module).split(".")[0] in LIBRARIES
+
+
+def _is_random(module: nn.Module) -> bool:
+    if not module.training:
+        return False
+    probability = getattr(module, "p", 0) if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
+    return isinstance(probability, int | float) and probability > 0
+
+
+# ----------------------------------------------------------------------------------------------------- callbacks
+class FollowedCallback:
+    """A user's `callback_on_step_end` that is called unchanged; what it changes is noted on the trace.
+
+    Arguments:
+        trace: of the call.
+        callback: the user's.
+    """
+
+    def __init__(self, trace: CallTrace, callback: Any) -> None:
+        self._trace, self._callback = trace, callback
+
+    def __call__(self, pipe: Any, index: Any, timestep: Any, tensors: Any) -> Any:
+        """Call the callback."""
+        trace, before = self._trace, None
+        with trace.guarded():
+            before = _Before.of(pipe, tensors)
+        with trace.paused():
+            result = self._callback(pipe, index, timestep, tensors)
+        with trace.guarded():
+            if before is not None and not trace.changed:
+                trace.changed = before.change(pipe, result)
+                if not trace.changed and trace.surroundings is not None:
+                    trace.changed = trace.surroundings.reason_afterwards(trace.pipe)
+        return result
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What a callback may change, as it was before."""
+
+    tensors: dict[str, tuple[Any, Any]]
+    attributes: dict[str, Any]
+    schedule: dict[str, Any]
+    alive: tuple[Any, ...]  # an identity is not used again while its object is referred to
+
+    @classmethod
+    def of(cls, pipe: Any, tensors: dict[str, Any]) -> _Before:
+        return cls(
+            tensors={k: (v, v.detach().clone() if isinstance(v, Tensor) else v) for k, v in tensors.items()},
+            attributes=_attributes(pipe),
+            schedule=_attributes(pipe.scheduler),
+            alive=tuple(
+                dict(value) if isinstance(value, dict) else value
+                for owner in (pipe, pipe.scheduler)
+                for value in vars(owner).values()
+            ),
+        )
+
+    def change(self, pipe: Any, result: Any) -> str:
+        """What the callback changed, in words; "" for nothing."""
+        for name, (value, copy) in self.tensors.items():
+            if isinstance(value, Tensor) and not torch.equal(value, copy):
+                return f"the callback wrote into {name}"
+        for name, value in result.items() if isinstance(result, dict) else ():
+            if name not in self.tensors or self.tensors[name][0] is not value:
+                return f"the callback returned another {name}"
+        for owner, before in ((pipe, self.attributes), (pipe.scheduler, self.schedule)):
+            after = _attributes(owner)
+            for name in {**before, **after}:
+                if name not in before or name not in after or before[name] != after[name]:
+                    return f"the callback changed {name} of a {type(owner).__name__}"
+        return ""
+
+
+def _attributes(owner: Any) -> dict[str, Any]:
+    """The attributes of an object by identity, tensors also by version, dictionaries by their entries."""
+    return {name: _signature(value) for name, value in vars(owner).items()}
+
+
+def _signature(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return id(value), tensor_version(value)
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    if isinstance(value, dict):
+        return {name: _signature(each) for name, each in value.items()}
+    return id(value)

@@ -14,16 +14,18 @@ import inspect
 import threading
 import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fluxnb.arguments import entry_point
-from fluxnb.errors import InputError
+from fluxnb.cleanup import undoing
+from fluxnb.errors import InputError, warn_caller
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.load import handle_of
 from fluxnb.pipeline.state import original_of
 from fluxnb.records import Keep, Trajectory
 from fluxnb.sampling.attention import attention_modules
-from fluxnb.sampling.call_trace import CallTrace
+from fluxnb.sampling.call_trace import CallTrace, RecordingWarning
 from fluxnb.sampling.patched_method import bound_arguments
 
 __all__ = ["Recorder", "recording"]
@@ -46,20 +48,28 @@ class Recorder:
         return self._pipe is not None and original_of(pipe) is self._pipe
 
     @contextlib.contextmanager
-    def _call(self, pipe: Any, given: dict[str, Any], defaults: dict[str, Any]) -> Iterator[list[Any]]:
-        """Trace one call, made inside the block; what the pipeline returned is put into the list."""
+    def _call(self, pipe: Any, given: dict[str, Any], defaults: dict[str, Any]) -> Iterator[_Call]:
+        """Trace one call, made inside the block; what the pipeline returned is appended to its output."""
         trace = CallTrace(
             pipe=pipe, keep=self._keep, given=given, defaults=defaults, flux=self._flux, prompts=self._prompts
         )
-        output: list[Any] = []
+        call = _Call(trace)
         try:
             with trace.observed():
-                yield output
+                yield call
         finally:
-            self.trajectories += trace.finish(*output)
+            self.trajectories += trace.finish(*call.output)
 
     def _close(self) -> None:
         self._pipe = self._flux = None  # a recorder that is kept does not keep the model alive
+
+
+@dataclass
+class _Call:
+    """A call that is traced, and a list with what the pipeline returned; empty where it raised."""
+
+    trace: CallTrace
+    output: list[Any] = field(default_factory=list)
 
 
 # The open recorders of this thread or task, in the order in which they were opened.
@@ -87,7 +97,7 @@ def recording(
         InputError: not a diffusers pipeline with a scheduler, or attention of a model whose attention is not known.
 
     Warns:
-        RecordingWarning: fluxnb failed to follow a call; its record is incomplete and the call is not affected.
+        RecordingWarning: a record is incomplete, or the numbers of a call are not finite; the call is not affected.
 
     Example:
         >>> with recording(pipe) as recorder:                                       # doctest: +SKIP
@@ -107,53 +117,84 @@ def recording(
     keep = keep or Keep()
     if keep.attention is not None:
         attention_modules(getattr(pipe, "transformer", None), keep.attention, keep.heads)  # refuse before the call
-    recorder = Recorder(pipe, keep, flux or handle_of(pipe), None if prompts is None else list(prompts))
+    recorder = Recorder(pipe, keep, flux or _described(pipe), None if prompts is None else list(prompts))
     return _opened(recorder, type(pipe))
 
 
 @contextlib.contextmanager
 def _opened(recorder: Recorder, kind: type) -> Iterator[Recorder]:
-    try:
-        _OPEN.set((*_OPEN.get(), recorder))
-        with _observed_class(kind):
-            yield recorder
-    finally:
+    def close() -> None:
         recorder._close()
         _OPEN.set(tuple(each for each in _OPEN.get() if each is not recorder))
 
+    with undoing(close):
+        _OPEN.set((*_OPEN.get(), recorder))
+        with _observed_class(kind):
+            yield recorder
 
-# How many recordings of each pipeline class are open, and what `__call__` was before the first of them.
-_OBSERVED: dict[Any, tuple[int, Any]] = {}
+
+def _described(pipe: Any) -> Flux | None:
+    """A handle that describes the pipeline and its preview; None for other pipelines. The pipeline stays as it is."""
+    try:
+        flux = handle_of(pipe)
+        if flux is not None:
+            _ = flux.preview
+        return flux
+    except Exception as problem:
+        warn_caller(
+            f"recordings of this {type(pipe).__name__} have no recipe ({type(problem).__name__}: {problem})",
+            RecordingWarning,
+        )
+        return None
+
+
+@dataclass(eq=False)
+class _ObservedClass:
+    """A pipeline class with a wrapped `__call__`.
+
+    Arguments:
+        before: the `__call__` that the class itself had, None where it was inherited.
+        users: the open recordings.
+    """
+
+    before: Any
+    users: set[object] = field(default_factory=set)
+
+
+_OBSERVED: dict[Any, _ObservedClass] = {}
 _LOCK = threading.Lock()
 
 
 @contextlib.contextmanager
 def _observed_class(kind: Any) -> Iterator[None]:
     """Wrap `__call__` of a pipeline class while at least one recording of it is open."""
-    with _LOCK:
-        count, before = _OBSERVED.get(kind, (0, vars(kind).get("__call__")))
-        _OBSERVED[kind] = (count + 1, before)
-        if not count:
-            kind.__call__ = _observed(kind, kind.__call__)
-    try:
-        yield
-    finally:
+    user = object()
+
+    def restore() -> None:
         with _LOCK:
-            count, before = _OBSERVED.pop(kind)
-            if count > 1:
-                _OBSERVED[kind] = (count - 1, before)
-            elif before is None:
+            observed = _OBSERVED.get(kind)
+            if observed is None:
+                return
+            observed.users.discard(user)
+            if observed.users:
+                return
+            if observed.before is not None:
+                kind.__call__ = observed.before
+            elif "__call__" in vars(kind):
                 del kind.__call__
-            else:
-                kind.__call__ = before
+            _OBSERVED.pop(kind, None)
+
+    with undoing(restore):
+        with _LOCK:
+            observed = _OBSERVED.setdefault(kind, _ObservedClass(vars(kind).get("__call__")))
+            observed.users.add(user)
+            if len(observed.users) == 1:
+                kind.__call__ = _observed(kind, kind.__call__)
+        yield
 
 
 def _observed(kind: type, original: Callable[..., Any]) -> Callable[..., Any]:
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(original).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
+    defaults = _defaults_of(original)
 
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -161,12 +202,30 @@ def _observed(kind: type, original: Callable[..., Any]) -> Callable[..., Any]:
         recorders = [each for each in _OPEN.get() if each._follows(self)] if type(self) is kind else []
         if not recorders:
             return original(self, *args, **kwargs)
-        given = bound_arguments(types.MethodType(original, self), args, kwargs)
         with contextlib.ExitStack() as stack:
-            outputs = [stack.enter_context(each._call(self, given, defaults)) for each in recorders]
+            calls: list[_Call] = []
+            try:
+                given = bound_arguments(types.MethodType(original, self), args, kwargs)
+                for each in recorders:
+                    calls.append(stack.enter_context(each._call(self, given, defaults)))
+                    kwargs = calls[-1].trace.arguments(kwargs)
+            except Exception as problem:
+                warn_caller(
+                    f"a call of {kind.__name__} is not recorded ({type(problem).__name__}: {problem}); "
+                    "the picture is not affected",
+                    RecordingWarning,
+                )
             result = original(self, *args, **kwargs)
-            for output in outputs:
-                output.append(result)
+            for traced in calls:
+                traced.output.append(result)
             return result
 
     return call
+
+
+def _defaults_of(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}

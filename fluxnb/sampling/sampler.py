@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import gc
@@ -22,7 +23,7 @@ from fluxnb.pipeline.schedule import Generators
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.latents import unpack
 from fluxnb.records.recipe import ResolvedRecipe
-from fluxnb.sampling.attention import words_of
+from fluxnb.sampling.attention import attention_modules, words_of
 from fluxnb.sampling.call_trace import CallTrace
 
 __all__ = ["STOP", "FiniteCheck", "StepCallback", "sample", "sample_batch"]
@@ -139,6 +140,8 @@ def _sample_rest(
 ) -> tuple[Sequence[Trajectory], list[Decoded]]:
     """Sample the steps after the prefix: their trajectories, and with `decode` the pictures of a completed call."""
     first, finite = recipes[0], FiniteCheck(recipes)
+    if keep.attention is not None:
+        attention_modules(flux.pipe.transformer, keep.attention, keep.heads)  # raises before anything runs
     view = flux.view(first, generators)
     halted: list[object] = []
     failure: FluxnbError | None = None
@@ -162,7 +165,7 @@ def _sample_rest(
         on_velocity=on_velocity,
     )
     with flux.lock:
-        tokens, fetch = None, None
+        tokens, fetch, undecoded = None, None, False
         try:
             with trace.observed():
                 tokens = flux.denoise(
@@ -172,27 +175,45 @@ def _sample_rest(
             halted.append(KeyboardInterrupt)
         except torch.cuda.OutOfMemoryError:
             failure = flux.plan.out_of_memory(f"{first.height} x {first.width} px with {flux.model}")
-        if decode and tokens is not None and not halted:
-            finite.settle()
-            started = time.perf_counter()
-            fetch = flux.begin_decoding(unpack(tokens, first.height, first.width))
+        try:
+            if decode and flux.can_decode and tokens is not None and not halted:
+                finite.settle()
+                started = time.perf_counter()
+                fetch = flux.begin_decoding(unpack(tokens, first.height, first.width))
+        except KeyboardInterrupt:
+            undecoded = True
         trajectories = trace.finish()  # a GPU decodes while the trajectories are copied from it
     if failure is not None or halted:
         _free_memory(flux.pipe)
     if failure is not None:
         raise failure  # outside the except: a traceback would keep the tensors alive
     finite.settle()
-    images = fetch() if fetch is not None else ()
-    decoded: list[Decoded] = [(image, (time.perf_counter() - started) / len(images)) for image in images]
+    images: Sequence[Image.Image] = ()
+    try:
+        images = fetch() if fetch is not None else ()
+    except KeyboardInterrupt:
+        undecoded = True
     if not trajectories:
-        raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to return
+        if halted:
+            raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to return
+        raise RunError("the steps of this run could not be recorded", "the warning before names the cause")
+    if undecoded:  # every step is there, and no picture
+        trajectories = tuple(dataclasses.replace(each, finished=False) for each in trajectories)
+        return trajectories, [(None, 0.0) for _ in trajectories]
+    decoded: list[Decoded] = [(image, (time.perf_counter() - started) / len(images)) for image in images]
     return trajectories, decoded
 
 
 def _decode_end(flux: Flux, recipe: ResolvedRecipe, last: Step, completed: bool) -> Decoded:
-    """The picture after this step; for an interrupted trajectory that of the clean estimate."""
+    """The picture after this step; for an interrupted trajectory that of the clean estimate.
+
+    None for a pipeline without a VAE, and where the decoding is interrupted.
+    """
     started, tokens = time.perf_counter(), last.x_next if completed else last.clean.to(last.x.dtype)
-    image = flux.decode_tokens(tokens, recipe.height, recipe.width)
+    image = None
+    if flux.can_decode:
+        with contextlib.suppress(KeyboardInterrupt):
+            image = flux.decode_tokens(tokens, recipe.height, recipe.width)
     return image, time.perf_counter() - started
 
 
@@ -226,11 +247,13 @@ def _joined(
         preset=flux.plan.preset,
         numerics=numerics,
         preview=flux.preview,
-        words=_words(flux, recipe) if "attention" in keep.tensors else (),
+        words=_words(flux, recipe, steps) if "attention" in keep.tensors else (),
     )
 
 
-def _words(flux: Flux, recipe: ResolvedRecipe) -> tuple[str, ...]:
+def _words(flux: Flux, recipe: ResolvedRecipe, steps: Sequence[Step]) -> tuple[str, ...]:
+    if not any("attention" in step.tensors for step in steps):
+        return ()  # it could not be captured
     return words_of(flux.pipe.tokenizer_2, recipe.prompt, recipe.max_sequence_length).words
 
 
