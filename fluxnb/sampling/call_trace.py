@@ -291,8 +291,9 @@ class CallTrace:
             if self.on_velocity is not None and not self.broken:
                 with self.paused():
                     self.on_velocity(v, lambda item: _step_of(self, step, item))
-            if len(self.steps) > 1:  # the step before is complete now: this one began from its x_next
-                self._discard(self.steps[-2])
+            with self.guarded():
+                if len(self.steps) > 1:  # the step before is complete now: this one began from its x_next
+                    self._discard(self.steps[-2])
         return result
 
     def _before(self, x: Tensor, v: Tensor) -> StepTrace:
@@ -305,6 +306,8 @@ class CallTrace:
                 shared = x_next
             elif x_next is None or not torch.equal(x, x_next):
                 self.altered = True
+        if len(x) < len(v):  # more negative prompts than prompts: the guidance made the batch larger
+            x = x.expand_as(v)
         tensors = {"x": shared if shared is not None else x.detach().clone(), "v": v.detach().clone()}
         norms = {name: torch.linalg.vector_norm(value.flatten(1).float(), dim=1) for name, value in tensors.items()}
         return StepTrace(index=len(self.steps), sigma=0.0, sigma_next=0.0, tensors=tensors, norms=norms, mark=None)
@@ -327,13 +330,18 @@ class CallTrace:
         step.tensors["x_next"] = out.detach().clone()
         self._x_next = out, tensor_version(out)
         if self._attention is not None:
-            if (maps := self._attention.take()) is not None:
-                # Some pipelines put a second picture behind the first.
-                step.tensors["attention"] = maps[:, : v.shape[1]]
-            if self._attention.failure is not None:
-                self._lose_attention(self._attention.failure)
+            self._take_attention(self._attention, step, v.shape[1])
         step.mark, self.denoised = _mark(v.device.type == "cuda"), time.perf_counter()
         self.steps.append(step)
+
+    def _take_attention(self, attention: AttentionCapture, step: StepTrace, tokens: int) -> None:
+        try:
+            if attention.failure is not None:
+                raise attention.failure
+            if (maps := attention.take()) is not None:
+                step.tensors["attention"] = maps[:, :tokens]  # some pipelines put a second picture behind the first
+        except Exception as problem:
+            self._lose_attention(problem)
 
     def _discard(self, step: StepTrace) -> None:
         """Drop the tensors of a step that are not to be kept."""

@@ -194,8 +194,6 @@ def _observed_class(kind: Any) -> Iterator[None]:
 
 
 def _observed(kind: type, original: Callable[..., Any]) -> Callable[..., Any]:
-    defaults = _defaults_of(original)
-
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         # A subclass that calls `super().__call__` has a wrapper of its own.
@@ -205,7 +203,10 @@ def _observed(kind: type, original: Callable[..., Any]) -> Callable[..., Any]:
         with contextlib.ExitStack() as stack:
             calls: list[_Call] = []
             try:
-                given = bound_arguments(types.MethodType(original, self), args, kwargs)
+                given, defaults = (
+                    bound_arguments(types.MethodType(original, self), args, kwargs),
+                    _defaults_of(original),
+                )
                 for each in recorders:
                     calls.append(stack.enter_context(each._call(self, given, defaults)))
                     kwargs = calls[-1].trace.arguments(kwargs)
