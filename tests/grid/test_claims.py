@@ -279,6 +279,17 @@ def test_a_file_system_without_hard_links_has_claims_too(tmp_path, monkeypatch):
     assert claimed(store) and not list(tmp_path.rglob("*.lock")) and not list(tmp_path.rglob("*.part"))
 
 
+def test_a_lock_that_another_process_replaced_in_the_meantime_is_not_replaced(tmp_path):
+    lock = tmp_path / "a.lock"
+    lock.write_bytes(b"")
+    with module._opened(lock) as void:
+        lock.unlink()
+        claim = Claims().acquire(lock)
+        with module._Candidate(lock) as candidate:
+            assert candidate.replace(void) is None
+    assert claim.is_valid() and not list(tmp_path.glob("*.part"))
+
+
 def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
     store = Store(tmp_path)
 
