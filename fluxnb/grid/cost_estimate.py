@@ -20,7 +20,8 @@ from typing import Any
 
 from fluxnb.flow import share_prefixes
 from fluxnb.grid.runner import prompt_key, shared_prefixes
-from fluxnb.grid.store import Store
+from fluxnb.grid.store import LONGEST_METADATA, Store
+from fluxnb.io.files import read_bytes
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.state import state_of
 from fluxnb.records import Cell, Keep
@@ -169,12 +170,12 @@ def _stored_timing(flux: Flux, recipe: ResolvedRecipe, store: Store) -> Timing |
     found: list[Timing] = []
     for path in islice(store.folder.glob("*/*.json"), MAX_STORED_TIMINGS):
         try:
-            metadata = json.loads(path.read_bytes())
+            metadata = json.loads(read_bytes(path, at_most=LONGEST_METADATA))
             stored = ResolvedRecipe.from_json(metadata["recipe"])
             comparable = metadata["versions"] == flux.versions and _timing_key(stored) == _timing_key(recipe)
             seconds = {name: float(value) for name, value in metadata["seconds"].items()}
             timing = _timing_from(flux, stored, seconds)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             continue  # incomplete or of another format
         if comparable and timing is not None:
             found.append(timing)

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.checkpoints.checksums import sampled_fingerprint
-from fluxnb.io.files import atomic_write
+from fluxnb.io.files import atomic_write, read_bytes
 from fluxnb.pipeline.compat import execution_device
 from fluxnb.pipeline.state import state_of
 from fluxnb.records.latents import LinearRGB, fit_linear
@@ -102,7 +102,7 @@ def _cache_file(vae: Any) -> Path:
 
 def _read(path: Path) -> LinearRGB | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        return LinearRGB.from_json(json.loads(path.read_bytes()))
+        return LinearRGB.from_json(json.loads(read_bytes(path, at_most=100_000)))
     return None
 
 

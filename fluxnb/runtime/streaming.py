@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fluxnb.checkpoints.checksums import read_json
 from fluxnb.checkpoints.sources import weight_files
 from fluxnb.errors import StorageError, shorten
-from fluxnb.io.headers import StoredTensor, safetensors_header
+from fluxnb.io.headers import Header, StoredTensor, safetensors_header
 from fluxnb.runtime.compat import ExecutionDevice, modules_in_float32, tied_weights
 
 __all__ = [
@@ -173,7 +173,17 @@ def _stored_tensors(folder: Path, variant: str) -> dict[str, tuple[Path, StoredT
         raise StorageError(
             f"{folder} holds no safetensors", "weights are read from safetensors only", "download the folder again"
         )
-    return {name: (file, stored) for file in files for name, stored in safetensors_header(file).tensors.items()}
+    return {name: (file, stored) for file in files for name, stored in _header(file).tensors.items()}
+
+
+def _header(file: Path) -> Header:
+    try:
+        return safetensors_header(file)
+    except StorageError as problem:
+        raise StorageError(
+            f"{file} does not open ({problem.given})", "it is missing, damaged or not safetensors",
+            "download the file again",
+        ) from problem  # fmt: skip
 
 
 def check_weights(model: nn.Module, reader: Any) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import fluxnb as fnb
 from fluxnb.checkpoints.sources import public_name
+from fluxnb.checkpoints.validation import check_model
 from fluxnb.errors import StorageError
 from fluxnb.planning.presets import PRESETS
 from fluxnb.runtime.assembly import assemble
@@ -82,7 +83,18 @@ def test_an_index_that_lists_a_pickle_is_refused(folder, preset):
     (place / "diffusion_pytorch_model.safetensors").unlink()
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, "weights.bin")}
     (place / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    refused(folder, "no safetensors file of that folder", preset)
+    refused(folder, "lists safetensors files of its own folder", preset)
+
+
+def test_an_index_of_files_that_were_not_downloaded_is_no_error(folder):
+    index = {"metadata": {}, "weight_map": {"a": "diffusion_pytorch_model.fp16-00001-of-00002.safetensors"}}
+    name = "diffusion_pytorch_model.safetensors.index.fp16.json"
+    (folder / "transformer" / name).write_text(json.dumps(index))
+    check_model(folder)
+    index["weight_map"]["a"] = "weights.bin"
+    (folder / "transformer" / name).write_text(json.dumps(index))
+    with pytest.raises(StorageError, match="lists safetensors files of its own folder"):
+        check_model(folder)
 
 
 def test_a_tiny_decoder_in_a_pickle_is_refused(toy, tmp_path):
