@@ -103,7 +103,7 @@ def check_name(model: str | Path) -> None:
         StorageError: a missing folder.
     """
     text = str(model)
-    if (isinstance(model, str) and model in NAMES) or Path(text).is_dir():
+    if (isinstance(model, str) and model in NAMES) or (text and Path(text).is_dir()):
         return
     looks_like_path = isinstance(model, Path) or text.startswith((".", "/", "~", "\\")) or text.count("/") > 1
     if not looks_like_path and re.fullmatch(HUB_ID, text):

@@ -434,7 +434,8 @@ def _nothing_fits(name: str, request: _Request, options: tuple[Option, ...]) -> 
         )
     # The preset that is nearest to fitting comes first.
     ordered = sorted(
-        options, key=lambda option: (option.requirements.vram_gib or math.inf, option.requirements.ram_gib)
+        options,
+        key=lambda each: ("GiB" not in each.refused, each.requirements.vram_gib or math.inf, each.requirements.ram_gib),
     )
     listed = "; ".join(f"{option.preset.name} {option.refused}" for option in ordered)
     return RunError(given, f"no preset fits ({listed})", 'free some memory, or try fnb.load("pocket")')

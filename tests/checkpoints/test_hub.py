@@ -181,3 +181,29 @@ def test_load_from_the_hub_gives_the_same_bytes(hub, toy_folder, tmp_path):
     here = fnb.run(fnb.load(toy_folder, dtype="float32"), prompt, seed=3, steps=4)
     digest = hashlib.sha256(here.image.tobytes()).hexdigest()
     assert run.stdout.split()[-2:] == [COMMIT, digest]
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_of_each_component_one_variant_is_downloaded(hub, toy_folder, tmp_path, variant):
+    import shutil
+
+    hub.folder = Path(shutil.copytree(toy_folder, tmp_path / "repo"))
+    shutil.copy(hub.folder / SHARD, hub.folder / SHARD.replace(".safetensors", ".fp16.safetensors"))
+    (hub.folder / "vae/diffusion_pytorch_model.safetensors").rename(
+        hub.folder / "vae/diffusion_pytorch_model.bf16.safetensors"
+    )
+    folder = weights.fetch(weights.locate(REPO, variant=variant))
+    assert set(weights.weight_files(folder / "transformer")) == {variant or ""}
+    assert set(weights.weight_files(folder / "vae")) == {"bf16"}
+    assert set(weights.weight_files(folder / "text_encoder")) == {""}
+
+
+def test_a_commit_can_be_requested(hub):
+    assert weights.locate(REPO, revision=COMMIT).revision == COMMIT
+
+
+def test_an_unknown_revision_is_an_error():
+    from fluxnb.checkpoints.hub import hub_error
+
+    error = hub_error(REPO, type("RevisionNotFoundError", (Exception,), {})())
+    assert "no such revision" in str(error) and "leave revision out" in error.remedy

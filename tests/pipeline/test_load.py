@@ -180,3 +180,107 @@ def test_the_preview_is_fitted_once_and_always_the_same(toy):
 
 def test_texts_have_no_memory_addresses(toy):
     assert "0x" not in repr(toy) + repr(toy.plan) + repr(toy.defaults)
+
+
+def test_a_dtype_of_torch_is_accepted(toy_folder, toy_pipe):
+    assert fnb.load(toy_folder, dtype=torch.bfloat16).dtype == "bfloat16"
+    assert fnb.load(toy_pipe, dtype=torch.float32).dtype == fnb.load(toy_pipe, dtype="float32").dtype == "float32"
+    with pytest.raises(InputError, match="dtype="):
+        fnb.load(toy_folder, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("preset", ["auto", "as given"])
+def test_a_given_pipeline_accepts_the_preset_that_it_has(toy_pipe, preset):
+    assert fnb.load(toy_pipe, preset=preset).plan.preset == "as given"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        ({"preset": "lean"}, 'fnb.load("schnell", preset="lean")'),
+        ({"dtype": "bfloat16"}, "fnb.load(pipe.to(torch.bfloat16))"),
+        ({"dtype": torch.float16}, "fnb.load(pipe.to(torch.float16))"),
+        ({"variant": "fp16"}, 'variant="fp16"'),
+        ({"revision": "main"}, 'revision="main"'),
+    ],
+)
+def test_a_given_pipeline_refuses_what_it_cannot_follow_and_stays_as_it_is(toy_pipe, arguments, remedy):
+    before = {name: weight.dtype for name, weight in toy_pipe.transformer.named_parameters()}
+    with pytest.raises(InputError) as caught:
+        fnb.load(toy_pipe, **arguments)
+    assert remedy in caught.value.remedy
+    assert {name: weight.dtype for name, weight in toy_pipe.transformer.named_parameters()} == before
+
+
+@pytest.mark.slow
+def test_a_given_pipeline_is_compiled_on_request():
+    pipe = toy_pipeline(seed=5)
+    pipe.set_progress_bar_config(disable=True)
+    plain = fnb.load(pipe)
+    expected = fnb.run(plain, "a fox", steps=1)
+    flux = fnb.load(pipe, fast=True)
+    assert flux.plan.preset == "as given, fast" and not flux.plan.exact and flux.plan.fast.speedups
+    assert flux.revision == plain.revision
+    found = fnb.run(flux, "a fox", steps=1)
+    assert torch.allclose(found.steps[0].v, expected.steps[0].v, atol=1e-4) and found.numerics == "as given, fast"
+
+
+def test_a_pipeline_that_moves_its_weights_is_not_compiled(toy_pipe, monkeypatch):
+    from fluxnb.pipeline import load as loading
+
+    monkeypatch.setattr(loading, "execution_device", lambda pipe: torch.device("meta"))
+    monkeypatch.setattr(loading, "protect", lambda *_: None)
+    with pytest.raises(InputError, match="offloading"):
+        fnb.load(toy_pipe, fast=True)
+
+
+# -------------------------------------------------------------------------------------------- variants of weight files
+@pytest.fixture
+def fp16_folder(tmp_path):
+    """The toy saved in float16 under the variant "fp16", its transformer in shards."""
+    pipe = toy_pipeline().to(torch.float16)
+    pipe.save_pretrained(tmp_path / "half", variant="fp16")
+    for path in (tmp_path / "half" / "transformer").glob("*.safetensors"):
+        path.unlink()
+    pipe.transformer.save_pretrained(tmp_path / "half" / "transformer", variant="fp16", max_shard_size="50KB")
+    return tmp_path / "half"
+
+
+def weights_of(pipe):
+    parts = (pipe.transformer, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    return [weight for part in parts for weight in part.state_dict().values()]
+
+
+@pytest.mark.parametrize("preset", ["auto", "lean"])
+def test_a_folder_with_one_variant_alone_is_read(fp16_folder, preset):
+    assert len(list((fp16_folder / "transformer").glob("*.fp16-*.safetensors"))) > 1
+    flux = fnb.load(fp16_folder, preset=preset, dtype="float16")
+    plain = FluxPipeline.from_pretrained(fp16_folder, variant="fp16", torch_dtype=torch.float16)
+    if preset == "auto":
+        assert all(map(torch.equal, weights_of(flux.pipe), weights_of(plain)))
+    else:
+        assert torch.equal(flux.pipe.transformer.proj_out.weight, plain.transformer.proj_out.weight)
+    assert flux.revision.endswith("-fp16")
+
+
+@pytest.mark.parametrize("preset", ["auto", "lean"])
+def test_of_two_variants_the_requested_one_is_read_and_has_its_own_revision(copied, fp16_folder, preset):
+    for path in fp16_folder.glob("*/*.fp16*"):
+        shutil.copy(path, copied / path.parent.name / path.name)
+    plain, half = (fnb.load(copied, preset=preset, dtype="float32", variant=name) for name in (None, "fp16"))
+    weight = toy_pipeline().transformer.proj_out.weight
+    assert torch.equal(plain.pipe.transformer.proj_out.weight, weight)
+    assert torch.equal(half.pipe.transformer.proj_out.weight, weight.half().float())
+    assert plain.revision != half.revision
+
+
+def test_an_unknown_variant_is_an_error_that_names_those_that_exist(fp16_folder, toy_folder):
+    with pytest.raises(InputError, match=r'have fp16\. Type variant="fp16"'):
+        fnb.load(fp16_folder, variant="bf16")
+    with pytest.raises(InputError, match=r"have none\. Leave variant out"):
+        fnb.load(toy_folder, variant="fp16")
+
+
+def test_a_folder_has_no_revision(toy_folder):
+    with pytest.raises(InputError, match="only models of the hub"):
+        fnb.load(toy_folder, revision="main")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 import fluxnb as fnb
-from fluxnb.errors import InputError, RunError
+from fluxnb.errors import InputError, RunError, StorageError
 from fluxnb.planning.hardware import Hardware, detect
 from fluxnb.planning.plan import plan
 
@@ -87,3 +87,72 @@ def test_the_html_of_a_plan_is_escaped(tmp_path):
 def test_this_machine_can_be_described():
     here = detect()
     assert here.device in ("cuda", "mps", "cpu") and here.cores >= 1 and here.ram_gib > 0 and here.disk_gib > 0
+
+
+@pytest.mark.parametrize("name", ["foo", "schnel", ""])
+@pytest.mark.parametrize("hardware", [None, "rtx-4090"])
+def test_a_name_that_does_not_exist_is_an_error(name, hardware):
+    with pytest.raises(InputError, match="known are 'pocket'"):
+        plan(name, hardware)
+
+
+def test_a_folder_that_is_missing_or_empty_is_an_error(tmp_path):
+    with pytest.raises(StorageError, match="there is no such folder"):
+        plan(tmp_path / "missing")
+    with pytest.raises(StorageError, match=r"config\.json"):
+        plan(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["resident", "lean", "stream"])
+def test_a_preset_that_is_requested_by_name_is_checked_against_the_memory_of_a_cpu(preset):
+    with pytest.raises(RunError, match=rf"{preset}: needs \d+ GiB of RAM, 8\.0 are free"):
+        plan("schnell", machine("cpu", ram=8), preset=preset)
+    chosen = plan("schnell", machine("cpu", ram=100), preset=preset)
+    assert chosen.preset == preset and chosen.ram_gib < 100
+
+
+def test_a_streamed_transformer_counts_as_main_memory_on_a_cpu():
+    assert plan("schnell", machine("cpu", ram=100), preset="stream").ram_gib > 16
+
+
+def test_seconds_depend_on_the_steps_and_the_steps_on_the_model():
+    one, four, eight = (plan("schnell", "rtx-4090", steps=steps).seconds for steps in (1, 4, 8))
+    assert 1.9 < (eight - four) / (four - one) * 3 / 2 < 2.1
+    assert (plan("schnell", "rtx-4090").steps, plan("dev", "rtx-4090").steps) == (4, 28)
+    assert plan("dev", "rtx-4090").seconds > 4 * plan("schnell", "rtx-4090").seconds
+    assert (plan("pocket").steps, plan("pocket-base").steps) == (4, 28)
+
+
+def test_a_folder_of_a_model_with_guidance_is_planned_with_the_steps_of_dev(tmp_path):
+    from tests.conftest import toy_pipeline
+
+    toy_pipeline(guidance_embeds=True).save_pretrained(tmp_path)
+    assert (plan(tmp_path).steps, plan(tmp_path, steps=2).steps) == (28, 2)
+
+
+@pytest.mark.parametrize("arguments", [{"size": 0}, {"size": 100}, {"size": 100_000}, {"steps": 0}, {"steps": 10**6}])
+def test_a_size_or_a_number_of_steps_out_of_range_is_an_error(arguments):
+    with pytest.raises(InputError, match=f"{next(iter(arguments))}="):
+        plan("schnell", "rtx-4090", **arguments)
+
+
+@pytest.mark.parametrize("name", ["colab-t4", "rtx-4090", "mac-m4-max-64gb", "cpu-64gb"])
+def test_a_windows_console_can_print_a_plan(name):
+    text = repr(plan("schnell", name))
+    assert text.encode("cp1252").decode("cp1252") == text and f"> {plan('schnell', name).preset}" in text.replace(
+        "  ", " "
+    )
+
+
+def test_a_machine_without_a_gpu_is_told_what_it_lacks_first():
+    with pytest.raises(RunError) as caught:
+        plan("schnell", machine("cpu", ram=12))
+    text = str(caught.value)
+    assert "there is no GPU, and on the CPU it needs 20 GiB of RAM, 12.0 are free" in text
+    assert len(text) < 250 and "lean" not in text
+
+
+def test_the_preset_that_is_nearest_to_fitting_is_named_first():
+    with pytest.raises(RunError, match=r"no preset fits \((stream|sequential-offload|stream-mapped) needs") as caught:
+        plan("schnell", machine(vram=1.0, ram=4))
+    assert "resident" in str(caught.value)
