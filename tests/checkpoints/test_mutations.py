@@ -17,6 +17,8 @@ from tests.benchmarks.random_gguf import write_gguf
 from tests.conftest import toy_pipeline
 from tests.mutations import amount, examine, mutated_bytes, mutated_json
 
+pytestmark = pytest.mark.slow
+
 
 @amount
 def test_mutated_gguf_files(count, tmp_path):

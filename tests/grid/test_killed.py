@@ -24,7 +24,10 @@ ROOT = Path(__file__).parents[2]
 KILLS = 20
 QUIET = 5.0  # seconds that a sweep may wait without a message
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, see QUARANTINES.md")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, see QUARANTINES.md"),
+]
 trials = pytest.mark.parametrize("trials", [2, pytest.param(40, marks=pytest.mark.slow)])
 
 

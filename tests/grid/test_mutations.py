@@ -15,6 +15,8 @@ from fluxnb.grid.store import Store
 from tests.mutations import amount, examine, mutated_bytes, mutated_json, mutated_png
 from tests.trajectories import noise, resolved, sample_trajectory
 
+pytestmark = pytest.mark.slow
+
 RECIPE = resolved()
 KEY = RECIPE.key()
 IMAGE = Image.effect_noise((32, 32), 90).convert("RGB")

@@ -16,6 +16,8 @@ from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from tests.mutations import amount, examine, mutated_bytes, mutated_json, mutated_png
 from tests.scenes import trajectory
 
+pytestmark = pytest.mark.slow
+
 
 @amount
 @pytest.mark.parametrize("kind", [Recipe, ResolvedRecipe])

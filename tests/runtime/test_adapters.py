@@ -26,6 +26,8 @@ from fluxnb.runtime.quantisation import block_layers
 from fluxnb.runtime.streaming import WeightReader
 from tests.conftest import toy_pipeline
 
+pytestmark = pytest.mark.slow
+
 peft = pytest.importorskip("peft")
 
 CPU = torch.device("cpu")

@@ -22,6 +22,8 @@ import fluxnb as fnb
 from fluxnb.sampling import recording
 from tests.conftest import toy_pipeline
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = str(Path(fnb.__file__).parent)
 SIZE = {"height": 32, "width": 32}
 LIMIT = 20.0  # seconds after which a background thread counts as stuck

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 import fluxnb as fnb
 from tests.conftest import toy_pipeline
 
+pytestmark = pytest.mark.slow
+
 LATENTS = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(9))
 
 

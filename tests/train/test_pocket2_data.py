@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from fluxnb.train.data import captions, chances, drawing, emoji, layouts, nouns, places, scenes
 from fluxnb.train.data.scenes import Scene, Thing
 
+pytestmark = pytest.mark.slow
+
 SEEDS = st.integers(0, 2**32)
 
 

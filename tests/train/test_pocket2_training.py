@@ -12,6 +12,8 @@ from fluxnb.train.data import captions, scenes, stream, vocabulary
 from fluxnb.train.pocket2 import config, networks, teacher
 from fluxnb.train.pocket2.__main__ import main
 
+pytestmark = pytest.mark.slow
+
 TINY = config.TINY
 
 
