@@ -30,7 +30,7 @@ from fluxnb.pipeline.state import state_of
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.sampling.attention import AttentionCapture, PromptWords, capture_attention, words_of
 from fluxnb.sampling.patched_method import Wrapper, bound_arguments, patched_method
-from fluxnb.sampling.recorded_recipe import FollowedCallback, Surroundings, recipe_of
+from fluxnb.sampling.recorded_recipe import FollowedCallback, Surroundings, observed_hooks, recipe_of
 
 __all__ = ["CallTrace", "OnVelocity", "RecordingWarning", "StepTrace", "trajectories_of"]
 
@@ -83,7 +83,7 @@ class CallTrace:
         self.seeds: tuple[int | None, ...] = ()
         self.surroundings: Surroundings | None = None
         self.followed_callback = False
-        self.changed = ""  # what a callback changed, in words
+        self.changed = ""  # what a callback or a hook changed, in words
         self.words: tuple[PromptWords, ...] = ()
         self.levels: list[float] = []
         self.first = 0
@@ -135,8 +135,11 @@ class CallTrace:
             (scheduler, "set_timesteps", self._set_timesteps),
             (scheduler, "step", self._step),
             (self.pipe, "prepare_latents", self._prepare_latents),
-            (processor, "postprocess", self._postprocess),
         ]
+        if self.on_velocity is None:  # the sampler decodes by itself, and its view shares the image processor
+            patches.append((processor, "postprocess", self._postprocess))
+        if self.surroundings is not None:
+            stack.enter_context(observed_hooks(self, self.surroundings.hooked))
         for owner, name, wrapper in patches:
             if hasattr(owner, name):
                 stack.enter_context(patched_method(owner, name, self._if_own_call(wrapper)))
@@ -162,6 +165,11 @@ class CallTrace:
             yield
         finally:
             self._paused = before
+
+    @property
+    def observes(self) -> bool:
+        """Whether what runs now in this thread belongs to this call."""
+        return not self.broken and not self._paused and threading.get_ident() == self._thread
 
     def arguments(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The keyword arguments of the call, with a callback that is followed in the place of a plain function."""
@@ -203,7 +211,7 @@ class CallTrace:
         """Another thread, or a callback of this call, may call the same pipeline; its steps are not those of this."""
 
         def filtered(original: Wrapper, *args: Any, **kwargs: Any) -> Any:
-            if self.broken or self._paused or threading.get_ident() != self._thread:
+            if not self.observes:
                 return original(*args, **kwargs)
             return wrapper(original, *args, **kwargs)
 
@@ -361,7 +369,7 @@ class CallTrace:
 
     def _keeps_next_step(self) -> bool:
         """Whether the evaluation that is about to run belongs to a step that is kept."""
-        if self.broken or self._paused or threading.get_ident() != self._thread:
+        if not self.observes:
             return False
         if not self.steps:
             self.first = self.pipe.scheduler.begin_index or 0

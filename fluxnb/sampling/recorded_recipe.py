@@ -2,13 +2,14 @@
 
 A recipe is given only when everything that decided the picture is known: every argument of the call is one that a
 recipe can express, the pipeline is the plain one of diffusers, nothing around the call added randomness or another
-precision, and a callback changed nothing. In any other case the trajectory has a reason instead.
+precision, and callbacks and hooks changed nothing. In any other case the trajectory has a reason instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fluxnb.cleanup import undoing
 from fluxnb.errors import FluxnbError
-from fluxnb.pipeline.compat import forward_hooks, is_caching, tensor_version
+from fluxnb.pipeline.compat import forward_hooks, is_caching, remove_hooks, tensor_version
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.identity import change_markers, deep_markers
 from fluxnb.records.recipe import ResolvedRecipe
@@ -26,7 +28,7 @@ from fluxnb.sampling.patched_method import own_attribute
 if TYPE_CHECKING:
     from fluxnb.sampling.call_trace import CallTrace
 
-__all__ = ["FollowedCallback", "Surroundings", "reason_without_recipe", "recipe_of"]
+__all__ = ["FollowedCallback", "Surroundings", "observed_hooks", "reason_without_recipe", "recipe_of"]
 
 # Arguments of FluxPipeline.__call__ that a recipe expresses or that do not change the picture.
 EXPRESSED = {
@@ -58,18 +60,19 @@ def recipe_of(call: CallTrace, item: int) -> tuple[ResolvedRecipe | None, str]:
         return None, ""  # a call of the sampler, which has the recipe
     try:
         reason = reason_without_recipe(call, item)
-        return (None, reason) if reason or call.flux is None else (_recipe(call, call.flux, item), "")
+        if reason or call.flux is None or call.surroundings is None:
+            return None, reason
+        return _recipe(call, call.flux, call.surroundings, item), ""
     except FluxnbError as problem:
         return None, f"no recipe has {problem.given}: {problem.possible}"
     except Exception as problem:  # an argument of an unexpected type
         return None, f"the arguments of the call are not those of a recipe ({type(problem).__name__}: {problem})"
 
 
-def _recipe(call: CallTrace, flux: Flux, item: int) -> ResolvedRecipe:
+def _recipe(call: CallTrace, flux: Flux, surroundings: Surroundings, item: int) -> ResolvedRecipe:
     prompts, sigmas = _prompts(call), call.given.get("sigmas")
     levels = None if sigmas is None else tuple(float(level) for level in np.asarray(sigmas).tolist())
     even = tuple(np.linspace(1.0, 1 / call.planned, call.planned).tolist())
-    assert call.surroundings is not None
     return ResolvedRecipe(
         prompt=prompts[item // (call.count // len(prompts))],
         negative=_negative(call, flux, item),
@@ -81,8 +84,8 @@ def _recipe(call: CallTrace, flux: Flux, item: int) -> ResolvedRecipe:
         sigmas=None if levels == even else levels,
         max_sequence_length=_argument(call, "max_sequence_length"),
         model=flux.model,
-        revision=call.surroundings.revision,
-        dtype=call.surroundings.dtype,
+        revision=surroundings.revision,
+        dtype=surroundings.dtype,
     )
 
 
@@ -172,6 +175,7 @@ class Surroundings:
         revision, dtype: of the pipeline.
         markers: of the pipeline's objects and of their content.
         threads: of the CPU, on which sums depend.
+        hooked: modules with hooks of the user, and their hooks.
         reason: why a recipe cannot describe them, "" where it can.
     """
 
@@ -179,19 +183,26 @@ class Surroundings:
     dtype: str
     markers: tuple[Any, ...]
     threads: int
+    hooked: tuple[tuple[nn.Module, tuple[Any, ...]], ...]
     reason: str
 
     @classmethod
     def of(cls, pipe: Any, flux: Flux) -> Surroundings:
         """The surroundings of a call that is about to begin; the revision of the handle is brought up to date."""
         markers: tuple[Any, ...] = ()
+        hooked: tuple[tuple[nn.Module, tuple[Any, ...]], ...] = ()
         try:
             flux.refresh_if_changed(deep=True)
-            markers, reason = _markers(pipe), next(_reasons(pipe, flux), "")
+            markers, reason, hooked = _markers(pipe), next(_reasons(pipe, flux), ""), _hooked(pipe)
         except Exception as problem:  # parts of an unexpected kind
             reason = f"the pipeline cannot be identified ({type(problem).__name__}: {problem})"
         return cls(
-            revision=flux.revision, dtype=flux.dtype, markers=markers, threads=torch.get_num_threads(), reason=reason
+            revision=flux.revision,
+            dtype=flux.dtype,
+            markers=markers,
+            threads=torch.get_num_threads(),
+            hooked=hooked,
+            reason=reason,
         )
 
     def reason_afterwards(self, pipe: Any) -> str:
@@ -200,6 +211,8 @@ class Surroundings:
             return "the models or the scheduler were changed during the call"
         if torch.get_num_threads() != self.threads:
             return "the number of threads was changed during the call"
+        if _hooked(pipe) != self.hooked:
+            return "hooks were added or removed during the call"
         return ""
 
 
@@ -232,9 +245,15 @@ def _reasons(pipe: Any, flux: Flux) -> Iterator[str]:
         for module in part.modules() if isinstance(part, nn.Module) else ():
             if _is_random(module):
                 yield f"{name} is in training mode, and its dropout is random"
-            for hook in forward_hooks(module):
-                if not _is_from_library(hook):
-                    yield f"a hook on a {type(module).__name__} of {name} may change its output"
+
+
+def _hooked(pipe: Any) -> tuple[tuple[nn.Module, tuple[Any, ...]], ...]:
+    """The modules of a pipeline that have forward hooks of the user, with these hooks."""
+    modules = (module for part in pipe.components.values() if isinstance(part, nn.Module) for module in part.modules())
+    found = (
+        (module, tuple(hook for hook in forward_hooks(module) if not _is_from_library(hook))) for module in modules
+    )
+    return tuple((module, hooks) for module, hooks in found if hooks)
 
 
 def _replaced_method(owner: Any) -> str:
@@ -260,7 +279,62 @@ def _is_random(module: nn.Module) -> bool:
     return isinstance(probability, int | float) and probability > 0
 
 
-# ----------------------------------------------------------------------------------------------------- callbacks
+# ----------------------------------------------------------------------------------------- hooks and callbacks
+@contextlib.contextmanager
+def observed_hooks(trace: CallTrace, hooked: Sequence[tuple[nn.Module, tuple[Any, ...]]]) -> Iterator[None]:
+    """Note on the trace where hooks of the user change the arguments or the output of a module inside the block.
+
+    Each of these modules gets a hook before the user's and one after them, which compare what they are given.
+    """
+    observers = [(module, _HookObserver(trace)) for module, _ in hooked]
+
+    def remove() -> None:
+        for module, observer in observers:
+            remove_hooks(module, observer.owns)
+
+    with undoing(remove):
+        for module, observer in observers:
+            module.register_forward_pre_hook(observer.arguments_before, with_kwargs=True, prepend=True)
+            module.register_forward_pre_hook(observer.arguments_after, with_kwargs=True)
+            module.register_forward_hook(observer.output_before, prepend=True)
+            module.register_forward_hook(observer.output_after)
+        yield
+
+
+class _HookObserver:
+    """Compares what a module is called with, and what it returns, before and after the hooks of the user."""
+
+    def __init__(self, trace: CallTrace) -> None:
+        self._trace = trace
+        self._before: list[tuple[Any, Any]] = []
+
+    def owns(self, hook: Any) -> bool:
+        return getattr(hook, "__self__", None) is self
+
+    def arguments_before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._note((*args, kwargs))
+
+    def arguments_after(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._compare(module, (*args, kwargs))
+
+    def output_before(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._note(output)
+
+    def output_after(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._compare(module, output)
+
+    def _note(self, value: Any) -> None:
+        with self._trace.guarded():
+            if self._trace.observes:
+                self._before.append((value, _signature(value)))
+
+    def _compare(self, module: nn.Module, value: Any) -> None:
+        with self._trace.guarded():
+            _, before = self._before.pop() if self._trace.observes and self._before else (None, None)
+            if before is not None and before != _signature(value) and not self._trace.changed:
+                self._trace.changed = f"a hook on a {type(module).__name__} changed its arguments or its output"
+
+
 class FollowedCallback:
     """A user's `callback_on_step_end` that is called unchanged; what it changes is noted on the trace.
 
@@ -337,4 +411,6 @@ def _signature(value: Any) -> Any:
         return value
     if isinstance(value, dict):
         return {name: _signature(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_signature(each) for each in value)
     return id(value)
