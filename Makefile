@@ -26,7 +26,7 @@ STEADY := OMP_NUM_THREADS=1 $(QUIET) PYTHONHASHSEED=0
 # One test process per core, each with one thread; tests about threads set their number themselves.
 PARALLEL := OMP_NUM_THREADS=1
 
-.PHONY: help env demo test quick colab lab lint types imports format unit notebooks nbval hero clean
+.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval hero clean
 
 help:
 	@sed -n '2,7s/^# //p' Makefile
@@ -51,7 +51,11 @@ test: lint types imports unit nbval
 	@echo "all checks passed"
 
 quick: lint imports $(STAMP)
-	$(PARALLEL) $(BIN)/python -m pytest tests -n auto -m "not slow and not browser and not gpu"
+	$(PARALLEL) $(BIN)/python -m pytest tests -n auto -m "not slow and not long and not browser and not gpu"
+
+# Tests with many trials, of which `make test` runs a few.
+long: $(STAMP)
+	$(PARALLEL) $(BIN)/python -m pytest tests -m long -n auto --durations=15
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -60,7 +64,7 @@ lint: $(STAMP)
 # The tests on the lower bounds. Without a browser and without the slow tests, which are about processes and disks and
 # not about versions.
 colab: $(COLAB_STAMP)
-	$(PARALLEL) $(COLAB)/bin/python -m pytest tests -n auto --ignore tests/train --ignore tests/browser --ignore tests/test_wheel.py --ignore tests/test_types.py -m "not slow and not browser and not gpu" -p no:cacheprovider
+	$(PARALLEL) $(COLAB)/bin/python -m pytest tests -n auto --ignore tests/train --ignore tests/browser --ignore tests/test_wheel.py --ignore tests/test_types.py -m "not slow and not long and not browser and not gpu" -p no:cacheprovider
 
 $(COLAB_STAMP): pyproject.toml constraints-colab.txt
 	@test -x $(COLAB)/bin/python || { echo "making $(COLAB), the versions of Colab"; $(PYTHON) -m venv $(COLAB); }
@@ -78,7 +82,7 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(PARALLEL) $(BIN)/python -m pytest tests -n auto -m "not gpu and not browser" --durations=15
+	$(PARALLEL) $(BIN)/python -m pytest tests -n auto -m "not gpu and not browser and not long" --durations=15
 	$(BIN)/python -m pytest tests -m "browser and not gpu" --durations=5
 
 # Strict: what a committed notebook prints, it prints again.

@@ -26,7 +26,7 @@ from fluxnb.errors import FluxnbError
 
 QUICK, COMPLETE = 150, 3000  # inputs of each kind
 SECONDS, BYTES = 5.0, 10**9
-amount = pytest.mark.parametrize("count", [QUICK, pytest.param(COMPLETE, marks=pytest.mark.slow)])
+amount = pytest.mark.parametrize("count", [QUICK, pytest.param(COMPLETE, marks=pytest.mark.long)])
 
 NUMBERS = (
     0, 1, -1, 2, 7, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1, 10**30,

@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, see QUARANTINES.md"),
 ]
-trials = pytest.mark.parametrize("trials", [2, pytest.param(40, marks=pytest.mark.slow)])
+trials = pytest.mark.parametrize("trials", [2, pytest.param(40, marks=pytest.mark.long)])
 
 
 def alive(pid: int) -> bool:
@@ -201,7 +201,7 @@ def test_a_stopped_process_of_another_machine_loses_its_claim_and_damages_nothin
     assert run.good(twice=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_that_waits_for_a_stopped_process_reports_it_within_five_seconds(server, run):
     places = run.places()
     first = server.start(**places)
@@ -310,7 +310,7 @@ def finished(store: Path) -> dict[str, int]:
     return {path.stem: path.stat().st_mtime_ns for path in store.glob("*/*.json")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_grid_killed_twenty_times_samples_each_cell_once(server, toy_folder, tmp_path):
     store, log, rng = tmp_path / "store", tmp_path / "log", random.Random(5)
     kills, before = 0, {}
@@ -341,7 +341,7 @@ def test_a_grid_killed_twenty_times_samples_each_cell_once(server, toy_folder, t
     assert not list(store.rglob("*.lock"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_locks_of_killed_processes_do_not_block_another(server, toy_folder, tmp_path):
     store = tmp_path / "store"
     both = [server.start(store=str(store), grid=True).pid for _ in range(2)]

@@ -146,7 +146,7 @@ def flux():
     return fnb.load(pipe)
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 7], ids=["every line", "each 7th line"])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.long), 7], ids=["every line", "each 7th line"])
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_an_interrupt_at_any_line_leaves_nothing_behind(flux, entry, every):
     entry(flux)
@@ -162,7 +162,7 @@ def test_an_interrupt_at_any_line_leaves_nothing_behind(flux, entry, every):
         assert in_thread(lambda: picture(flux)) == expected, dry.lines[index]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_an_interrupt_at_any_time_leaves_nothing_behind(flux, entry):
     import signal

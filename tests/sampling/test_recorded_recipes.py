@@ -308,7 +308,7 @@ calls = {
 
 
 @pytest.mark.parametrize(
-    "examples", [24, pytest.param(200, marks=pytest.mark.slow)], ids=["a few calls", "two hundred calls"]
+    "examples", [24, pytest.param(200, marks=pytest.mark.long)], ids=["a few calls", "two hundred calls"]
 )
 def test_a_recorded_call_has_no_recipe_or_one_that_repeats_it(examples):
     found = []
@@ -325,7 +325,7 @@ def test_a_recorded_call_has_no_recipe_or_one_that_repeats_it(examples):
 PLAIN = {"arguments": [], "callback": "none", "state": "plain", "loaded_after": False, "by_handle": False}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("callback", CALLBACKS)
 def test_each_callback_alone_has_no_recipe_or_one_that_repeats_it(callback):
     check(**{**PLAIN, "callback": callback, "arguments": ["three steps"]})
