@@ -22,7 +22,7 @@ import fluxnb as fnb
 from fluxnb.sampling import recording
 from tests.conftest import toy_pipeline
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 PACKAGE = str(Path(fnb.__file__).parent)
 SIZE = {"height": 32, "width": 32}
