@@ -23,7 +23,7 @@ from fluxnb.visuals.labels import distinct_labels
 __all__ = ["lock_in", "memory", "path", "sigma_curve", "velocity"]
 
 Plane = Float[np.ndarray, "_ 2"]
-MemorySeries = Sequence[tuple[float, float]]  # (seconds, GiB)
+MemorySeries = Sequence[Sequence[float]]  # pairs of seconds and GiB, also as JSON has them
 
 
 @entry_point("trajectories", "ax")

@@ -221,7 +221,11 @@ def test_a_sweep_that_waits_for_a_stopped_process_reports_it_within_five_seconds
 
 # ---------------------------------------------------------------------------------------- clocks, restarts, containers
 @trials
-@pytest.mark.parametrize("stamps", [False, True], ids=["clock of the server", "clock of the client"])
+@pytest.mark.parametrize(
+    "stamps",
+    [False, pytest.param(True, marks=pytest.mark.long)],
+    ids=["clock of the server", "clock of the client"],
+)
 def test_a_clock_that_is_ahead_neither_ends_nor_prolongs_claims(server, run, stamps, trials):
     for number in range(trials):
         places = run.places()
