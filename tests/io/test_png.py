@@ -164,3 +164,12 @@ def test_only_lossy_numerics_are_named_in_the_parameters():
     assert "Numerics" not in parameters(recipe) and "Numerics: gguf-q8, Version" in parameters(recipe, "gguf-q8")
     with Image.open(io.BytesIO(encode_png(TINY, recipe, numerics="gguf-q8"))) as opened:
         assert "Numerics: gguf-q8" in opened.text["parameters"]
+
+
+def test_a_recipe_is_read_from_an_open_file_and_from_bytes_in_memory(tmp_path):
+    recipe = Recipe(prompt="a fox", seed=3)
+    data = encode_png(Image.new("RGB", (16, 16)), recipe)
+    (tmp_path / "fox.png").write_bytes(data)
+    assert open_recipe(io.BytesIO(data)) == recipe
+    with open(tmp_path / "fox.png", "rb") as stream:
+        assert open_recipe(stream) == recipe
