@@ -116,15 +116,15 @@ def entry_point(*checked: str, accepts: Iterable[str] = (), **examples: str) -> 
         Traceback (most recent call last):
         fluxnb.errors.ArgumentError: write(path=3), an int: path is text. Type path="picture.png".
     """
-    shown = {**{name: EXAMPLES[name] for name in checked}, **examples}
+    typed = {**{name: EXAMPLES[name] for name in checked}, **examples}
     further = tuple(accepts)
 
     def decorate(target: T) -> T:
         if isinstance(target, type):
-            target.__init__ = _checked(target.__init__, target.__name__, shown, further)  # type: ignore[misc]
+            target.__init__ = _checked(target.__init__, target.__name__, typed, further)  # type: ignore[misc]
             target.__no_type_check__ = True  # type: ignore[attr-defined]
             return target
-        return typing.cast(T, _checked(typing.cast(Any, target), getattr(target, "__name__", "call"), shown, further))
+        return typing.cast(T, _checked(typing.cast(Any, target), getattr(target, "__name__", "call"), typed, further))
 
     return decorate
 

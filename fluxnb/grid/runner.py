@@ -249,9 +249,9 @@ class GridRunner:
             return None
 
         def callback(step: Step, recipe: ResolvedRecipe) -> Any:
-            answer = on_step(step, recipe)
-            self._stopped = self._stopped or answer is STOP
-            return answer
+            result = on_step(step, recipe)
+            self._stopped = self._stopped or result is STOP
+            return result
 
         return callback
 

@@ -1,4 +1,4 @@
-"""Recipe, the complete question behind one picture, and ResolvedRecipe, the same with the model's answers filled in.
+"""Recipe, everything that determines one picture, and ResolvedRecipe, the same with the model's defaults filled in.
 
 Equal keys give equal pictures on one machine. A recipe is checked when it is made, whether its values were typed in a
 notebook or read from the metadata of a PNG of unknown origin.
@@ -23,7 +23,7 @@ from fluxnb.errors import InputError, shorten, unknown_choice
 __all__ = ["SAMPLERS", "Recipe", "ResolvedRecipe"]
 
 FORMAT = 2  # raised when a field changes its meaning; readers refuse formats that they do not know
-READABLE = (1, 2)  # format 1 had a field `numerics`, which is now part of the answer
+READABLE = (1, 2)  # format 1 had a field `numerics`, which is now a field of cells and trajectories
 SAMPLERS = ("euler", "renoise")
 DTYPES = ("float32", "bfloat16", "float16")
 LONGEST_TEXT = 20_000  # characters; far above any encoder's limit, far below what would stall a tokenizer
@@ -145,11 +145,11 @@ class Recipe:
 
     @entry_point(versions="versions=trajectory.versions", numerics='numerics="exact"')
     def key(self, versions: Mapping[str, str] | None = None, *, numerics: str = "exact") -> str:
-        """The address of an answer to this recipe, 64 hex digits: SHA-256 of canonical JSON.
+        """The address of a result of this recipe, 64 hex digits: SHA-256 of canonical JSON.
 
         Arguments:
             versions: of the libraries and the device that decide the bits of the picture.
-            numerics: of the answer, as in `Trajectory.numerics`.
+            numerics: of the result, as in `Trajectory.numerics`.
 
         Example:
             >>> recipe = Recipe(prompt="a fox")
@@ -157,8 +157,8 @@ class Recipe:
             (False, 64)
         """
         libraries = {str(name): str(version) for name, version in (versions or {}).items()}
-        answer = _canonical({"numerics": numerics, "versions": libraries})
-        return hashlib.sha256(f"{self.to_json()}\n{answer}".encode()).hexdigest()
+        conditions = _canonical({"numerics": numerics, "versions": libraries})
+        return hashlib.sha256(f"{self.to_json()}\n{conditions}".encode()).hexdigest()
 
     def _values(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

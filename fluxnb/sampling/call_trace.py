@@ -506,6 +506,6 @@ def _seconds_between(start: Any, end: Any) -> float:
 
 
 def _on_cuda(given: dict[str, Any]) -> bool:
-    """Whether a method of the pipeline was given a GPU; looking it up on the pipeline takes milliseconds."""
+    """Whether a method of the pipeline was given a GPU; reading it from the pipeline takes milliseconds."""
     device = given.get("device")
     return device is not None and torch.device(device).type == "cuda"
