@@ -68,7 +68,7 @@ colab: $(COLAB_STAMP)
 
 $(COLAB_STAMP): pyproject.toml constraints-colab.txt
 	@test -x $(COLAB)/bin/python || { echo "making $(COLAB), the versions of Colab"; $(PYTHON) -m venv $(COLAB); }
-	$(COLAB)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints-colab.txt --editable '.[small]' hypothesis peft pytest pytest-xdist
+	$(COLAB)/bin/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints-colab.txt --editable '.[small]' hypothesis pytest pytest-xdist
 	@touch $@
 
 format: $(STAMP)

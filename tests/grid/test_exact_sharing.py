@@ -7,6 +7,7 @@ import torch
 
 import fluxnb as fnb
 from tests.conftest import toy_pipeline
+from tests.pipeline.test_identity import require_working_cache
 
 SIZE = {"height": 32, "width": 32}
 STEPS = [1, 2, 3, 4, 8]
@@ -26,6 +27,7 @@ def pipeline(schedule, cached):
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **SCHEDULES[schedule])
     if cached:
+        require_working_cache()
         from diffusers import FirstBlockCacheConfig
 
         pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.2))

@@ -60,6 +60,15 @@ def one_weight_of_each_tensor(pipe):
             parameter.mul_(1.01)
 
 
+def require_working_cache():
+    """The FLUX pipeline of diffusers 0.39 sets no cache context, so that its call raises with a cache."""
+    import diffusers
+    from packaging.version import Version
+
+    if Version(diffusers.__version__) < Version("0.42"):
+        pytest.skip("a call with FirstBlockCache raises in this diffusers")
+
+
 CHANGES = {
     "scheduler shift": exchanged_scheduler(shift=3.0),
     "dynamic shifting": exchanged_scheduler(use_dynamic_shifting=True),
