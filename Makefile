@@ -64,7 +64,7 @@ lint: $(STAMP)
 # The tests on the lower bounds. Without a browser and without the slow tests, which are about processes and disks and
 # not about versions.
 colab: $(COLAB_STAMP)
-	$(PARALLEL) $(COLAB)/bin/python -m pytest tests -n auto --ignore tests/train --ignore tests/browser --ignore tests/test_wheel.py --ignore tests/test_types.py -m "not slow and not long and not browser and not gpu" -p no:cacheprovider
+	$(PARALLEL) $(COLAB)/bin/python -m pytest tests -n auto --ignore tests/train --ignore tests/browser --ignore tests/test_wheel.py --ignore tests/test_types.py --ignore tests/test_architecture.py -m "not slow and not long and not browser and not gpu" -p no:cacheprovider
 
 $(COLAB_STAMP): pyproject.toml constraints-colab.txt
 	@test -x $(COLAB)/bin/python || { echo "making $(COLAB), the versions of Colab"; $(PYTHON) -m venv $(COLAB); }

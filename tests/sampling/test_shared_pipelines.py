@@ -171,6 +171,11 @@ def flux(pipe):
 @pytest.fixture
 def handles(request, toy_folder):
     """Two handles over the same modules, each with a scheduler of its own, under a preset."""
+    import diffusers
+    from packaging.version import Version
+
+    if "stream" in request.param and Version(diffusers.__version__) < Version("0.42") and not torch.cuda.is_available():
+        pytest.skip("group offload needs an accelerator in this diffusers, see QUARANTINES.md")
     first = fnb.load(toy_folder, preset=request.param)
     first.pipe.set_progress_bar_config(disable=True)
     return first, fnb.load(sharing(first.pipe))
