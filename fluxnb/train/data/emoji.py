@@ -126,7 +126,7 @@ def _picture(source: Path | str) -> Image.Image:
     if isinstance(source, Path):
         with Image.open(source) as picture:
             return picture.convert("RGBA")
-    import resvg_py  # only for packing; not a dependency of fluxnb
+    import resvg_py  # in the extra `train`: needed only to draw the atlas anew
 
     drawn = resvg_py.svg_to_bytes(svg_string=source, width=4 * CELL, height=4 * CELL)
     return Image.open(io.BytesIO(bytes(drawn))).convert("RGBA")
