@@ -35,8 +35,8 @@ from .records import Step as Step
 from .records import Sweep as Sweep
 from .records import Trajectory as Trajectory
 from .records.recipe import Recipe as Recipe
-from .sampling.call_trace import RecordingWarning as RecordingWarning
 from .sampling.recording import Recorder as Recorder
+from .sampling.recording import RecordingWarning as RecordingWarning
 from .sampling.recording import recording as recording
 from .sampling.run import run as run
 from .sampling.sampler import STOP as STOP

@@ -1,16 +1,18 @@
-"""Patching one method of one object for the length of a block."""
+"""Patching a method of one object, or `__call__` of a class, for the length of a block."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from fluxnb.cleanup import undoing
 
-__all__ = ["Wrapper", "bound_arguments", "own_attribute", "patched_method"]
+__all__ = ["Wrapper", "bound_arguments", "own_attribute", "patched_call", "patched_method"]
 
 Wrapper = Callable[..., Any]  # called with the original method and its arguments
 
@@ -45,6 +47,54 @@ def patched_method(owner: Any, name: str, wrapper: Wrapper) -> Iterator[None]:
 
     with undoing(restore):
         setattr(owner, name, patch)
+        yield
+
+
+@dataclass(eq=False)
+class _PatchedClass:
+    """A class with a replaced `__call__`.
+
+    Arguments:
+        before: the `__call__` that the class itself had, None where it was inherited.
+        users: the open blocks.
+    """
+
+    before: Any
+    users: set[object] = field(default_factory=set)
+
+
+_PATCHED: dict[Any, _PatchedClass] = {}
+_LOCK = threading.Lock()
+
+
+@contextlib.contextmanager
+def patched_call(kind: Any, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Replace `__call__` of a class by `wrap(__call__)` while at least one block with that class is open.
+
+    The blocks of one class share one replacement, so all of them must give the same `wrap`.
+    """
+    user = object()
+
+    def restore() -> None:
+        with _LOCK:
+            patched = _PATCHED.get(kind)
+            if patched is None:
+                return
+            patched.users.discard(user)
+            if patched.users:
+                return
+            if patched.before is not None:
+                kind.__call__ = patched.before
+            elif "__call__" in vars(kind):
+                del kind.__call__
+            _PATCHED.pop(kind, None)
+
+    with undoing(restore):
+        with _LOCK:
+            patched = _PATCHED.setdefault(kind, _PatchedClass(vars(kind).get("__call__")))
+            patched.users.add(user)
+            if len(patched.users) == 1:
+                kind.__call__ = wrap(kind.__call__)
         yield
 
 

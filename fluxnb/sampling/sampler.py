@@ -24,7 +24,7 @@ from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.latents import unpack
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.attention import attention_modules, words_of
-from fluxnb.sampling.call_trace import CallTrace
+from fluxnb.sampling.recording import CallTrace
 
 __all__ = ["STOP", "FiniteCheck", "StepCallback", "sample", "sample_batch"]
 

@@ -363,13 +363,13 @@ def test_steps_that_kept_nothing_are_not_in_the_film(toy, toy_trajectory):
 
 def test_a_picture_is_on_its_way_before_its_walk_is_written_down(toy, monkeypatch):
     from fluxnb.pipeline.flux import Flux
-    from fluxnb.sampling import call_trace
+    from fluxnb.sampling import recording
 
-    order, begin, write = [], Flux.begin_decoding, call_trace.trajectories_of
+    order, begin, write = [], Flux.begin_decoding, recording.trajectories_of
     monkeypatch.setattr(
         Flux, "begin_decoding", lambda *given, **more: (order.append("queued"), begin(*given, **more))[1]
     )
-    monkeypatch.setattr(call_trace, "trajectories_of", lambda *given: (order.append("written"), write(*given))[1])
+    monkeypatch.setattr(recording, "trajectories_of", lambda *given: (order.append("written"), write(*given))[1])
     fnb.run(toy, "a fox", steps=2)
     assert order == ["queued", "written"]
 
