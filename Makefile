@@ -26,7 +26,7 @@ STEADY := OMP_NUM_THREADS=1 $(QUIET) PYTHONHASHSEED=0
 # One test process per core, each with one thread; tests about threads set their number themselves.
 PARALLEL := OMP_NUM_THREADS=1
 
-.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval hero clean
+.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval hero front-end front-end-check clean
 
 help:
 	@sed -n '2,7s/^# //p' Makefile
@@ -47,7 +47,7 @@ lab: $(STAMP)
 	$(BIN)/jupyter lab notebooks
 
 # Cheap checks first: a misspelled name should not cost ten minutes.
-test: lint types imports unit nbval
+test: lint types imports front-end-check unit nbval
 	@echo "all checks passed"
 
 quick: lint imports $(STAMP)
@@ -95,6 +95,20 @@ nbval: $(STAMP)
 notebooks: $(STAMP)
 	$(STEADY) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+
+# The JavaScript and CSS of the widgets, from the modules in front-end/src; needs node and npm.
+front-end: front-end/node_modules/.package-lock.json
+	cd front-end && npm run --silent format && npm run --silent build
+
+# Lint, types and unit tests of the front end, and whether the bundles in the package are those of its modules.
+front-end-check:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory front-end/node_modules/.package-lock.json && cd front-end && npm run --silent check; \
+	elif [ -n "$${CI:-}" ]; then echo "npm is missing: on Debian, apt-get install nodejs npm"; exit 1; \
+	else echo "skipped: the front end is not checked, because npm is missing"; fi
+
+front-end/node_modules/.package-lock.json: front-end/package-lock.json
+	cd front-end && npm ci --silent --no-audit --no-fund
+	@touch $@
 
 # The picture at the top of the README.
 hero: $(STAMP)

@@ -1,41 +1,35 @@
 """JavaScript and CSS of each view, for its widget and its page.
 
-A view is a single ES module in both places, so shared code is concatenated in front of it instead of imported.
+Both are bundles that `make front-end` builds from the modules in `front-end/src`.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import resources
 
 __all__ = ["VIEWS", "script", "style"]
 
-# Files of each view, in order; each name has a `.js` file and may have a `.css` file.
-VIEWS = {
-    "scrubber": ("shared", "scrubber"),
-    "explore": ("shared", "download", "compare", "stage", "viewer", "axes", "table", "explore"),
-    "lab": ("shared", "lab"),
-}
+VIEWS = ("scrubber", "explore", "lab")
 
 
 def script(view: str) -> str:
-    """The ES module of a view, for anywidget and for a page.
+    """The ES module of a view; its default export is for anywidget, and `mount` displays it in a page.
 
     Example:
-        >>> "export default" in script("scrubber")
+        >>> "function mount(" in script("scrubber")
         True
     """
-    return "\n".join(_read(f"{name}.js") for name in VIEWS[view])
+    return _read(f"{view}.js")
 
 
 def style(view: str) -> str:
-    """The CSS of a view, of those of its files that have some."""
-    return "\n".join(_read(f"{name}.css") for name in VIEWS[view] if _file(f"{name}.css").is_file())
+    """The CSS of a view."""
+    return _read(f"{view}.css")
 
 
-def _file(name: str) -> resources.abc.Traversable:
-    # Through the package root: resources.files("fluxnb.widgets") would import that package.
-    return resources.files("fluxnb") / "widgets" / "static" / name
-
-
+@cache
 def _read(name: str) -> str:
-    return _file(name).read_text(encoding="utf-8")
+    # Through the package root: resources.files("fluxnb.widgets") would import that package.
+    file = resources.files("fluxnb") / "widgets" / "static" / name
+    return file.read_text(encoding="utf-8")

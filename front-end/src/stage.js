@@ -1,4 +1,7 @@
+// @ts-check
 // The stage of the viewer: images as large as they fit, with one zoom, one pan offset and one divider for all of them.
+
+import { make, suppressShortcuts } from "./dom.js";
 
 const MOST_ZOOM = 16;
 const GAP = 12; // pixels between images, as in viewer.css
@@ -7,7 +10,7 @@ const GRAB_DISTANCE = 18; // pixels from the divider within which a press grabs 
 
 // `changed` is called with the view after every change: { scale, x, y, split }, the last three as fractions of an
 // image.
-function makeStage({ framed, changed }) {
+export function makeStage({ framed, changed }) {
   const view = { scale: 1, x: 0, y: 0, split: 0.5 };
   const node = suppressShortcuts(make("div", "fluxnb-stage"));
   let imageSize = { width: 1, height: 1 };
@@ -60,7 +63,10 @@ function makeStage({ framed, changed }) {
   function boxOf(event) {
     return event.target.closest(".fluxnb-box");
   }
-  // The pointer's position as fractions of the image from its center.
+  /**
+   * The position of the pointer as fractions of the image from its center.
+   * @returns {[number, number]}
+   */
   function positionIn(event, box) {
     const bounds = box.getBoundingClientRect();
     return [(event.clientX - bounds.left) / bounds.width - 0.5, (event.clientY - bounds.top) / bounds.height - 0.5];

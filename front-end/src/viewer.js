@@ -1,5 +1,11 @@
+// @ts-check
 // The viewer: one large image, or a comparison of several: side by side, with a slider, by flicking between them, or as
 // their difference.
+
+import { describeCells, drawDifference } from "./compare.js";
+import { make, makeButton, suppressShortcuts } from "./dom.js";
+import { SHOW_KEYS } from "./levels.js";
+import { makeStage } from "./stage.js";
 
 const MODES = { side: "side by side", slider: "slider", flick: "flick", difference: "difference" };
 const FLICK_INTERVAL = 600; // milliseconds
@@ -22,7 +28,7 @@ function makeSlider(name, max, value, onChange) {
 
 // `host` provides cell(id), label(id, others), url(id), neighbor(right, down), star(ids), starred(id), select(id) and
 // onClose(ids). The playback bar moves into the viewer while it is open, so that the noise level can be changed there.
-function makeViewer(root, playback, host) {
+export function makeViewer(root, playback, host) {
   // An output iframe (Colab, VS Code) is as tall as its content, so a modal dialog could open outside the visible part.
   const framed = window.self !== window.top;
   const state = { ids: [], a: 0, b: 1, mode: "side", gain: 4, timer: null };

@@ -1,32 +1,12 @@
+// @ts-check
 // Comparison of cells: differences of their pixels and of their recipes.
 
-const VISIBLE = 8; // of 255: the smallest change that counts as visible
-
-// The absolute difference of two RGBA images of one size, brightened by `gain`, with statistics on a scale of 255.
-export function difference(a, b, gain) {
-  const out = new Uint8ClampedArray(a.length);
-  let sum = 0;
-  let largest = 0;
-  let changed = 0;
-  for (let i = 0; i < a.length; i += 4) {
-    let pixelMax = 0;
-    for (let channel = i; channel < i + 3; channel += 1) {
-      const delta = Math.abs(a[channel] - b[channel]);
-      out[channel] = delta * gain;
-      sum += delta;
-      pixelMax = Math.max(pixelMax, delta);
-    }
-    out[i + 3] = 255;
-    largest = Math.max(largest, pixelMax);
-    changed += pixelMax > VISIBLE;
-  }
-  const pixels = Math.max(a.length / 4, 1);
-  return { out, mean: sum / (3 * pixels), largest, changed: changed / pixels };
-}
+import { difference, VISIBLE } from "./difference.js";
+import { loadImage, make } from "./dom.js";
 
 // Draw the difference of two image URLs into a canvas. Returns the statistics as text, or null if a later call for the
 // same canvas has started in the meantime.
-async function drawDifference(canvas, urls, gain) {
+export async function drawDifference(canvas, urls, gain) {
   const request = String(Number(canvas.dataset.request ?? 0) + 1);
   canvas.dataset.request = request;
   const images = await Promise.all(urls.map(loadImage));
@@ -47,12 +27,12 @@ async function drawDifference(canvas, urls, gain) {
 }
 
 // The facts that are equal in all of these cells, in order.
-function commonFacts(cells) {
+export function commonFacts(cells) {
   const [first, ...rest] = cells.map((cell) => new Map(cell.facts));
   return [...first].filter(([name, value]) => rest.every((facts) => facts.get(name) === value));
 }
 
-function factNodes(facts) {
+export function factNodes(facts) {
   return [...facts].map(([name, value]) => {
     const fact = make("span", "fluxnb-fact");
     fact.append(make("i", "", name), ` ${value}`);
@@ -61,7 +41,7 @@ function factNodes(facts) {
 }
 
 // The recipes of these cells: a table of the facts that differ and a line of the common ones.
-function describeCells(cells) {
+export function describeCells(cells) {
   const common = commonFacts(cells);
   const line = make("p", "fluxnb-common");
   line.append(...factNodes(common));

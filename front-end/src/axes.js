@@ -1,14 +1,17 @@
+// @ts-check
 // Layout of the grid: two axes are rows and columns, and every further axis is shown one value (page) at a time.
+
+import { make, makeButton, suppressShortcuts } from "./dom.js";
 
 const MAX_OPTION_LENGTH = 48; // characters
 
 // Indices of the axes with more than one value.
-function severalValues(axes) {
+export function severalValues(axes) {
   return axes.flatMap((axis, i) => (axis.values.length > 1 ? [i] : []));
 }
 
 // Selection of rows, columns and pages; `changed` is called when the table has to be rebuilt.
-function makeAxes(changed) {
+export function makeAxes(changed) {
   const state = { axes: [], rows: -1, columns: -1, pages: [] };
   const bar = make("div", "fluxnb-axes");
   const pager = make("div", "fluxnb-pager");
@@ -45,7 +48,11 @@ function makeAxes(changed) {
     const { name, values, full } = state.axes[axis];
     const label = make("label", "fluxnb-page", `${name} `);
     const select = suppressShortcuts(make("select"));
-    fill(select, values.map((value, i) => [i, value, full[i]]), state.pages[axis]); // prettier-ignore
+    fill(
+      select,
+      values.map((value, i) => [i, value, full[i]]),
+      state.pages[axis],
+    ); // prettier-ignore
     select.addEventListener("change", () => turnPage(Number(select.value) - state.pages[axis], axis));
     label.append(select);
     const position = make("span", "fluxnb-page-position", `${state.pages[axis] + 1} of ${values.length}`);

@@ -1,61 +1,10 @@
-// Functions that all views share. This file is concatenated in front of a view's own script into one module.
-//
-// A trajectory is { sigmas, frames: { show: [number, ...] }, final: number or null }; numbers index the view's frames.
-
-const EQUAL_FINAL_IMAGE = new Set(["x", "clean"]); // at sigma 0; velocity and noise have no value there
-const TOLERANCE = 1e-6;
-const SHOW_KEYS = { x: "x", v: "v", c: "clean", n: "noise" };
-
-function make(tag, className, text) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
-  return node;
-}
-
-// Keep JupyterLab's keyboard shortcuts from acting while this control has the focus.
-function suppressShortcuts(node) {
-  node.setAttribute("data-lm-suppress-shortcuts", "true");
-  return node;
-}
-
-function makeButton(className, text, title, act) {
-  const node = suppressShortcuts(make("button", className, text));
-  node.type = "button";
-  if (title) node.title = title;
-  node.addEventListener("click", act);
-  return node;
-}
-
-// All noise levels of the trajectories in falling order, and 0 if any of them has a final image.
-export function levels(trajectories) {
-  const all = trajectories.flatMap((trajectory) => trajectory.sigmas.concat(trajectory.final === null ? [] : [0]));
-  all.sort((a, b) => b - a);
-  return all.filter((sigma, i) => i === 0 || all[i - 1] - sigma > TOLERANCE);
-}
-
-// The frame of a trajectory at sigma, which is that of the last step with a level of at least sigma. Step -1 stands for
-// the final image.
-export function frameAt(trajectory, show, sigma) {
-  const frames = trajectory.frames[show] ?? [];
-  if (frames.length === 0 || (sigma <= TOLERANCE && trajectory.final !== null && EQUAL_FINAL_IMAGE.has(show))) {
-    return { step: -1, frame: trajectory.final ?? frames[frames.length - 1] ?? null };
-  }
-  let step = 0;
-  while (step + 1 < trajectory.sigmas.length && trajectory.sigmas[step + 1] >= sigma - TOLERANCE) step += 1;
-  return { step, frame: frames[step] };
-}
-
-// An object URL of a frame that arrived as bytes; the caller revokes it.
-function frameUrl(data) {
-  // A DataView may be a window into a shared buffer, so only its own range is used.
-  const bytes = data.buffer ? new Uint8Array(data.buffer, data.byteOffset, data.byteLength) : data;
-  return URL.createObjectURL(new Blob([bytes], { type: "image/webp" }));
-}
+// @ts-check
+import { make, makeButton, suppressShortcuts } from "./dom.js";
+import { SHOW_KEYS } from "./levels.js";
 
 // Playback controls of a view: a play button, a slider over the noise levels and buttons for the displayed quantity.
 // They hold the current level and quantity, and call `changed` after every change.
-function makePlayback({ shows, playKey, isConnected, changed }) {
+export function makePlayback({ shows, playKey, isConnected, changed }) {
   const state = { levels: [0], index: 0, show: shows[0]?.key, timer: null };
   const bar = make("div", "fluxnb-bar");
   const play = makeButton("fluxnb-play", "▶", `play (${playKey})`, toggle);

@@ -1,7 +1,10 @@
+// @ts-check
 // The table of cells: names along two sides, a single tab stop, arrow keys inside.
 
+import { make, makeButton, suppressShortcuts } from "./dom.js";
+
 // Actions of a click: open(id), select(id), star(id). Lookups: url(frame), label(id), cell(id).
-function makeTable({ open, select, star, url, label, cell }) {
+export function makeTable({ open, select, star, url, label, cell }) {
   const state = { row: 0, column: 0 };
   const node = make("div", "fluxnb-frame");
   const table = make("div", "fluxnb-grid");

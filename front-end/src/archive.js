@@ -1,4 +1,5 @@
-// Download of images: PNG files with an embedded recipe, several of them in one ZIP archive.
+// @ts-check
+// PNG files with an embedded recipe, and ZIP archives.
 
 const CRC = Uint32Array.from({ length: 256 }, (_, byte) => {
   let value = byte;
@@ -6,7 +7,7 @@ const CRC = Uint32Array.from({ length: 256 }, (_, byte) => {
   return value >>> 0;
 });
 
-function crc32(bytes) {
+export function crc32(bytes) {
   let value = 0xffffffff;
   for (const byte of bytes) value = CRC[(value ^ byte) & 255] ^ (value >>> 8);
   return (value ^ 0xffffffff) >>> 0;
@@ -50,49 +51,43 @@ export function zipped(files) {
   for (const { name, bytes } of files) {
     const title = new TextEncoder().encode(name);
     // Version 2.0, names in UTF-8, stored, and the earliest date of ZIP so that equal contents give equal files.
-    const fields = encodeIntegers(true, [20, 2], [0x800, 2], [0, 2], [0, 2], [0x21, 2], [crc32(bytes), 4],
-      [bytes.length, 4], [bytes.length, 4], [title.length, 2], [0, 2]); // prettier-ignore
+    const fields = encodeIntegers(
+      true,
+      [20, 2],
+      [0x800, 2],
+      [0, 2],
+      [0, 2],
+      [0x21, 2],
+      [crc32(bytes), 4],
+      [bytes.length, 4],
+      [bytes.length, 4],
+      [title.length, 2],
+      [0, 2],
+    ); // prettier-ignore
     const local = concatenate([encodeIntegers(true, [0x04034b50, 4]), fields, title, bytes]);
-    entries.push(concatenate([
-      encodeIntegers(true, [0x02014b50, 4], [20, 2]), fields,
-      encodeIntegers(true, [0, 2], [0, 2], [0, 2], [0, 4], [offset, 4]), title,
-    ])); // prettier-ignore
+    entries.push(
+      concatenate([
+        encodeIntegers(true, [0x02014b50, 4], [20, 2]),
+        fields,
+        encodeIntegers(true, [0, 2], [0, 2], [0, 2], [0, 4], [offset, 4]),
+        title,
+      ]),
+    ); // prettier-ignore
     locals.push(local);
     offset += local.length;
   }
   const directory = concatenate(entries);
   const count = files.length;
-  const end = encodeIntegers(true, [0x06054b50, 4], [0, 2], [0, 2], [count, 2], [count, 2], [directory.length, 4],
-    [offset, 4], [0, 2]); // prettier-ignore
+  const end = encodeIntegers(
+    true,
+    [0x06054b50, 4],
+    [0, 2],
+    [0, 2],
+    [count, 2],
+    [count, 2],
+    [directory.length, 4],
+    [offset, 4],
+    [0, 2],
+  ); // prettier-ignore
   return concatenate([...locals, directory, end]);
-}
-
-function loadImage(url) {
-  const image = new Image();
-  image.src = url;
-  return image.decode().then(() => image);
-}
-
-async function encodePng(url, recipe) {
-  const image = await loadImage(url);
-  const canvas = make("canvas");
-  canvas.width = image.naturalWidth;
-  canvas.height = image.naturalHeight;
-  canvas.getContext("2d").drawImage(image, 0, 0);
-  const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
-  return withRecipe(new Uint8Array(await blob.arrayBuffer()), recipe);
-}
-
-// Download one image as PNG, several as a ZIP of PNGs; each is { name, url, recipe }.
-async function download(images) {
-  const files = [];
-  for (const { name, url, recipe } of images) files.push({ name: `${name}.png`, bytes: await encodePng(url, recipe) });
-  const [one] = files;
-  const many = files.length > 1;
-  const bytes = many ? zipped(files) : one.bytes;
-  const link = make("a");
-  link.download = many ? "starred.zip" : one.name;
-  link.href = URL.createObjectURL(new Blob([bytes], { type: many ? "application/zip" : "image/png" }));
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }

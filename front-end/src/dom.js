@@ -1,0 +1,36 @@
+// @ts-check
+// Elements and buttons. Text is only ever assigned to textContent or to an attribute, never parsed as markup.
+
+export function make(tag, className, text) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
+
+// Keep JupyterLab's keyboard shortcuts from acting while this control has the focus.
+export function suppressShortcuts(node) {
+  node.setAttribute("data-lm-suppress-shortcuts", "true");
+  return node;
+}
+
+export function makeButton(className, text, title, act) {
+  const node = suppressShortcuts(make("button", className, text));
+  node.type = "button";
+  if (title) node.title = title;
+  node.addEventListener("click", act);
+  return node;
+}
+
+// An object URL of a frame that arrived as bytes; the caller revokes it.
+export function frameUrl(data) {
+  // A DataView may be a window into a shared buffer, so only its own range is used.
+  const bytes = data.buffer ? new Uint8Array(data.buffer, data.byteOffset, data.byteLength) : data;
+  return URL.createObjectURL(new Blob([bytes], { type: "image/webp" }));
+}
+
+export function loadImage(url) {
+  const image = new Image();
+  image.src = url;
+  return image.decode().then(() => image);
+}

@@ -1,0 +1,199 @@
+// @ts-check
+// The scrubber: the steps of one or several trajectories with one slider over sigma. Needs no kernel and no network.
+//
+// In a notebook anywidget calls `render` and the frames arrive as bytes; in a self-contained page `mount` is called
+// with data: URLs. Text (a prompt, a label) is only ever assigned to textContent or to an attribute, never parsed as
+// markup.
+
+import { frameUrl, make, makeButton } from "./dom.js";
+import { frameAt, levels, SHOW_KEYS } from "./levels.js";
+import { makePlayback } from "./playback.js";
+import "./shared.css";
+import "./scrubber.css";
+
+const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
+
+export function mount(root, data, urls) {
+  const state = { zoom: 0, panX: 0, panY: 0, word: -1 }; // word: an index, -1 for no overlay
+  const listeners = new AbortController();
+  const on = (node, name, act, options = {}) =>
+    node.addEventListener(name, act, { ...options, signal: listeners.signal });
+  // References keep the images decoded in the browser, so that moving the slider only swaps them.
+  const preloaded = urls.map((url) => {
+    const image = new Image();
+    image.src = url;
+    return image;
+  });
+
+  root.classList.add("fluxnb", "fluxnb-scrubber");
+  root.replaceChildren();
+  const title = make("div", "fluxnb-title", data.title);
+  const stage = make("div", "fluxnb-stage");
+  const several = data.trajectories.length > 1;
+  stage.style.setProperty("--fluxnb-columns", data.columns || Math.min(data.trajectories.length, 4));
+  stage.style.setProperty("--fluxnb-max-width", data.columns ? "190px" : several ? "256px" : "384px");
+
+  const panels = data.trajectories.map((trajectory) => {
+    const figure = make("figure", "fluxnb-trajectory");
+    const box = make("div", "fluxnb-box");
+    box.style.aspectRatio = `${trajectory.width} / ${trajectory.height}`;
+    const [image, overlay] = [make("img"), make("img", "fluxnb-overlay")];
+    image.draggable = overlay.draggable = false;
+    overlay.alt = "";
+    const label = make("figcaption", "fluxnb-label", several ? trajectory.label : "");
+    label.title = trajectory.caption;
+    const position = make("div", "fluxnb-position");
+    box.append(image);
+    if (data.words?.length > 0) box.append(overlay);
+    figure.append(box, label, position);
+    stage.append(figure);
+    return { trajectory, image, overlay, box, position };
+  });
+
+  const isConnected = () => root.isConnected;
+  const playback = makePlayback({ shows: data.shows, playKey: "space", isConnected, changed: draw });
+  const foot = make("div", "fluxnb-foot");
+  const sigmas = levels(data.trajectories);
+  foot.append(make("span", "fluxnb-note", data.note));
+  if (sigmas.length > 1) {
+    foot.append(make("span", "fluxnb-help", "← → step · space play · x v c n show · + − 0 zoom, drag to move"));
+  }
+  // Attention to a prompt word: a dark overlay on every frame, transparent where the attention is high.
+  const words = data.words ?? [];
+  const wordChoice = make("div", "fluxnb-words");
+  wordChoice.setAttribute("role", "group");
+  wordChoice.setAttribute("aria-label", "attention to a prompt word");
+  const wordButtons = words.map((word, index) => {
+    const button = makeButton("fluxnb-word", word, `attention to “${word}” (w)`, () => selectWord(index));
+    wordChoice.append(button);
+    return button;
+  });
+  if (words.length > 0) foot.append(make("span", "fluxnb-help", "w next word · bright where the image attends to it"));
+  // The controls remain visible while a tall grid scrolls behind them.
+  const controls = make("div", "fluxnb-controls");
+  if (sigmas.length > 1) controls.append(playback.bar);
+  if (sigmas.length > 1 && data.shows.length > 1) controls.append(playback.choice);
+  if (words.length > 0) controls.append(wordChoice);
+  root.append(title, stage, controls, foot);
+
+  function draw() {
+    const sigma = playback.sigma;
+    for (const { trajectory, image, overlay, position } of panels) {
+      const { step, frame } = frameAt(trajectory, playback.show, sigma);
+      setFrame(image, frame);
+      // Step -1, the final image, shows the attention of the last step.
+      setFrame(overlay, trajectory.overlays?.[state.word]?.at(step) ?? null);
+      const count = trajectory.sigmas.length;
+      position.textContent = count === 0 ? "" : step < 0 ? "the picture" : `step ${step + 1} of ${count}`;
+      image.alt = `${position.textContent || "picture"}: ${trajectory.label}`;
+    }
+    root.dataset.sigma = String(sigma);
+    root.dataset.show = playback.show ?? "";
+    root.dataset.word = words[state.word] ?? "";
+    wordButtons.forEach((button, index) => button.setAttribute("aria-pressed", String(index === state.word)));
+  }
+
+  function setFrame(image, frame) {
+    if (image.dataset.frame === String(frame)) return;
+    image.dataset.frame = String(frame);
+    image.hidden = frame === null;
+    if (frame !== null) image.src = urls[frame];
+  }
+
+  function selectWord(word) {
+    state.word = word === state.word ? -1 : word;
+    draw();
+  }
+
+  // Select the next word, and no word after the last.
+  function selectNextWord() {
+    selectWord(state.word + 1 < words.length ? state.word + 1 : state.word);
+  }
+
+  function applyZoom() {
+    const scale = ZOOMS[state.zoom];
+    const limit = (scale - 1) / 2;
+    state.panX = Math.max(-limit, Math.min(limit, state.panX));
+    state.panY = Math.max(-limit, Math.min(limit, state.panY));
+    for (const { image, overlay } of panels) {
+      image.style.transform = `translate(${state.panX * 100}%, ${state.panY * 100}%) scale(${scale})`;
+      overlay.style.transform = image.style.transform;
+      image.classList.toggle("fluxnb-pixelated", scale >= 4); // show individual pixels
+    }
+    root.dataset.zoom = String(scale);
+  }
+
+  function zoom(by) {
+    state.zoom = by === 0 ? 0 : Math.max(0, Math.min(ZOOMS.length - 1, state.zoom + by));
+    applyZoom();
+  }
+  on(root, "keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === " " && event.target.matches(".fluxnb-show, .fluxnb-word")) return; // space presses the button
+    const moves = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 5, PageDown: -5 };
+    if (event.key in moves) playback.move(moves[event.key]);
+    else if (event.key === "Home") playback.go(0);
+    else if (event.key === "End") playback.go(sigmas.length - 1);
+    else if (event.key === " ") playback.toggle();
+    else if (event.key === "+" || event.key === "=") zoom(1);
+    else if (event.key === "-") zoom(-1);
+    else if (event.key === "0") zoom(0);
+    else if (event.key === "w" && words.length > 0) selectNextWord();
+    else if (event.key in SHOW_KEYS) playback.display(SHOW_KEYS[event.key]);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  for (const { box } of panels) {
+    on(box, "dblclick", () => zoom(state.zoom ? 0 : 3));
+    on(box, "pointerdown", (event) => {
+      playback.range.focus({ preventScroll: true });
+      if (state.zoom) box.setPointerCapture(event.pointerId);
+    });
+    on(box, "pointermove", (event) => {
+      if (!state.zoom || event.buttons !== 1) return;
+      state.panX += event.movementX / box.clientWidth;
+      state.panY += event.movementY / box.clientHeight;
+      applyZoom();
+    });
+  }
+
+  playback.levels = sigmas;
+  playback.go(0);
+  applyZoom();
+  return {
+    goToSigma: playback.goToSigma,
+    close() {
+      playback.stop();
+      listeners.abort();
+      preloaded.length = 0;
+    },
+  };
+}
+
+// Called by anywidget for each view; frames arrive once, as one DataView each.
+function render({ model, el }) {
+  const root = make("div");
+  el.append(root);
+  let urls = [];
+  let scrubber = null;
+  const show = () => {
+    scrubber?.close();
+    urls.forEach((url) => URL.revokeObjectURL(url));
+    urls = model.get("frames").map(frameUrl);
+    scrubber = mount(root, model.get("data"), urls);
+    scrubber.goToSigma(model.get("sigma"));
+  };
+  const move = () => scrubber?.goToSigma(model.get("sigma"));
+  model.on("change:data", show);
+  model.on("change:sigma", move);
+  show();
+  return () => {
+    model.off("change:data", show);
+    model.off("change:sigma", move);
+    scrubber?.close();
+    urls.forEach((url) => URL.revokeObjectURL(url));
+  };
+}
+
+export default { render };
