@@ -96,7 +96,7 @@ def locate(model: str | Path, *, variant: str | None = None, revision: str | Non
 
 
 def check_name(model: str | Path) -> None:
-    """Raise an error for a model that is no known name, no folder and no hub id; the hub is not asked.
+    """Raise an error for a model that is no known name, no folder and no hub id; no request is sent.
 
     Raises:
         InputError: an unknown name.
@@ -240,8 +240,8 @@ def revision_with_gguf(source: Source, file: Path) -> str:
 def public_name(name_or_path: str) -> str:
     """The name of a pipeline without folders of the user, since recipes, pages and stores are shared.
 
-    A hub id is kept if its repository is known or in the cache of the hub; anything else may be a path, of which the
-    last component is kept.
+    A hub id remains whole if its repository is known or in the cache of the hub; anything else may be a path, which is
+    reduced to its last component.
 
     Example:
         >>> public_name("black-forest-labs/FLUX.1-dev"), public_name("../alice/secret/model"), public_name("")

@@ -21,7 +21,7 @@ from fluxnb.widgets.lab import Job, Lab, StepCallback
 __all__ = ["lab"]
 
 PROMPT = "a cat in the snow"
-SMALL_SIDE = 256  # pixels up to which all steps are kept by default, so that the images can be scrubbed
+SMALL_SIDE = 256  # pixels up to which the record holds all steps by default, so that the images can be scrubbed
 
 
 @entry_point("flux", "store", "keep", prompt='prompt="a fox"')

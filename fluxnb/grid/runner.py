@@ -158,7 +158,7 @@ class GridRunner:
         """Sample claimed cells, which share equally many steps with earlier trajectories, in one call."""
         recipes = [each.recipe for each in pending]
         encoded = [self._encoded(recipe) for recipe in recipes]
-        # Every step is retained, since later cells may start from it; the decode workers drop what is not kept.
+        # Every step is retained, since later cells may start from it; the decode workers drop the rest.
         keep = Keep() if self.keep is None else Keep(attention=self.keep.attention, heads=self.keep.heads)
         trajectories = sample_batch(
             self.flux,

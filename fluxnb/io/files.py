@@ -128,7 +128,7 @@ def _kind(mode: int) -> str:
 def without_folders(message: str) -> str:
     """A message with its paths reduced to their last component, for what is shared, such as the state of a widget.
 
-    Paths are recognized by their beginning: a separator, a drive, `~`, `.` or `..`. Addresses of the web are kept.
+    Paths are recognized by their beginning: a separator, a drive, `~`, `.` or `..`. Addresses of the web stay whole.
 
     Example:
         >>> without_folders("cannot write '/data/alice/my store/fox.png', see https://huggingface.co/a/b")

@@ -442,8 +442,8 @@ def _presented_weights(model: nn.Module, device: torch.device) -> Iterator[None]
             for leaf, weight in layer.named_parameters(recurse=False):
                 if (weight.is_meta and by_layer) or _is_float8(weight):
                     stack.callback(layer._parameters.__setitem__, leaf, weight)
-                    shown = presented(tuple(weight.shape), weight.dtype)
-                    layer._parameters[leaf] = nn.Parameter(shown, requires_grad=False)
+                    stored = presented(tuple(weight.shape), weight.dtype)
+                    layer._parameters[leaf] = nn.Parameter(stored, requires_grad=False)
         yield
 
 

@@ -88,7 +88,7 @@ class AttentionCapture:
     """Made by `capture_attention`: after each step, `take()` returns the maps of the step's first evaluation.
 
     Hooks fire for every caller of the transformer; only evaluations of the thread that made the capture are captured.
-    A failure inside a hook ends the capture, is kept as `.failure`, and does not reach the model's caller.
+    A failure inside a hook ends the capture, is stored as `.failure`, and does not reach the model's caller.
     """
 
     def __init__(self, modules: Sequence[Any], heads: tuple[int, ...] | None, enabled: Callable[[], bool]) -> None:

@@ -26,7 +26,7 @@ from fluxnb.widgets.view import View, fallback_png
 __all__ = ["Explorer", "explore"]
 
 FIELDS = ("prompt", "seed", "steps", "negative", "guidance", "sampler", "sigmas", "shift", "height", "width", "model")
-ALWAYS_AXES = ("prompt", "seed", "steps")  # shown even with a single value
+ALWAYS_AXES = ("prompt", "seed", "steps")  # displayed even with a single value
 
 
 class Explorer(View):

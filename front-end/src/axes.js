@@ -1,5 +1,5 @@
 // @ts-check
-// Layout of the grid: two axes are rows and columns, and every further axis is shown one value (page) at a time.
+// Layout of the grid: two axes are rows and columns, and every further axis is displayed one value (page) at a time.
 
 import { make, makeButton, suppressShortcuts } from "./dom.js";
 
