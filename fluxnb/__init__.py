@@ -55,6 +55,7 @@ Files
     save              write a trajectory to one file
     open_trajectory   read it back; needs no model
     open_recipe       the recipe inside a PNG written by this package
+    comfy_workflow    a recipe as a ComfyUI graph
 
 Errors
     FluxnbError       base class; each error names the value given, the possible values and what to type
@@ -102,10 +103,22 @@ def _write_trajectory(record: object, path: object) -> object:
     return save(record, path)
 
 
+def _write_picture(record: object, path: object) -> object:
+    from fluxnb.io.png import write_png
+
+    return write_png(record.image, path, record.recipe, numerics=record.numerics)
+
+
 def _read_picture(path: object, size: object) -> object:
     from fluxnb.io.png import read_picture
 
     return read_picture(path, size)
 
 
-_connect(figure=_figure, read_picture=_read_picture, write_page=_write_page, write_trajectory=_write_trajectory)
+_connect(
+    figure=_figure,
+    read_picture=_read_picture,
+    write_page=_write_page,
+    write_picture=_write_picture,
+    write_trajectory=_write_trajectory,
+)

@@ -15,6 +15,7 @@ from .grid.sweep import Stream as Stream
 from .grid.sweep import plan_sweep as plan_sweep
 from .grid.sweep import stream as stream
 from .grid.sweep import sweep as sweep
+from .io.comfyui import comfy_workflow as comfy_workflow
 from .io.png import open_recipe as open_recipe
 from .io.trajectory_files import open_trajectory as open_trajectory
 from .io.trajectory_files import save as save

@@ -12,13 +12,13 @@ from typing import Any
 
 from fluxnb.errors import FluxnbError
 
-__all__ = ["connect", "figure", "read_picture", "write_page", "write_trajectory"]
+__all__ = ["connect", "figure", "read_picture", "write_page", "write_picture", "write_trajectory"]
 
 _VIEWS: dict[str, Callable[..., Any]] = {}
 
 
 def connect(**views: Callable[..., Any]) -> None:
-    """Register the functions behind `figure`, `read_picture`, `write_page` and `write_trajectory`, by these names."""
+    """Register the functions behind `figure`, `read_picture` and those that write a record, by their names."""
     _VIEWS.update(views)
 
 
@@ -38,6 +38,11 @@ def read_picture(path: str | Path, size: tuple[int, int]) -> Any:
 def write_page(record: object, path: str | Path, **options: Any) -> Path:
     """Write a record as a self-contained HTML page and return the path."""
     return Path(_VIEWS["write_page"](record, path, **options))
+
+
+def write_picture(record: object, path: str | Path) -> Path:
+    """Write the picture of a record as PNG with its recipe and return the path."""
+    return Path(_VIEWS["write_picture"](record, path))
 
 
 def write_trajectory(record: object, path: str | Path) -> Path:

@@ -58,6 +58,7 @@ EXPECTED = {
     "plan.exact": "bool",
     "plan.refused": "tuple[tuple[str, str], ...]",
     "fnb.open_recipe('fox.png')": "Recipe",
+    "fnb.comfy_workflow(fnb.Recipe(prompt='a'))": "dict[str, Any]",
     "fnb.save(trajectory, 'fox.safetensors')": "Path",
     "fnb.open_trajectory('fox.safetensors')": "Trajectory",
     "grid.to_html('grid.html')": "Path",

@@ -178,7 +178,8 @@ GOOD: dict[str, Any] = {
     "fnb.io.encode_png": lambda r: {"image": r.trajectory.image, "recipe": None, "numerics": "exact"},
     "fnb.io.write_png": lambda r: {"image": r.trajectory.image, "path": r.folder / "b.png", "recipe": None,
                                    "numerics": "exact"},
-    "fnb.io.comfy_graph": lambda r: {"recipe": r.trajectory.recipe},
+    "fnb.comfy_workflow": lambda r: {"recipe": fnb.Recipe(prompt="a", model="schnell", height=64, width=64),
+                                     "browser": False},
     **{f"fnb.metrics.{name}": lambda r: {"trajectory": r.trajectory}
        for name in ("chord", "coarseness", "distance_to_final", "drift", "length", "length_over_chord", "straightness",
                     "turning_angle", "velocity_norm")},
@@ -196,6 +197,7 @@ GOOD: dict[str, Any] = {
     "flow.share_prefixes": lambda r: {"schedules": [(1.0, 0.5, 0.0), (1.0, 0.0)]},
     "flow.shared_evaluations": lambda r: {"schedules": [(1.0, 0.5, 0.0), (1.0, 0.0)]},
     "r.trajectory.to_html": lambda r: {"path": r.folder / "a.html", "shows": ["x"], "decode": None},
+    "r.trajectory.save_png": lambda r: {"path": r.folder / "c.png"},
     "r.trajectory.save": lambda r: {"path": r.folder / "c.safetensors"},
     "r.attention.attention": lambda r: {"word": "fox"},
     "r.trajectory.steps[0].latents": lambda r: {"what": "x"},

@@ -1,4 +1,4 @@
-from .comfyui import comfy_graph as comfy_graph
+from .comfyui import comfy_workflow as comfy_workflow
 from .png import encode_png as encode_png
 from .png import open_recipe as open_recipe
 from .png import write_png as write_png

@@ -3,15 +3,15 @@
 A PNG may come from anyone. Its size is read from its header and compared with the expected one before it is decoded.
 
 The recipe is stored as canonical ASCII JSON in a tEXt chunk named `fluxnb`. Two more chunks are for other programs: the
-`parameters` of A1111, and the graph of ComfyUI if there is one. The reader iterates over the chunks itself: it
-decompresses nothing, reads no chunk longer than a recipe can be, and checks each length against the file.
+`parameters` of A1111 and the graph of ComfyUI, each where that program reads the recipe unchanged. The reader iterates
+over the chunks itself: it decompresses nothing, reads no chunk longer than a recipe can be, and checks each length
+against the file.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import re
 import struct
 import warnings
 import zlib
@@ -23,7 +23,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, StorageError, shorten
-from fluxnb.io.comfyui import comfy_graph
+from fluxnb.io.a1111 import parameters
+from fluxnb.io.comfyui import workflow_or_none
 from fluxnb.io.files import atomic_write, open_regular, read_bytes, user_path
 from fluxnb.records.recipe import LARGEST_SIDE, LONGEST_JSON, Recipe
 
@@ -46,8 +47,9 @@ def encode_png(image: Image.Image, recipe: Recipe | None = None, *, numerics: st
     info = PngInfo()
     if recipe is not None:
         info.add_text(KEYWORD.decode(), recipe.to_json())
-        info.add_itxt("parameters", parameters(recipe, numerics))
-        if (graph := comfy_graph(recipe)) is not None:
+        if (text := parameters(recipe, numerics)) is not None:
+            info.add_itxt("parameters", text)
+        if (graph := workflow_or_none(recipe)) is not None:
             info.add_text("prompt", json.dumps(graph))
     buffer = io.BytesIO()
     # Compression level 1 takes a third of the time of level 6 for files that are a few percent larger.
@@ -66,38 +68,6 @@ def write_png(image: Image.Image, path: str | Path, recipe: Recipe | None = None
     with atomic_write(target) as part:
         part.write_bytes(encode_png(image, recipe, numerics=numerics))
     return target
-
-
-def parameters(recipe: Recipe, numerics: str = "exact") -> str:
-    """The recipe in the format of the A1111 `parameters`: prompt, negative prompt, and a line of settings.
-
-    Example:
-        >>> parameters(Recipe(prompt="a fox", seed=3, model="pocket")).splitlines()[1]
-        'Steps: 4, Sampler: Euler, Schedule type: Simple, CFG scale: 1, Seed: 3, Model: pocket, Version: fluxnb'
-    """
-    embedded = recipe.guidance is not None and (recipe.model or "").endswith("dev")
-    cfg = recipe.guidance if recipe.guidance and not embedded else 1
-    settings = {
-        "Steps": recipe.steps,
-        "Sampler": "Euler" if recipe.sampler == "euler" else recipe.sampler.capitalize(),
-        # "Simple" is the even schedule; own sigmas or an own shift have no name there.
-        "Schedule type": "Simple" if recipe.sigmas is None and recipe.shift is None else None,
-        "CFG scale": f"{cfg:g}",
-        "Distilled CFG Scale": f"{recipe.guidance:g}" if embedded else None,
-        "Seed": recipe.seed,
-        "Size": f"{recipe.width}x{recipe.height}" if recipe.width and recipe.height else None,
-        "Model": recipe.model,
-        "Numerics": None if numerics == "exact" else numerics,
-        "Version": "fluxnb",
-    }
-    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items() if value is not None)
-    negative = [f"Negative prompt: {recipe.negative}"] if recipe.negative else []
-    return "\n".join([recipe.prompt, *negative, line])
-
-
-def _quoted(value: str) -> str:
-    """A value in quotes if it contains a separator, as readers of `parameters` expect."""
-    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:"\n]', value) else value
 
 
 @entry_point()  # the body checks its argument: beartype does not take a BytesIO for an IO[bytes]

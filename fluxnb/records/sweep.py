@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from fluxnb.arguments import entry_point
-from fluxnb.display import figure, read_picture, write_page
+from fluxnb.display import figure, read_picture, write_page, write_picture
 from fluxnb.errors import UnavailableError, unknown_choice
 from fluxnb.records.frozen_dict import FrozenDict
 from fluxnb.records.recipe import ResolvedRecipe
@@ -69,6 +69,16 @@ class Cell:
             )
         image: Image.Image = read_picture(self.path, (self.recipe.width, self.recipe.height))
         return image
+
+    @entry_point(path='path="fox.png"')
+    def save_png(self, path: str | Path) -> Path:
+        """Write the image as PNG with its recipe, which `image.save` leaves out; see `Trajectory.save_png`.
+
+        Raises:
+            UnavailableError: the image is neither in memory nor in a store.
+            StorageError: the image cannot be read, or the file cannot be written.
+        """
+        return write_picture(self, path)
 
     def _repr_png_(self) -> bytes:
         return png_bytes(self.image)

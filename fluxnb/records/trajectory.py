@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.arguments import entry_point
-from fluxnb.display import figure, write_page, write_trajectory
+from fluxnb.display import figure, write_page, write_picture, write_trajectory
 from fluxnb.errors import InputError, UnavailableError, unknown_choice
 from fluxnb.flow import clean_estimate, noise_estimate
 from fluxnb.records.frozen_dict import FrozenDict
@@ -253,6 +253,21 @@ class Trajectory:
     def save(self, path: str | Path) -> Path:
         """Write everything to one safetensors file and return its path; see `fnb.open_trajectory`."""
         return write_trajectory(self, path)
+
+    @entry_point(path='path="fox.png"')
+    def save_png(self, path: str | Path) -> Path:
+        """Write the image as PNG with its recipe, which `image.save` leaves out, and return the path.
+
+        The file also holds the graph of ComfyUI and the `parameters` of A1111, where they can hold the recipe. It
+        replaces an older file only when it is complete.
+
+        Raises:
+            UnavailableError: a trajectory without an image.
+            StorageError: the file cannot be written.
+        """
+        if self.image is None:
+            raise UnavailableError("a trajectory without an image", "it was not decoded", "run it again")
+        return write_picture(self, path)
 
     @entry_point("path")
     def to_html(self, path: str | Path, **options: Any) -> Path:

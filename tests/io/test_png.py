@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from PIL import Image
 
 from fluxnb.errors import FluxnbError, InputError, StorageError
-from fluxnb.io.png import SIGNATURE, encode_png, open_recipe, parameters, write_png
+from fluxnb.io.a1111 import parameters
+from fluxnb.io.png import SIGNATURE, encode_png, open_recipe, write_png
 from fluxnb.records.recipe import Recipe
 from tests.records.test_recipe import recipes
 
@@ -90,8 +91,8 @@ def test_the_metadata_does_not_change_the_pixels():
          "CFG scale: 2.5, Seed: 0, Model: pocket-base, Version: fluxnb"),
         (Recipe(prompt="a", guidance=3.5, model="dev", sampler="renoise"), "Steps: 4, Sampler: Renoise, Schedule type: "
          "Simple, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 0, Model: dev, Version: fluxnb"),
-        (Recipe(prompt="a", shift=2.0, model='so, "quoted"'), "Steps: 4, Sampler: Euler, CFG scale: 1, Seed: 0, "
-         'Model: "so, \\"quoted\\"", Version: fluxnb'),
+        (Recipe(prompt="a", shift=2.0, model='so, "quoted"'), "Steps: 4, Sampler: Euler, Shift: 2, CFG scale: 1, "
+         'Seed: 0, Model: "so, \\"quoted\\"", Version: fluxnb'),
     ],
 )  # fmt: skip
 def test_the_settings_are_written_in_the_format_of_a1111(recipe, line):
