@@ -12,6 +12,7 @@ import { download } from "./download.js";
 import { frameAt, levels, SHOW_KEYS } from "./levels.js";
 import { makePlayback } from "./playback.js";
 import { makeTable } from "./table.js";
+import { followGround } from "./theme.js";
 import { makeViewer } from "./viewer.js";
 import "./shared.css";
 import "./viewer.css";
@@ -275,6 +276,7 @@ function explorer(root, source, kernel) {
   });
   const observer = new ResizeObserver(resizeCells);
   observer.observe(root);
+  const endTheme = followGround(root);
 
   // Update everything after new cells or a change of state.
   function refresh() {
@@ -304,6 +306,7 @@ function explorer(root, source, kernel) {
       playback.stop();
       viewer.close();
       observer.disconnect();
+      endTheme();
     },
   };
 }

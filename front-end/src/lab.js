@@ -5,6 +5,7 @@
 // textContent, an attribute or a field's value, never parsed as markup.
 
 import { frameUrl, make, makeButton, suppressShortcuts } from "./dom.js";
+import { followGround } from "./theme.js";
 import "./shared.css";
 import "./lab.css";
 
@@ -202,7 +203,9 @@ function labView(root, model) {
   };
   for (const [name, handler] of Object.entries(handlers)) model.on(name, handler);
   restart();
+  const endTheme = followGround(root);
   return () => {
+    endTheme();
     for (const [name, handler] of Object.entries(handlers)) model.off(name, handler);
     listeners.abort();
     urls.forEach((url) => url && URL.revokeObjectURL(url));

@@ -8,6 +8,7 @@
 import { frameUrl, make, makeButton } from "./dom.js";
 import { frameAt, levels, SHOW_KEYS } from "./levels.js";
 import { makePlayback } from "./playback.js";
+import { followGround } from "./theme.js";
 import "./shared.css";
 import "./scrubber.css";
 
@@ -161,10 +162,12 @@ export function mount(root, data, urls) {
   playback.levels = sigmas;
   playback.go(0);
   applyZoom();
+  const endTheme = followGround(root);
   return {
     goToSigma: playback.goToSigma,
     close() {
       playback.stop();
+      endTheme();
       listeners.abort();
       preloaded.length = 0;
     },

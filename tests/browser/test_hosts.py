@@ -1,0 +1,83 @@
+"""The views in fake hosts: readable in every theme."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fluxnb.widgets import explore, scrub
+from tests.browser.hosts import HOSTS, low_contrasts, open_widget
+from tests.scenes import grid, trajectory
+
+SHOTS = os.environ.get("FLUXNB_SCREENSHOTS")
+
+
+def shot(page, name: str) -> None:
+    if SHOTS:
+        page.wait_for_timeout(150)
+        page.screenshot(path=str(Path(SHOTS) / f"{name}.png"))
+
+
+@pytest.fixture(scope="module")
+def widgets():
+    axes = {"prompts": ["a house", "a barn"], "seeds": [0, 1, 2], "steps": [1, 2, 4]}
+    return {
+        "scrubber": scrub([trajectory(steps=1), trajectory(steps=4, attention=True)]),
+        "explore": explore(grid(**axes, trajectories=True)),
+    }
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_text_of_the_scrubber_has_contrast_in_every_host(page, widgets, tmp_path, host):
+    open_widget(page, widgets["scrubber"], host, tmp_path)
+    page.locator(".fluxnb-word").nth(1).click()
+    shot(page, f"scrubber-{host}")
+    assert low_contrasts(page) == []
+    assert not page.errors and not page.outside
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_text_of_the_explorer_has_contrast_in_every_host(page, widgets, tmp_path, host):
+    open_widget(page, widgets["explore"], host, tmp_path)
+    page.locator(".fluxnb-tile").first.focus()
+    for key in (" ", "s", "ArrowRight", " "):
+        page.keyboard.press(key)
+    shot(page, f"explore-{host}")
+    assert low_contrasts(page) == []
+    page.keyboard.press("Enter")
+    page.keyboard.press("2")
+    page.locator("dialog .fluxnb-divider").wait_for()
+    shot(page, f"viewer-{host}")
+    assert low_contrasts(page) == []
+    assert not page.errors and not page.outside
+
+
+@pytest.mark.parametrize(
+    ("host", "ground", "is_dark"),
+    [
+        ("jupyterlab-light", "rgb(255, 255, 255)", False),
+        ("jupyterlab-dark", "rgb(17, 17, 17)", True),
+        ("vscode-dark", "rgb(31, 31, 31)", True),
+        ("colab-dark", "rgb(56, 56, 56)", True),
+    ],
+)
+def test_a_view_paints_the_ground_of_its_host(page, widgets, tmp_path, host, ground, is_dark):
+    open_widget(page, widgets["scrubber"], host, tmp_path)
+    root = page.locator(".fluxnb")
+    assert root.evaluate("(node) => getComputedStyle(node).backgroundColor") == ground
+    assert root.get_attribute("data-ground") == ("dark" if is_dark else "light")
+
+
+def test_the_accent_follows_a_change_of_the_theme(page, widgets, tmp_path):
+    open_widget(page, widgets["scrubber"], "jupyterlab-light", tmp_path)
+    page.evaluate(
+        """() => {
+          document.documentElement.style.setProperty("--jp-layout-color0", "#111");
+          document.documentElement.style.setProperty("--jp-ui-font-color1", "rgba(255, 255, 255, 0.87)");
+          document.body.dataset.jpThemeLight = "false";
+        }"""
+    )
+    page.locator(".fluxnb[data-ground=dark]").wait_for()
+    assert low_contrasts(page) == []
