@@ -55,7 +55,7 @@ HOSTS = {
 # A model as anywidget passes it to `render`; `trigger` delivers what a kernel would send.
 _MODEL = """
 const listeners = {};
-export const model = {
+const model = {
   sent: [],
   get: (name) => traits[name],
   set: (name, value) => { traits[name] = value; (listeners[`change:${name}`] ?? []).forEach((act) => act()); },
@@ -68,22 +68,31 @@ export const model = {
 """
 
 
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>host</title><style>{css}</style><style>{style}</style></head>
+<body {body}><main id="host"></main><script type="application/json" id="traits">{traits}</script>
+<script type="module">{script}
+const bytes = (text) => new DataView(Uint8Array.from(atob(text), (character) => character.charCodeAt(0)).buffer);
+const decode = (_, value) => (value?.base64 === undefined ? value : bytes(value.base64));
+const traits = JSON.parse(document.getElementById("traits").textContent, decode);
+{model}
+window.model = model;
+{view}_default.initialize?.({{ model }});
+window.close_view = {view}_default.render({{ model, el: document.getElementById("host") }});
+</script></body></html>"""
+
+
 def page_of(view: str, traits: dict[str, Any], host: Host) -> str:
     """An HTML page that displays a widget from its traits; bytes arrive as DataViews, as they do in JupyterLab."""
-    encoded = json.dumps(traits, default=lambda data: {"base64": base64.b64encode(data).decode()}).replace(
-        "<", "\\u003c"
-    )
-    decode = "(_, v) => v?.base64 === undefined ? v : new DataView(Uint8Array.from(atob(v.base64), (c) => c.charCodeAt(0)).buffer)"
-    program = (
-        f"{script(view)}\nconst traits = JSON.parse(document.getElementById('traits').textContent, {decode});\n"
-        f"{_MODEL.replace('export ', '')}\nwindow.model = model;\n"
-        f"{view}_default.initialize?.({{ model }});\n"
-        f"window.close_view = {view}_default.render({{ model, el: document.getElementById('host') }});"
-    )
-    return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>host</title><style>{host.css}</style>"
-        f"<style>{style(view)}</style></head><body {host.body}><main id='host'></main>"
-        f"<script type='application/json' id='traits'>{encoded}</script><script type='module'>{program}</script></body></html>"
+    encoded = json.dumps(traits, default=lambda data: {"base64": base64.b64encode(data).decode()})
+    return _PAGE.format(
+        css=host.css,
+        style=style(view),
+        body=host.body,
+        traits=encoded.replace("<", "\\u003c"),
+        script=script(view),
+        model=_MODEL,
+        view=view,
     )
 
 
