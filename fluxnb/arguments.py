@@ -96,13 +96,14 @@ PIPELINE_ONLY = (
 MOST_CHECKED = 10_000  # items of a list; longer ones are checked at their beginning
 
 
-def entry_point(*checked: str, accepts: Iterable[str] = (), **examples: str) -> Callable[[T], T]:
+def entry_point(*checked: str, accepts: type | Iterable[str] = (), **examples: str) -> Callable[[T], T]:
     """Decorate a public function or class so that wrong arguments raise an error that names what to type.
 
     Arguments:
         checked: parameters whose type is checked against their annotation, with what to type from `EXAMPLES`. Values
             that are checked elsewhere, as those of a Recipe are, need not be listed.
-        accepts: the keywords that a `**` parameter accepts; any where left out.
+        accepts: the keywords that a `**` parameter accepts; any where left out. Those of a TypedDict also appear in
+            the signature of the decorated function, for `help` and for completion in a notebook.
         examples: further parameters to check, and what to type for each.
 
     Raises:
@@ -117,21 +118,21 @@ def entry_point(*checked: str, accepts: Iterable[str] = (), **examples: str) -> 
         fluxnb.errors.ArgumentError: write(path=3), an int: path is text. Type path="picture.png".
     """
     typed = {**{name: EXAMPLES[name] for name in checked}, **examples}
-    further = tuple(accepts)
 
     def decorate(target: T) -> T:
         if isinstance(target, type):
-            target.__init__ = _checked(target.__init__, target.__name__, typed, further)  # type: ignore[misc]
+            target.__init__ = _checked(target.__init__, target.__name__, typed, accepts)  # type: ignore[misc]
             target.__no_type_check__ = True  # type: ignore[attr-defined]
             return target
-        return typing.cast(T, _checked(typing.cast(Any, target), getattr(target, "__name__", "call"), typed, further))
+        return typing.cast(T, _checked(typing.cast(Any, target), getattr(target, "__name__", "call"), typed, accepts))
 
     return decorate
 
 
 def _checked(
-    function: Callable[..., Any], name: str, examples: Mapping[str, str], further: tuple[str, ...]
+    function: Callable[..., Any], name: str, examples: Mapping[str, str], accepts: type | Iterable[str]
 ) -> Callable[..., Any]:
+    further = tuple(accepts.__annotations__ if isinstance(accepts, type) else accepts)
     # The tests check every annotation; here that would come before the error of `call`.
     function.__no_type_check__ = True  # type: ignore[attr-defined]
     signature = inspect.signature(function)
@@ -161,7 +162,29 @@ def _checked(
                 )
         return function(*args, **kwargs)
 
+    if isinstance(accepts, type):
+        call.__signature__ = _with_keywords(signature, accepts)  # type: ignore[attr-defined]
     return call
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "unset"
+
+
+def _with_keywords(signature: inspect.Signature, keywords: type) -> inspect.Signature:
+    """A signature with the fields of a TypedDict in the place of its `**` parameter."""
+    named = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    further = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_Unset(),
+            annotation=getattr(hint, "__forward_arg__", hint),
+        )
+        for name, hint in keywords.__annotations__.items()
+    ]
+    return signature.replace(parameters=[*named, *further])
 
 
 # --------------------------------------------------------------------------------------------------------------- values

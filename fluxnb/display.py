@@ -36,8 +36,9 @@ def read_picture(path: str | Path, size: tuple[int, int]) -> Any:
 
 
 def write_page(record: object, path: str | Path, **options: Any) -> Path:
-    """Write a record as a self-contained HTML page and return the path."""
-    return Path(_VIEWS["write_page"](record, path, **options))
+    """Write a record as a self-contained HTML page and return the path; options that are None are left out."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return Path(_VIEWS["write_page"](record, path, **given))
 
 
 def write_picture(record: object, path: str | Path) -> Path:

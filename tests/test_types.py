@@ -23,12 +23,14 @@ grid = fnb.sweep(flux, prompts=["a fox"], seeds=range(2), steps=[1, 4], store=No
 cell = next(iter(grid))
 plan = fnb.plan("schnell", hardware=None)
 with fnb.recording(flux.pipe) as recorder:
-    pass
+    picture = flux.pipe("a fox", num_inference_steps=4, generator=None).images[0]
 """
 # Expression to type. mypy writes full module names and pyright short ones, so the last part of each name is compared.
 EXPECTED = {
     "flux": "Flux",
     "flux.plan": "Plan",
+    "flux.pipe": "Pipeline",
+    "flux.pipe('a fox', num_inference_steps=4)": "FluxPipelineOutput",
     "trajectory": "Trajectory",
     "trajectory.image": "Image | None",
     "trajectory.recipe": "ResolvedRecipe | None",
@@ -50,6 +52,15 @@ EXPECTED = {
     "cell.image": "Image",
     "cell.path": "Path | None",
     "fnb.stream(flux, prompts=['a fox'])": "Stream",
+    "fnb.stream(flux, prompts='a fox', seeds=[1], steps=4, store='pictures', guidance=[1, 2.5], height=64)": "Stream",
+    "fnb.sweep(flux, prompts='a fox', sampler=['euler', 'renoise'], sigmas=[[1.0, 0.5], [1.0]])": "Sweep",
+    "fnb.plan_sweep(flux, prompts=['a fox'], steps=[1, 4], width=64, measure=True)": "CostEstimate",
+    "fnb.Axes(fnb.Recipe(prompt='a fox'), seed=range(3), sigmas=[(1.0, 0.5)])": "Axes",
+    "fnb.Axes.of(prompts='a fox', seeds=range(3), sigmas=(1.0, 0.5))": "Axes",
+    "fnb.Recipe(prompt='a fox').replace(seed=3, sigmas=[1.0, 0.5])": "Recipe",
+    "grid.select(seed=3, steps=4)": "tuple[Cell, ...]",
+    "flux.with_defaults(size=512)": "Flux",
+    "fnb.lab(flux).generate(seeds='0-3', steps=[1, 4])": "Lab",
     "next(fnb.stream(flux, prompts=['a fox']))": "Cell",
     "plan": "Plan",
     "plan.preset": "str",
@@ -61,8 +72,8 @@ EXPECTED = {
     "fnb.comfy_workflow(fnb.Recipe(prompt='a'))": "dict[str, Any]",
     "fnb.save(trajectory, 'fox.safetensors')": "Path",
     "fnb.open_trajectory('fox.safetensors')": "Trajectory",
-    "grid.to_html('grid.html')": "Path",
-    "trajectory.to_html('fox.html')": "Path",
+    "grid.to_html('grid.html', shows=['x'], size=256)": "Path",
+    "trajectory.to_html('fox.html', decode=flux.decode)": "Path",
     "fnb.scrub(trajectory)": "Scrubber",
     "fnb.explore(grid)": "Explorer",
     "fnb.lab(flux)": "Lab",
@@ -85,14 +96,23 @@ WRONG = {
     "fnb.filmstrip(grid)": "Trajectory",
     "trajectory.steps[0].sigmas": "sigmas",
     "fnb.path": "path",
+    "fnb.sweep(flux, prompts='a fox', guidanc=2.5)": "guidanc",
+    "fnb.stream(flux, prompts='a fox', seed=3)": "seed",
+    "fnb.plan_sweep(flux, prompts='a fox', steps='four')": "steps",
+    "fnb.Axes(fnb.Recipe(prompt='a fox'), seed=3)": "int",
+    "fnb.Recipe(prompt='a fox').replace(step=3)": "step",
+    "grid.select(seeds=3)": "seeds",
+    "grid.to_html('grid.html', sizes=256)": "sizes",
+    "flux.with_defaults(sizes=512)": "sizes",
+    "fnb.lab(flux).generate(seed=3)": "seed",
+    "flux.pipe('a fox', num_inference_steps='four')": "num_inference_steps",
 }
 
 
-# Following torch alone takes a quarter of the time; no public type comes from these libraries.
 MYPY_SETTINGS = """
 [mypy]
 strict = true
-[mypy-diffusers.*,transformers.*,accelerate.*]
+[mypy-transformers.*,accelerate.*]
 follow_imports = skip
 """
 REVEAL = [f"reveal_type({expression})" for expression in EXPECTED]

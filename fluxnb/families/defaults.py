@@ -8,15 +8,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
-__all__ = ["ModelDefaults", "defaults_of"]
+__all__ = ["DefaultChanges", "ModelDefaults", "defaults_of"]
 
 GUIDANCE = ("none", "true_cfg", "embedded")
+
+
+class DefaultChanges(TypedDict, total=False):
+    """The fields of ModelDefaults as keyword arguments, of which any may be left out."""
+
+    size: int
+    steps: int
+    guidance_kind: str
+    guidance: float | None
+    max_sequence_length: int
 
 
 @entry_point()

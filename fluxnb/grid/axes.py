@@ -5,17 +5,48 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from fluxnb.arguments import EXAMPLES, entry_point
 from fluxnb.errors import InputError, shorten
 from fluxnb.records.recipe import Recipe
 
-__all__ = ["FURTHER_AXES", "Axes"]
+__all__ = ["Axes", "FurtherAxes"]
 
-FIELDS = tuple(field.name for field in fields(Recipe))
-FURTHER_AXES = tuple(name for name in FIELDS if name not in ("prompt", "seed"))  # beside prompts and seeds
+
+class AxisValues(TypedDict, total=False):
+    """Values for the fields of a recipe."""
+
+    prompt: Iterable[str]
+    seed: Iterable[int]
+    steps: Iterable[int]
+    negative: Iterable[str | None]
+    height: Iterable[int | None]
+    width: Iterable[int | None]
+    guidance: Iterable[float | None]
+    sampler: Iterable[str]
+    sigmas: Iterable[Iterable[float] | None]
+    shift: Iterable[float | None]
+    max_sequence_length: Iterable[int | None]
+    model: Iterable[str | None]
+    revision: Iterable[str | None]
+    dtype: Iterable[str | None]
+
+
+class FurtherAxes(TypedDict, total=False):
+    """The axes beside prompts, seeds and steps, each given as one value or several."""
+
+    negative: str | Iterable[str | None] | None
+    height: int | Iterable[int | None] | None
+    width: int | Iterable[int | None] | None
+    guidance: float | Iterable[float | None] | None
+    sampler: str | Iterable[str]
+    sigmas: Iterable[float] | Iterable[Iterable[float] | None] | None
+    shift: float | Iterable[float | None] | None
+    max_sequence_length: int | Iterable[int | None] | None
+    model: str | Iterable[str | None] | None
+    revision: str | Iterable[str | None] | None
+    dtype: str | Iterable[str | None] | None
 
 
 class Axes:
@@ -36,8 +67,8 @@ class Axes:
         (4, [(1, 1), (1, 4), (2, 1), (2, 4)])
     """
 
-    @entry_point(accepts=FIELDS, base=EXAMPLES["recipe"].removeprefix("recipe="))
-    def __init__(self, base: Recipe, **values: Iterable[Any]) -> None:
+    @entry_point(accepts=AxisValues, base=EXAMPLES["recipe"].removeprefix("recipe="))
+    def __init__(self, base: Recipe, **values: Unpack[AxisValues]) -> None:
         self.base = base
         self.values: dict[str, tuple[Any, ...]] = {}
         for name, given in values.items():
@@ -52,7 +83,7 @@ class Axes:
             self.values[name] = checked
 
     @classmethod
-    @entry_point("prompts", "seeds", "steps", accepts=FURTHER_AXES)
+    @entry_point("prompts", "seeds", "steps", accepts=FurtherAxes)
     def of(
         cls,
         base: Recipe | None = None,
@@ -60,7 +91,7 @@ class Axes:
         prompts: str | Iterable[str],
         seeds: int | Iterable[int] | None = None,
         steps: int | Iterable[int] | None = None,
-        **further: Any,
+        **further: Unpack[FurtherAxes],
     ) -> Axes:
         """The grid of prompts x seeds x steps and further fields, each given as one value or several.
 
@@ -82,11 +113,11 @@ class Axes:
             "seed": [base.seed] if seeds is None else _as_list(seeds),
             "steps": [base.steps] if steps is None else _as_list(steps),
         }
-        for name, given in further.items():
-            # A schedule is a list itself, so an axis of schedules is a list of lists.
-            is_schedule = name == "sigmas" and given is not None and all(isinstance(s, int | float) for s in given)
-            values[name] = [tuple(given)] if is_schedule else _as_list(given)
+        values.update({name: _as_list(given) for name, given in further.items()})
         if "sigmas" in values:
+            # A schedule is a list itself, so an axis of schedules is a list of lists.
+            is_schedule = all(isinstance(level, int | float) for level in values["sigmas"])
+            values["sigmas"] = [tuple(values["sigmas"])] if is_schedule else values["sigmas"]
             values.pop("steps")  # a schedule determines the number of steps
         return cls(base, **values)
 

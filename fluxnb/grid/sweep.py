@@ -7,18 +7,17 @@ evaluations instead of 10. Cells in the store are not sampled again.
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Unpack
 
 from tqdm.auto import tqdm
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, warn_caller
-from fluxnb.grid.axes import FURTHER_AXES, Axes
+from fluxnb.grid.axes import Axes, FurtherAxes
 from fluxnb.grid.cost_estimate import CostEstimate, estimate_cost, measure, record_timing, recorded
 from fluxnb.grid.runner import GridRunner
 from fluxnb.grid.store import Store, StoreWarning
@@ -32,7 +31,6 @@ from fluxnb.sampling.sampler import StepCallback
 __all__ = ["CostEstimate", "Stream", "plan_sweep", "stream", "sweep"]
 
 MAX_BATCH = 256
-EntryPoint = TypeVar("EntryPoint", bound=Callable[..., Any])
 
 
 class Stream(Iterator[Cell]):
@@ -85,7 +83,7 @@ class _Request:
 CHECKED = ("flux", "prompts", "seeds", "steps", "store", "recipe", "keep")
 
 
-@entry_point(*CHECKED, "on_step", accepts=FURTHER_AXES, progress="progress=True")
+@entry_point(*CHECKED, "on_step", accepts=FurtherAxes, progress="progress=True")
 def sweep(
     flux: Flux,
     *,
@@ -98,7 +96,7 @@ def sweep(
     batch: int = 1,
     on_step: OnStep | None = None,
     progress: bool = False,
-    **axes: Any,
+    **axes: Unpack[FurtherAxes],
 ) -> Sweep:
     """Sample a grid of images: prompts x seeds x steps and any further field of a recipe.
 
@@ -167,28 +165,20 @@ def sweep(
     )
 
 
-def _with_parameters_of_sweep(*, without: tuple[str, ...] = (), own: str = "") -> Callable[[EntryPoint], EntryPoint]:
-    """Show the parameters of `sweep` in the signature of a function that passes them on.
-
-    Arguments:
-        without: parameters of `sweep` that the function does not take.
-        own: a parameter of the function itself.
-    """
-
-    def decorate(function: EntryPoint) -> EntryPoint:
-        signature = inspect.signature(function)
-        parameters = [each for name, each in inspect.signature(sweep).parameters.items() if name not in without]
-        parameters[-1:-1] = [signature.parameters[own]] if own else []
-        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-        function.__annotations__ = {each.name: each.annotation for each in parameters}
-        return function
-
-    return decorate
-
-
-@entry_point(*CHECKED, "on_step", accepts=FURTHER_AXES)
-@_with_parameters_of_sweep(without=("progress",))
-def stream(flux: Flux, **arguments: Any) -> Stream:
+@entry_point(*CHECKED, "on_step", accepts=FurtherAxes)
+def stream(
+    flux: Flux,
+    *,
+    prompts: str | Iterable[str],
+    seeds: int | Iterable[int] | None = None,
+    steps: int | Iterable[int] | None = None,
+    store: str | Path | Store | None = None,
+    recipe: Recipe | None = None,
+    keep: Keep | None = None,
+    batch: int = 1,
+    on_step: OnStep | None = None,
+    **axes: Unpack[FurtherAxes],
+) -> Stream:
     """Sample the same grid as `sweep`, but yield each cell as it finishes.
 
     Takes the arguments of `sweep` except `progress`. Cells in the store are yielded first. Leaving the loop stops the
@@ -198,27 +188,62 @@ def stream(flux: Flux, **arguments: Any) -> Stream:
         >>> for cell in stream(flux, prompts=["a fox"], seeds=range(4)):            # doctest: +SKIP
         ...     cell.image.show()
     """
-    request = _parse(flux, **arguments)
+    request = _parse(
+        flux,
+        prompts=prompts,
+        seeds=seeds,
+        steps=steps,
+        store=store,
+        recipe=recipe,
+        keep=keep,
+        batch=batch,
+        on_step=on_step,
+        **axes,
+    )
     cells = request.runner(background=False).cells(request.recipes)
     return Stream(recorded(flux, cells), request.axes.displayed, flux.model)
 
 
-@entry_point(*CHECKED, accepts=(*FURTHER_AXES, "batch", "on_step"), measure="measure=True")
-@_with_parameters_of_sweep(without=("progress", "on_step", "batch"), own="measure")
-def plan_sweep(flux: Flux, *, measure: bool = False, **arguments: Any) -> CostEstimate:
+@entry_point(*CHECKED, "on_step", accepts=FurtherAxes, measure="measure=True")
+def plan_sweep(
+    flux: Flux,
+    *,
+    prompts: str | Iterable[str],
+    seeds: int | Iterable[int] | None = None,
+    steps: int | Iterable[int] | None = None,
+    store: str | Path | Store | None = None,
+    recipe: Recipe | None = None,
+    keep: Keep | None = None,
+    batch: int = 1,
+    on_step: OnStep | None = None,
+    measure: bool = False,
+    **axes: Unpack[FurtherAxes],
+) -> CostEstimate:
     """Estimate the cost of `sweep` with these arguments without sampling.
 
     Takes the arguments of `sweep`. Seconds are estimated from cells of the same size that this process or the store
     has timed on this machine, and are None without any.
 
     Arguments:
+        on_step: accepted, so that the arguments of a sweep can be passed as they are, and not called.
         measure: True times one evaluation and one image if nothing has been timed yet.
 
     Example:
         >>> print(plan_sweep(flux, prompts=["a fox"], seeds=range(4), steps=[1, 2, 3, 4]))   # doctest: +SKIP
         16 cells, 16 to sample; 28 evaluations (12 shared), 1 prompts to encode; about 2.1 s; about 409.2 KiB
     """
-    request = _parse(flux, **arguments)
+    request = _parse(
+        flux,
+        prompts=prompts,
+        seeds=seeds,
+        steps=steps,
+        store=store,
+        recipe=recipe,
+        keep=keep,
+        batch=batch,
+        on_step=on_step,
+        **axes,
+    )
     recipes, runner = request.recipes, request.runner(background=False)
     missing = [recipe for recipe in recipes if runner.stored(recipe) is None]
     cost = estimate_cost(flux, recipes, missing=missing, store=request.store, keep=request.keep)

@@ -13,7 +13,7 @@ import difflib
 import functools
 import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, cast
 
 import torch
 from jaxtyping import Float
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import ArgumentError, InputError, RunError, UnavailableError, shorten
-from fluxnb.families.defaults import ModelDefaults
+from fluxnb.families.defaults import DefaultChanges, ModelDefaults
 from fluxnb.pipeline.compat import execution_device, has_model_hooks, is_caching
 from fluxnb.pipeline.identity import Identity, change_markers, deep_markers, identity_of
 from fluxnb.pipeline.preview import decode_latents, preview_of
@@ -36,7 +36,32 @@ from fluxnb.records.latents import LinearRGB, unpack
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.runtime.adaln_cache import expecting
 
-__all__ = ["Flux"]
+if TYPE_CHECKING:
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+    from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+
+    class Pipeline(FluxPipeline):  # type: ignore[misc]
+        """FluxPipeline for type checkers, to which diffusers declares a tuple as a possible result of every call."""
+
+        def __call__(
+            self,
+            prompt: str | list[str] | None = None,
+            *,
+            height: int | None = None,
+            width: int | None = None,
+            num_inference_steps: int = 28,
+            guidance_scale: float = 3.5,
+            true_cfg_scale: float = 1.0,
+            negative_prompt: str | list[str] | None = None,
+            sigmas: list[float] | None = None,
+            generator: torch.Generator | list[torch.Generator] | None = None,
+            num_images_per_prompt: int = 1,
+            max_sequence_length: int = 512,
+            callback_on_step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None,
+            **further: Any,
+        ) -> FluxPipelineOutput:
+            """Draw a picture."""
+
 
 # Attributes that a pipeline, a module or a result has: what is possible with a Flux, and what to type.
 RESOLVED = 'recipe=flux.resolve(fnb.Recipe(prompt="a fox"))'
@@ -91,7 +116,7 @@ class Flux:
         identity: Identity | None = None,
         markers: Markers | None = None,
     ) -> None:
-        self.pipe = pipe
+        self.pipe: Pipeline = pipe
         self.model = model
         self.revision = revision
         self.defaults = defaults
@@ -129,7 +154,8 @@ class Flux:
                 remedy = f"type flux.{near[0]}" if near else "type help(fnb.Flux)"
             raise UnavailableError(f"flux.{name}", possible, remedy)
 
-    def with_defaults(self, **changes: Any) -> Flux:
+    @entry_point(accepts=DefaultChanges)
+    def with_defaults(self, **changes: Unpack[DefaultChanges]) -> Flux:
         """The same pipeline with other defaults, for example `flux.with_defaults(size=512)`."""
         return Flux(self.pipe, **{**self.facts, "defaults": dataclasses.replace(self.defaults, **changes)})
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,15 @@ from torch import Tensor
 
 from fluxnb.errors import InputError, shorten
 
-__all__ = ["LinearRGB", "fit_linear", "pack", "token_grid", "tokens_in", "unpack"]
+__all__ = ["Decode", "LinearRGB", "fit_linear", "pack", "token_grid", "tokens_in", "unpack"]
 
 PIXELS_PER_CELL = 8
 PIXELS_PER_TOKEN = 16
 
 Latents = Float[Tensor, "*batch channels height width"]
 Tokens = Float[Tensor, "*batch tokens features"]
+# From latents (frames, 16, h/8, w/8) to one picture each, as `flux.decode` does.
+Decode = Callable[[Tensor], Sequence[Image.Image]]
 Pixels = UInt8[Tensor, "*batch height width 3"]
 
 

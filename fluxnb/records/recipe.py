@@ -13,14 +13,14 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
 
-__all__ = ["SAMPLERS", "Recipe", "ResolvedRecipe"]
+__all__ = ["SAMPLERS", "Recipe", "RecipeFields", "ResolvedRecipe"]
 
 FORMAT = 2  # raised when a field changes its meaning; readers refuse formats that they do not know
 READABLE = (1, 2)  # format 1 had a field `numerics`, which is now a field of cells and trajectories
@@ -33,6 +33,25 @@ MOST_STEPS = 1000
 DEFAULT_STEPS = 4
 
 R = TypeVar("R", bound="Recipe")
+
+
+class RecipeFields(TypedDict, total=False):
+    """The fields of a Recipe as keyword arguments, of which any may be left out."""
+
+    prompt: str
+    negative: str | None
+    seed: int
+    steps: int
+    height: int | None
+    width: int | None
+    guidance: float | None
+    sampler: str
+    sigmas: Sequence[float] | None
+    shift: float | None
+    max_sequence_length: int | None
+    model: str | None
+    revision: str | None
+    dtype: str | None
 
 
 @entry_point()
@@ -90,19 +109,18 @@ class Recipe:
         # A dataclass compares instances of one class only, but a recipe read from a file equals the one that was run.
         return self._values() == other._values() if isinstance(other, Recipe) else NotImplemented
 
-    def replace(self, **changes: Any) -> Recipe:
+    @entry_point(accepts=RecipeFields)
+    def replace(self, **changes: Unpack[RecipeFields]) -> Recipe:
         """A recipe with some fields changed, checked again; of a ResolvedRecipe, one that has to be resolved again.
 
         If `steps` changes and `sigmas` is not given, own sigmas are removed, since they belong to the other count.
         """
         values = self._values()
-        for name in changes:
-            if name not in values:
-                raise unknown_choice("field", name, values)
         if "steps" in changes and "sigmas" not in changes and self.sigmas and changes["steps"] != self.steps:
             changes["sigmas"] = None
-        if changes.get("sigmas") is not None and "steps" not in changes:
-            changes["steps"] = len(changes["sigmas"])
+        sigmas = changes.get("sigmas")
+        if sigmas is not None and "steps" not in changes:
+            changes["steps"] = len(sigmas)
         return Recipe(**{**values, **changes})
 
     def to_json(self) -> str:

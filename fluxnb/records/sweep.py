@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image
 
 from fluxnb.arguments import entry_point
 from fluxnb.display import figure, read_picture, write_page, write_picture
-from fluxnb.errors import UnavailableError, unknown_choice
+from fluxnb.errors import UnavailableError
 from fluxnb.records.frozen_dict import FrozenDict
-from fluxnb.records.recipe import ResolvedRecipe
+from fluxnb.records.latents import Decode
+from fluxnb.records.recipe import RecipeFields, ResolvedRecipe
 from fluxnb.records.trajectory import Trajectory, png_bytes
 
 __all__ = ["Cell", "Sweep"]
@@ -123,16 +124,13 @@ class Sweep:
     def __getitem__(self, index: int) -> Cell:
         return self.cells[index]
 
-    def select(self, **values: Any) -> tuple[Cell, ...]:
+    @entry_point(accepts=RecipeFields)
+    def select(self, **values: Unpack[RecipeFields]) -> tuple[Cell, ...]:
         """The cells whose recipes have the given values, such as `grid.select(seed=3, steps=4)`.
 
         Raises:
             InputError: a name that is no field of a recipe.
         """
-        known = [field.name for field in fields(ResolvedRecipe)]
-        for name in values:
-            if name not in known:
-                raise unknown_choice("field", name, known)
         return tuple(
             cell for cell in self.cells if all(getattr(cell.recipe, name) == value for name, value in values.items())
         )
@@ -145,9 +143,24 @@ class Sweep:
         return ", ".join(part for part in (sizes, self.model, f"{len(self.cells)} cells") if part) + missing
 
     @entry_point("path")
-    def to_html(self, path: str | Path, **options: Any) -> Path:
-        """Write a self-contained page for exploring the grid; for options see `fluxnb.html.grid_page.write`."""
-        return write_page(self, path, **options)
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        shows: Sequence[str] | None = None,
+        decode: Decode | None = None,
+        size: int | None = None,
+    ) -> Path:
+        """Write a self-contained page for exploring the grid and return its path.
+
+        Arguments:
+            path: the file to write.
+            shows: the quantities that the slider can display, of "clean", "x", "v", "noise"; all by default.
+            decode: from latents (n, 16, h/8, w/8) to pictures, such as `flux.decode`; by default each trajectory's
+                own linear preview.
+            size: longest side of a picture in pixels; 512 by default.
+        """
+        return write_page(self, path, shows=shows, decode=decode, size=size)
 
     def __repr__(self) -> str:
         return f"Sweep({self.caption!r})"

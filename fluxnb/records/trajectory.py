@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fluxnb.errors import InputError, UnavailableError, unknown_choice
 from fluxnb.flow import clean_estimate, noise_estimate
 from fluxnb.records.frozen_dict import FrozenDict
 from fluxnb.records.keep import Keep
-from fluxnb.records.latents import LinearRGB, token_grid, unpack
+from fluxnb.records.latents import Decode, LinearRGB, token_grid, unpack
 from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["STEP_QUANTITIES", "Step", "Trajectory"]
@@ -270,9 +270,16 @@ class Trajectory:
         return write_picture(self, path)
 
     @entry_point("path")
-    def to_html(self, path: str | Path, **options: Any) -> Path:
-        """Write a self-contained page with a slider over the steps; for options see `fluxnb.html.page.write`."""
-        return write_page(self, path, **options)
+    def to_html(self, path: str | Path, *, shows: Sequence[str] | None = None, decode: Decode | None = None) -> Path:
+        """Write a self-contained page with a slider over the steps and return its path.
+
+        Arguments:
+            path: the file to write.
+            shows: the quantities to choose from, of "clean", "x", "v", "noise"; all by default.
+            decode: from latents (n, 16, h/8, w/8) to pictures, such as `flux.decode`; by default the trajectory's own
+                linear preview.
+        """
+        return write_page(self, path, shows=shows, decode=decode)
 
     def __repr__(self) -> str:
         missing = f", no recipe: {self.recipe_missing}" if self.recipe_missing else ""

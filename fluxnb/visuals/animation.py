@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -13,6 +13,7 @@ from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
 from fluxnb.io.files import atomic_write, user_path
 from fluxnb.records import Cell, Film, Sweep, Trajectory
+from fluxnb.records.recipe import RecipeFields
 from fluxnb.visuals.frames import Decode, frames_of
 from fluxnb.visuals.labels import NAMES, value_labels
 
@@ -73,7 +74,7 @@ def write(
     return _save(frames, durations, path, _fit((frame_set.width, frame_set.height), size))
 
 
-@entry_point("sweep", "seconds", "size", path=GIF, axis='axis="steps"', captions="captions=True")
+@entry_point("sweep", "seconds", "size", path=GIF, axis='axis="steps"', captions="captions=True", accepts=RecipeFields)
 def write_axis(
     sweep: Sweep,
     path: str | Path,
@@ -82,7 +83,7 @@ def write_axis(
     seconds: float = 0.7,
     size: int = 256,
     captions: bool = True,
-    **fixed: object,
+    **fixed: Unpack[RecipeFields],
 ) -> Path:
     """Write a sweep as an animation along one axis: one frame for each value, with the pictures of the other axes.
 

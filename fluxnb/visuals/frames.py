@@ -8,7 +8,7 @@ three principal components of its latents. No function here needs the model.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +19,13 @@ from torch import Tensor
 
 from fluxnb.errors import InputError, unknown_choice
 from fluxnb.records import Cell, Film, Step, Sweep, Trajectory
+from fluxnb.records.latents import Decode
 from fluxnb.visuals.labels import NAMES, cell_labels, distinct_labels, label_of
 from fluxnb.visuals.overlays import normalized_attention, overlay, steps_with_attention
 
 __all__ = ["SHOWS", "Decode", "FrameSet", "describe", "frame_sets", "frames_of", "payload", "webp"]
 
 SHOWS = ("clean", "x", "v", "noise")
-
-# From latents (frames, 16, h/8, w/8) to one picture each, as `flux.decode` does.
-Decode = Callable[[Tensor], Sequence[Image.Image]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

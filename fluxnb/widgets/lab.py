@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import traitlets
 
@@ -31,8 +31,22 @@ __all__ = ["MAX_CELLS", "Generate", "Job", "Lab", "StepCallback", "format_value"
 
 MAX_CELLS = 1024  # images that a browser displays at once without effort
 PREVIEW_INTERVAL = 0.04  # seconds; a screen shows no more previews than that
-FIELDS = ("prompt", "seeds", "steps", "width", "height", "guidance", "negative")  # of the form
 TABLE_AXES = ("seed", "steps")  # rows and columns
+
+
+class FormFields(TypedDict, total=False):
+    """The fields of the form as keyword arguments: texts, as they are typed there, or values."""
+
+    prompt: str
+    seeds: str | int | Iterable[int]
+    steps: str | int | Iterable[int]
+    width: str | int
+    height: str | int
+    guidance: str | float
+    negative: str
+
+
+FIELDS = tuple(FormFields.__annotations__)
 
 
 # ----------------------------------------------------------------------------------------------------------------- form
@@ -255,8 +269,8 @@ class Lab(View):
         return self._grids[-1]
 
     # --------------------------------------------------------------------------------------------------------- sampling
-    @entry_point(accepts=FIELDS)
-    def generate(self, **fields: Any) -> Lab:
+    @entry_point(accepts=FormFields)
+    def generate(self, **fields: Unpack[FormFields]) -> Lab:
         """Start sampling, as the button does; returns at once.
 
         Arguments:

@@ -148,7 +148,7 @@ def test_replace_checks_values_and_field_names():
     assert recipe.replace(sigmas=(0.9, 0.5, 0.1)).steps == 3
     with pytest.raises(InputError, match="at least one word"):
         recipe.replace(prompt="")
-    with pytest.raises(InputError, match="Try field='seed'"):
+    with pytest.raises(InputError, match="Type seed=3"):
         recipe.replace(sead=3)
 
 
