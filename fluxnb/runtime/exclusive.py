@@ -43,10 +43,16 @@ def group_of(part: Any) -> ExclusiveGroup | None:
 
 @dataclass(eq=False)
 class _Hold:
-    """One acquisition of the lock, by the call that runs in this frame."""
+    """One acquisition of the lock, granted or awaited, by the call that runs in this frame.
+
+    An interrupt may arrive at any instruction of an acquisition or a release. The frame then ends, and with it the
+    hold, wherever it stands.
+    """
 
     frame: FrameType
+    thread: int = field(default_factory=threading.get_ident)
     cleanup: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    gate: Any = field(default_factory=threading.Lock)  # locked while the hold waits for its turn
 
     def has_ended(self) -> bool:
         """Whether the frame returned or raised without releasing the lock."""
@@ -73,10 +79,11 @@ class ExclusiveGroup:
 
     def __init__(self, *modules: nn.Module, device: torch.device | None = None) -> None:
         self._device = device
-        self._changed = threading.Condition()
-        self._owner: int | None = None
-        self._holds: list[_Hold] = []  # of the owner, the outermost first
-        self._queue: deque[object] = deque()
+        # Of the locks of `threading`, Lock and RLock alone are entered and left in one instruction. Condition, Event
+        # and Semaphore are Python code, in which an interrupt leaves them locked.
+        self._guard = threading.RLock()
+        self._holds: list[_Hold] = []  # of one thread, the outermost first
+        self._queue: deque[_Hold] = deque()
         self._stream: Any = None
         for module in modules:
             self.add(module)
@@ -105,43 +112,57 @@ class ExclusiveGroup:
 
     def acquire(self, hold: _Hold) -> None:
         """Wait for the lock and take it."""
-        with self._changed:
+        with self._guard:
             self._drop_ended()
-            if (self._holds and self._owner != threading.get_ident()) or (self._queue and not self._holds):
-                self._wait()
-            self._owner = threading.get_ident()
-            self._holds.append(hold)
+            if self._is_due(hold):
+                self._holds.append(hold)
+            else:
+                hold.gate.acquire()
+                self._queue.append(hold)
+        while not self._is_granted(hold):
+            hold.gate.acquire(timeout=CHECK_INTERVAL)
         if len(self._holds) == 1:
             self._follow_stream()
 
     def release(self, frame: FrameType) -> None:
         """Undo the acquisition by this frame; without effect if there is none."""
-        with self._changed:
-            held = [hold for hold in self._holds if hold.frame is frame]
-            if not held or self._owner != threading.get_ident():
-                return
-            try:
-                held[-1].cleanup.close()
-            finally:
-                self._holds.remove(held[-1])
-                self._drop_ended()
-                self._changed.notify_all()
+        with self._guard:
+            for hold in [hold for hold in self._holds if hold.frame is frame][-1:]:
+                self._end(hold)
 
-    def _wait(self) -> None:
-        ticket = object()
-        self._queue.append(ticket)
+    def _end(self, hold: _Hold) -> None:
         try:
-            while self._holds or self._queue[0] is not ticket:
-                self._changed.wait(CHECK_INTERVAL)
-                self._drop_ended()
+            hold.cleanup.close()
         finally:
-            self._queue.remove(ticket)
-            self._changed.notify_all()
+            self._holds.remove(hold)
+            self._drop_ended()
+            if self._queue and self._queue[0].gate.locked():
+                self._queue[0].gate.release()
+
+    def _is_due(self, hold: _Hold) -> bool:
+        """Whether nothing precedes this hold."""
+        if self._holds:
+            return self._holds[0].thread == hold.thread
+        return not self._queue or self._queue[0] is hold
+
+    def _is_granted(self, hold: _Hold) -> bool:
+        """Whether this hold has the lock; the first of the queue gets it here once it is due."""
+        with self._guard:
+            if hold in self._holds:
+                return True
+            self._drop_ended()
+            if not self._is_due(hold):
+                return False
+            self._holds.append(hold)
+            self._queue.remove(hold)
+            return True
 
     def _drop_ended(self) -> None:
+        for hold in [hold for hold in self._queue if hold.has_ended()]:
+            self._queue.remove(hold)
         for hold in [hold for hold in self._holds if hold.has_ended()]:
-            self._holds.remove(hold)
             hold.cleanup.close()
+            self._holds.remove(hold)
 
     def _follow_stream(self) -> None:
         if self._device is None or self._device.type != "cuda" or torch.cuda.is_current_stream_capturing():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import itertools
 import pickle
 import sys
@@ -15,10 +17,12 @@ from torch import nn
 
 import fluxnb as fnb
 from fluxnb.planning.presets import PRESETS
+from fluxnb.runtime import exclusive
 from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.cuda_graphs import GraphReplay
 from fluxnb.runtime.exclusive import ExclusiveGroup, group_of, protect
 from tests.conftest import toy_pipeline
+from tests.interrupts import Opcodes, Signals, chosen, in_thread
 from tests.runtime.test_adaln_cache import inputs_for
 from tests.runtime.test_assembly import built
 
@@ -179,11 +183,46 @@ def test_an_interrupt_while_waiting_leaves_the_queue(monkeypatch):
     threading.Thread(target=hold, daemon=True).start()
     assert entered.wait(5)
     with monkeypatch.context() as patch:
-        patch.setattr(group._changed, "wait", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(group, "_is_granted", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             probe()
     leave.set()
     assert is_free(group) and "0 waiting" in repr(group)
+
+
+@contextlib.contextmanager
+def held_elsewhere(group):
+    """Another thread holds the lock, and releases it soon after the block has begun."""
+    entered, leave = threading.Event(), threading.Event()
+    hold = group.wrap(lambda: (entered.set(), leave.wait(5), time.sleep(0.002)))
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    assert entered.wait(5)
+    leave.set()
+    yield
+    thread.join(5)
+
+
+@pytest.mark.parametrize("kind", [Signals, functools.partial(Opcodes, file=exclusive.__file__)])
+@pytest.mark.parametrize("held", [held_elsewhere, contextlib.nullcontext])
+def test_an_interrupt_at_any_instruction_of_the_lock_leaves_it_free(held, kind):
+    probe, group = Probe(0), ExclusiveGroup()
+    group.add(probe, during=contextlib.nullcontext)
+    wrapped = group.wrap(probe)
+
+    def call(interrupt):
+        with held(group), contextlib.suppress(KeyboardInterrupt), interrupt:
+            wrapped()
+        return interrupt.places
+
+    call(kind())
+    places = call(kind())
+    assert len(places) > 20
+    for index in chosen(places):
+        call(kind(index))
+        in_thread(probe, places[index], limit=5)
+        probe()
+        assert repr(group) == "ExclusiveGroup(free, 0 waiting)", places[index]
 
 
 def test_a_thread_that_is_waiting_gets_the_lock_of_an_interrupted_call():

@@ -1,19 +1,9 @@
-"""A KeyboardInterrupt at any line of fluxnb leaves nothing behind, and the next run has the right bytes.
-
-A trace function raises at a chosen line. It skips one kind of line event: the one between the end of a `with` block and
-the call of `__exit__`, where CPython runs no signal handler (it runs them after calls and at backward jumps).
-"""
+"""A KeyboardInterrupt at any line of fluxnb leaves nothing behind, and the next run has the right bytes."""
 
 from __future__ import annotations
 
 import contextlib
-import dis
-import functools
 import gc
-import sys
-import threading
-from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,59 +11,12 @@ import torch
 import fluxnb as fnb
 from fluxnb.sampling import recording
 from tests.conftest import toy_pipeline
+from tests.interrupts import Lines, Signals, chosen, in_thread
 
 pytestmark = pytest.mark.long
 
-PACKAGE = str(Path(fnb.__file__).parent)
 SIZE = {"height": 32, "width": 32}
-LIMIT = 20.0  # seconds after which a background thread counts as stuck
 ATTENTION = fnb.Keep(attention="all")
-
-
-# ------------------------------------------------------------------------------------------------------ interrupting
-@functools.cache
-def exits_of_with(code):
-    """The offsets of the instructions that prepare the call of `__exit__` at the regular end of a `with` block."""
-    instructions, found = [each for each in dis.get_instructions(code) if each.opname != "CACHE"], set()
-    for at in range(len(instructions) - 2):
-        if all(each.opname == "LOAD_CONST" and each.argval is None for each in instructions[at : at + 3]):
-            found.add(instructions[at].offset)
-            if at and instructions[at - 1].opname in ("SWAP", "NOP"):
-                found.add(instructions[at - 1].offset)
-    return found
-
-
-class Interrupt:
-    """Raises KeyboardInterrupt before the line event with this index; -1 for none. `.lines` are those that passed."""
-
-    def __init__(self, index=-1):
-        self.lines, self._index = [], index
-
-    def __enter__(self):
-        self._before = sys.gettrace()
-        sys.settrace(self._call)
-        return self
-
-    def __exit__(self, *_):
-        sys.settrace(self._before)
-
-    def _call(self, frame, event, _):
-        return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
-
-    def _line(self, frame, event, _):
-        if event == "line" and frame.f_lasti not in exits_of_with(frame.f_code):
-            self.lines.append((frame.f_code.co_filename, frame.f_lineno))
-            if len(self.lines) - 1 == self._index:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self._line
-
-
-def chosen(lines, every):
-    """The first and the last time that each line runs, of which each `every`-th is taken."""
-    first = {line: index for index, line in reversed(list(enumerate(lines)))}
-    last = {line: index for index, line in enumerate(lines)}
-    return sorted({*first.values(), *last.values()})[::every]
 
 
 # ------------------------------------------------------------------------------------------------------ what is left
@@ -91,20 +34,6 @@ def held_by(pipe):
         "observed": dict(recording._OBSERVED),
         "threads": torch.get_num_threads(),
     }
-
-
-def in_thread(function):
-    """The result of a function in another thread, which a lock that is still held would keep waiting."""
-    result = Future()
-
-    def work():
-        try:
-            result.set_result(function())
-        except BaseException as problem:
-            result.set_exception(problem)
-
-    threading.Thread(target=work, daemon=True).start()
-    return result.result(LIMIT)
 
 
 def picture(flux):
@@ -146,23 +75,34 @@ def flux():
     return fnb.load(pipe)
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.long), 7], ids=["every line", "each 7th line"])
-@pytest.mark.parametrize("entry", ENTRY_POINTS)
-def test_an_interrupt_at_any_line_leaves_nothing_behind(flux, entry, every):
+def interrupted_everywhere(flux, entry, kind, every):
+    """Interrupt an entry point at every place of a kind; returns how many interrupts there were."""
     entry(flux)
     expected, before = picture(flux), held_by(flux.pipe)
-    with Interrupt() as dry:
+    with kind() as dry:
         entry(flux)
-    assert len(dry.lines) > 5
-    for index in chosen(dry.lines, every):
-        with contextlib.suppress(KeyboardInterrupt), Interrupt(index):
+    assert len(dry.places) > 5
+    indices = chosen(dry.places, every)
+    for index in indices:
+        with contextlib.suppress(KeyboardInterrupt), kind(index):
             entry(flux)
         gc.collect(0)
-        assert held_by(flux.pipe) == before, dry.lines[index]
-        assert in_thread(lambda: picture(flux)) == expected, dry.lines[index]
+        assert held_by(flux.pipe) == before, dry.places[index]
+        assert in_thread(lambda: picture(flux), dry.places[index]) == expected, dry.places[index]
+    return len(indices)
 
 
-@pytest.mark.long
+@pytest.mark.parametrize("every", [1, 7], ids=["every line", "each 7th line"])
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_an_interrupt_at_any_line_leaves_nothing_behind(flux, entry, every, record_property):
+    record_property("interrupts", interrupted_everywhere(flux, entry, Lines, every))
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_an_interrupt_where_signals_are_handled_leaves_nothing_behind(flux, entry, record_property):
+    record_property("interrupts", interrupted_everywhere(flux, entry, Signals, 1))
+
+
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_an_interrupt_at_any_time_leaves_nothing_behind(flux, entry):
     import signal
