@@ -88,7 +88,8 @@ def schedule(steps: int, sigmas: Sequence[float] | None = None, shift: float = 1
 def dynamic_shift(tokens: int, *, base: float = 0.5, top: float = 1.15, few: int = 256, many: int = 4096) -> float:
     """The shift of FLUX.1-dev for an image of `tokens` tokens: e**mu with mu linear in the number of tokens.
 
-    256 tokens (256 px) give e**0.5, 4096 tokens (1024 px) e**1.15 (black-forest-labs/flux, `sampling.py`).
+    256 tokens (256 px) give e**0.5, 4096 tokens (1024 px) e**1.15 (black-forest-labs/flux, `sampling.py`). A run takes
+    the shift of its own scheduler, see `fluxnb/pipeline/schedule.py`; this function is for comparison.
 
     Example:
         >>> round(dynamic_shift(4096), 3)

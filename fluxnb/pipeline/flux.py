@@ -31,7 +31,7 @@ from fluxnb.pipeline.schedule import Generators, pipeline_view, prepared_schedul
 from fluxnb.pipeline.state import state_of
 from fluxnb.planning.hardware import GIB, detect
 from fluxnb.planning.plan import Plan, convert_out_of_memory
-from fluxnb.planning.presets import DECODING
+from fluxnb.planning.requirements import DECODING
 from fluxnb.records.latents import LinearRGB, unpack
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.runtime.adaln_cache import expecting

@@ -21,7 +21,8 @@ from fluxnb.pipeline.state import state_of
 from fluxnb.planning import plan as planning
 from fluxnb.planning.model_size import model_size_of
 from fluxnb.planning.plan import Plan, convert_out_of_memory, is_large
-from fluxnb.planning.presets import PRESETS, Workload
+from fluxnb.planning.presets import PRESETS
+from fluxnb.planning.requirements import Workload
 from fluxnb.records.recipe import Recipe
 from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.compat import is_library_error

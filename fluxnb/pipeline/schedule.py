@@ -78,6 +78,14 @@ def _require_supported(scheduler: Any, recipe: Recipe) -> None:
         )
 
 
+def time_shift(height: int, width: int, config: Any) -> float:
+    """The mu of the time shift for a picture size in pixels, computed by diffusers' own function.
+
+    mu is linear in the number of image tokens; schedulers without dynamic shifting ignore it.
+    """
+    return calculate_shift(tokens_in(height, width), config)
+
+
 def prepared_scheduler(
     scheduler: Any, recipe: ResolvedRecipe, generators: Generators, device: torch.device, *, first: int = 0
 ) -> Any:
@@ -88,7 +96,7 @@ def prepared_scheduler(
         first: the step to start from, as a call that continues from known steps does.
     """
     own = scheduler_for(scheduler, recipe, generators)
-    mu = calculate_shift(tokens_in(recipe.height, recipe.width), own.config)
+    mu = time_shift(recipe.height, recipe.width, own.config)
     own.set_timesteps(sigmas=unshifted_sigmas(recipe)[first:], mu=mu, device=device)
     return own
 

@@ -23,7 +23,8 @@ from fluxnb.errors import InputError, RunError, unknown_choice
 from fluxnb.families.defaults import DEFAULTS
 from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
 from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of
-from fluxnb.planning.presets import PRESETS, Preset, Requirements, Workload, requirements
+from fluxnb.planning.presets import PRESETS, Preset
+from fluxnb.planning.requirements import Requirements, Workload, requirements
 from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS
 from fluxnb.units import duration
 

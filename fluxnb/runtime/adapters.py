@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from fluxnb.errors import InputError
 from fluxnb.runtime.adaln_cache import CachedModulation
 from fluxnb.runtime.compat import (
-    ExecutionDevice,
     FusedProjections,
     compiled_call,
     discard_compiled_call,
+    has_execution_device,
     is_group_offloaded,
     reinstall_group_offload,
     restore_fused_projections,
@@ -404,7 +404,7 @@ def _is_elsewhere(layer: nn.Module) -> bool:
 
 def _is_read_by_layer(model: Any) -> bool:
     """Whether the layers of a model read their weights from a file for each call."""
-    return isinstance(getattr(model, "_hf_hook", None), ExecutionDevice)
+    return has_execution_device(model)
 
 
 def _is_float8(weight: Tensor) -> bool:

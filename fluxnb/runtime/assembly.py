@@ -20,7 +20,7 @@ from fluxnb.errors import InputError, RunError, StorageError, shorten
 from fluxnb.planning.presets import Preset
 from fluxnb.runtime.adaln_cache import AdaLNCache, expected_timesteps
 from fluxnb.runtime.adapters import support_adapters
-from fluxnb.runtime.compat import is_library_error
+from fluxnb.runtime.compat import is_library_error, set_execution_device
 from fluxnb.runtime.exclusive import ExclusiveGroup, protect
 from fluxnb.runtime.gguf import GgufReader
 from fluxnb.runtime.quantisation import cast_for_compute, prepare_storage
@@ -31,7 +31,6 @@ from fluxnb.runtime.streaming import (
     load_by_layer,
     load_weights,
     offloaded_blocks,
-    set_execution_device,
 )
 
 __all__ = ["assemble"]

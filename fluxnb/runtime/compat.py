@@ -22,6 +22,7 @@ __all__ = [
     "compiler_options",
     "discard_compiled_call",
     "gguf_types",
+    "has_execution_device",
     "has_stateful_hooks",
     "hook_count",
     "is_changed_at_run_time",
@@ -35,6 +36,7 @@ __all__ = [
     "restore_fused_projections",
     "separate_projections",
     "set_compiled_call",
+    "set_execution_device",
     "tied_weights",
     "tokenizer_method",
     "tuner_layers",
@@ -142,6 +144,16 @@ class ExecutionDevice:
     def detach_hook(self, module: nn.Module) -> nn.Module:
         """The module, which this hook left as it was."""
         return module
+
+
+def set_execution_device(model: nn.Module, device: torch.device) -> None:
+    """Set the device that diffusers reports for a model, which otherwise is that of its weights."""
+    model._hf_hook = ExecutionDevice(device)
+
+
+def has_execution_device(model: nn.Module) -> bool:
+    """Whether `set_execution_device` was called on the model."""
+    return isinstance(getattr(model, "_hf_hook", None), ExecutionDevice)
 
 
 def is_group_offloaded(module: nn.Module) -> bool:

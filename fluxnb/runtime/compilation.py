@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fluxnb.errors import InputError
 from fluxnb.planning.model_size import ModelSize
-from fluxnb.planning.presets import Workload
+from fluxnb.planning.requirements import Workload
 from fluxnb.runtime.adapters import support_adapters
 from fluxnb.runtime.compat import (
     ATTENTION_BACKENDS,

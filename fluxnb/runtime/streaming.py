@@ -22,7 +22,7 @@ from fluxnb.checkpoints.checksums import read_json
 from fluxnb.checkpoints.sources import weight_files
 from fluxnb.errors import StorageError, shorten
 from fluxnb.io.headers import Header, StoredTensor, safetensors_header
-from fluxnb.runtime.compat import ExecutionDevice, modules_in_float32, tied_weights
+from fluxnb.runtime.compat import modules_in_float32, set_execution_device, tied_weights
 
 __all__ = [
     "TensorSetter",
@@ -32,7 +32,6 @@ __all__ = [
     "load_by_layer",
     "load_weights",
     "offloaded_blocks",
-    "set_execution_device",
     "set_tensor",
 ]
 
@@ -270,11 +269,6 @@ def load_by_layer(model: nn.Module, reader: WeightReader, device: torch.device) 
     for path, layer in model.named_modules():
         if next(layer.parameters(recurse=False), None) is not None:
             _LayerLoader(path, layer, reader, device)
-
-
-def set_execution_device(model: nn.Module, device: torch.device) -> None:
-    """Set the device that diffusers reports for a model, which otherwise is that of its weights."""
-    model._hf_hook = ExecutionDevice(device)
 
 
 class _LayerLoader:

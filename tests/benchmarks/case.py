@@ -138,7 +138,8 @@ class Bench:
         """The predictions of a preset that is not loaded through `fnb.load`."""
         from fluxnb.planning.hardware import describe_hardware
         from fluxnb.planning.plan import _model_size
-        from fluxnb.planning.presets import PRESETS, Workload, requirements
+        from fluxnb.planning.presets import PRESETS
+        from fluxnb.planning.requirements import Workload, requirements
 
         workload = Workload(size=self.size, text=self.text)
         need = requirements(PRESETS[preset], _model_size(self.folder), describe_hardware("h200"), workload)

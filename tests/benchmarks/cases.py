@@ -140,7 +140,7 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
         from fluxnb.pipeline.prompts import Encoded
         from fluxnb.planning.model_size import flux1_size
         from fluxnb.planning.plan import _model_size
-        from fluxnb.planning.presets import Workload
+        from fluxnb.planning.requirements import Workload
         from fluxnb.runtime.adaln_cache import AdaLNCache, expected_timesteps, modulation_layers
         from fluxnb.runtime.compilation import compile_pipeline, evaluation_inputs, matmul_ceiling, share_of_ceiling
 
@@ -224,7 +224,7 @@ MEASURES: dict[str, Callable[[Bench], None]] = {
 
 def evaluation(bench: Bench, pipe: Any) -> float:
     """Seconds of one call of the transformer."""
-    from fluxnb.planning.presets import Workload
+    from fluxnb.planning.requirements import Workload
     from fluxnb.runtime.compilation import evaluation_inputs, seconds
 
     question = evaluation_inputs(pipe.transformer, bench.device, Workload(size=bench.size, text=bench.text))

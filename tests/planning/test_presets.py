@@ -4,7 +4,8 @@ import pytest
 
 from fluxnb.planning.hardware import describe_hardware
 from fluxnb.planning.model_size import flux1_size
-from fluxnb.planning.presets import PRESETS, Workload, requirements, transformer_bytes
+from fluxnb.planning.presets import PRESETS
+from fluxnb.planning.requirements import Workload, requirements, transformer_bytes
 
 GIB = 2**30
 H200 = describe_hardware("h200")

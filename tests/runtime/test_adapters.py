@@ -18,7 +18,8 @@ from torch import nn
 import fluxnb as fnb
 from fluxnb.errors import InputError
 from fluxnb.pipeline.identity import identity_of
-from fluxnb.planning.presets import PRESETS, Workload
+from fluxnb.planning.presets import PRESETS
+from fluxnb.planning.requirements import Workload
 from fluxnb.runtime.adapters import support_adapters
 from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.compilation import compile_pipeline

@@ -13,7 +13,8 @@ import torch
 import fluxnb as fnb
 from fluxnb.checkpoints.sources import POCKET
 from fluxnb.errors import InputError, RunError, StorageError
-from fluxnb.planning.presets import PRESETS, Workload
+from fluxnb.planning.presets import PRESETS
+from fluxnb.planning.requirements import Workload
 from fluxnb.runtime.assembly import assemble
 from tests.conftest import toy_pipeline
 from tests.plain_calls import plain_call

@@ -134,9 +134,7 @@ def test_hooks_that_move_or_cast_weights_are_found(pipe, kind):
 
 
 def test_a_hook_that_only_aligns_devices_is_not_stateful(pipe):
-    from fluxnb.runtime.streaming import set_execution_device
-
-    set_execution_device(pipe.vae, torch.device("cpu"))
+    compat.set_execution_device(pipe.vae, torch.device("cpu"))
     assert hasattr(pipe.vae, "_hf_hook") and not compat.has_stateful_hooks(pipe.vae)
 
 
