@@ -56,6 +56,8 @@ Files
     open_trajectory   read it back; needs no model
     open_recipe       the recipe inside a PNG written by this package
     comfy_workflow    a recipe as a ComfyUI graph
+    import_recipe     the recipe of a picture of ComfyUI, A1111, Forge, SwarmUI, InvokeAI, mflux
+    Imported          what `import_recipe` returns: a recipe, and how its picture differs
 
 Errors
     FluxnbError       base class; each error names the value given, the possible values and what to type

@@ -16,6 +16,8 @@ from .grid.sweep import plan_sweep as plan_sweep
 from .grid.sweep import stream as stream
 from .grid.sweep import sweep as sweep
 from .io.comfyui import comfy_workflow as comfy_workflow
+from .io.imported import Imported as Imported
+from .io.importing import import_recipe as import_recipe
 from .io.png import open_recipe as open_recipe
 from .io.trajectory_files import open_trajectory as open_trajectory
 from .io.trajectory_files import save as save

@@ -126,7 +126,9 @@ def _recipe_text(stream: Any) -> bytes | None:
         head = stream.read(8)
         if not head or head[4:] == b"IEND":
             raise InputError(
-                "a PNG without a recipe", "fluxnb writes one into its PNG files", "give the file that fluxnb wrote"
+                "a PNG without a recipe",
+                "fluxnb writes one into its PNG files",
+                "for a picture of another program type fnb.import_recipe(picture)",
             )
         if len(head) < 8:
             return None

@@ -13,6 +13,7 @@ import fluxnb as fnb
 from fluxnb.io.png import decode_png, encode_png, open_recipe
 from fluxnb.io.trajectory_files import open_trajectory, save
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
+from tests.io.test_import import A1111, DEV, INVOKE, MFLUX, SWARM, advanced, graph, png
 from tests.mutations import amount, examine, mutated_bytes, mutated_json, mutated_png
 from tests.scenes import trajectory
 
@@ -56,6 +57,33 @@ def test_mutated_png_files(count, tmp_path):
             open_recipe(path if rng.random() < 0.5 else io.BytesIO(data))
 
     outcomes = examine(answer, inputs())
+    assert outcomes["error"] and outcomes["value"]
+
+
+@amount
+def test_mutated_graphs_and_metadata_of_other_programs(count):
+    rng = random.Random(4)
+    documents = [graph(), graph(DEV), advanced(), {"sui_image_params": SWARM}, INVOKE, MFLUX]
+    pictures = [png(prompt=json.dumps(graph())), png(parameters=A1111), png(invokeai_metadata=json.dumps(INVOKE))]
+
+    def inputs():
+        for _ in range(count):
+            match rng.randrange(6):
+                case 0 | 1 | 2:
+                    yield mutated_json(rng, rng.choice(documents))
+                case 3:  # links between any two nodes, circles among them
+                    made = rng.choice((graph(DEV), advanced()))
+                    for _ in range(rng.choice((1, 2, 20))):
+                        inputs = made[rng.choice(list(made))]["inputs"]
+                        if inputs:
+                            inputs[rng.choice(list(inputs))] = [rng.choice(list(made)), rng.choice((0, 1, -1))]
+                    yield made
+                case 4:
+                    yield mutated_png(rng, rng.choice(pictures))
+                case 5:
+                    yield png(parameters=mutated_bytes(rng, A1111.encode()).decode("latin-1").replace("\0", ""))
+
+    outcomes = examine(fnb.import_recipe, inputs())
     assert outcomes["error"] and outcomes["value"]
 
 
