@@ -69,6 +69,8 @@ EXPECTED = {
     "plan.exact": "bool",
     "plan.refused": "tuple[tuple[str, str], ...]",
     "fnb.open_recipe('fox.png')": "Recipe",
+    "fnb.import_recipe('fox.png')": "Imported",
+    "fnb.import_recipe('fox.png').recipe": "Recipe",
     "fnb.comfy_workflow(fnb.Recipe(prompt='a'))": "dict[str, Any]",
     "fnb.save(trajectory, 'fox.safetensors')": "Path",
     "fnb.open_trajectory('fox.safetensors')": "Trajectory",

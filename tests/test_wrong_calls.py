@@ -178,6 +178,7 @@ GOOD: dict[str, Any] = {
     "fnb.io.encode_png": lambda r: {"image": r.trajectory.image, "recipe": None, "numerics": "exact"},
     "fnb.io.write_png": lambda r: {"image": r.trajectory.image, "path": r.folder / "b.png", "recipe": None,
                                    "numerics": "exact"},
+    "fnb.import_recipe": lambda r: {"file": r.png},
     "fnb.comfy_workflow": lambda r: {"recipe": fnb.Recipe(prompt="a", model="schnell", height=64, width=64),
                                      "browser": False},
     **{f"fnb.metrics.{name}": lambda r: {"trajectory": r.trajectory}
@@ -210,7 +211,7 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 # Names whose values are made by fluxnb and not by its users.
 MADE_HERE = {
-    "Cell", "Explorer", "Film", "Flux", "Lab", "Plan", "Recorder", "Scrubber", "Step", "Stream", "Sweep", "Trajectory",
+    "Cell", "Explorer", "Film", "Flux", "Imported", "Lab", "Plan", "Recorder", "Scrubber", "Step", "Stream", "Sweep", "Trajectory",
 }  # fmt: skip
 NOT_CALLED = {"STOP", "flow", "io", "metrics", "plots", "widgets"}
 
