@@ -211,7 +211,8 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 # Names whose values are made by fluxnb and not by its users.
 MADE_HERE = {
-    "Cell", "Explorer", "Film", "Flux", "Imported", "Lab", "Plan", "Recorder", "Scrubber", "Step", "Stream", "Sweep", "Trajectory",
+    "Cell", "Explorer", "Film", "Flux", "Imported", "Lab", "Plan", "Recorder", "Scrubber", "Step", "Stream", "Sweep",
+    "Trajectory",
 }  # fmt: skip
 NOT_CALLED = {"STOP", "flow", "io", "metrics", "plots", "widgets"}
 

@@ -369,8 +369,8 @@ def _loaded(reading: Reading, node: Node, table: Table | None) -> Model:
         node.refuse(f"its file is {quoted(file)}, and FLUX.1 schnell and dev are known")
     stored = reading.value(node, "weight_dtype", "default")
     if LOSSY.search(file.lower()) or stored not in ("default", "fp16", "bf16") or "GGUF" in node.kind:
-        kept = file if LOSSY.search(file.lower()) else f"{file} as {stored}"
-        reading.differs.append(f"Node {node.id[:20]} ({node.kind}) holds weights in fewer bits: {quoted(kept)}.")
+        weights = file if LOSSY.search(file.lower()) else f"{file} as {stored}"
+        reading.differs.append(f"Node {node.id[:20]} ({node.kind}) holds weights in fewer bits: {quoted(weights)}.")
     default = Table(1000, 1.0) if name == "schnell" else Table(10_000, math.exp(SHIFT_OF_DEV))
     return Model(name, table or default)
 

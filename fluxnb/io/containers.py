@@ -1,6 +1,6 @@
 """The text that programs store in pictures: text chunks of PNG, EXIF of PNG, JPEG and WebP, and JSON files.
 
-The files may come from anyone. Nothing is decoded but text. Chunks are walked over with bounded lengths, and
+The files may come from anyone. Nothing is decoded but text. Chunks are read one by one with bounded lengths, and
 compressed text is decompressed up to a bound.
 """
 
@@ -100,8 +100,8 @@ def _png(stream: Any) -> Contents:
         if len(head) < 8 or head[4:] == b"IEND":
             return contents
         length, kind = struct.unpack(">I4s", head)
-        wanted = kind in (b"IHDR", b"tEXt", b"iTXt", b"zTXt", b"eXIf") and length <= LONGEST_TEXT
-        if not wanted or len(contents.texts) >= MOST_TEXTS:
+        relevant = kind in (b"IHDR", b"tEXt", b"iTXt", b"zTXt", b"eXIf") and length <= LONGEST_TEXT
+        if not relevant or len(contents.texts) >= MOST_TEXTS:
             stream.seek(length + 4, io.SEEK_CUR)
             continue
         body = stream.read(length)

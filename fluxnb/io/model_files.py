@@ -6,7 +6,7 @@ import re
 
 __all__ = ["LOSSY", "known_model"]
 
-# Parts of names that say how the weights are stored, and do not change which model they are.
+# Parts of names about the storage of the weights, which do not change the model.
 LOSSY = re.compile(r"fp8|e4m3fn|e5m2|gguf|nf4|bnb|svdq|int4|int8|fp4|q\d|quantized|\d+ ?bit|mxfp|scaled")
 _STORED = (
     r"flux|flux1|flux\.1|1|safetensors|sft|ckpt|gguf|fp8|fp16|bf16|fp32|fp4|e4m3fn|e5m2|scaled|nf4|bnb|svdq|int4|int8"
