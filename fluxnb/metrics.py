@@ -156,7 +156,17 @@ def principal(points: Points, count: int = 2) -> tuple[Float[np.ndarray, "points
 
     Returns:
         Coordinates (points, count), and the share of the variance on each axis, 0 to 1.
+
+    Raises:
+        InputError: points that are not finite.
     """
+    if not bool(points.isfinite().all()):
+        bad = int((~points.isfinite()).sum())
+        raise InputError(
+            f"points of which {bad:,} numbers are not finite",
+            "principal components need finite numbers",
+            'run again with a float32 model: fnb.load(..., dtype="float32")',
+        )
     centered = points.double() - points.double().mean(dim=0)
     # The Gram matrix is small: there are a few dozen points of up to 262144 numbers (1024 px).
     values, vectors = torch.linalg.eigh(centered @ centered.T)

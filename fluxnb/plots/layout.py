@@ -14,7 +14,7 @@ from PIL import Image
 
 from fluxnb.plots.style import FAINT, INK, SOFT, hide_axes
 from fluxnb.records import Cell, Trajectory
-from fluxnb.visuals.frames import FrameSet
+from fluxnb.visuals.frames import FrameSet, at_most
 
 __all__ = [
     "FRAME",
@@ -34,6 +34,7 @@ __all__ = [
 
 FRAME = 1.05  # inches, the side of a frame
 GAP = 0.07
+LARGEST_FRAME = 2048  # pixels on the longer side; a frame has 116 in a figure of the usual resolution
 HEAD = 0.62  # above the frames, for title and subtitle
 
 
@@ -56,6 +57,7 @@ def add_axes(figure: Figure, box: Box) -> Axes:
 def draw_frame(figure: Figure, box: Box, image: Image.Image, *, accent: bool = False) -> None:
     """Draw a picture into a rectangle, with an outline if `accent` is set."""
     axes = add_axes(figure, box)
+    image = at_most(image, LARGEST_FRAME)
     # A linear preview has one pixel for 8 x 8; bicubic interpolation displays it as a blurred picture, not a mosaic.
     axes.imshow(np.asarray(image.convert("RGB")), interpolation="bicubic", aspect="auto")
     for spine in axes.spines.values():

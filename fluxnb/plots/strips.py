@@ -363,8 +363,9 @@ def latent_channels(trajectory: Trajectory, step: int = -1, *, show: str = "clea
             f"step={shorten(step)}", f"this trajectory has steps 0 to {len(trajectory) - 1}", "try step=-1, the last"
         )
     chosen = trajectory[step]
-    maps = chosen.latents(show).float().numpy()
-    limit = float(np.quantile(np.abs(maps), 0.995)) or 1.0
+    maps = chosen.latents(show).double().numpy()  # in which the colors of float32's largest numbers do not overflow
+    finite = np.abs(maps[np.isfinite(maps)])
+    limit = (float(np.quantile(finite, 0.995)) if finite.size else 0.0) or 1.0
     per_row, width = 8, 0.85
     rows = -(-len(maps) // per_row)
     height = width * maps.shape[1] / maps.shape[2]

@@ -90,11 +90,11 @@ class LinearRGB:
     error: float
 
     def __call__(self, latents: Latents) -> Pixels:
-        """The preview of latents (..., 16, h/8, w/8) as bytes (..., h/8, w/8, 3)."""
+        """The preview of latents (..., 16, h/8, w/8) as bytes (..., h/8, w/8, 3); black where they are NaN."""
         weight = torch.tensor(self.weight, dtype=torch.float32, device=latents.device)
         bias = torch.tensor(self.bias, dtype=torch.float32, device=latents.device)
         rgb = torch.einsum("oc,...chw->...hwo", weight, latents.float()) + bias
-        return (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
+        return (rgb.nan_to_num(nan=0.0).clamp(0, 1) * 255).round().to(torch.uint8)
 
     def pictures(self, latents: Latents, size: tuple[int, int] | None = None) -> list[Image.Image]:
         """The previews of latents (n, 16, h/8, w/8) as images, resized to `size` (width, height) if given."""

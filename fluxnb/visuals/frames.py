@@ -23,9 +23,11 @@ from fluxnb.records.latents import Decode
 from fluxnb.visuals.labels import NAMES, cell_labels, distinct_labels, label_of
 from fluxnb.visuals.overlays import normalized_attention, overlay, steps_with_attention
 
-__all__ = ["SHOWS", "Decode", "FrameSet", "describe", "frame_sets", "frames_of", "payload", "webp"]
+__all__ = ["SHOWS", "Decode", "FrameSet", "at_most", "describe", "frame_sets", "frames_of", "payload", "webp"]
 
 SHOWS = ("clean", "x", "v", "noise")
+# Pixels of one payload. A million takes 0.05 to 0.15 seconds as WebP, and half of that where the search is short.
+MANY_PIXELS, MOST_PIXELS, LONGEST_SIDE = 12_000_000, 40_000_000, 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -196,12 +198,35 @@ def _frames_of_cell(cell: Cell, shows: Sequence[str], decode: Decode | None, lab
     )
 
 
-def webp(image: Image.Image, quality: int = 88, *, lossless: bool | None = None) -> bytes:
+def at_most(image: Image.Image, longest: int) -> Image.Image:
+    """The picture, reduced to `longest` pixels on its longer side if it has more."""
+    scale = longest / max(image.size)
+    if scale >= 1:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=1.0)
+
+
+def _limits(frame_sets: Sequence[FrameSet]) -> tuple[int, int]:
+    """The longest side of a frame with which all of them have MOST_PIXELS at most, and the effort of WebP, 0 to 6."""
+    pictures = [image for each in frame_sets for images in (*each.frames.values(), (each.final,)) for image in images]
+    sizes = [image.size for image in {id(image): image for image in pictures if image is not None}.values()]
+
+    def pixels(side: int) -> float:
+        return sum(width * height * min(1.0, side / max(width, height)) ** 2 for width, height in sizes)
+
+    longest = LONGEST_SIDE
+    while longest > 64 and pixels(longest) > MOST_PIXELS:
+        longest = max(64, int(longest * 0.95))
+    return longest, 1 if pixels(longest) > MANY_PIXELS else 4
+
+
+def webp(image: Image.Image, quality: int = 88, *, lossless: bool | None = None, effort: int = 4) -> bytes:
     """Encode a frame as WebP; by default without loss up to 160 pixels, where lossy blocks of 16 pixels are visible."""
     buffer = io.BytesIO()
     exact = max(image.size) <= 160 if lossless is None else lossless
     image = image if image.mode == "RGBA" else image.convert("RGB")
-    image.save(buffer, "WEBP", quality=quality, lossless=exact, method=4)
+    image.save(buffer, "WEBP", quality=quality, lossless=exact, method=effort)
     return buffer.getvalue()
 
 
@@ -226,7 +251,8 @@ def describe(record: Any, frame_sets: Sequence[FrameSet]) -> tuple[str, int]:
 def payload(record: Any, frame_sets: Sequence[FrameSet]) -> tuple[dict[str, Any], list[bytes]]:
     """The scrubber's data: a JSON description, and WebP frames, to which it refers by number.
 
-    Equal pictures are sent once. The same pair feeds the widget and the self-contained page.
+    Equal pictures are sent once. The same pair feeds the widget and the self-contained page. Pictures
+    above 4096 pixels are reduced, and the largest ones where all have more than 40 million pixels together.
 
     Arguments:
         record: a Trajectory, a Film, a Sweep, or a list of the first two.
@@ -235,11 +261,12 @@ def payload(record: Any, frame_sets: Sequence[FrameSet]) -> tuple[dict[str, Any]
     title, columns = describe(record, frame_sets)
     frames: list[bytes] = []
     numbers: dict[bytes, int] = {}
+    longest, effort = _limits(frame_sets)
 
     def number(image: Image.Image | None) -> int | None:
         if image is None:
             return None
-        data = webp(image)
+        data = webp(at_most(image, longest), effort=effort)
         if data not in numbers:
             numbers[data] = len(frames)
             frames.append(data)
@@ -284,18 +311,23 @@ def _decoder_name(by: str, error: float | None) -> str:
 
 
 def _principal_components(trajectory: Trajectory) -> Decode:
-    """Map latents to RGB by the three principal components of the last clean estimate."""
+    """Map latents to RGB by the three principal components of the last clean estimate.
+
+    Cells that are not finite do not count, and are black.
+    """
     kept = [step for step in trajectory.steps if step.kept]
-    last: Float[Tensor, "channels _h _w"] = kept[-1].latents("clean").float()
+    last: Float[Tensor, "channels _h _w"] = kept[-1].latents("clean").double()
     cells = last.flatten(1).T
-    center = cells.mean(0)
-    _, lengths, directions = torch.linalg.svd(cells - center, full_matrices=False)
-    spread = lengths[:3] / max(len(cells) - 1, 1) ** 0.5
+    cells = cells[cells.isfinite().all(1)]
+    center = cells.mean(0).nan_to_num()  # of no cell at all it is NaN
+    # The eigenvectors of 16 x 16 products are those of the cells, of which a picture of 8192 pixels has a million.
+    variances, directions = torch.linalg.eigh((cells - center).T @ (cells - center) / max(len(cells) - 1, 1))
+    spread, axes = variances.flip(0)[:3].clamp_min(0).sqrt().float(), directions.T.flip(0)[:3].float()
 
     def draw(latents: Tensor) -> list[Image.Image]:
-        components = torch.einsum("kc,nchw->nhwk", directions[:3], latents - center[:, None, None])
+        components = torch.einsum("kc,nchw->nhwk", axes, latents.float() - center.float()[:, None, None])
         # Two standard deviations of the last estimate fill the range from black to full color.
-        scaled = (0.5 + components / (4 * spread.clamp_min(1e-6))).clamp(0, 1)
+        scaled = (0.5 + components / (4 * spread.clamp_min(1e-6))).nan_to_num(nan=0.0).clamp(0, 1)
         return [Image.fromarray(frame.numpy()) for frame in (scaled * 255).round().to(torch.uint8)]
 
     return draw

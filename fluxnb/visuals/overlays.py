@@ -5,6 +5,7 @@ Brightness instead of color: a colored map could be confused with the colors of 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -32,8 +33,9 @@ def normalized_attention(trajectory: Trajectory, word: str) -> Float[Tensor, "st
         InputError: no such word, or no step kept attention.
     """
     maps = trajectory.attention(word)
-    low, high = float(maps.min()), float(maps.flatten().quantile(0.99))
-    return ((maps - low) / max(high - low, 1e-12)).clamp(0, 1)
+    finite = maps[maps.isfinite()].numpy()  # torch's quantile takes at most 16 million numbers
+    low, high = (float(finite.min()), float(np.quantile(finite, 0.99))) if finite.size else (0.0, 1.0)
+    return ((maps - low) / max(high - low, 1e-12)).nan_to_num(nan=0.0).clamp(0, 1)
 
 
 def words_with_most_contrast(trajectory: Trajectory, most: int) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Frames: the one source of pictures for strips, widgets, pages and animations."""
 
+import dataclasses
 import io
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from fluxnb.errors import InputError
 from fluxnb.records import Film
+from fluxnb.visuals.frames import _limits as limits
 from fluxnb.visuals.frames import frame_sets, frames_of, payload, webp
 from tests.scenes import PREVIEW, grid, trajectory
 
@@ -107,3 +109,26 @@ def test_an_unknown_quantity_raises_an_error_with_the_known_ones():
 def test_a_wrong_number_of_labels_raises_an_error():
     with pytest.raises(InputError, match="1 labels for 2 trajectories"):
         frame_sets([trajectory(), trajectory()], labels=["one"])
+
+
+def test_a_picture_of_8192_pixels_is_reduced_in_a_payload_and_a_small_one_is_not():
+    small, large = (dataclasses.replace(trajectory(steps=1), image=Image.new("RGB", (n, n))) for n in (1024, 8192))
+    for record, expected in ((small, 1024), (large, 4096)):
+        data, frames = payload(record, frame_sets(record))
+        assert Image.open(io.BytesIO(frames[data["trajectories"][0]["final"]])).size == (expected, expected)
+
+
+def test_many_pictures_are_reduced_to_forty_million_pixels():
+    frames = tuple(Image.new("RGB", (512, 256), (index, 0, 0)) for index in range(200))
+    film = Film(frames=frames, what="clean", by="vae", sigmas=(0.5,) * 200, steps=tuple(range(200)), caption="c")
+    longest, effort = limits(frame_sets(film))
+    assert longest == 4096 and effort == 1
+    large = tuple(Image.new("RGB", (2048, 1024), (index, 0, 0)) for index in range(40))
+    film = dataclasses.replace(film, frames=large, sigmas=(0.5,) * 40, steps=tuple(range(40)))
+    longest, effort = limits(frame_sets(film))
+    assert 1000 < longest < 1500 and 40 * longest * longest / 2 <= 40e6 and effort == 1
+
+
+def test_a_trajectory_of_a_single_cell_has_principal_components():
+    record = trajectory(steps=2, size=16, preview=False)
+    assert frames_of(record).frames["clean"][0].mode == "RGB"
