@@ -21,6 +21,7 @@ from fluxnb.html import page as html
 from fluxnb.io.files import user_path
 from fluxnb.io.png import write_png
 from fluxnb.records import Cell, Sweep
+from fluxnb.records.recipe import Recipe
 from fluxnb.visuals.frames import Decode, frames_of, webp
 from fluxnb.visuals.labels import NAMES, value_label, value_labels
 
@@ -124,17 +125,22 @@ class GridEncoder:
             frames = {show: [number(image, exact=False) for image in frame_set.frames[show]] for show in self._shows}
             self._by.add(frame_set.by)
         return {
-            "position": [self._place(name, getattr(cell.recipe, name)) for name in self._values],
+            "position": self.position(cell.recipe),
             "name": _stem(cell),
             "caption": _caption(cell),
             "facts": _facts(cell),
             "recipe": cell.recipe.to_json(),
+            "code": _code(cell),
             "sigmas": list(sigmas),
             "frames": frames,
             "final": number(picture, exact=True),
             "width": picture.width,
             "height": picture.height,
         }, fresh
+
+    def position(self, recipe: Recipe) -> list[int]:
+        """The position of a recipe on each axis."""
+        return [self._place(name, getattr(recipe, name)) for name in self._values]
 
     def _place(self, name: str, value: Any) -> int:
         values = self._values[name]
@@ -250,6 +256,17 @@ def _facts(cell: Cell) -> list[tuple[str, str]]:
     values["sigmas"] = None if recipe.sigmas is None else ", ".join(f"{sigma:g}" for sigma in recipe.sigmas)
     facts = [(name, str(value)) for name, value in values.items() if value not in (None, "")]
     return [*facts, ("numbers", "exact" if cell.exact else f"lossy: {cell.numerics}")]
+
+
+def _code(cell: Cell) -> str:
+    """The call that samples this cell again."""
+    recipe = cell.recipe
+    values: dict[str, Any] = {"seed": recipe.seed, "steps": recipe.steps, "height": recipe.height}
+    values |= {"width": recipe.width, "guidance": recipe.guidance, "negative": recipe.negative or None}
+    values |= {"sampler": None if recipe.sampler == "euler" else recipe.sampler, "sigmas": recipe.sigmas}
+    values["shift"] = recipe.shift
+    arguments = [f"{name}={value!r}" for name, value in values.items() if value is not None]
+    return f"fnb.run(flux, {', '.join([repr(recipe.prompt), *arguments])})"
 
 
 def _caption(cell: Cell) -> str:

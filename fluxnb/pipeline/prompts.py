@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,9 @@ from torch import Tensor
 from fluxnb.errors import shorten, warn_caller
 from fluxnb.pipeline.compat import silenced
 
-__all__ = ["Encoded", "PromptWarning", "encode_prompt", "warn_of_truncation"]
+__all__ = ["Encoded", "PromptWarning", "encode_prompt", "truncations", "unknown_words", "warn_of_truncation"]
+
+WORD_VOCABULARY = 5000  # tokens; a smaller vocabulary has the words of a small model, each as one token
 
 
 class PromptWarning(UserWarning):
@@ -62,6 +65,17 @@ def warn_of_truncation(pipe: Any, prompt: str, length: int) -> None:
     Warns:
         PromptWarning: quotes what is lost.
     """
+    for text in truncations(pipe, prompt, length):
+        warn_caller(text, PromptWarning)
+
+
+def truncations(pipe: Any, prompt: str, length: int) -> list[str]:
+    """For each encoder that truncates the prompt a sentence that quotes what is lost.
+
+    Arguments:
+        length: tokens that T5 reads; CLIP's limit is that of its tokenizer.
+    """
+    found = []
     limits = {
         "CLIP": (pipe.tokenizer, pipe.tokenizer_max_length),
         "T5": (pipe.tokenizer_2, length),
@@ -74,8 +88,28 @@ def warn_of_truncation(pipe: Any, prompt: str, length: int) -> None:
             ids = tokenizer(prompt).input_ids
         if len(ids) > limit:
             lost = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)
-            warn_caller(
+            found.append(
                 f"{name} reads {limit} tokens of this prompt's {len(ids)} and ignores {shorten(lost, 200)}. "
-                "Put what matters first, or shorten the prompt.",
-                PromptWarning,
+                "Put what matters first, or shorten the prompt."
             )
+    return found
+
+
+def unknown_words(pipe: Any, prompt: str) -> list[str]:
+    """The words of a prompt that the T5 tokenizer has no tokens for, in order.
+
+    For a small model, whose vocabulary holds each known word as one token, these are also the words that are spelled
+    out in several tokens, except quoted ones, which are lettering.
+    """
+    tokenizer = pipe.tokenizer_2
+    if tokenizer is None:
+        return []
+    has_words = tokenizer.vocab_size < WORD_VOCABULARY
+    unquoted = re.sub(r"[\"“”][^\"“”]*[\"“”]", " ", prompt) if has_words else prompt
+    unknown = []
+    for word in dict.fromkeys(re.findall(r"[^\s,.;:!?()]+", unquoted)):
+        with silenced():
+            ids = [id for id in tokenizer(word, add_special_tokens=False).input_ids if tokenizer.decode([id]).strip()]
+        if tokenizer.unk_token_id in ids or (has_words and len(ids) > 1):
+            unknown.append(word)
+    return unknown

@@ -1,122 +1,50 @@
 """The lab: a form that requests images and displays them as they are sampled, while the kernel stays free.
 
-The widget takes a callable that starts the sampling, so it needs no model and is tested with a fake.
+The form is above the explorer of the grid that it requested last. The widget takes a callable that starts the
+sampling, so it needs no model and is tested with a fake.
 """
 
 from __future__ import annotations
 
-import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypedDict, Unpack
+from pathlib import Path
+from typing import Any, Unpack
 
 import traitlets
 
 from fluxnb.arguments import entry_point
-from fluxnb.errors import FluxnbError, InputError, UnavailableError, shorten
+from fluxnb.errors import FluxnbError, InputError, UnavailableError, unknown_choice
 from fluxnb.html.front_end import script, style
+from fluxnb.html.grid_page import SHOWS, GridEncoder
+from fluxnb.io import import_recipe
 from fluxnb.io.files import without_folders
 from fluxnb.records import Cell, Step, Sweep
 from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import ResolvedRecipe
-from fluxnb.visuals.frames import webp
-from fluxnb.visuals.labels import value_label
+from fluxnb.visuals.frames import Decode, webp
 from fluxnb.widgets.background import Worker, outcome
-from fluxnb.widgets.view import View, fallback_png
+from fluxnb.widgets.form import (
+    FIELDS,
+    MAX_CELLS,
+    FormFields,
+    fields_of,
+    format_numbers,
+    format_value,
+    parse_form,
+    parse_numbers,
+)
+from fluxnb.widgets.grid_view import GridView, Results
+from fluxnb.widgets.view import fallback_png
 
-__all__ = ["MAX_CELLS", "Generate", "Job", "Lab", "StepCallback", "format_value", "parse_form", "parse_numbers"]
+__all__ = ["Generate", "Job", "Lab", "StepCallback"]
 
-MAX_CELLS = 1024  # images that a browser displays at once without effort
 PREVIEW_INTERVAL = 0.04  # seconds; a screen shows no more previews than that
-TABLE_AXES = ("seed", "steps")  # rows and columns
-
-
-class FormFields(TypedDict, total=False):
-    """The fields of the form as keyword arguments: texts, as they are typed there, or values."""
-
-    prompt: str
-    seeds: str | int | Iterable[int]
-    steps: str | int | Iterable[int]
-    width: str | int
-    height: str | int
-    guidance: str | float
-    negative: str
-
-
-FIELDS = tuple(FormFields.__annotations__)
-
-
-# ----------------------------------------------------------------------------------------------------------------- form
-def parse_numbers(name: str, text: str) -> list[int]:
-    """Parse whole numbers and ranges.
-
-    Raises:
-        InputError: anything else, or more numbers than a lab displays.
-
-    Example:
-        >>> parse_numbers("seeds", "0-2, 7"), parse_numbers("seeds", "18446744073709551615")
-        ([0, 1, 2, 7], [18446744073709551615])
-    """
-    remedy = f"try {name} 0-3, or 1, 5, 9"
-    numbers: list[int] = []
-    for part in re.split(r"[,;\s]+", re.sub(r"\s*(-|–|\.\.)\s*", "-", text.strip())):
-        match = re.fullmatch(r"(\d{1,20})(?:-(\d{1,20}))?", part, re.ASCII)
-        if match is None:
-            raise InputError(f"{name}={shorten(text)}", "whole numbers and ranges are possible", remedy)
-        first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first + len(numbers) >= MAX_CELLS:
-            reason = "a range runs upwards" if last < first else f"a lab shows at most {MAX_CELLS} pictures"
-            raise InputError(f"{name}={shorten(text)}", reason, remedy)
-        numbers += range(first, last + 1)
-    return numbers
-
-
-def parse_form(texts: Mapping[str, str]) -> dict[str, Any]:
-    """Parse the texts of the form into the arguments of a sweep; `Recipe` validates the values.
-
-    Raises:
-        InputError: text in a field for numbers.
-
-    Example:
-        >>> parse_form({"prompt": "a fox", "seeds": "0-1", "steps": "4", "width": "128"})
-        {'prompts': 'a fox', 'seeds': [0, 1], 'steps': [4], 'width': 128}
-    """
-    arguments: dict[str, Any] = {"prompts": texts.get("prompt", "")}
-    for name in ("seeds", "steps"):
-        arguments[name] = parse_numbers(name, texts[name])
-    for name in ("height", "width"):
-        if name in texts:
-            arguments[name] = _parse_length(name, texts[name])
-    if "guidance" in texts:
-        try:
-            arguments["guidance"] = float(texts["guidance"].strip().replace(",", "."))
-        except ValueError:
-            given = f"guidance={shorten(texts['guidance'])}"
-            raise InputError(given, "it is a number from 0 to 100", "try guidance 2.5") from None
-    if texts.get("negative"):
-        arguments["negative"] = texts["negative"]
-    return arguments
-
-
-def _parse_length(name: str, text: str) -> int:
-    if not re.fullmatch(r"\s*\d{1,9}\s*", text, re.ASCII):
-        raise InputError(f"{name}={shorten(text)}", "it is a length in pixels", f"try {name} 128")
-    return int(text)
-
-
-def format_value(value: Any) -> str:
-    """Format a value as a user would type it into the form.
-
-    Example:
-        >>> format_value(range(3)), format_value(4)
-        ('0, 1, 2', '4')
-    """
-    if isinstance(value, Sequence | range) and not isinstance(value, str):
-        return ", ".join(str(each) for each in value)
-    return str(value)
+MAX_RUNS = 20  # whose images remain in memory
+LARGEST_FILE = 64 * 2**20  # bytes of a picture that is dropped on the lab
 
 
 # ------------------------------------------------------------------------------------------------------------------ job
@@ -132,6 +60,8 @@ class Job:
         model: name of the model.
         preview: maps latents to RGB for intermediate previews; None shows none.
         seconds: estimated duration, None if unknown.
+        notices: sentences about the request, such as the part of the prompt that is cut off.
+        decode: maps latents to images for the frames of the finished cells; None uses the linear preview.
     """
 
     recipes: Sequence[ResolvedRecipe]
@@ -141,6 +71,8 @@ class Job:
     model: str = ""
     preview: LinearRGB | None = None
     seconds: float | None = None
+    notices: Sequence[str] = ()
+    decode: Decode | None = None
 
 
 StepCallback = Callable[[Step, ResolvedRecipe], Any]
@@ -153,20 +85,27 @@ class _Progress:
 
     Arguments:
         job: the job.
+        results: its cells.
+        fields: the texts of the form.
         started: time of its start, from `time.monotonic`.
         last_preview: time of the last preview that was sent.
         steps: steps computed so far.
-        cells: finished cells, in the order of their arrival.
     """
 
     job: Job
+    results: Results
+    fields: Mapping[str, str]
     started: float = field(default_factory=time.monotonic)
     last_preview: float = 0.0
     steps: int = 0
-    cells: list[Cell] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._indices = {recipe: index for index, recipe in enumerate(self.job.recipes)}
+        self.requested = frozenset(self.job.recipes)
+
+    @property
+    def done(self) -> int:
+        """How many images are finished."""
+        return len(self.results.received)
 
     @property
     def total(self) -> int:
@@ -182,37 +121,42 @@ class _Progress:
     def remaining(self) -> float | None:
         """Estimated seconds until the end, None if unknown."""
         # The first steps include one-time preparation, so the estimate of the plan is better until a cell is there.
-        if not self.cells and self.job.seconds is not None:
+        if not self.done and self.job.seconds is not None:
             return max(0.0, self.job.seconds - self.elapsed)
-        return self.elapsed * (1 / self.fraction - 1) if self.cells else None
+        return self.elapsed * (1 / self.fraction - 1) if self.done else None
 
     @property
     def fraction(self) -> float:
         """Completed share of the work, 0 to 1; decoding an image counts as one step."""
-        return min(1.0, (self.steps + len(self.cells)) / (self.job.steps + self.total))
-
-    def index_of(self, recipe: ResolvedRecipe) -> int | None:
-        """Position of a recipe among the requested ones, None for a recipe that was not requested."""
-        return self._indices.get(recipe)
-
-    def sweep(self, *, finished: bool) -> Sweep:
-        """The finished cells in the order in which they were requested."""
-        cells = sorted(self.cells, key=lambda cell: self._indices.get(cell.recipe, self.total))
-        return Sweep(
-            cells=tuple(cells),
-            axes=dict(self.job.axes),
-            finished=finished,
-            seconds=self.elapsed,
-            evaluations=sum(cell.evaluations for cell in cells),
-            model=self.job.model,
-        )
+        return min(1.0, (self.steps + self.done) / (self.job.steps + self.total))
 
 
 # --------------------------------------------------------------------------------------------------------------- widget
-class Lab(View):
-    """A form and the images it requests; created by `fluxnb.lab`.
+class _Numbers(traitlets.TraitType):
+    """A tuple of whole numbers, which may be given as a text, as one number or as any sequence."""
 
-    Keys: Ctrl-Enter generates, Escape stops.
+    default_value: tuple[int, ...] = ()
+
+    def validate(self, obj: Any, value: Any) -> tuple[int, ...]:
+        return tuple(parse_numbers(str(self.name), format_value(value)))
+
+
+class _LatestGrid(traitlets.Instance):
+    """The trait `grid`, which raises an error with a remedy until an image is finished."""
+
+    def get(self, obj: Any, cls: Any = None) -> Sweep:
+        grid = super().get(obj, cls)
+        if grid is None:
+            raise UnavailableError(
+                "a lab without pictures", "none is finished yet", "press generate, or call lab.generate()"
+            )
+        return grid
+
+
+class Lab(GridView):
+    """A form and the explorer of the grid that it requested; created by `fluxnb.lab`.
+
+    Keys: Ctrl-Enter generates, Escape stops; those of the explorer in the grid.
 
     Arguments:
         generate: called with the arguments of a sweep and a step callback; returns the Job. It calls the callback
@@ -221,52 +165,84 @@ class Lab(View):
             "negative" for models that have them.
         model: name of the model, for the title.
         stop: the value that ends the sampling, `fluxnb.STOP`.
+        examples: prompts that the form offers.
+
+    Attributes:
+        prompt, seeds, steps: the values of the form; setting one changes the form.
+        running: whether images are being sampled.
+        problem: the exception that ended the latest request, or None.
+        grid: the latest grid as a Sweep; it changes at the end of each run.
+        fields: the texts of the form by name.
     """
 
     _esm = script("lab")
     _css = style("lab")
 
     form = traitlets.Dict().tag(sync=True)
-    table = traitlets.Dict().tag(sync=True)  # names of rows and columns, and the recipe of each tile
-    state = traitlets.Dict().tag(sync=True)  # phase, counts and the error message
-    frames = traitlets.List(traitlets.Bytes()).tag(sync=True)  # the image of each tile, empty until it is finished
+    fields = traitlets.Dict().tag(sync=True)
+    state = traitlets.Dict().tag(sync=True)
+    history: Any = traitlets.List().tag(sync=True)
+    prompt = traitlets.Unicode()
+    seeds = _Numbers()
+    steps = _Numbers()
+    running = traitlets.Bool(False)
+    problem = traitlets.Any(None)
+    grid = _LatestGrid(Sweep, allow_none=True)
 
-    def __init__(self, generate: Generate, fields: Mapping[str, str], *, model: str, stop: Any) -> None:
+    def __init__(
+        self, generate: Generate, fields: Mapping[str, str], *, model: str, stop: Any, examples: Sequence[str] = ()
+    ) -> None:
         self._generate, self._stop = generate, stop
         self._progress: _Progress | None = None  # None while nothing is sampled
         self._worker: Worker[Cell] | None = None
         self._generating = threading.Lock()
+        self._runs: dict[int, Results] = {}
         self._grids: list[Sweep] = []
         self._run_count = 0
-        self.problem: BaseException | None = None
-        super().__init__(form={"model": model, "fields": dict(fields)}, state=_state("idle"))
-        self.on_msg(self._on_message)
+        form = {"model": model, "examples": list(examples)}
+        results = Results(encoder=GridEncoder({}), axes={}, model=model, state="empty")
+        super().__init__(results, Path("starred"), form=form, fields=dict(fields), state=_state("idle"))
 
     def __repr__(self) -> str:
         phase, done, total = (self.state.get(name) for name in ("phase", "done", "total"))
         return f"Lab({self.form['model']}, {phase}{f', {done} of {total} pictures' if total else ''})"
 
+    # ------------------------------------------------------------------------------------------------- values as traits
+    @traitlets.validate("fields")
+    def _validate_fields(self, proposal: Any) -> dict[str, str]:
+        for name in proposal["value"]:
+            if name not in FIELDS:
+                raise unknown_choice("field", name, FIELDS)
+        return {name: format_value(value) for name, value in proposal["value"].items()}
+
+    @traitlets.observe("fields")
+    def _fields_changed(self, change: Any) -> None:
+        texts = change["new"]
+        self.prompt = texts.get("prompt", "")
+        for name in ("seeds", "steps"):
+            try:
+                setattr(self, name, parse_numbers(name, texts.get(name, "")))
+            except InputError:  # being typed; the value remains the last valid one
+                continue
+
+    @traitlets.observe("prompt", "seeds", "steps")
+    def _value_changed(self, change: Any) -> None:
+        name, value, text = change["name"], change["new"], self.fields.get(change["name"], "")
+        if name == "prompt":
+            unchanged = text == value
+        else:
+            try:
+                unchanged = tuple(parse_numbers(name, text)) == value
+            except InputError:
+                unchanged = False
+        if not unchanged:
+            self.fields = {**self.fields, name: value if name == "prompt" else format_numbers(value)}
+
     # ---------------------------------------------------------------------------------------------------------- reading
     @property
     def grids(self) -> tuple[Sweep, ...]:
-        """The results so far, one Sweep per press of the button."""
+        """The results so far, one Sweep per run."""
         return tuple(self._grids)
-
-    @property
-    def grid(self) -> Sweep:
-        """The latest grid, for `fluxnb.explore` and `fluxnb.scrub`; while sampling, the cells that are finished.
-
-        Raises:
-            UnavailableError: no image is finished yet.
-        """
-        progress = self._progress
-        if progress is not None and progress.cells:
-            return progress.sweep(finished=False)
-        if not self._grids:
-            raise UnavailableError(
-                "a lab without pictures", "none is finished yet", "press generate, or call lab.generate()"
-            )
-        return self._grids[-1]
 
     # --------------------------------------------------------------------------------------------------------- sampling
     @entry_point(accepts=FormFields)
@@ -287,11 +263,11 @@ class Lab(View):
             if self._worker is not None and self._worker.running:
                 raise InputError("generate", "pictures are being sampled", "stop them first with lab.cancel()")
             self.problem = None
-            texts = {**self.form["fields"], **{name: format_value(value) for name, value in fields.items()}}
+            texts = {**self.fields, **{name: format_value(value) for name, value in fields.items()}}
             arguments = parse_form(texts)
-            self.form = {**self.form, "fields": texts}
+            self.fields = texts
             job = self._generate(arguments, self._on_step)
-            progress = self._progress = self._lay_out(job)
+            progress = self._progress = self._start(job, texts)
             self._worker = Worker(
                 job.cells,
                 on_item=partial(self._receive, progress),
@@ -320,37 +296,39 @@ class Lab(View):
         self.cancel()
         super().close()
 
-    def _lay_out(self, job: Job) -> _Progress:
-        """Display an empty tile for each image of a new job."""
+    def _start(self, job: Job, texts: Mapping[str, str]) -> _Progress:
+        """Display an empty cell for each image of a new job."""
         if len(job.recipes) > MAX_CELLS:
             raise InputError(
                 f"{len(job.recipes)} pictures", f"a lab shows at most {MAX_CELLS}", "use fnb.sweep for larger grids"
             )
-        rows, columns = (tuple(job.axes.get(name, (None,))) for name in TABLE_AXES)
-        self.frames = [b""] * len(job.recipes)
         self._run_count += 1
-        self.table = {
-            "run": self._run_count,  # makes the trait differ when the same request is repeated
-            "rows": [value_label("seed", value) for value in rows],
-            "columns": [value_label("steps", value) for value in columns],
-            "tiles": [
-                {"row": _index(rows, r.seed), "column": _index(columns, r.steps), "steps": r.steps, "name": _name(r)}
-                for r in job.recipes
-            ],
-            "width": job.recipes[0].width,
-            "height": job.recipes[0].height,
-        }
-        self.state = _state("running", total=len(job.recipes), remaining=job.seconds)
-        return _Progress(job)
+        encoder = GridEncoder(job.axes, model=job.model, shows=SHOWS, decode=job.decode)
+        results = Results(encoder=encoder, axes=job.axes, model=job.model, run=self._run_count)
+        self._runs[results.run] = results
+        for old in list(self._runs)[:-MAX_RUNS]:
+            del self._runs[old]
+        progress = _Progress(job, results, dict(texts))
+        self._display(results)
+        self.state = _state("running", total=progress.total, remaining=job.seconds, notices=list(job.notices))
+        self._record(progress)
+        self.running = True
+        return progress
+
+    def _record(self, progress: _Progress) -> None:
+        """Add a run to the history, or update it."""
+        results, texts = progress.results, progress.fields
+        entry = {"run": results.run, "fields": dict(texts), "state": results.state, "done": progress.done}
+        entry |= {"total": progress.total, "seconds": progress.elapsed}
+        others = [each for each in self.history if each["run"] in self._runs and each["run"] != results.run]
+        self.history = [*others, entry]
 
     def _receive(self, progress: _Progress, cell: Cell) -> None:
         """Store and send a finished image."""
-        progress.cells.append(cell)
-        index = progress.index_of(cell.recipe)
-        if index is None:
-            return  # not among the requested images, so there is no tile for it
-        self.frames[index] = webp(cell.image)
-        self._send_frame(progress, index, self.frames[index], step=0)
+        if cell.recipe not in progress.requested:
+            return  # there is no place for it in the grid
+        self._receive_cell(progress.results, cell)
+        self._send_progress(progress)
 
     def _on_step(self, step: Step, recipe: ResolvedRecipe) -> Any:
         """Count a step and send its preview; returns the stop value once `cancel` was called."""
@@ -358,45 +336,84 @@ class Lab(View):
         if progress is None or worker is None or worker.stopping:
             return self._stop
         progress.steps += 1
-        index, now = progress.index_of(recipe), time.monotonic()
-        preview = progress.job.preview
-        if index is not None and preview is not None and step.kept and now - progress.last_preview > PREVIEW_INTERVAL:
-            progress.last_preview = now
-            image = preview.pictures(step.latents("clean")[None])[0]
-            self._send_frame(progress, index, webp(image), step=step.index + 1)
+        now, preview = time.monotonic(), progress.job.preview
+        if recipe in progress.requested and preview is not None and step.kept:
+            if now - progress.last_preview > PREVIEW_INTERVAL:
+                progress.last_preview = now
+                self._send_preview(progress, recipe, step, webp(preview.pictures(step.latents("clean")[None])[0]))
         return None
 
-    def _send_frame(self, progress: _Progress, index: int, frame: bytes, *, step: int) -> None:
-        counts = {"done": len(progress.cells), "remaining": progress.remaining, "fraction": progress.fraction}
-        self.send({"kind": "frame", "index": index, "step": step, **counts}, buffers=[frame])
+    def _send_preview(self, progress: _Progress, recipe: ResolvedRecipe, step: Step, frame: bytes) -> None:
+        position = progress.results.encoder.position(recipe)
+        size = {"width": recipe.width, "height": recipe.height}
+        message = {"kind": "preview", "run": progress.results.run, "position": position, "step": step.index + 1}
+        self.send({**message, "steps": recipe.steps, **size}, buffers=[frame])
+        self._send_progress(progress)
+
+    def _send_progress(self, progress: _Progress) -> None:
+        counts = {"done": progress.done, "remaining": progress.remaining, "fraction": progress.fraction}
+        self.send({"kind": "progress", **counts})
 
     def _end(self, progress: _Progress, problem: Exception | None) -> None:
-        done = len(progress.cells)
-        phase = outcome(problem, done=done, total=progress.total)
+        results, done = progress.results, progress.done
+        phase = results.state = outcome(problem, done=done, total=progress.total)
+        results.seconds = progress.elapsed
         if problem is not None:
             self.problem = problem
         message, remedy = ("", "") if problem is None else _message_and_remedy(problem)
-        if progress.cells:
-            self._grids.append(progress.sweep(finished=phase == "finished"))
-            self._fallback = fallback_png([cell.image for cell in progress.cells], columns=8, side=96, limit=24)
+        if done:
+            self._grids.append(results.sweep)
+            self.grid = results.sweep
+            self._fallback = fallback_png([cell.image for cell in results.received], columns=8, side=96, limit=24)
         self._progress = None
-        self.send_state("frames")  # for views that are opened later
-        self.state = _state(
-            phase, done=done, total=progress.total, elapsed=progress.elapsed, message=message, remedy=remedy
-        )
+        if results is self._results:
+            self._resend()  # for views that are opened later
+            self.data = self._describe()
+        self._record(progress)
+        counts = {"done": done, "total": progress.total, "elapsed": progress.elapsed}
+        self.state = _state(phase, **counts, message=message, remedy=remedy, notices=list(progress.job.notices))
+        self.running = False
 
-    def _on_message(self, _: object, content: dict[str, Any], buffers: object) -> None:
-        kind = content.get("kind")
-        if kind == "cancel":
-            self.cancel()
-        elif kind == "generate":
-            fields = content.get("fields")
-            try:
-                self.generate(**{name: str(text) for name, text in (fields or {}).items() if name in FIELDS})
-            except Exception as problem:  # a message has no caller that would see it
-                self.problem = problem
-                message, remedy = _message_and_remedy(problem)
-                self.state = _state("failed", message=message, remedy=remedy)
+    # ------------------------------------------------------------------------------------------ requests of a front end
+    def _actions(self) -> Any:
+        return {
+            **super()._actions(),
+            "cancel": lambda *_: self.cancel(),
+            "generate": self._request,
+            "show": self._show_run,
+            "recipe": self._open_recipe,
+        }
+
+    def _request(self, content: dict[str, Any], _: Any) -> None:
+        fields = content.get("fields") or {}
+        try:
+            self.generate(**{str(name): str(text) for name, text in fields.items()})
+        except Exception as problem:  # displayed below the form
+            self.problem = problem
+            message, remedy = _message_and_remedy(problem)
+            self.state = {**self.state, **_state("failed", message=message, remedy=remedy)}
+
+    def _show_run(self, content: dict[str, Any], _: Any) -> str:
+        """Display the images and the settings of an earlier run."""
+        run = content.get("run")
+        if run not in self._runs:
+            raise InputError(f"run {run}", f"the last {MAX_RUNS} runs are kept", "see lab.grids for all of them")
+        self._display(self._runs[run])
+        self.fields = next(dict(each["fields"]) for each in self.history if each["run"] == run)
+        return ""
+
+    def _open_recipe(self, content: dict[str, Any], buffers: Sequence[Any]) -> str:
+        """Fill in the form from the recipe in a picture, whichever program made it."""
+        data = bytes(buffers[0]) if buffers else b""
+        if not 0 < len(data) <= LARGEST_FILE:
+            raise InputError(
+                "this file", f"a picture of at most {LARGEST_FILE // 2**20} MiB is possible", "drop another"
+            )
+        imported = import_recipe(data)
+        known, others = fields_of(imported.recipe, tuple(self.fields))
+        self.fields = {**self.fields, **known}
+        notes = [f"the form has no field for {', '.join(others)}"] if others else []
+        return "; ".join(["settings taken from the picture", *notes, *imported.differs])
 
 
 def _message_and_remedy(problem: BaseException) -> tuple[str, str]:
@@ -408,13 +425,13 @@ def _message_and_remedy(problem: BaseException) -> tuple[str, str]:
 
 
 def _state(phase: str, **values: Any) -> dict[str, Any]:
-    empty = {"done": 0, "total": 0, "remaining": None, "elapsed": None, "message": "", "remedy": ""}
+    empty: dict[str, Any] = {
+        "done": 0,
+        "total": 0,
+        "remaining": None,
+        "elapsed": None,
+        "message": "",
+        "remedy": "",
+        "notices": [],
+    }
     return {"phase": phase, **empty, **values}
-
-
-def _name(recipe: ResolvedRecipe) -> str:
-    return ", ".join([recipe.prompt, value_label("seed", recipe.seed), value_label("steps", recipe.steps)])
-
-
-def _index(values: Sequence[Any], value: Any) -> int:
-    return list(values).index(value) if value in values else 0

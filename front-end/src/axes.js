@@ -104,11 +104,12 @@ export function makeAxes(changed) {
     // By default the last two axes with several values are columns and rows.
     set(axes) {
       const candidates = severalValues(axes);
-      if (state.rows < 0 && state.columns < 0) {
+      const gone = [state.rows, state.columns].some((axis) => axis >= 0 && !candidates.includes(axis));
+      if (gone || (state.rows < 0 && state.columns < 0)) {
         state.columns = candidates.at(-1) ?? -1;
         state.rows = candidates.at(-2) ?? -1;
       }
-      state.pages = axes.map((_, i) => state.pages[i] ?? 0);
+      state.pages = axes.map(({ values }, i) => Math.min(state.pages[i] ?? 0, values.length - 1));
       state.axes = axes;
       draw();
     },

@@ -14,6 +14,28 @@ async function encodePng(url, recipe) {
   return withRecipe(new Uint8Array(await blob.arrayBuffer()), recipe);
 }
 
+/** Copy an image to the clipboard, as PNG. */
+export async function copyImage(url, recipe) {
+  const png = encodePng(url, recipe).then((bytes) => new Blob([bytes], { type: "image/png" }));
+  await navigator.clipboard.write([new ClipboardItem({ "image/png": png })]);
+}
+
+/** Copy a text to the clipboard, also where a page has no permission for the clipboard but may copy its selection. */
+export async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = make("textarea");
+    area.value = text;
+    area.style.position = "fixed";
+    (document.querySelector("dialog[open]") ?? document.body).append(area);
+    area.select();
+    const copied = document.execCommand("copy");
+    area.remove();
+    if (!copied) throw new Error("the browser does not allow copying here");
+  }
+}
+
 // Download one image as PNG, several as a ZIP of PNGs; each is { name, url, recipe }.
 export async function download(images) {
   const files = [];

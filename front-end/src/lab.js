@@ -1,27 +1,18 @@
 // @ts-check
-// The lab: a form that requests images and displays them as they are sampled. It needs a kernel and so has no page.
-//
-// Numbers are sent to Python as text, because JavaScript would round large seeds. Text is only ever assigned to
-// textContent, an attribute or a field's value, never parsed as markup.
+// The lab: a form, and the grid that it requested last. Needs a kernel for new images.
 
-import { frameUrl, make, makeButton, suppressShortcuts } from "./dom.js";
+import { make, makeButton } from "./dom.js";
+import { changedFields, makeForm } from "./form.js";
+import { connectGrid } from "./kernel.js";
+import { receiveCells } from "./source.js";
 import { followGround } from "./theme.js";
 import "./shared.css";
+import "./viewer.css";
+import "./explore.css";
 import "./lab.css";
 
-const FIELDS = [
-  ["prompt", "prompt", "what to draw"],
-  ["negative", "negative prompt", "what to avoid"],
-  ["seeds", "seeds", "0-3, or 1, 5, 9"],
-  ["steps", "steps", "1, 2, 4"],
-  ["width", "width", "pixels, a multiple of 16"],
-  ["height", "height", "pixels, a multiple of 16"],
-  ["guidance", "guidance", "strength"],
-];
-const MULTILINE = new Set(["prompt", "negative"]);
-
 // The same text as `duration` in fluxnb/units.py.
-function formatDuration(seconds) {
+export function formatDuration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(seconds < 1 ? 2 : 1)} s`;
   if (seconds < 120) return `${Math.round(seconds)} s`;
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
@@ -30,139 +21,111 @@ function formatDuration(seconds) {
 function labView(root, model) {
   const listeners = new AbortController();
   const on = (node, name, handler) => node.addEventListener(name, handler, { signal: listeners.signal });
-  const urls = [];
-  let tiles = [];
-  let progressCounts = { done: 0, remaining: null, fraction: 0 };
+  let counts = { done: 0, remaining: null, fraction: 0 };
+  const running = () => model.get("state").phase === "running";
 
   root.classList.add("fluxnb", "fluxnb-lab");
-  root.replaceChildren();
-  const form = make("div", "fluxnb-form");
-  const shortFields = make("div", "fluxnb-fields");
-  const inputs = {};
-  for (const [name, label, hint] of FIELDS) {
-    const text = model.get("form").fields[name];
-    if (text === undefined) continue;
-    const field = make("label", `fluxnb-field fluxnb-${name}`, label);
-    const input = suppressShortcuts(make(MULTILINE.has(name) ? "textarea" : "input"));
-    if (MULTILINE.has(name)) input.rows = 2;
-    else Object.assign(input, { type: "text", autocomplete: "off", spellcheck: false });
-    input.placeholder = hint;
-    input.value = text;
-    inputs[name] = input;
-    field.append(input);
-    (MULTILINE.has(name) ? form : shortFields).append(field);
-  }
-  const button = makeButton("fluxnb-main", "generate", "generate (Ctrl-Enter)", press);
-  shortFields.append(button);
-  form.append(shortFields);
-  const status = make("div", "fluxnb-status");
+  const { examples } = model.get("form");
+  const form = makeForm({ fields: model.get("fields"), examples, press, changed: formChanged });
+  const status = make("div", "fluxnb-lab-status");
   const progress = make("progress");
   const statusText = make("span", "fluxnb-progress-text");
-  status.append(progress, statusText);
-  statusText.setAttribute("role", "status");
+  const notices = make("ul", "fluxnb-notices");
   const problem = make("div", "fluxnb-problem");
-  problem.setAttribute("role", "alert");
   const problemText = make("div", "fluxnb-problem-text");
   const remedy = make("div", "fluxnb-remedy");
+  const history = make("div", "fluxnb-history");
+  const stale = make("div", "fluxnb-stale");
+  const gridRoot = make("div");
+  progress.setAttribute("aria-label", "finished pictures");
+  statusText.setAttribute("role", "status");
+  problem.setAttribute("role", "alert");
+  const reply = make("span", "fluxnb-lab-reply");
+  reply.setAttribute("role", "status");
+  status.append(progress, statusText, reply);
   problem.append(problemText, remedy);
-  const frame = make("div", "fluxnb-frame");
-  const table = make("div", "fluxnb-grid");
-  frame.append(table);
-  const foot = make("div", "fluxnb-foot");
-  const help = "Ctrl-Enter generates · Escape stops · fnb.explore(lab.grid) opens the grid";
-  foot.append(make("span", "fluxnb-help", help));
-  root.append(form, status, problem, frame, foot);
+  root.replaceChildren(form.node, status, notices, problem, history, stale, gridRoot);
 
-  const running = () => model.get("state").phase === "running";
+  const { grid, requests, close } = connectGrid(gridRoot, model, {
+    reply: (text) => {
+      reply.textContent = text;
+    },
+    hasForm: true,
+    useRecipe(cell) {
+      const facts = new Map(cell.facts);
+      const recipe = JSON.parse(cell.recipe);
+      const texts = { prompt: facts.get("prompt"), negative: facts.get("negative"), seeds: facts.get("seed") };
+      const numbers = { steps: recipe.steps, width: recipe.width, height: recipe.height, guidance: recipe.guidance };
+      for (const [name, value] of Object.entries(numbers)) texts[name] = value ?? undefined;
+      form.set(
+        Object.fromEntries(Object.entries(texts).flatMap(([n, v]) => (v === undefined ? [] : [[n, String(v)]]))),
+      );
+    },
+  });
 
   function press() {
     if (running()) {
-      button.disabled = true;
-      button.textContent = "stopping";
-      model.send({ kind: "cancel" });
+      form.button.disabled = true;
+      form.button.textContent = "stopping";
+      requests.send({ kind: "cancel" }, { text: "stopping after the current step …" });
       return;
     }
-    const fields = Object.fromEntries(Object.entries(inputs).map(([name, input]) => [name, input.value]));
     root.dataset.clicked = String(performance.now());
-    model.send({ kind: "generate", fields });
+    delete root.dataset.first;
+    requests.send({ kind: "generate", fields: form.values });
+  }
+  function formChanged() {
+    drawStale();
+    model.set("fields", { ...model.get("fields"), ...form.values });
+    model.save_changes();
   }
 
-  // Copy the texts that Python set into the fields, except the one that is being edited.
-  function updateFields() {
-    const texts = model.get("form").fields;
-    for (const [name, input] of Object.entries(inputs)) {
-      if (texts[name] !== undefined && input !== document.activeElement) input.value = texts[name];
-    }
+  // The run whose images are displayed, as an entry of the history.
+  const displayedRun = () => model.get("history").find(({ run }) => run === model.get("data").run);
+
+  // Images of other settings than those of the form are labeled as such.
+  function drawStale() {
+    const shown = displayedRun();
+    const names = shown ? changedFields(shown.fields, form.values) : [];
+    stale.hidden = !names.length;
+    stale.textContent = names.length ? `The pictures below are of other settings (${names.join(", ")}).` : "";
+    root.classList.toggle("fluxnb-is-stale", names.length > 0);
   }
 
-  // Display one empty tile for each requested image, and the images that are finished.
-  function layOut() {
-    const { rows = [], columns = [], tiles: described = [], width = 1, height = 1 } = model.get("table");
-    urls.splice(0).forEach((url) => url && URL.revokeObjectURL(url));
-    const side = columns.length > 6 ? 112 : columns.length > 3 ? 160 : 224;
-    // With a single step count the tiles flow, each with its seed above it.
-    const flows = columns.length === 1;
-    table.classList.toggle("fluxnb-flow", flows);
-    table.style.setProperty("--fluxnb-columns", String(Math.max(columns.length, 1)));
-    table.style.setProperty("--fluxnb-side", `${Math.min(side, Math.max(width, 96) * 2)}px`);
-    table.style.setProperty("--fluxnb-ratio", `${width} / ${height}`);
-    table.replaceChildren();
-    const putInGrid = (node, row, column) => {
-      Object.assign(node.style, { gridRow: String(row), gridColumn: String(column) });
-      table.append(node);
-    };
-    if (described.length > 1 && !flows) {
-      columns.forEach((name, i) => putInGrid(make("div", "fluxnb-head", name), 1, i + 2));
-      rows.forEach((name, i) => putInGrid(make("div", "fluxnb-row-head", name), i + 2, 1));
+  function drawHistory() {
+    const runs = model.get("history");
+    const current = model.get("data").run;
+    history.hidden = runs.length < 2;
+    history.replaceChildren(make("span", "fluxnb-history-title", "runs"));
+    for (const { run, fields, done, total, state } of [...runs].reverse()) {
+      const settings = Object.entries(fields).map(([name, text]) => `${name}: ${text}`);
+      const button = makeButton(
+        "fluxnb-run",
+        fields.prompt,
+        `${settings.join("\n")}\n${done} of ${total}, ${state}`,
+        () => requests.send({ kind: "show", run }),
+      );
+      button.setAttribute("aria-pressed", String(run === current));
+      history.append(button);
     }
-    tiles = described.map(({ row, column, name, steps }) => {
-      const node = make("div", "fluxnb-tile fluxnb-empty");
-      const step = make("span", "fluxnb-step");
-      node.append(step);
-      node.title = name;
-      if (flows) {
-        const item = make("div", "fluxnb-item");
-        item.append(make("div", "fluxnb-head fluxnb-row-head", rows[row]), node);
-        table.append(item);
-      } else putInGrid(node, row + 2, column + 2);
-      return { node, step, steps, name, image: null };
-    });
-    progressCounts = { done: 0, remaining: null, fraction: 0 };
-    model.get("frames").forEach((data, i) => (data.byteLength ?? data.length) && showFrame(i, data, 0));
-  }
-
-  // Display a finished image, for step 0, or the preview after a step.
-  function showFrame(index, data, step) {
-    const tile = tiles[index];
-    if (!tile) return;
-    if (tile.image === null) {
-      tile.image = make("img");
-      tile.node.prepend(tile.image);
-      tile.node.classList.remove("fluxnb-empty");
-    }
-    const previous = urls[index];
-    urls[index] = frameUrl(data);
-    tile.image.src = urls[index];
-    if (previous) URL.revokeObjectURL(previous);
-    tile.image.alt = step ? `${tile.name}: preview after step ${step} of ${tile.steps}` : tile.name;
-    tile.step.textContent = step ? `${step} of ${tile.steps}` : "";
-    if (!step && root.dataset.first === undefined) root.dataset.first = String(performance.now());
   }
 
   function draw() {
     const state = model.get("state");
     const { phase, total } = state;
-    const done = running() ? Math.max(progressCounts.done, state.done) : state.done;
-    const remaining = progressCounts.remaining ?? state.remaining;
+    const done = running() ? Math.max(counts.done, state.done) : state.done;
+    const remaining = counts.remaining ?? state.remaining;
     root.dataset.phase = phase;
-    button.disabled = false;
-    button.textContent = running() ? "stop" : "generate";
-    button.title = running() ? "stop after this step (Escape)" : "generate (Ctrl-Enter)";
+    form.button.disabled = false;
+    form.button.textContent = running() ? "stop" : "generate";
+    form.button.title = running() ? "stop after this step (Escape)" : "generate (Ctrl-Enter)";
     progress.hidden = !running();
-    Object.assign(progress, { max: 1, value: progressCounts.fraction });
+    Object.assign(progress, { max: 1, value: counts.fraction });
     problem.hidden = phase !== "failed";
     problemText.textContent = state.message;
     remedy.textContent = state.remedy;
+    notices.replaceChildren(...(state.notices ?? []).map((text) => make("li", "", text)));
+    gridRoot.hidden = model.get("data").state === "empty";
     const pictures = `${total} picture${total === 1 ? "" : "s"}`;
     if (phase === "running") {
       const unknown = remaining === null || remaining === undefined;
@@ -172,51 +135,71 @@ function labView(root, model) {
     else if (phase === "stopped") statusText.textContent = `stopped; ${done} of ${pictures}`;
     else if (phase === "failed") statusText.textContent = total ? `${done} of ${pictures}` : "";
     else statusText.textContent = "";
+    drawHistory();
+    drawStale();
   }
 
-  function restart() {
-    delete root.dataset.first;
-    layOut();
+  function onMessage({ kind, ...values }) {
+    if (kind === "cell" && root.dataset.first === undefined) root.dataset.first = String(performance.now());
+    if (kind !== "progress") return;
+    counts = /** @type {any} */ (values);
     draw();
   }
-
-  function onMessage({ kind, index, step, done, remaining, fraction }, buffers) {
-    if (kind !== "frame") return;
-    progressCounts = { done, remaining, fraction };
-    showFrame(index, buffers[0], step);
+  function onState() {
+    if (!running() || !model.get("state").done) counts = { done: 0, remaining: null, fraction: 0 };
     draw();
+  }
+  function onFields() {
+    form.update(model.get("fields"));
+    drawStale();
   }
 
   on(root, "keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running()) press();
-    else if (event.key === "Escape" && running()) press();
+    else if (event.key === "Escape" && running() && form.node.contains(event.target)) press();
     else return;
     event.preventDefault();
     event.stopPropagation();
   });
 
+  // A PNG that is dropped here fills in the form from the recipe inside.
+  on(root, "dragover", (event) => {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    root.classList.add("fluxnb-drop");
+  });
+  on(root, "dragleave", () => root.classList.remove("fluxnb-drop"));
+  on(root, "drop", async (event) => {
+    const [file] = event.dataTransfer?.files ?? [];
+    root.classList.remove("fluxnb-drop");
+    if (!file) return;
+    event.preventDefault();
+    event.stopPropagation();
+    const text = `reading the settings of ${file.name} …`;
+    requests.send({ kind: "recipe" }, { text, buffers: [await file.arrayBuffer()] });
+  });
+
   const handlers = {
     "msg:custom": onMessage,
-    "change:table": restart,
-    "change:state": draw,
-    "change:form": updateFields,
+    "change:state": onState,
+    "change:data": draw,
+    "change:history": draw,
+    "change:fields": onFields,
   };
   for (const [name, handler] of Object.entries(handlers)) model.on(name, handler);
-  restart();
+  draw();
+  grid.refresh();
   const endTheme = followGround(root);
   return () => {
     endTheme();
     for (const [name, handler] of Object.entries(handlers)) model.off(name, handler);
     listeners.abort();
-    urls.forEach((url) => url && URL.revokeObjectURL(url));
+    close();
   };
 }
 
-// Called once by anywidget. Finished images are written into the trait for views that are opened later.
 function initialize({ model }) {
-  model.on("msg:custom", ({ kind, index, step }, buffers) => {
-    if (kind === "frame" && !step) model.get("frames")[index] = buffers[0];
-  });
+  receiveCells(model);
 }
 
 function render({ model, el }) {

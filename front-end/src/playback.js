@@ -4,7 +4,7 @@ import { SHOW_KEYS } from "./levels.js";
 
 // Playback controls of a view: a play button, a slider over the noise levels and buttons for the displayed quantity.
 // They hold the current level and quantity, and call `changed` after every change.
-export function makePlayback({ shows, playKey, isConnected, changed }) {
+export function makePlayback({ shows, playKey, isConnected, changed, moved = (_sigma) => {} }) {
   const state = { levels: [0], index: 0, show: shows[0]?.key, timer: null };
   const bar = make("div", "fluxnb-bar");
   const play = makeButton("fluxnb-play", "▶", `play (${playKey})`, toggle);
@@ -17,6 +17,7 @@ export function makePlayback({ shows, playKey, isConnected, changed }) {
   range.addEventListener("input", () => {
     stop();
     go(Number(range.value));
+    report();
   });
   choice.setAttribute("role", "group");
   choice.setAttribute("aria-label", "displayed quantity");
@@ -40,6 +41,10 @@ export function makePlayback({ shows, playKey, isConnected, changed }) {
   function go(index) {
     state.index = Math.max(0, Math.min(state.levels.length - 1, index));
     draw();
+  }
+  // Only moves of the user are reported, so that two linked sliders with different levels do not move each other on.
+  function report() {
+    moved(state.levels[state.index] ?? 0);
   }
   function goToSigma(sigma) {
     const distance = (i) => Math.abs(state.levels[i] - sigma);
@@ -66,6 +71,7 @@ export function makePlayback({ shows, playKey, isConnected, changed }) {
     state.timer = setInterval(() => {
       if (!isConnected() || state.index >= state.levels.length - 1) return stop();
       go(state.index + 1);
+      report();
     }, interval);
   }
 
@@ -81,6 +87,12 @@ export function makePlayback({ shows, playKey, isConnected, changed }) {
     move(by) {
       stop();
       go(state.index + by);
+      report();
+    },
+    moveTo(index) {
+      stop();
+      go(index);
+      report();
     },
     get sigma() {
       return state.levels[state.index] ?? 0;

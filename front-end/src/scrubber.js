@@ -9,12 +9,14 @@ import { frameUrl, make, makeButton } from "./dom.js";
 import { frameAt, levels, SHOW_KEYS } from "./levels.js";
 import { makePlayback } from "./playback.js";
 import { followGround } from "./theme.js";
+import { throttledTrait } from "./traits.js";
 import "./shared.css";
 import "./scrubber.css";
 
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
-export function mount(root, data, urls) {
+/** @param {(sigma: number) => void} [moved] called when the user moves the slider */
+export function mount(root, data, urls, moved) {
   const state = { zoom: 0, panX: 0, panY: 0, word: -1 }; // word: an index, -1 for no overlay
   const listeners = new AbortController();
   const on = (node, name, act, options = {}) =>
@@ -52,7 +54,7 @@ export function mount(root, data, urls) {
   });
 
   const isConnected = () => root.isConnected;
-  const playback = makePlayback({ shows: data.shows, playKey: "space", isConnected, changed: draw });
+  const playback = makePlayback({ shows: data.shows, playKey: "space", isConnected, changed: draw, moved });
   const foot = make("div", "fluxnb-foot");
   const sigmas = levels(data.trajectories);
   foot.append(make("span", "fluxnb-note", data.note));
@@ -133,8 +135,8 @@ export function mount(root, data, urls) {
     if (event.key === " " && event.target.matches(".fluxnb-show, .fluxnb-word")) return; // space presses the button
     const moves = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 5, PageDown: -5 };
     if (event.key in moves) playback.move(moves[event.key]);
-    else if (event.key === "Home") playback.go(0);
-    else if (event.key === "End") playback.go(sigmas.length - 1);
+    else if (event.key === "Home") playback.moveTo(0);
+    else if (event.key === "End") playback.moveTo(sigmas.length - 1);
     else if (event.key === " ") playback.toggle();
     else if (event.key === "+" || event.key === "=") zoom(1);
     else if (event.key === "-") zoom(-1);
@@ -180,11 +182,12 @@ function render({ model, el }) {
   el.append(root);
   let urls = [];
   let scrubber = null;
+  const sigma = throttledTrait(model, "sigma");
   const show = () => {
     scrubber?.close();
     urls.forEach((url) => URL.revokeObjectURL(url));
     urls = model.get("frames").map(frameUrl);
-    scrubber = mount(root, model.get("data"), urls);
+    scrubber = mount(root, model.get("data"), urls, sigma.set);
     scrubber.goToSigma(model.get("sigma"));
   };
   const move = () => scrubber?.goToSigma(model.get("sigma"));
@@ -194,6 +197,7 @@ function render({ model, el }) {
   return () => {
     model.off("change:data", show);
     model.off("change:sigma", move);
+    sigma.close();
     scrubber?.close();
     urls.forEach((url) => URL.revokeObjectURL(url));
   };

@@ -6,11 +6,13 @@ import { make, suppressShortcuts } from "./dom.js";
 const MOST_ZOOM = 16;
 const GAP = 12; // pixels between images, as in viewer.css
 const CAPTION = 24; // pixels below each image
+const SWIPE = 48; // pixels of a horizontal move that count as a swipe
 const GRAB_DISTANCE = 18; // pixels from the divider within which a press grabs it instead of the image
 
 // `changed` is called with the view after every change: { scale, x, y, split }, the last three as fractions of an
 // image.
-export function makeStage({ framed, changed }) {
+// `swiped` is called with 1 or -1 for a swipe to the next or the previous image.
+export function makeStage({ framed, changed, swiped }) {
   const view = { scale: 1, x: 0, y: 0, split: 0.5 };
   const node = suppressShortcuts(make("div", "fluxnb-stage"));
   let imageSize = { width: 1, height: 1 };
@@ -42,6 +44,7 @@ export function makeStage({ framed, changed }) {
     node.style.setProperty("--fluxnb-x", `${view.x * 100}%`);
     node.style.setProperty("--fluxnb-y", `${view.y * 100}%`);
     node.style.setProperty("--fluxnb-split", `${view.split * 100}%`);
+    node.classList.toggle("fluxnb-zoomed", view.scale > 1 || hasDivider);
     node.classList.toggle("fluxnb-pixelated", view.scale >= 4); // show individual pixels
     changed(view);
   }
@@ -86,7 +89,8 @@ export function makeStage({ framed, changed }) {
     const box = boxOf(event);
     if (!box || event.button !== 0) return;
     const distance = Math.abs(positionIn(event, box)[0] + 0.5 - view.split) * box.clientWidth;
-    drag = { box, divider: hasDivider && (view.scale === 1 || distance < GRAB_DISTANCE) };
+    const divider = hasDivider && (view.scale === 1 || distance < GRAB_DISTANCE);
+    drag = { box, divider, x: event.clientX, y: event.clientY };
     box.setPointerCapture(event.pointerId);
     if (drag.divider) setDivider(positionIn(event, box)[0] + 0.5);
   });
@@ -97,7 +101,13 @@ export function makeStage({ framed, changed }) {
     view.y += event.movementY / drag.box.clientHeight;
     apply();
   });
-  node.addEventListener("pointerup", () => (drag = null));
+  node.addEventListener("pointerup", (event) => {
+    const across = drag && event.clientX - drag.x;
+    const isSwipe = Math.abs(across) > SWIPE && Math.abs(across) > 2 * Math.abs(event.clientY - (drag?.y ?? 0));
+    if (drag && !drag.divider && view.scale === 1 && isSwipe) swiped(across < 0 ? 1 : -1);
+    drag = null;
+  });
+  node.addEventListener("pointercancel", () => (drag = null)); // the browser scrolls the page
   const observer = new ResizeObserver(fit);
   observer.observe(node);
 

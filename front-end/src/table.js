@@ -3,9 +3,16 @@
 
 import { make, makeButton, suppressShortcuts } from "./dom.js";
 
-// Actions of a click: open(id), select(id), star(id). Lookups: url(frame), label(id), cell(id).
-export function makeTable({ open, select, star, url, label, cell }) {
-  const state = { row: 0, column: 0 };
+const GAP = 6; // pixels between cells, as in explore.css
+
+/** How many cells of a side fit beside each other. */
+export function cellsPerLine(width, side) {
+  return Math.max(1, Math.floor((width + GAP) / (side + GAP)));
+}
+
+// Actions of a click: open(id), select(id), star(id). Lookups: url(frame), label(id), cell(id), preview(row, column).
+export function makeTable({ open, select, star, url, label, cell, preview }) {
+  const state = { row: 0, column: 0, side: 0, wraps: false };
   const node = make("div", "fluxnb-frame");
   const table = make("div", "fluxnb-grid");
   let tiles = []; // rows of { node, image, badge, mark, id, frame }
@@ -28,16 +35,17 @@ export function makeTable({ open, select, star, url, label, cell }) {
   }
   function makeTile(row, column) {
     const tile = { node: suppressShortcuts(make("div", "fluxnb-tile")), image: make("img"), id: undefined };
-    tile.badge = make("span", "fluxnb-badge");
+    tile.step = make("span", "fluxnb-step");
+    tile.badge = makeButton("fluxnb-badge", "", "choose for a comparison (space)", () => select(tile.id));
+    tile.badge.tabIndex = -1;
     tile.mark = makeButton("fluxnb-star", "☆", "star (s)", () => star(tile.id));
     tile.mark.tabIndex = -1; // the s key reaches it; the table is a single tab stop
-    tile.badge.setAttribute("aria-hidden", "true");
     tile.image.draggable = false;
     tile.image.decoding = "sync"; // all cells change at the same time
     tile.node.setAttribute("role", "gridcell");
-    tile.node.append(tile.image, tile.badge, tile.mark);
+    tile.node.append(tile.image, tile.badge, tile.mark, tile.step);
     tile.node.addEventListener("click", (event) => {
-      if (event.target === tile.mark) return;
+      if (event.target === tile.mark || event.target === tile.badge) return;
       focus(row, column);
       if (tile.id === undefined) return;
       if (event.shiftKey || event.ctrlKey || event.metaKey) select(tile.id);
@@ -47,18 +55,30 @@ export function makeTable({ open, select, star, url, label, cell }) {
     return tile;
   }
 
-  // Rebuild the table. Rows and columns are names, or null for a single one without a name.
+  // Rebuild the table. Rows and columns are names, or null for a single one without a name. A single row wraps, and each
+  // of its cells has its own name.
   function build(rows, columns) {
     const focused = table.contains(document.activeElement);
     const columnNames = columns ?? [null];
+    state.wraps = rows === null && columns !== null;
+    table.classList.toggle("fluxnb-wraps", state.wraps);
     table.classList.toggle("fluxnb-has-row-names", rows !== null);
     table.style.setProperty("--fluxnb-columns", columnNames.length);
     tiles = (rows ?? [null]).map((_, row) => columnNames.map((_, column) => makeTile(row, column)));
     const rowNodes = tiles.map((cells, row) => {
-      const nodes = cells.map((tile) => tile.node);
+      const nodes = cells.map((tile, column) => {
+        if (!state.wraps) return tile.node;
+        const item = make("div", "fluxnb-item");
+        const name = make("div", "fluxnb-column-name", columnNames[column][0]);
+        item.setAttribute("role", "presentation");
+        name.setAttribute("aria-hidden", "true"); // it is part of the name of the cell
+        name.title = columnNames[column][1];
+        item.append(name, tile.node);
+        return item;
+      });
       return rows ? makeRow(makeHeader("rowheader", "fluxnb-row-name", rows[row]), ...nodes) : makeRow(...nodes);
     });
-    if (columns) {
+    if (columns && !state.wraps) {
       const headers = columns.map((each) => makeHeader("columnheader", "fluxnb-column-name", each));
       if (rows) headers.unshift(makeHeader("columnheader", "fluxnb-corner", ["", ""]));
       rowNodes.unshift(makeRow(...headers));
@@ -73,15 +93,28 @@ export function makeTable({ open, select, star, url, label, cell }) {
     each((tile, row, column) => {
       const id = cellAt(row, column);
       const number = id === undefined ? undefined : frame(id);
-      const source = number === undefined || number === tile.frame ? undefined : url(number);
       if (id !== undefined && tile.id !== id) describe(tile, id);
-      if (source !== undefined) {
+      if (id === undefined) fillPreview(tile, preview(row, column));
+      else if (number !== tile.frame) {
+        const source = url(number);
+        if (source === undefined) return;
         tile.frame = number;
         tile.image.src = source;
+        tile.step.textContent = "";
       }
-      tile.node.classList.toggle("fluxnb-empty", tile.frame === undefined);
-      tile.image.hidden = tile.mark.hidden = tile.frame === undefined;
+      const isEmpty = tile.frame === undefined;
+      tile.node.classList.toggle("fluxnb-empty", isEmpty);
+      tile.image.hidden = isEmpty;
+      tile.mark.hidden = tile.badge.hidden = id === undefined;
     });
+  }
+  // Show the preview of an unfinished cell.
+  function fillPreview(tile, shown) {
+    if (!shown || tile.frame === shown.url) return;
+    tile.frame = tile.image.src = shown.url;
+    tile.image.alt = `preview after step ${shown.step} of ${shown.steps}`;
+    tile.step.textContent = `${shown.step} of ${shown.steps}`;
+    tile.node.style.aspectRatio = `${shown.width} / ${shown.height}`;
   }
   function describe(tile, id) {
     const { caption, width, height } = cell(id);
@@ -99,6 +132,7 @@ export function makeTable({ open, select, star, url, label, cell }) {
       tile.node.setAttribute("aria-selected", String(order >= 0));
       tile.node.classList.toggle("fluxnb-is-starred", isStarred);
       tile.badge.textContent = order >= 0 ? String(order + 1) : "";
+      tile.badge.setAttribute("aria-label", order >= 0 ? `chosen, number ${order + 1}` : "choose for a comparison");
       tile.mark.textContent = isStarred ? "★" : "☆";
       tile.mark.setAttribute("aria-label", isStarred ? "starred" : "star");
       const words = tile.id === undefined ? "not finished" : `${tile.name}${isStarred ? ", starred" : ""}`;
@@ -122,20 +156,29 @@ export function makeTable({ open, select, star, url, label, cell }) {
     fill,
     mark,
     focus,
-    move: (right, down) => focus(state.row + down, state.column + right),
+    move(right, down) {
+      if (!state.wraps) return focus(state.row + down, state.column + right);
+      const column = state.column + right + down * cellsPerLine(node.clientWidth, state.side);
+      if (column >= 0 && column < tiles[0].length) focus(0, column);
+    },
     toStart: () => focus(state.row, 0),
     toEnd: () => focus(state.row, tiles[0].length - 1),
     focusedCell: () => tiles[state.row][state.column].id,
     contains: (other) => table.contains(other),
-    neighbor: (right, down) => tiles[state.row + down]?.[state.column + right]?.id,
+    neighbor(right, down) {
+      if (!state.wraps) return tiles[state.row + down]?.[state.column + right]?.id;
+      return tiles[0][state.column + right + down * cellsPerLine(node.clientWidth, state.side)]?.id;
+    },
     moveTo(id) {
       each((tile, row, column) => tile.id === id && focus(row, column, false));
     },
     takeFocus: () => focus(state.row, state.column),
+    // The number of cells that should fit beside each other.
     get columns() {
-      return tiles[0]?.length ?? 1;
+      return Math.min(tiles[0]?.length ?? 1, state.wraps ? 4 : Number.POSITIVE_INFINITY);
     },
     set side(pixels) {
+      state.side = Math.round(pixels);
       table.style.setProperty("--fluxnb-side", `${Math.round(pixels)}px`);
     },
   };

@@ -4,17 +4,35 @@
 
 import { describeCells, drawDifference } from "./compare.js";
 import { make, makeButton, suppressShortcuts } from "./dom.js";
+import { copyImage, copyText, download } from "./download.js";
+import { makeKeyList } from "./keys.js";
 import { SHOW_KEYS } from "./levels.js";
 import { makeStage } from "./stage.js";
 
 const MODES = { side: "side by side", slider: "slider", flick: "flick", difference: "difference" };
 const FLICK_INTERVAL = 600; // milliseconds
-const HINTS = {
-  alone: "← → ↑ ↓ neighbors · space select for comparison",
-  side: "1–4 how to compare",
-  slider: "1–4 how to compare · ← → other B · shift ← → other A · w swap · d divider",
-  flick: "1–4 how to compare · ← → or space flick · f automatic",
-  difference: "1–4 how to compare · ← → other B · shift ← → other A · w swap",
+/** @type {Record<string, [string, string][]>} */
+const KEYS = {
+  alone: [
+    ["← → ↑ ↓", "neighbors"],
+    ["space", "choose for a comparison"],
+  ],
+  side: [],
+  slider: [
+    ["← →", "another B"],
+    ["shift ← →", "another A"],
+    ["w", "swap A and B"],
+    ["d", "divider"],
+  ],
+  flick: [
+    ["← → space", "flick"],
+    ["f", "automatic"],
+  ],
+  difference: [
+    ["← →", "another B"],
+    ["shift ← →", "another A"],
+    ["w", "swap A and B"],
+  ],
 };
 
 function makeSlider(name, max, value, onChange) {
@@ -26,8 +44,8 @@ function makeSlider(name, max, value, onChange) {
   return { label, range };
 }
 
-// `host` provides cell(id), label(id, others), url(id), neighbor(right, down), star(ids), starred(id), select(id) and
-// onClose(ids). The playback bar moves into the viewer while it is open, so that the noise level can be changed there.
+// `host` provides cell(id), label(id, others), url(id), final(id), neighbor(right, down), star(ids), starred(id),
+// select(id), selected(id), onClose(ids), and in a lab useRecipe(id). The playback bar moves into the viewer while it is open, so that the noise level can be changed there.
 export function makeViewer(root, playback, host) {
   // An output iframe (Colab, VS Code) is as tall as its content, so a modal dialog could open outside the visible part.
   const framed = window.self !== window.top;
@@ -36,13 +54,20 @@ export function makeViewer(root, playback, host) {
   const head = make("div", "fluxnb-viewer-head");
   const modes = make("div", "fluxnb-shows");
   const zoomText = make("output", "fluxnb-zoom");
+  const steps = make("span", "fluxnb-neighbors");
+  const previous = makeButton("", "‹", "previous (←)", () => step(-1));
+  const next = makeButton("", "›", "next (→)", () => step(1));
+  const choose = makeButton("fluxnb-choose", "choose", "choose for a comparison (space)", chooseDisplayed);
+  const copies = make("div", "fluxnb-copies");
   const star = makeButton("fluxnb-star-button", "☆", "star (s)", starDisplayed);
   const close = makeButton("fluxnb-close", "close", "back to the grid (esc)", dismiss);
   const chips = make("div", "fluxnb-chips");
   const tools = make("div", "fluxnb-tools");
   const barSlot = make("div", "fluxnb-bar-slot");
   const facts = make("div", "fluxnb-facts");
-  const help = make("div", "fluxnb-foot");
+  const foot = make("div", "fluxnb-foot");
+  const keyList = makeKeyList(keys);
+  const reply = make("output", "fluxnb-reply");
   const differenceText = make("output", "fluxnb-difference-text");
   const flicker = makeButton("fluxnb-flicker", "▶ flick", "flick automatically (f)", () => toggleFlicker());
   const divider = makeSlider("divider", 100, 50, (value) => stage.setDivider(value / 100));
@@ -52,6 +77,7 @@ export function makeViewer(root, playback, host) {
   });
   const stage = makeStage({
     framed,
+    swiped: (by) => (mode() === "alone" || mode() === "flick") && step(by),
     changed({ scale, split }) {
       divider.range.value = String(Math.round(split * 100));
       dialog.dataset.zoom = String(scale);
@@ -67,8 +93,24 @@ export function makeViewer(root, playback, host) {
     modes.append(button);
     return { mode, button };
   });
-  head.append(modes, make("span", "fluxnb-spacer"), zoomText, star, close);
-  dialog.append(head, chips, stage.node, tools, barSlot, facts, help);
+  previous.setAttribute("aria-label", "previous");
+  next.setAttribute("aria-label", "next");
+  steps.append(previous, next);
+  const single = {
+    "copy image": (id) => copyImage(host.url(id), host.cell(id).recipe),
+    "copy code": (id) => copyText(host.cell(id).code),
+    "copy recipe": (id) => copyText(host.cell(id).recipe),
+    download: (id) => download([{ name: host.cell(id).name, recipe: host.cell(id).recipe, url: host.final(id) }]),
+  };
+  const done = { "copy image": "image copied", "copy code": "code copied", "copy recipe": "recipe copied" };
+  for (const [name, act] of Object.entries(single)) {
+    copies.append(makeButton("", name, "", () => run(act, done[name] ?? "downloaded")));
+  }
+  if (host.useRecipe) copies.append(makeButton("", "use settings", "fill in the form", useSettings));
+  copies.append(reply);
+  foot.append(keyList.node);
+  head.append(modes, steps, make("span", "fluxnb-spacer"), zoomText, choose, star, close);
+  dialog.append(head, chips, stage.node, tools, barSlot, facts, copies, foot);
   root.append(dialog);
 
   // ---------------------------------------------------------------------------------------------------------- content
@@ -100,12 +142,29 @@ export function makeViewer(root, playback, host) {
     const controls = { slider: [divider.label], difference: [brighter.label, differenceText], flick: [flicker] };
     tools.replaceChildren(...(controls[now] ?? []));
     facts.replaceChildren(...describeCells((paired ? pair() : state.ids).map(host.cell)));
-    const scrub = playback.levels.length > 1 ? ", . noise level · " : "";
-    help.textContent = `${HINTS[now]} · + − 0 or wheel zoom, drag to move · ${scrub}s star · esc back`;
+    copies.hidden = now !== "alone" && now !== "flick";
+    steps.hidden = now === "side";
+    choose.hidden = now !== "alone";
+    keyList.toggle(false);
+    reply.textContent = "";
     stage.node.setAttribute("aria-label", accessibleName(now));
     stage.show(panes[now](), host.cell(state.ids[0]), now === "slider");
     drawStar();
+    drawChoice();
     draw();
+  }
+
+  /** @returns {[string, string][]} */
+  function keys() {
+    const now = mode();
+    return [
+      ...(now === "alone" ? [] : /** @type {[string, string][]} */ ([["1 2 3 4", "how to compare"]])),
+      ...KEYS[now],
+      ["+ − 0", "zoom; so does the wheel, and dragging moves"],
+      ...(playback.levels.length > 1 ? /** @type {[string, string][]} */ ([[", . p", "noise level, play"]]) : []),
+      ["s", "star"],
+      ["esc", "back to the grid"],
+    ];
   }
 
   function accessibleName(now) {
@@ -207,6 +266,34 @@ export function makeViewer(root, playback, host) {
     state.ids = [id];
     build();
   }
+  // Previous or next: another cell, another image while flicking, another B in a comparison of two.
+  function step(by) {
+    if (mode() === "alone") showNeighbor(by, 0);
+    else if (mode() === "flick") flick(by);
+    else nextInPair(by, "b");
+  }
+  function chooseDisplayed() {
+    host.select(state.ids[0]);
+    drawChoice();
+  }
+  function drawChoice() {
+    const chosen = host.selected(state.ids[0]);
+    choose.textContent = chosen ? "☑ chosen" : "☐ choose";
+    choose.setAttribute("aria-pressed", String(chosen));
+  }
+  // Act on the displayed cell and report how it went.
+  async function run(act, text) {
+    try {
+      await act(displayed()[0]);
+      reply.textContent = text;
+    } catch (problem) {
+      reply.textContent = `not possible here: ${problem.message}`;
+    }
+  }
+  function useSettings() {
+    host.useRecipe(displayed()[0]);
+    dismiss();
+  }
   // The displayed cells: one while flicking, otherwise all of them.
   function displayed() {
     return mode() === "flick" ? [state.ids[state.b]] : state.ids;
@@ -251,6 +338,7 @@ export function makeViewer(root, playback, host) {
     ",": () => playback.move(-1),
     ".": () => playback.move(1),
     p: playback.toggle,
+    "?": () => keyList.toggle(),
     ...Object.fromEntries(Object.keys(MODES).map((mode, i) => [String(i + 1), () => setMode(mode)])),
     ...Object.fromEntries(Object.entries(SHOW_KEYS).map(([letter, show]) => [letter, () => playback.display(show)])),
   };
@@ -265,7 +353,7 @@ export function makeViewer(root, playback, host) {
       ArrowRight: () => showNeighbor(1, 0),
       ArrowUp: () => showNeighbor(0, -1),
       ArrowDown: () => showNeighbor(0, 1),
-      " ": () => host.select(state.ids[0]),
+      " ": chooseDisplayed,
     },
     slider: { ...PAIR_KEYS, d: () => divider.range.focus() },
     flick: { ArrowRight: () => flick(1), ArrowLeft: () => flick(-1), " ": () => flick(1), f: () => toggleFlicker() },
@@ -289,6 +377,7 @@ export function makeViewer(root, playback, host) {
 
   return {
     open,
+    dismiss,
     draw: () => dialog.open && draw(),
     close() {
       toggleFlicker(false);

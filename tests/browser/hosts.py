@@ -105,7 +105,7 @@ def open_widget(page: Any, widget: Any, host: str, folder: Path) -> Any:
     path.write_text(page_of(view, traits, HOSTS[host]), encoding="utf-8")
     page.emulate_media(color_scheme=HOSTS[host].scheme)
     page.goto(path.as_uri())
-    page.locator(".fluxnb[data-ground]").wait_for()
+    page.locator(".fluxnb[data-ground]").first.wait_for()
     return page
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 
-from fluxnb.widgets import explore, scrub
+from fluxnb.widgets import Lab, explore, scrub
 from tests.browser.hosts import HOSTS, low_contrasts, open_widget
 from tests.scenes import grid, trajectory
+from tests.widgets.test_lab import FIELDS, STOP, Engine
 
 SHOTS = os.environ.get("FLUXNB_SCREENSHOTS")
 
@@ -26,7 +28,26 @@ def widgets():
     return {
         "scrubber": scrub([trajectory(steps=1), trajectory(steps=4, attention=True)]),
         "explore": explore(grid(**axes, trajectories=True)),
+        "lab": lab_with_runs(),
     }
+
+
+def lab_with_runs() -> Lab:
+    """A lab with two runs, a notice and an error; its form differs from its pictures."""
+
+    def generate(arguments, on_step):
+        notices = ["CLIP reads 77 tokens of this prompt's 90 and ignores 'in the evening'."]
+        return dataclasses.replace(Engine()(arguments, on_step), notices=notices)
+
+    lab = Lab(
+        generate, {**FIELDS, "guidance": "2.5"}, model="fake", stop=STOP, examples=["a cat in the snow", "an owl"]
+    )
+    lab.generate(prompt="a fox").wait(10)
+    lab.generate(prompt="a fox in the snow", seeds="0-3").wait(10)
+    lab.prompt = "a cat"
+    problem = {"phase": "failed", "message": "steps='none': whole numbers are possible.", "remedy": "Try steps 4."}
+    lab.state = {**lab.state, **problem}
+    return lab
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -50,6 +71,15 @@ def test_the_text_of_the_explorer_has_contrast_in_every_host(page, widgets, tmp_
     page.keyboard.press("2")
     page.locator("dialog .fluxnb-divider").wait_for()
     shot(page, f"viewer-{host}")
+    assert low_contrasts(page) == []
+    assert not page.errors and not page.outside
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_text_of_the_lab_has_contrast_in_every_host(page, widgets, tmp_path, host):
+    open_widget(page, widgets["lab"], host, tmp_path)
+    shot(page, f"lab-{host}")
+    page.locator(".fluxnb-keys-button").first.click()
     assert low_contrasts(page) == []
     assert not page.errors and not page.outside
 

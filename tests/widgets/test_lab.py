@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import threading
 
 import pytest
+import traitlets
 from PIL import Image
 
 from fluxnb import records
 from fluxnb.errors import InputError, RunError
 from fluxnb.grid.axes import Axes
 from fluxnb.records.latents import LinearRGB
-from fluxnb.widgets.lab import Job, Lab, parse_numbers
+from fluxnb.widgets.form import parse_numbers
+from fluxnb.widgets.lab import Job, Lab
 from tests.scenes import trajectory
 from tests.trajectories import resolved
 
@@ -71,7 +74,7 @@ def bench():
 
 def press(lab, **fields):
     """Send the message of the front end when the button is pressed."""
-    lab._on_message(lab, {"kind": "generate", "fields": {**lab.form["fields"], **fields}}, [])
+    lab._on_message(lab, {"kind": "generate", "fields": {**lab.fields, **fields}}, [])
 
 
 def test_a_press_requests_the_values_of_the_form(bench):
@@ -90,7 +93,7 @@ def test_a_press_requests_the_values_of_the_form(bench):
             "negative": "blur",
         }
     ]
-    assert lab.form["fields"]["prompt"] == "a cat"
+    assert lab.fields["prompt"] == lab.prompt == "a cat" and lab.seeds == (0, 1, 2**64 - 1)
 
 
 def test_the_result_is_a_sweep_in_the_order_of_its_axes(bench):
@@ -114,33 +117,42 @@ def test_before_the_first_image_grid_raises_an_error_with_a_remedy(bench):
         _ = bench(Engine()).grid
 
 
-def test_tiles_are_displayed_before_the_images_and_filled_as_they_finish(bench):
+def sent(lab, kind):
+    return [(content, buffers) for content, buffers in lab.sent if content["kind"] == kind]
+
+
+def test_places_are_displayed_before_the_images_and_filled_as_they_finish(bench):
     engine = Engine(free=False)
     lab = bench(engine).generate()
-    assert lab.table["rows"] == ["seed 0", "seed 1"] and lab.table["columns"] == ["1 step", "2 steps"]
-    assert [(tile["row"], tile["column"]) for tile in lab.table["tiles"]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert lab.frames == [b""] * 4 and lab.state["phase"] == "running" and lab.state["total"] == 4
+    assert [axis["values"] for axis in lab.data["axes"]] == [["a fox"], ["seed 0", "seed 1"], ["1 step", "2 steps"]]
+    assert lab.cells == lab.frames == [] and lab.data["total"] == 4
+    assert lab.state["phase"] == "running" and lab.state["total"] == 4 and lab.running
     engine.go.release(6)
     lab.wait(10)
-    final = [(content["index"], buffers[0]) for content, buffers in lab.sent if content["step"] == 0]
-    assert [index for index, _ in final] == [0, 1, 2, 3] and [frame for _, frame in final] == lab.frames
-    with Image.open(io.BytesIO(lab.frames[3])) as image:
+    assert [cell["position"] for cell in lab.cells] == [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
+    assert not lab.running
+    with Image.open(io.BytesIO(lab.frames[lab.cells[3]["final"]])) as image:
         assert image.convert("RGB").getpixel((5, 5)) == (60, 80, 90), "a small image is encoded losslessly"
 
 
-def test_previews_are_sent_with_their_step(bench, monkeypatch):
+def test_previews_are_sent_with_their_step_and_place(bench, monkeypatch):
     monkeypatch.setattr("fluxnb.widgets.lab.PREVIEW_INTERVAL", 0.0)
     lab = bench(Engine()).generate(seeds=0, steps=3).wait(10)
-    sent = [(content["step"], content["done"]) for content, _ in lab.sent]
-    assert sent == [(1, 0), (2, 0), (3, 0), (0, 1)]
-    with Image.open(io.BytesIO(lab.sent[0][1][0])) as small:
+    previews = sent(lab, "preview")
+    assert [(content["step"], content["position"], content["run"]) for content, _ in previews] == [
+        (1, [0, 0, 0], 1),
+        (2, [0, 0, 0], 1),
+        (3, [0, 0, 0], 1),
+    ]
+    with Image.open(io.BytesIO(previews[0][1][0])) as small:
         assert max(small.size) <= 16
 
 
 def test_the_remaining_time_is_sent_with_each_image(bench):
     lab = bench(Engine()).generate().wait(10)
-    remaining = [content["remaining"] for content, _ in lab.sent if content["step"] == 0]
-    assert all(seconds >= 0 for seconds in remaining) and remaining[-1] == 0
+    progress = [content for content, _ in sent(lab, "progress")]
+    assert all(each["remaining"] >= 0 for each in progress if each["done"]) and progress[-1]["remaining"] == 0
+    assert progress[-1]["done"] == 4 and progress[-1]["fraction"] == 1
 
 
 def test_cancel_ends_the_sampling_within_one_step(bench):
@@ -222,7 +234,7 @@ def test_an_invalid_form_displays_an_error_and_samples_nothing(bench, fields, me
     assert engine.steps == [] and lab._worker is None
 
 
-@pytest.mark.parametrize("content", [{}, {"kind": "?"}, {"kind": "generate", "fields": {"no": "such"}}])
+@pytest.mark.parametrize("content", [{}, {"kind": "?"}, {"kind": ["generate"]}])
 def test_an_unknown_message_is_ignored(bench, content):
     lab = bench(Engine())
     lab._on_message(lab, content, [])
@@ -250,3 +262,122 @@ def test_a_finished_lab_has_a_fallback_image_for_readers_without_a_kernel(bench)
     lab.generate().wait(10)
     with Image.open(io.BytesIO(lab._fallback)) as image:
         assert image.format == "PNG"
+
+
+# --------------------------------------------------------------------------------------------------- values and history
+def test_a_request_with_an_unknown_field_is_refused(bench):
+    engine = Engine()
+    lab = bench(engine)
+    press(lab, no="such")
+    assert lab.state["phase"] == "failed" and "no=" in lab.state["message"] and engine.requests == []
+    with pytest.raises(InputError, match="field='no'"):
+        lab.fields = {"no": "such"}
+
+
+def test_setting_a_value_changes_the_form_and_the_form_changes_the_value(bench):
+    lab, changes = bench(Engine()), []
+    lab.observe(lambda change: changes.append(change["new"]), "seeds")
+    lab.prompt, lab.seeds, lab.steps = "a cat", range(5), 4
+    assert (lab.fields["prompt"], lab.fields["seeds"], lab.fields["steps"]) == ("a cat", "0-4", "4")
+    lab.fields = {**lab.fields, "seeds": "7 8", "steps": "1..3"}
+    assert lab.seeds == (7, 8) and lab.steps == (1, 2, 3) and lab.fields["seeds"] == "7 8", "the text remains as typed"
+    lab.fields = {**lab.fields, "seeds": "7-"}
+    assert lab.seeds == (7, 8), "an incomplete text is no value"
+    assert changes == [(0, 1, 2, 3, 4), (7, 8)]
+
+
+def test_a_value_that_is_not_possible_is_refused(bench):
+    lab = bench(Engine())
+    with pytest.raises(InputError, match="whole numbers"):
+        lab.seeds = "three"
+    with pytest.raises(traitlets.TraitError):
+        lab.prompt = 3
+    assert lab.seeds == (0, 1)
+
+
+def test_running_grid_and_problem_can_be_observed(bench):
+    engine, seen = Engine(), []
+    lab = bench(engine)
+    lab.observe(lambda change: seen.append((change["name"], change["new"])), ["running", "grid", "problem"])
+    lab.generate().wait(10)
+    engine.problem = RunError("no memory", "smaller pictures need less", "try height=256")
+    with pytest.raises(RunError):
+        lab.generate().wait(10)
+    assert [name for name, _ in seen] == ["running", "grid", "running", "running", "problem", "running"]
+    assert seen[1][1] is lab.grid and seen[4][1] is engine.problem
+
+
+def test_starred_and_chosen_cells_are_traits_in_both_directions(bench):
+    lab, seen = bench(Engine()).generate().wait(10), []
+    lab.observe(lambda change: seen.append(change["new"]), "starred")
+    lab.stars = [2, 0]
+    assert lab.starred == (lab.grid[0], lab.grid[2]) == seen[0]
+    lab.chosen = [lab.grid[3], lab.grid[1]]
+    assert lab.choices == [3, 1]
+    lab.generate(seeds="5").wait(10)
+    assert lab.starred == lab.chosen == () and lab.stars == lab.choices == [], "another run has its own stars"
+
+
+def test_earlier_runs_are_displayed_again_with_their_settings_and_stars(bench):
+    lab = bench(Engine()).generate().wait(10)
+    lab.stars = [1]
+    lab.generate(prompt="a cat", seeds="5").wait(10)
+    assert [(each["run"], each["fields"]["prompt"], each["done"], each["state"]) for each in lab.history] == [
+        (1, "a fox", 4, "finished"),
+        (2, "a cat", 2, "finished"),
+    ]
+    lab._on_message(lab, {"kind": "show", "run": 1}, [])
+    assert lab.data["run"] == 1 and len(lab.cells) == 4 and lab.stars == [1] and lab.prompt == "a fox"
+    assert lab.grid.axes["seed"] == (5,), "the latest grid remains the latest"
+
+
+def test_only_the_latest_runs_remain_in_memory(bench, monkeypatch):
+    monkeypatch.setattr("fluxnb.widgets.lab.MAX_RUNS", 2)
+    lab = bench(Engine())
+    for seed in range(3):
+        lab.generate(seeds=seed, steps=1).wait(10)
+    assert [each["run"] for each in lab.history] == [2, 3] and len(lab.grids) == 3
+    lab._on_message(lab, {"kind": "show", "run": 1, "request": 7}, [])
+    assert lab.sent[-1][0]["request"] == 7 and "run 1" in lab.sent[-1][0]["text"]
+
+
+def test_a_cell_that_arrives_while_an_earlier_run_is_displayed_belongs_to_its_own_run(bench):
+    engine = Engine(free=False)
+    lab = bench(engine)
+    engine.go.release(6)
+    lab.generate().wait(10)
+    lab.generate(prompt="a cat")
+    lab._on_message(lab, {"kind": "show", "run": 1}, [])
+    engine.go.release(100)
+    lab.wait(10)
+    assert lab.data["run"] == 1 and lab.grid.axes["prompt"] == ("a cat",)
+    assert {dict(cell["facts"])["prompt"] for cell in lab.cells} == {"a fox"}
+
+
+def test_a_dropped_picture_fills_in_the_form(bench):
+    from fluxnb.io.png import encode_png
+    from fluxnb.records.recipe import Recipe
+
+    lab = bench(Engine())
+    recipe = Recipe(prompt="an owl", seed=2**64 - 1, steps=3, height=128, width=64, sampler="renoise", guidance=2.0)
+    lab._on_message(lab, {"kind": "recipe", "request": 1}, [encode_png(Image.new("RGB", (64, 128)), recipe)])
+    assert lab.fields == {**FIELDS, "prompt": "an owl", "seeds": str(2**64 - 1), "steps": "3", "height": "128"}
+    assert "guidance, sampler" in lab.sent[-1][0]["text"]
+    lab._on_message(lab, {"kind": "recipe", "request": 2}, [b"GIF89a"])
+    assert "GIF89a" in lab.sent[-1][0]["text"]
+
+
+def test_notices_of_the_job_are_displayed(bench):
+    def generate(arguments, on_step):
+        return dataclasses.replace(Engine()(arguments, on_step), notices=["CLIP reads 77 tokens."])
+
+    lab = bench(generate).generate().wait(10)
+    assert lab.state["notices"] == ["CLIP reads 77 tokens."]
+
+
+def test_every_request_with_a_number_is_answered(bench):
+    lab = bench(Engine())
+    for kind in ("save", "cancel", "show", "recipe", "generate"):
+        lab._on_message(lab, {"kind": kind, "request": 3}, [])
+        assert [content["request"] for content, _ in sent(lab, "reply")][-1] == 3
+    lab.wait(10)

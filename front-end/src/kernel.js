@@ -1,0 +1,62 @@
+// @ts-check
+// A grid that is connected to the traits of a widget.
+
+import { makeGrid } from "./grid.js";
+import { makeRequests } from "./requests.js";
+import { modelSource } from "./source.js";
+import { throttledTrait } from "./traits.js";
+
+/**
+ * Display the cells of a widget.
+ * @param {HTMLElement} root
+ * @param {any} model
+ * @param {any} options `useRecipe(cell)` fills in a form; `hasForm` omits title and progress; `reply(text)` displays the
+ *   replies of the kernel, by default below the grid
+ */
+export function connectGrid(root, model, options = {}) {
+  const source = modelSource(model);
+  const sigma = throttledTrait(model, "sigma");
+  const requests = makeRequests(model, options.reply ?? ((text) => grid.showMessage(text)));
+  const set = (name, numbers) => {
+    model.set(name, numbers);
+    model.save_changes();
+  };
+  const grid = makeGrid(root, source, {
+    ...options,
+    stars: (ids) => set("stars", ids),
+    choices: (ids) => set("choices", ids),
+    sigma: sigma.set,
+    stop: () => requests.send({ kind: "stop" }, { text: "stopping after the current cell …" }),
+    save: () => requests.send({ kind: "save" }, { text: `saving to ${source.data.folder} …` }),
+  });
+  const handlers = {
+    "msg:custom"(message, buffers) {
+      if (message.kind === "cell") grid.refresh();
+      if (message.kind !== "preview") return;
+      source.preview(message, buffers[0]);
+      grid.draw();
+    },
+    "change:data": grid.refresh,
+    "change:cells": grid.refresh,
+    "change:frames": grid.refresh,
+    "change:stars": () => grid.stars(model.get("stars")),
+    "change:choices": () => grid.choices(model.get("choices")),
+    "change:sigma": () => grid.goToSigma(model.get("sigma")),
+  };
+  for (const [name, handler] of Object.entries(handlers)) model.on(name, handler);
+  grid.stars(model.get("stars"));
+  grid.choices(model.get("choices"));
+  grid.goToSigma(model.get("sigma"));
+  return {
+    grid,
+    source,
+    requests,
+    close() {
+      for (const [name, handler] of Object.entries(handlers)) model.off(name, handler);
+      requests.close();
+      sigma.close();
+      grid.close();
+      source.close();
+    },
+  };
+}
