@@ -24,7 +24,7 @@ Sampling
     plan_sweep        pictures, evaluations and estimated time of a sweep, without sampling
     lab               a widget with a form, which samples in the background
     STOP              returned by an `on_step` callback: stop after this step
-    PromptWarning     a prompt that the text encoders truncate
+    PromptWarning     a prompt that is truncated, or has unknown words
     RecordingWarning  a recorded call whose record is incomplete
     StoreWarning      pictures that are not stored, because no key identifies what drew them
 

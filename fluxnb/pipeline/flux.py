@@ -29,6 +29,7 @@ from fluxnb.pipeline.preview import decode_latents, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
 from fluxnb.pipeline.schedule import Generators, pipeline_view, prepared_scheduler, unshifted_sigmas
 from fluxnb.pipeline.state import state_of
+from fluxnb.pipeline.vocabulary import Vocabulary, vocabulary_of, warn_of_unknown_words
 from fluxnb.planning.hardware import GIB, detect
 from fluxnb.planning.plan import Plan, convert_out_of_memory
 from fluxnb.planning.requirements import DECODING
@@ -250,6 +251,16 @@ class Flux:
         """A re-entrant lock of the pipeline, held by our calls, so that those of several threads follow each other."""
         return state_of(self.pipe).lock
 
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The words that pocket was trained on, with example prompts; None for models without such a limit.
+
+        Example:
+            >>> fnb.load("pocket").vocabulary.unknown("a unicorn in the snow")         # doctest: +SKIP
+            ('unicorn',)
+        """
+        return vocabulary_of(self.model, self.pipe)
+
     # ------------------------------------------------------------------------------------------------ encode
     @entry_point(recipe=RESOLVED)
     @_locked
@@ -258,7 +269,8 @@ class Flux:
         """Encode a resolved recipe's prompt, and its negative prompt where guidance takes one.
 
         Warns:
-            PromptWarning: quotes what lies beyond CLIP's 77 or T5's 256 (48 for pocket) tokens.
+            PromptWarning: quotes what lies beyond CLIP's 77 or T5's 256 (48 for pocket) tokens, or names words that
+                pocket was not trained on.
         """
         self._device = None  # the pipeline may have been moved since the last prompt
         length = recipe.max_sequence_length
@@ -270,6 +282,8 @@ class Flux:
 
     def _encode(self, prompt: str, length: int) -> tuple[Tensor, Tensor]:
         warn_of_truncation(self.pipe, prompt, length)
+        if (vocabulary := self.vocabulary) is not None:
+            warn_of_unknown_words(self.model, vocabulary, prompt)
         with convert_out_of_memory(self.plan, f"encoding a prompt with {self.model}"):
             return encode_prompt(self.pipe, prompt, length, self.device)
 

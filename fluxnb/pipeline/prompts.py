@@ -20,7 +20,7 @@ WORD_VOCABULARY = 5000  # tokens; a smaller vocabulary has the words of a small 
 
 
 class PromptWarning(UserWarning):
-    """Part of a prompt lies beyond an encoder's limit; the message quotes it."""
+    """Part of a prompt lies beyond an encoder's limit, or the model was not trained on a word; it is quoted."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,129 @@
+"""Words that pocket was not trained on are named; captions of its own kind raise no false alarm."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from types import SimpleNamespace
+
+import pytest
+
+import fluxnb as fnb
+from fluxnb.checkpoints.sources import POCKET
+from fluxnb.pipeline.vocabulary import EXAMPLES, Vocabulary, vocabulary_of, warn_of_unknown_words
+
+# Prompts as a visitor types them, each with the words that pocket was not trained on.
+PROMPTS = {
+    "a woman": "woman",
+    "a mountain": "mountain",
+    "two dogs": "two dogs",
+    "a beautiful cat": "beautiful",
+    "a photo of a fox": "photo",
+    "an astronaut riding a horse": "astronaut riding horse",
+    "a cat, highly detailed, 8k": "highly detailed 8k",
+    "a knight holding a sign that says hello": "knight",
+    "a tiny frog": "tiny",
+    "a fox running through the snow": "running through",
+    "portrait of a man": "portrait man",
+    "a city at night": "city",
+    "a river": "river",
+    "a watercolor painting of a bird": "watercolor painting bird",
+    "a bicycle with wheels": "with wheels",
+    "three apples": "three apples",
+    "a foxx": "foxx",
+    "a wizard in the snow": "wizard",
+    "hello world": "hello world",
+    "eine Katze": "eine Katze",
+    "un renard dans la neige": "un renard dans la neige",
+    "a Ferrari": "Ferrari",
+    "a smiling robot": "smiling",
+    "a close-up of a bee": "close-up",
+    "cinematic lighting": "cinematic lighting",
+    "a house made of cheese": "made",
+    "a doctor": "doctor",
+    "the queen of hearts": "queen hearts",
+    "a cat and a dinosaurus": "dinosaurus",
+    "a dog holding a sign that says stop in the rain": "rain",
+    "a dog holding a sign that says 'big sale' near a wall": "near",
+    "an oil lamp": "oil lamp",
+    "a man's hat": "man's",
+    "A GIRAFFE AND AN ANTELOPE": "ANTELOPE",
+    "a fox_trot": "trot",
+    "kids playing football": "kids playing",
+    "a sandwich on a plate": "sandwich plate",
+    "sunrise over the ocean": "sunrise ocean",
+    "a car driving fast": "driving fast",
+    "a forest": "forest",
+    "an old castle": "old",
+    "a fluffy kitten": "fluffy kitten",
+    "café terrace": "café terrace",
+    "a \u732b": "\u732b",
+    "a cat in space": "space",
+    "a ghost wearing sunglasses": "wearing sunglasses",
+    "a bowl of soup": "bowl soup",
+    "a red ball": "ball",
+    "a plane in the sky": "plane sky",
+    "a mouse eating cheese": "eating",
+}
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(POCKET / "base" / "tokenizer_2")
+    return vocabulary_of("pocket", SimpleNamespace(tokenizer_2=tokenizer))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_unknown_words_of_a_prompt_are_named(vocabulary, prompt):
+    assert " ".join(vocabulary.unknown(prompt)) == PROMPTS[prompt]
+
+
+def test_captions_of_the_training_data_raise_no_false_alarm(vocabulary):
+    from fluxnb.train.data.world import draw_captioned
+
+    captions = [caption for _, caption in draw_captioned(random.Random(0), 500, held_out=None)]
+    assert [caption for caption in captions if vocabulary.unknown(caption)] == []
+
+
+def test_captions_of_the_second_world_raise_no_false_alarm():
+    from fluxnb.train.data import captions, scenes
+    from fluxnb.train.data.vocabulary import words
+
+    rng, known = random.Random(0), Vocabulary(words=words())
+    texts = [captions.caption(scenes.partial_scene(rng, held_out=None), rng) for _ in range(500)]
+    assert [text for text in texts if known.unknown(text)] == []
+
+
+def test_example_prompts_have_known_words_only(vocabulary):
+    assert [example for example in EXAMPLES["pocket"] if vocabulary.unknown(example)] == []
+
+
+def test_a_warning_names_the_word_similar_words_and_an_example(vocabulary):
+    with pytest.warns(fnb.PromptWarning) as caught:
+        warn_of_unknown_words("pocket", vocabulary, "a foxx")
+    message = str(caught[0].message)
+    assert all(part in message for part in ("not trained on 'foxx'", "similar spelling: fox", "'a fox in the snow'"))
+
+
+def test_a_warning_of_many_unknown_words_is_short(vocabulary):
+    with pytest.warns(fnb.PromptWarning) as caught:
+        warn_of_unknown_words("pocket", vocabulary, " ".join(f"word{n}" for n in range(500)))
+    assert "and 492 more" in str(caught[0].message) and len(str(caught[0].message)) < 600
+
+
+def test_a_prompt_of_known_words_gives_no_warning(vocabulary):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_unknown_words("pocket", vocabulary, "A fox in the snow.")
+
+
+def test_other_models_have_no_vocabulary():
+    assert vocabulary_of("schnell", SimpleNamespace()) is None
+
+
+@pytest.mark.slow
+def test_a_run_of_pocket_warns_of_unknown_words():
+    with pytest.warns(fnb.PromptWarning, match="not trained on 'mountain'"):
+        fnb.run(fnb.load("pocket"), "a mountain", steps=1, height=64, width=64)
