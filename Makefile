@@ -25,6 +25,8 @@ QUIET := TQDM_DISABLE=1 TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BAR
 STEADY := OMP_NUM_THREADS=1 $(QUIET) PYTHONHASHSEED=0
 # One test process per core, each with one thread; tests about threads set their number themselves.
 PARALLEL := OMP_NUM_THREADS=1
+# A process that is done takes tests from the others. nbval is for notebooks alone, and its import takes seconds.
+SPREAD := -n auto --dist worksteal -p no:nbval
 
 .PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval hero front-end front-end-check clean
 
@@ -51,11 +53,11 @@ test: lint types imports front-end-check unit nbval
 	@echo "all checks passed"
 
 quick: lint imports $(STAMP)
-	$(PARALLEL) $(BIN)/python -m pytest tests -n auto -m "not slow and not long and not browser and not gpu"
+	$(PARALLEL) $(BIN)/python -m pytest tests $(SPREAD) -m "not slow and not long and not browser and not gpu"
 
 # Tests with many trials, of which `make test` runs a few.
 long: $(STAMP)
-	$(PARALLEL) $(BIN)/python -m pytest tests -m long -n auto --durations=15
+	$(PARALLEL) $(BIN)/python -m pytest tests -m long $(SPREAD) --durations=15
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -64,7 +66,7 @@ lint: $(STAMP)
 # The tests on the lower bounds. Without a browser and without the slow tests, which are about processes and disks and
 # not about versions.
 colab: $(COLAB_STAMP)
-	$(PARALLEL) $(COLAB)/bin/python -m pytest tests -n auto --ignore tests/train --ignore tests/browser --ignore tests/test_wheel.py --ignore tests/test_types.py --ignore tests/test_architecture.py -m "not slow and not long and not browser and not gpu" -p no:cacheprovider
+	$(PARALLEL) $(COLAB)/bin/python -m pytest tests -n auto --dist worksteal --ignore tests/train --ignore tests/browser --ignore tests/test_wheel.py --ignore tests/test_types.py --ignore tests/test_architecture.py -m "not slow and not long and not browser and not gpu" -p no:cacheprovider
 
 $(COLAB_STAMP): pyproject.toml constraints-colab.txt
 	@test -x $(COLAB)/bin/python || { echo "making $(COLAB), the versions of Colab"; $(PYTHON) -m venv $(COLAB); }
@@ -82,7 +84,7 @@ imports: $(STAMP)
 	$(BIN)/lint-imports
 
 unit: $(STAMP)
-	$(PARALLEL) $(BIN)/python -m pytest tests -n auto -m "not gpu and not browser and not long" --durations=15
+	$(PARALLEL) $(BIN)/python -m pytest tests $(SPREAD) -m "not gpu and not browser and not long" --durations=15
 	$(BIN)/python -m pytest tests -m "browser and not gpu" --durations=5
 
 # Strict: what a committed notebook prints, it prints again.

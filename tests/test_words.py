@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from collections import Counter
@@ -42,7 +43,7 @@ WORDS = {
 }
 PATTERN = re.compile("|".join(f"(?P<w{i}>{word})" for i, word in enumerate(WORDS)))
 
-ANYWHERE = re.compile("|".join(WORDS), re.IGNORECASE)
+LETTERS = re.compile(r"[A-Za-z]+")
 
 # Uses with another meaning, by path prefix (of `fluxnb/`) and word: the literal sense, or a name of another library.
 OTHER_MEANING = {
@@ -55,6 +56,8 @@ OTHER_MEANING = {
     ("sampling/recording", r"kept"): "the tensors that `Keep` selects",
     ("sampling/sampler", r"kept"): "the tensors that `Keep` selects",
     ("visuals/", r"kept"): "the tensors that `Keep` selects",
+    ("front-end/", r"shown|answered|rolls?|shadow"): "elements that are shown, requests, dice, the shadow DOM",
+    ("pipeline/vocabulary", r"says"): "a word of captions: holding a sign that says hello",
     ("", r"wants"): "`Keep.wants`, a method of the public API",
 }
 # Lines in which a word is not ours (calls of other libraries, CSS), or is about the tensors that `Keep` selects.
@@ -76,7 +79,7 @@ REMAINING: dict[tuple[str, str], tuple[int, str]] = {
 
 def parts(line: str) -> Iterator[str]:
     """The words of a line in lower case, identifiers split at underscores and capitals."""
-    for token in re.findall(r"[A-Za-z]+", line.replace("'s", "s")):
+    for token in LETTERS.findall(line.replace("'s", "s")):
         yield from (part.lower() for part in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", token))
 
 
@@ -84,18 +87,28 @@ def other_meaning(path: str, word: str) -> bool:
     return any(path.startswith(prefix) and re.fullmatch(words, word) for prefix, words in OTHER_MEANING)
 
 
+@functools.cache
+def old_words(token: str) -> tuple[str, ...]:
+    """The old words in one run of letters, of which most lines of code have the same few thousand."""
+    return tuple(word for word in parts(token) if PATTERN.fullmatch(word))
+
+
+def sources() -> list[Path]:
+    """The Python of the package, and the JavaScript and CSS that its bundles are made from."""
+    package, front_end = ROOT / "fluxnb", ROOT / "front-end" / "src"
+    return sorted(
+        [*package.rglob("*.py"), *package.rglob("*.pyi"), *front_end.rglob("*.js"), *front_end.rglob("*.css")]
+    )
+
+
 def uses() -> Iterator[tuple[str, int, str]]:
-    """File, line and word of every use in Python, JavaScript, CSS and stubs of the package."""
-    for path in sorted((ROOT / "fluxnb").rglob("*")):
-        if path.suffix not in (".py", ".pyi", ".js", ".css"):
-            continue
-        name = path.relative_to(ROOT / "fluxnb").as_posix()
+    """File, line and word of every use in the sources."""
+    for path in sources():
+        name = path.relative_to(ROOT).as_posix().removeprefix("fluxnb/")
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if not ANYWHERE.search(line):  # most lines; splitting identifiers takes much longer
-                continue
-            for word in parts(line):
+            for word in (word for token in LETTERS.findall(line.replace("'s", "s")) for word in old_words(token)):
                 excused = OTHER_USE.search(line) and word in ("kept", "walk", "roll", "shadow")
-                if PATTERN.fullmatch(word) and not excused and not other_meaning(name, word):
+                if not excused and not other_meaning(name, word):
                     yield name, number, word
 
 
@@ -122,8 +135,9 @@ def report(prefix: str | None) -> None:
         return
     for name, number, word in uses():
         if name.startswith(prefix):
-            line = (ROOT / "fluxnb" / name).read_text(encoding="utf-8").splitlines()[number - 1]
-            print(f"fluxnb/{name}:{number}: {word}: {line.strip()[:110]}")
+            path = ROOT / name if name.startswith("front-end/") else ROOT / "fluxnb" / name
+            line = path.read_text(encoding="utf-8").splitlines()[number - 1]
+            print(f"{path.relative_to(ROOT)}:{number}: {word}: {line.strip()[:110]}")
 
 
 if __name__ == "__main__":

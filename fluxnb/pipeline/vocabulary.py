@@ -34,7 +34,7 @@ _WORD = re.compile(rf"{_QUOTED}|(?P<word>[^\W_]+(?:[-'][^\W_]+)*)")
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The words that a model knows; any text may stand on a sign.
+    """The words that a model was trained on; any text may stand on a sign.
 
     Arguments:
         words: in lower case, sorted.

@@ -223,7 +223,7 @@ class GridView(View):
         self.send_state(["cells", "frames"])
 
     def _on_message(self, _: object, content: dict[str, Any], buffers: Sequence[Any]) -> None:
-        """Answer a request of the front end; a request with an id is always answered."""
+        """Reply to a request of the front end; a request with an id always gets a reply."""
         action = self._actions().get(str(content.get("kind")))
         if action is None:
             return

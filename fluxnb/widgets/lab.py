@@ -397,7 +397,9 @@ class Lab(GridView):
         """Display the images and the settings of an earlier run."""
         run = content.get("run")
         if run not in self._runs:
-            raise InputError(f"run {run}", f"the last {MAX_RUNS} runs are kept", "see lab.grids for all of them")
+            raise InputError(
+                f"run {run}", f"the history holds the last {MAX_RUNS} runs", "see lab.grids for all of them"
+            )
         self._display(self._runs[run])
         self.fields = next(dict(each["fields"]) for each in self.history if each["run"] == run)
         return ""

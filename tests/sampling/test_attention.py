@@ -284,6 +284,7 @@ class Other:
         return hidden_states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
