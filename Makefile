@@ -53,7 +53,7 @@ test: lint types imports front-end-check unit nbval
 	@echo "all checks passed"
 
 quick: lint imports $(STAMP)
-	$(PARALLEL) $(BIN)/python -m pytest tests $(SPREAD) -m "not slow and not long and not browser and not gpu"
+	$(PARALLEL) $(BIN)/python -m pytest tests $(SPREAD) -m "not moderate and not slow and not long and not browser and not gpu"
 
 # Tests with many trials, of which `make test` runs a few.
 long: $(STAMP)

@@ -30,7 +30,7 @@ def test_importing_fluxnb_imports_no_heavy_library():
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("module", ["fluxnb.visuals.frames", "fluxnb.plots", "fluxnb.widgets", "fluxnb.html.page"])
 def test_displaying_a_record_imports_no_diffusers(module):
     code = f"import sys, {module}; print([n for n in ('diffusers', 'transformers', 'accelerate') if n in sys.modules])"
@@ -160,14 +160,14 @@ def test_a_cycle_through_a_package_is_found():
     assert cycles(graph) == [["a", "a.x", "b"]]
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_the_import_graph_has_no_cycle():
     graph = import_graph()
     assert len(graph) > 100 and sum(map(len, graph.values())) > 300
     assert cycles(graph) == []
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_no_module_imports_the_package_root():
     graph = import_graph()
     # __main__ is a user of the package: it runs what a user would type.
@@ -178,7 +178,7 @@ def test_there_are_few_modules_at_the_root():
     assert len([path for path in MODULES if path.parent == ROOT / "fluxnb"]) <= ROOT_MODULES
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_no_module_of_the_package_is_imported_by_a_string():
     calls = []
     for path in MODULES:

@@ -87,7 +87,7 @@ def test_the_docstring_lists_every_public_name_once(package):
     assert sorted(listed) == sorted(stub_names(package))
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_help_of_the_package_fits_in_300_lines():
     run = subprocess.run(
         [sys.executable, "-c", "import fluxnb; help(fluxnb)"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -249,7 +249,7 @@ def call(path: str, r: Any, arguments: dict[str, Any]) -> Any:
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("path", GOOD)
 def test_a_wrong_value_of_any_argument_gives_a_result_or_an_error_in_three_parts(records, path, monkeypatch):
     monkeypatch.chdir(records.folder)  # text is a path in some calls

@@ -145,7 +145,7 @@ def gguf_files(folder):
         rows[1, 1] = 1
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_two_gguf_files_of_one_model_give_two_revisions(toy_folder, tmp_path):
     pytest.importorskip("gguf")
     from tests.benchmarks.random_gguf import write_gguf as write_transformer

@@ -53,7 +53,7 @@ def max_difference(a, b):
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_batch_computes_the_same_evaluations_in_fewer_calls(toy):
     with batches(toy.pipe) as seen:
         grid = fnb.sweep(toy, **GRID, batch=16)
@@ -61,7 +61,7 @@ def test_a_batch_computes_the_same_evaluations_in_fewer_calls(toy):
     assert (grid.evaluations, grid.encodes, sum(cell.evaluations for cell in grid)) == (84, 3, 84)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_an_image_of_a_batch_equals_the_plain_one_up_to_rounding_and_is_marked(toy):
     for cell in fnb.sweep(toy, **GRID, batch=5):
         assert max_difference(cell.image, plain_call(toy.pipe, cell.recipe)) <= 1
@@ -93,7 +93,7 @@ def test_a_batch_supports_every_sampler_and_schedule(toy, options):
         assert max_difference(cell.image, fnb.run(toy, cell.recipe).image) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_batch_under_true_cfg_guides_each_image_by_its_own_prompt(toy_guided):
     with counted(toy_guided.pipe) as counts:
         grid = fnb.sweep(toy_guided, **SMALL, batch=4)
@@ -115,7 +115,7 @@ def test_on_step_is_called_for_each_image_of_a_batch(toy):
     assert len({float(step.x.sum()) for step in seen}) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_stopped_batch_leaves_no_incomplete_cell(toy, tmp_path):
     arguments = {**SMALL, "steps": [1, 3], "batch": 4, "store": tmp_path}
     grid = fnb.sweep(toy, **arguments, on_step=lambda step: fnb.STOP if step.index == 1 else None)
@@ -123,7 +123,7 @@ def test_a_stopped_batch_leaves_no_incomplete_cell(toy, tmp_path):
     assert not list(tmp_path.rglob("*.lock"))
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("batch", [1, 4])
 def test_a_stop_at_the_last_step_of_a_trajectory_keeps_its_cell(toy, batch):
     grid = fnb.sweep(toy, **SMALL, batch=batch, on_step=lambda step: fnb.STOP)
@@ -159,7 +159,7 @@ def test_an_invalid_batch_is_refused(toy, batch):
 
 
 # ------------------------------------------------------------------------------------------------------- decode workers
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("batch", [1, 4])
 def test_background_decoding_changes_neither_bytes_nor_order(toy, tmp_path, batch):
     with threads(2):
@@ -173,7 +173,7 @@ def test_background_decoding_changes_neither_bytes_nor_order(toy, tmp_path, batc
     assert not list(tmp_path.rglob("*.lock")) and len(list(tmp_path.rglob("*.png"))) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_full_disk_during_background_writing_raises_and_leaves_complete_cells(toy, tmp_path, monkeypatch):
     write, written = Path.write_bytes, []
 
@@ -193,7 +193,7 @@ def test_a_full_disk_during_background_writing_raises_and_leaves_complete_cells(
     assert [cell.made for cell in again] == [False] * 2 + [True] * 6
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_complete_trajectories_become_cells_when_a_sweep_is_stopped(toy, tmp_path):
     steps = []
 
@@ -206,7 +206,7 @@ def test_complete_trajectories_become_cells_when_a_sweep_is_stopped(toy, tmp_pat
     assert not grid.finished and len(grid) == 3 == len(list(tmp_path.rglob("*.json")))
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_several_images_are_decoded_at_once_where_the_decoder_displaces_the_transformer(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: True))
     sizes, decode = [], Flux.decode
@@ -217,7 +217,7 @@ def test_several_images_are_decoded_at_once_where_the_decoder_displaces_the_tran
         assert cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("displaces", [True, False])
 def test_images_of_several_sizes_are_decoded(toy, displaces, monkeypatch):
     monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: displaces))
@@ -228,7 +228,7 @@ def test_images_of_several_sizes_are_decoded(toy, displaces, monkeypatch):
     assert {cell.recipe.height for cell in cells} == {32, 48}
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_small_images_of_a_batch_share_a_decoder_call(toy, monkeypatch):
     sizes, decode = [], Flux.decode
     monkeypatch.setattr(Flux, "decode", lambda self, z, **how: sizes.append(len(z)) or decode(self, z, **how))
@@ -262,7 +262,7 @@ def test_ctrl_c_during_decoding_ends_the_sweep(toy, count, monkeypatch):
     assert not grid.finished and 1 <= len(grid) < 8
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_trajectories_that_wait_for_the_decoder_become_cells_at_a_stop(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(Flux, "decoder_displaces_transformer", property(lambda self: True))
     steps = []
@@ -275,7 +275,7 @@ def test_trajectories_that_wait_for_the_decoder_become_cells_at_a_stop(toy, tmp_
     assert len(cells) == 3 == len(list(tmp_path.rglob("*.json")))
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_several_threads_that_use_one_model_get_their_own_bytes(toy):
     images = {}
 
@@ -342,7 +342,7 @@ def test_a_plan_uses_the_timings_of_the_store(toy, tmp_path, monkeypatch, no_tim
     assert fnb.plan_sweep(toy, **GRID, store=tmp_path).seconds > 0, "a damaged cell is skipped"
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_plan_uses_the_timings_of_a_stored_batch(toy, tmp_path, monkeypatch, no_timings):
     with threads(2):
         fnb.sweep(toy, **SMALL, store=tmp_path, batch=4)
@@ -377,7 +377,7 @@ def test_the_signature_shows_the_parameters_that_are_passed_on(function):
     assert {"prompts", "seeds", "steps", "store", "recipe", "keep"} <= inspect.signature(function).parameters.keys()
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("size", [32, 128])
 def test_an_image_sampled_alone_is_decoded_exactly_by_several_threads_too(toy, size):
     axes = {"prompts": "a red fox", "steps": [1, 2, 3, 4], "height": size, "width": size}

@@ -83,7 +83,7 @@ def test_of_many_threads_one_claims(tmp_path):
     assert results.count(True) == 20 and not list(tmp_path.rglob("*.part"))
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path):
     process = claiming_process(tmp_path, "os._exit(9)")
     process.wait()
@@ -97,7 +97,7 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path):
     assert time.monotonic() - started < 1
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_child_of_a_dead_process_does_not_have_its_claim(tmp_path):
     store = Store(tmp_path)
     process = claiming_process(tmp_path, "child = os.fork()\nif child:\n    os._exit(9)\nelse:\n    time.sleep(2)")
@@ -118,7 +118,7 @@ def test_the_child_of_a_process_does_not_release_its_claim(tmp_path):
     process.wait()
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_the_claim_of_a_stopped_process_of_this_machine_is_valid(tmp_path):
     store, process = Store(tmp_path, lease=0.1), claiming_process(tmp_path, "time.sleep(60)")
     process.send_signal(signal.SIGSTOP)

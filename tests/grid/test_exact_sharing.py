@@ -40,7 +40,7 @@ def plain(pipe, steps, **more):
     return pipe("a red fox", generator=generator, **options).images[0].tobytes()
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("cached", [False, True], ids=["no cache", "first block cache"])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_sweep_run_and_plain_call_agree(schedule, cached):
@@ -65,7 +65,7 @@ def test_explicit_sigmas_agree_too():
         assert fnb.run(flux, cell.recipe).image.tobytes() == expected
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_steps_are_shared_where_that_is_exact_and_only_there():
     def evaluations(schedule, cached):
         return fnb.sweep(

@@ -29,7 +29,7 @@ def plain(pipe):
 WITHOUT_PICTURE = ("a text encoder less", "text encoder in bfloat16", "VAE in bfloat16")
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("name", [name for name in CHANGES if name not in WITHOUT_PICTURE])
 def test_a_sweep_after_a_change_gives_the_pictures_of_the_changed_pipeline(name, tmp_path):
     if name == "first block cache":
@@ -80,7 +80,7 @@ def test_pictures_of_what_cannot_be_identified_are_not_stored(tmp_path):
     assert cell.made and cell.path is None and not list(tmp_path.rglob("*.png"))
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("state", ["added", "scaled", "disabled", "fused"])
 def test_adapters_have_keys_of_their_own(state, tmp_path):
     peft = pytest.importorskip("peft")

@@ -73,7 +73,7 @@ def test_a_tensor_that_two_steps_share_is_written_once(trajectory, tmp_path):
         assert sorted(opened.keys()) == ["0000.v", "0000.x", "0000.x_next", "0001.v", "0001.x_next", "image"]
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_trajectory_opens_without_importing_diffusers(trajectory, tmp_path):
     path = save(trajectory, tmp_path / "a.safetensors")
     code = (

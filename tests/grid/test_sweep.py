@@ -19,7 +19,7 @@ PROMPTS = ["a red fox", "a cat in the snow", "a dog"]
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_grid_costs_84_evaluations_and_3_encodes_and_has_the_bytes_of_plain_calls(toy):
     axes = {"prompts": PROMPTS, "seeds": range(4), "steps": [1, 2, 3, 4], "height": 32, "width": 32}
     _ = toy.preview  # the fit of the preview decodes a few images
@@ -36,7 +36,7 @@ def test_a_grid_costs_84_evaluations_and_3_encodes_and_has_the_bytes_of_plain_ca
     assert (cost.unshared_evaluations, cost.encodes) == (120, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_sharing_is_exact_in_bfloat16(toy_folder):
     flux = fnb.load(toy_folder, dtype="bfloat16")
     for cell in fnb.sweep(flux, prompts="a fox", steps=[4, 3, 2, 1], height=32, width=32):
@@ -180,7 +180,7 @@ def test_stream_yields_cells_as_they_finish_and_stops_when_the_loop_is_left(toy,
     assert not list(tmp_path.rglob("*.lock"))
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_stopped_sweep_returns_the_finished_cells(toy, tmp_path):
     steps = []
 

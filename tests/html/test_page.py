@@ -59,7 +59,7 @@ def test_a_sweep_without_trajectories_is_a_page_of_pictures():
     assert text.count("data:image/webp") == 5  # four pictures and the static image
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_page_of_sixty_four_trajectories_stays_small():
     assert len(page.page(grid(seeds=range(16), steps=[1, 2, 3, 4], trajectories=True))) < 6_000_000
 

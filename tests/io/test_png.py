@@ -51,7 +51,7 @@ def test_prompts_in_every_script_come_back(prompt):
         assert opened.text["parameters"].startswith(prompt)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @settings(max_examples=500)
 @example(Recipe(prompt="a", seed=0))
 @example(Recipe(prompt="a", seed=2**64 - 1))

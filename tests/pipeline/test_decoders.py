@@ -119,7 +119,7 @@ def test_a_tiny_decoder_stands_in_for_the_vae_and_is_measured(toy, toy_trajector
     assert "AutoencoderTiny" in film.by
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_tiny_decoder_may_be_handed_in_or_be_a_folder(toy, toy_trajectory, small, tmp_path):
     small.save_pretrained(tmp_path / "taef1")
     handed, *read = (

@@ -92,7 +92,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_of_the_pipeline_changes_its_identity(name):
     pipe = toy_pipeline()

@@ -251,7 +251,7 @@ def weights_of(pipe):
     return [weight for part in parts for weight in part.state_dict().values()]
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("preset", ["auto", "lean"])
 def test_a_folder_with_one_variant_alone_is_read(fp16_folder, preset):
     assert len(list((fp16_folder / "transformer").glob("*.fp16-*.safetensors"))) > 1

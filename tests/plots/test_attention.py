@@ -97,7 +97,7 @@ def test_of_many_steps_the_first_and_the_last_are_drawn():
     assert len(pictures(figure)) == 5 and "σ 0.04" in words(figure) and "5 of 28 steps" in words(figure)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("prompt", ["<b>$x_1$</b> & $", "q" * 300, "狐狸 🦊"])
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_any_text_can_be_the_label_of_a_row(prompt):

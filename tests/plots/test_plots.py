@@ -42,7 +42,7 @@ def test_filmstrip_of_many_steps_draws_the_first_and_the_last_and_states_how_man
     assert "σ 1.00" in words(figure) and "σ 0.04" in words(figure) and "6 of 28 steps shown" in words(figure)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("view", [plots.filmstrip, plots.latent_channels, *CURVES])
 def test_every_figure_of_a_trajectory_names_model_seed_and_steps(view):
     text = words(view(trajectory(seed=11, steps=3, model="toy-base")))
@@ -108,7 +108,7 @@ def test_curves_draw_into_given_axes(view):
     assert axes.get_legend() is not None
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize(
     "draw",
     [
@@ -164,7 +164,7 @@ def test_all_channels_share_one_symmetric_scale():
     assert low == -high
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("prompt", ["<b>$x_1$</b> & $", "a\nnew\tline", "q" * 500, "狐狸 🦊"])
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_any_prompt_can_be_the_title(prompt):

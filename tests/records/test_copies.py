@@ -116,7 +116,7 @@ def _sums(sweep):
     return sweep, [float(cell.trajectory[0].v.sum()) for cell in sweep]
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_records_can_be_sent_to_a_spawned_process_and_back():
     sweep = grid(trajectories=True, seeds=[0], steps=[1, 2])
     with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -184,7 +184,7 @@ def test_hostile_json_is_an_input_error(text):
         Recipe.from_json(text)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)

@@ -72,7 +72,7 @@ def test_the_caption_holds_prompt_model_seed_and_steps(trajectory):
     assert dataclasses.replace(trajectory, recipe=None).caption == "a recorded call, toy, 4 steps"
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_trajectory_displays_as_png(trajectory):
     assert trajectory._repr_png_().startswith(b"\x89PNG")
 

@@ -84,7 +84,7 @@ def test_the_modulation_layers_hold_no_weights(toy_pipe):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_rows_of_all_standard_step_counts_are_computed_in_one_read(toy_pipe):
     pipe = toy_pipeline()
     pipe.set_progress_bar_config(disable=True)
@@ -178,7 +178,7 @@ def test_rows_beyond_the_limit_are_computed_again(toy_pipe):
     assert cache.reads == 4 and len(cache) <= 7
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_pocket_with_an_adaln_cache_gives_the_same_bytes():
     flux, plain = fnb.load("pocket-base"), fnb.load("pocket-base")
     flux.pipe.transformer, _ = lean(flux.pipe.transformer)

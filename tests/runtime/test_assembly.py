@@ -42,7 +42,7 @@ def built(folder, preset, dtype=torch.float32, **options):
     return pipe
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("preset", EXACT)
 def test_an_exact_preset_gives_the_bytes_of_the_plain_pipeline(toy_folder, preset, dtype):
@@ -117,7 +117,7 @@ def first_velocity(pipe):
     return recorder.trajectories[0].steps[0].v.float()
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("storage", ["fp8", "int8", "nf4"])
 def test_quantized_weights_are_close_and_only_inside_the_blocks(storage):
     for library in {"int8": ["torchao"], "nf4": ["bitsandbytes"]}.get(storage, []):
@@ -171,7 +171,7 @@ def test_offloading_blocks_changes_no_bytes(toy_folder, toy_trajectory, monkeypa
     assert seen == [1]
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_compiled_decoder_offloads_blocks_too(toy_folder, monkeypatch):
     from fluxnb.runtime import assembly
 
@@ -264,7 +264,7 @@ def test_an_index_that_points_outside_its_folder_stays_inside(tmp_path):
     assert ".." not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_out_of_memory_is_an_error_that_names_the_next_preset(toy, monkeypatch):
     flux = copy.copy(toy)
     flux.plan = fnb.plan("schnell", "rtx-4090")

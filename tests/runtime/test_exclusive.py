@@ -293,7 +293,7 @@ def transformer_calls(transformer):
     return calls
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("preset", STATEFUL)
 def test_raw_calls_at_different_timesteps_give_what_each_gives_alone(toy_folder, preset):
     transformer = built(toy_folder, preset).transformer
@@ -308,7 +308,7 @@ def test_raw_calls_at_different_timesteps_give_what_each_gives_alone(toy_folder,
         assert all(torch.equal(right, result) for result in results)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("preset", STATEFUL)
 def test_two_pipelines_over_one_model_give_the_pictures_of_each_alone(toy_folder, preset):
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline

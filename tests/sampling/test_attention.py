@@ -284,7 +284,7 @@ class Other:
         return hidden_states
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -73,7 +73,7 @@ def same(one, other):
     return torch.equal(*(x.contiguous().view(torch.uint8) for x in (one, other)))
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
 @pytest.mark.filterwarnings("ignore:.*float16.*")
@@ -103,7 +103,7 @@ def test_looking_changes_no_byte(dtype, way):
     assert same(bare, once())
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("keep", KEEPS.values(), ids=KEEPS)
 def test_pocket_gives_the_bytes_of_the_plain_call_whatever_is_kept(keep):
     flux = fnb.load("pocket-base")

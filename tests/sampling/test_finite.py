@@ -62,7 +62,7 @@ def test_the_picture_that_broke_is_the_one_that_is_asked_for(numbers, trajectory
     assert asked == [1]
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_walk_stopped_by_hand_shows_no_picture_of_no_numbers(monkeypatch):
     flux, made = fnb.load(toy_pipeline()), []
 

@@ -121,7 +121,7 @@ def test_a_prompt_without_text_encoders_is_refused_before_anything_runs(pipe, en
     assert not calls
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_run_without_a_vae_has_every_step_and_no_picture(pipe):
     expected = fnb.run(fnb.load(pipe), "a fox", steps=2, **SIZE)
     flux = fnb.load(without(pipe, "vae"))
@@ -172,7 +172,7 @@ def spoil_decoder(pipe):
         pipe.vae.decoder.conv_out.bias.fill_(float("nan"))
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_picture_that_is_not_finite_is_an_error_of_a_run(pipe, dtype):
     spoil_decoder(pipe)
@@ -252,7 +252,7 @@ INTERNAL = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize(("owner", "name"), INTERNAL, ids=lambda each: getattr(each, "__name__", each))
 def test_a_failure_of_the_bookkeeping_is_one_warning_and_the_call_is_unharmed(pipe, monkeypatch, owner, name):
     options = {"callback_on_step_end": lambda pipe, index, timestep, tensors: tensors}

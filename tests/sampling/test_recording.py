@@ -223,7 +223,7 @@ def test_inference_mode_is_recorded_too(toy_pipe):
     assert_lawful(recorder.trajectories[0], 3)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_compiled_transformer_is_recorded(toy_pipe):
     pipe = toy_pipeline()
     pipe.set_progress_bar_config(disable=True)
@@ -241,7 +241,7 @@ def test_keep_says_what_stays(toy_pipe):
     assert all(step.norms["x"] > 0 for step in recorder.trajectories[0])
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_no_record_holds_the_pipeline():
     import gc
     import weakref

@@ -139,7 +139,7 @@ def test_a_run_without_a_model_is_told():
         fnb.run("pocket", "a fox")
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("at", [0, 1, 2])
 @pytest.mark.parametrize("how", ["return", "raise"])
 def test_stopping_gives_the_clean_estimate_so_far(toy, toy_trajectory, at, how):
@@ -159,7 +159,7 @@ def test_stopping_gives_the_clean_estimate_so_far(toy, toy_trajectory, at, how):
     assert fnb.run(toy, toy_trajectory.recipe).image.tobytes() == toy_trajectory.image.tobytes()
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_stopping_at_the_last_step_is_finishing(toy, toy_trajectory):
     trajectory = fnb.run(toy, toy_trajectory.recipe, on_step=lambda step: fnb.STOP if step.index == 3 else None)
     assert trajectory.finished and trajectory.image.tobytes() == toy_trajectory.image.tobytes()
@@ -185,7 +185,7 @@ def ctrl_c():
     signal.signal(signal.SIGINT, before or signal.default_int_handler)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize("keep", [None, fnb.Keep(attention="all")], ids=["plain", "attention"])
@@ -213,7 +213,7 @@ def test_ctrl_c_while_the_model_computes_leaves_the_walk_so_far_and_nothing_else
     assert fnb.run(toy, toy_trajectory.recipe).image.tobytes() == toy_trajectory.image.tobytes()
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
 def test_a_stopped_walk_holds_its_own_memory_alone(toy, toy_trajectory, at):
     def run():
@@ -227,7 +227,7 @@ def test_a_stopped_walk_holds_its_own_memory_alone(toy, toy_trajectory, at):
     assert live_bytes() == before
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_an_interrupt_before_the_first_step_is_passed_on(toy):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -291,7 +291,7 @@ def test_a_velocity_that_is_no_number_names_step_dtype_and_what_to_try(dtype, ad
     assert fnb.run(flux, "a fox", steps=1).finished
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_out_of_memory_is_told_with_what_to_try(toy):
     def burst(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -186,7 +186,7 @@ def under(*presets):
 
 
 # ------------------------------------------------------------------------- plain and recorded calls beside other work
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("kind", ["stream", "explore", "lab"])
 def test_a_plain_call_beside_background_work_gives_both_their_own_bytes(flux, kind):
     alone, cells_alone = call(flux.pipe), [content(cell) for cell in background_work(kind, flux)()]
@@ -199,7 +199,7 @@ def test_a_plain_call_beside_background_work_gives_both_their_own_bytes(flux, ki
     assert beside == alone
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("kind", ["stream", "explore", "lab"])
 def test_a_recorded_call_beside_background_work_gives_one_trajectory_of_its_own(flux, kind):
     with fnb.recording(flux.pipe) as recorder:
@@ -409,7 +409,7 @@ def test_attention_maps_are_those_of_their_own_call(flux, place, other):
 
 
 # -------------------------------------------------------------------------------------------------------- recording
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("other", ["run", "call", "stream"])
 def test_a_recording_holds_no_steps_of_another_thread(flux, other):
     work = {
@@ -523,7 +523,7 @@ def name_of(options):
     return next((str(name) for name in options), "plain")
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("options", WAYS, ids=name_of)
 def test_a_run_that_fails_leaves_nothing_on_the_pipeline(flux, options, kind):
@@ -533,7 +533,7 @@ def test_a_run_that_fails_leaves_nothing_on_the_pipeline(flux, options, kind):
     assert held_by(flux.pipe) == before
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 def test_a_run_that_a_hook_ends_leaves_nothing_on_the_pipeline(flux, kind):
     before, block = held_by(flux.pipe), flux.pipe.transformer.transformer_blocks[0]
@@ -542,7 +542,7 @@ def test_a_run_that_a_hook_ends_leaves_nothing_on_the_pipeline(flux, kind):
     assert held_by(flux.pipe) == before
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @under(*STATEFUL)
 @pytest.mark.parametrize("part", ["transformer", "text_encoder_2"])
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
@@ -616,7 +616,7 @@ def held_after_stop(pipe, monkeypatch):
     return hold, stop
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_stop_ends_its_own_run_and_no_plain_call(flux, held_after_stop):
     hold, stop = held_after_stop
     alone, runs = call(flux.pipe), []
@@ -634,7 +634,7 @@ def test_stop_ends_its_own_run_and_no_plain_call(flux, held_after_stop):
     assert interrupted == alone
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_plain_call_that_begins_does_not_undo_the_stop_of_a_run(flux, held_after_stop):
     hold, stop = held_after_stop
     alone, expected = call(flux.pipe), content(fnb.run(flux, "a fox", steps=3, on_step=lambda _: fnb.STOP, **SIZE))
@@ -646,7 +646,7 @@ def test_a_plain_call_that_begins_does_not_undo_the_stop_of_a_run(flux, held_aft
 
 
 # --------------------------------------------------------------------------------------------------- number of threads
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_sweep_decodes_with_the_number_of_threads_of_its_caller(flux):
     # The decoder's sums depend on it. A new thread computes with the number that was set last, in whichever thread.
     before, seen = torch.get_num_threads(), []

@@ -19,7 +19,7 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(dataset, "CHUNK", 4)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_one_and_two_workers_draw_the_same_chunks(small_chunks):
     one_worker = list(draw_chunks(10, 5, TINY.sizes, workers=1))
     two_workers = list(draw_chunks(10, 5, TINY.sizes, workers=2))

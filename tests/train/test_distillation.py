@@ -133,7 +133,7 @@ def test_the_critic_gets_the_gradient_of_its_own_loss_only(setup):
     assert torch.allclose(both, critic.heads[0].conv_in.weight.grad, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_a_critic_of_equal_distributions_is_at_chance(teacher, pairs):
     torch.manual_seed(3)
     critic = Critic(teacher.transformer, inner=16)
@@ -158,7 +158,7 @@ def test_a_critic_of_equal_distributions_is_at_chance(teacher, pairs):
     assert right == pytest.approx(0.5, abs=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_the_critic_learns_to_use_the_captions(teacher):
     """With two kinds of pictures and captions, swapping the captions lowers the logits of real pictures."""
     torch.manual_seed(4)
@@ -197,7 +197,7 @@ def test_renoise_levels_mix_high_and_low():
     assert level.std() > 0.25  # one logit-normal around 0 has 0.21
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_rollouts_visit_all_noise_levels_and_the_highest_most(pairs):
     torch.manual_seed(0)
     rollouts = student.Rollouts(pairs, 256, torch.device("cpu"))
@@ -231,7 +231,7 @@ def test_the_last_step_of_a_schedule_goes_from_one_over_steps_to_zero():
         assert schedule(steps)[-1] == 0 and schedule(steps)[-2] == pytest.approx(1 / steps)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_the_averaged_student_differs_from_the_live_one(setup):
     learner, teacher, critic, batch = setup
     average = Average(learner, 0.999)
@@ -298,7 +298,7 @@ def test_a_pair_is_the_teachers_sample_from_its_noise(tmp_path):
     assert torch.allclose(pack(again), pairs.clean[8:].float(), atol=2e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 def test_all_stages_of_the_distillation_at_their_smallest_size(tmp_path):
     save_denoiser(with_random_output(build_denoiser(TINY.sizes)), tmp_path)
     common = ["--preset", "tiny", "--out", str(tmp_path)]
@@ -320,7 +320,7 @@ def pocket():
     return FluxPipeline.from_pretrained(base)
 
 
-@pytest.mark.slow
+@pytest.mark.moderate
 @torch.no_grad()
 def test_the_teachers_clean_estimate_at_sigma_a_quarter_is_close(pocket):
     """The clean estimate of a slightly noised picture has a PSNR of more than 20 dB."""
