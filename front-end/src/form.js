@@ -70,7 +70,7 @@ export function makeForm({ fields, examples, press, changed }) {
     (MULTILINE.has(name) ? node : short).append(field);
     if (name === "prompt" && examples.length) node.append(makeExamples());
     if (name === "seeds") {
-      const dice = makeButton("fluxnb-dice", "random", "random seeds, as many as now", rollSeeds);
+      const dice = makeButton("fluxnb-dice", "random", "random seeds, as many as now", drawSeeds);
       dice.setAttribute("aria-label", "random seeds");
       short.append(dice);
     }
@@ -93,7 +93,7 @@ export function makeForm({ fields, examples, press, changed }) {
     }
     return group;
   }
-  function rollSeeds() {
+  function drawSeeds() {
     set({ seeds: randomSeeds(countNumbers(inputs.seeds.value)) });
   }
   function set(texts) {

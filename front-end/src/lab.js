@@ -85,8 +85,8 @@ function labView(root, model) {
 
   // Images of other settings than those of the form are labeled as such.
   function drawStale() {
-    const shown = displayedRun();
-    const names = shown ? changedFields(shown.fields, form.values) : [];
+    const current = displayedRun();
+    const names = current ? changedFields(current.fields, form.values) : [];
     stale.hidden = !names.length;
     stale.textContent = names.length ? `The pictures below are of other settings (${names.join(", ")}).` : "";
     root.classList.toggle("fluxnb-is-stale", names.length > 0);

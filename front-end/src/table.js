@@ -109,12 +109,12 @@ export function makeTable({ open, select, star, url, label, cell, preview }) {
     });
   }
   // Show the preview of an unfinished cell.
-  function fillPreview(tile, shown) {
-    if (!shown || tile.frame === shown.url) return;
-    tile.frame = tile.image.src = shown.url;
-    tile.image.alt = `preview after step ${shown.step} of ${shown.steps}`;
-    tile.step.textContent = `${shown.step} of ${shown.steps}`;
-    tile.node.style.aspectRatio = `${shown.width} / ${shown.height}`;
+  function fillPreview(tile, latest) {
+    if (!latest || tile.frame === latest.url) return;
+    tile.frame = tile.image.src = latest.url;
+    tile.image.alt = `preview after step ${latest.step} of ${latest.steps}`;
+    tile.step.textContent = `${latest.step} of ${latest.steps}`;
+    tile.node.style.aspectRatio = `${latest.width} / ${latest.height}`;
   }
   function describe(tile, id) {
     const { caption, width, height } = cell(id);
