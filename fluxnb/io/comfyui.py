@@ -55,7 +55,7 @@ def comfy_workflow(recipe: Recipe, *, browser: bool = True) -> dict[str, Any]:
     """A recipe as a ComfyUI graph in the API format, nodes by number.
 
     ComfyUI draws the same picture from it. Measured with pocket in ComfyUI 0.3.64 on a CPU, for 12 seeds and up to 4
-    steps: in float32 the final latents agree to 7e-5 and pixels to one level; in bfloat16 pictures agree to 37 to 55 dB,
+    steps: in float32 the final latents agree to 7e-5 and pixels to one level; in bfloat16 they agree to 37 to 55 dB,
     as closely as bfloat16 agrees with float32. For FLUX.1 the graph, the noise and its levels are the same, and the
     text encoders round differently; its pictures were not compared.
 
