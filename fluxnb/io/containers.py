@@ -18,8 +18,11 @@ from fluxnb.errors import InputError, StorageError, shorten
 __all__ = ["Contents", "contents_of", "parse_json"]
 
 LONGEST_TEXT = 4_000_000  # bytes of one text; graphs of large workflows reach a few hundred kilobytes
-MOST_TEXTS = 64
 MOST_CHUNKS = 100_000
+MOST_SEGMENTS = 500  # of a JPEG; metadata comes before the picture
+# The keywords of texts that are read, each once.
+KEYWORDS = ("fluxnb", "prompt", "workflow", "parameters", "invokeai_metadata", "sui_image_params")
+LONGEST_KEYWORD = 80  # bytes with its end, by the standard of PNG
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
 MAKE, MODEL, DESCRIPTION, SOFTWARE, USER_COMMENT = 0x010F, 0x0110, 0x010E, 0x0131, 0x9286
@@ -32,13 +35,15 @@ class Contents:
     """What a file states about the picture in it.
 
     Arguments:
-        texts: the text chunks of a PNG by their keyword; the first of each.
+        texts: the text chunks of a PNG with a known keyword; the first of each.
+        other: keywords of further text chunks, at most ten.
         exif: texts of EXIF by their tag.
         document: the value of a JSON file.
         size: width and height of the picture, where its header states them.
     """
 
     texts: dict[str, str] = field(default_factory=dict)
+    other: list[str] = field(default_factory=list)
     exif: dict[int, str] = field(default_factory=dict)
     document: Any = None
     size: tuple[int, int] | None = None
@@ -98,27 +103,32 @@ def _png(stream: Any) -> Contents:
     for _ in range(MOST_CHUNKS):
         head = stream.read(8)
         if len(head) < 8 or head[4:] == b"IEND":
-            return contents
+            break
         length, kind = struct.unpack(">I4s", head)
-        relevant = kind in (b"IHDR", b"tEXt", b"iTXt", b"zTXt", b"eXIf") and length <= LONGEST_TEXT
-        if not relevant or len(contents.texts) >= MOST_TEXTS:
-            stream.seek(length + 4, io.SEEK_CUR)
-            continue
-        body = stream.read(length)
-        stream.seek(4, io.SEEK_CUR)
+        end = stream.tell() + length + 4
         if kind == b"IHDR":
-            contents.size = struct.unpack(">II", body[:8])
-        elif kind == b"eXIf":
-            contents.exif = _exif(body)
-        elif (text := _png_text(kind, body)) is not None:
-            contents.texts.setdefault(*text)
+            contents.size = struct.unpack(">II", stream.read(8))
+        elif kind == b"eXIf" and length <= LONGEST_TEXT and not contents.exif:
+            contents.exif = _exif(stream.read(length))
+        elif kind in (b"tEXt", b"iTXt", b"zTXt"):
+            _read_text(stream, kind, length, contents)
+        stream.seek(end)
     return contents
 
 
-def _png_text(kind: bytes, body: bytes) -> tuple[str, str] | None:
-    keyword, separator, rest = body.partition(b"\0")
-    if not separator:
-        return None
+def _read_text(stream: Any, kind: bytes, length: int, contents: Contents) -> None:
+    """Read a text chunk if its keyword is known and new."""
+    start = stream.read(min(length, LONGEST_KEYWORD))
+    keyword = start.partition(b"\0")[0].decode("latin-1")
+    if keyword not in KEYWORDS or length > LONGEST_TEXT:
+        contents.other += [keyword] if len(contents.other) < 10 else []
+    elif keyword not in contents.texts:
+        text = _png_text(kind, start + stream.read(length - len(start)))
+        contents.texts |= {} if text is None else {keyword: text}
+
+
+def _png_text(kind: bytes, body: bytes) -> str | None:
+    _, _, rest = body.partition(b"\0")
     compressed = kind == b"zTXt"
     if kind == b"zTXt":
         rest = rest[1:]
@@ -133,13 +143,13 @@ def _png_text(kind: bytes, body: bytes) -> tuple[str, str] | None:
         except zlib.error:
             return None
     # tEXt is Latin-1 by the standard, but several programs write UTF-8.
-    return keyword.decode("latin-1"), _decoded(rest)
+    return _decoded(rest)
 
 
 def _jpeg(stream: Any) -> Contents:
     contents = Contents()
     stream.seek(2)
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MOST_SEGMENTS):
         marker = stream.read(2)
         if len(marker) < 2 or marker[0] != 0xFF or marker[1] in (0xD9, 0xDA):
             break

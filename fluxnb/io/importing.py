@@ -21,7 +21,7 @@ __all__ = ["import_recipe"]
 
 
 @entry_point(file='"picture.png"')
-def import_recipe(file: str | Path | bytes | Mapping[str, Any]) -> Imported:
+def import_recipe(file: str | Path | bytes | bytearray | memoryview | Mapping[str, Any]) -> Imported:
     """Read the recipe of a picture that another program made, and what a recipe cannot repeat of it.
 
     Known are graphs of ComfyUI in PNG, WebP and JSON, the `parameters` of A1111 and Forge, and the metadata of SwarmUI,
@@ -46,7 +46,7 @@ def import_recipe(file: str | Path | bytes | Mapping[str, Any]) -> Imported:
     """
     if isinstance(file, Mapping):
         return _document(file)
-    if isinstance(file, bytes):
+    if isinstance(file, bytes | bytearray | memoryview):
         return _contents(contents_of(io.BytesIO(file)))
     with open_regular(file) as stream:
         return _contents(contents_of(stream))
@@ -76,7 +76,7 @@ def _contents(contents: Contents) -> Imported:
         workflow = parse_json(texts["workflow"])
         if is_window_form(workflow):
             raise window_form_refusal(workflow)
-    listed = ", ".join(sorted(shorten_text(name, 30) for name in texts)[:5])
+    listed = ", ".join(shorten_text(name, 30) for name in sorted([*texts, *contents.other])[:5])
     raise InputError(
         f"a picture without a recipe (its texts: {listed or 'none'})",
         "known are ComfyUI, A1111, Forge, SwarmUI, InvokeAI, mflux and Black Forest Labs' code",

@@ -167,6 +167,7 @@ def test_latents_of_other_models_are_refused(pack, model, shape):
         sampled(pack, model, shape=shape)
 
 
+@pytest.mark.slow  # the first figure imports matplotlib
 @pytest.mark.parametrize("with_vae", [True, False])
 def test_a_film_is_a_strip_and_a_page_in_the_output_folder(pack, model, with_vae):
     _, recording = sampled(pack, model, steps=2)

@@ -32,12 +32,7 @@ def test_the_levels_are_those_of_comfyui(scheduler):
 
 @pytest.mark.parametrize(
     ("scheduler", "steps"),
-    [
-        (name, steps)
-        for name in SCHEDULERS
-        for steps in (1, 2, 3, 7, 28, 333, 1000)
-        if (name, steps) != ("kl_optimal", 1)
-    ],
+    [(name, steps) for name in SCHEDULERS for steps in (1, 2, 3, 7, 28, 200) if (name, steps) != ("kl_optimal", 1)],
 )
 def test_levels_fall_strictly_and_stay_above_zero(scheduler, steps):
     found = levels(scheduler, steps, Table(1000, 1.0))
@@ -45,6 +40,17 @@ def test_levels_fall_strictly_and_stay_above_zero(scheduler, steps):
 
 
 def test_the_quantile_is_that_of_the_beta_distribution():
-    stats = pytest.importorskip("scipy.stats")
-    shares = [index / 97 for index in range(98)]
-    assert [beta_quantile(share, 0.6) for share in shares] == pytest.approx(stats.beta.ppf(shares, 0.6, 0.6), abs=1e-12)
+    scipy = [
+        (0.0, 0.0),
+        (1e-06, 1.86e-10),
+        (0.01, 0.000861238822),
+        (0.1, 0.039584405589),
+        (0.25, 0.175680378653),
+        (0.4, 0.362700990753),
+        (0.5, 0.5),
+        (0.75, 0.824319621347),
+        (0.999, 0.999981441261),
+        (1.0, 1.0),
+    ]
+    for share, quantile in scipy:
+        assert beta_quantile(share, 0.6) == pytest.approx(quantile, abs=1e-11)

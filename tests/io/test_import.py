@@ -7,6 +7,7 @@ import io
 import json
 import math
 import struct
+import tracemalloc
 import zlib
 
 import pytest
@@ -93,7 +94,9 @@ def test_a_graph_is_read_from_png_webp_and_json(tmp_path):
     (tmp_path / "a.png").write_bytes(png(prompt=text, workflow="{}"))
     for name in ("a.json", "b.json", "a.webp", "a.png"):
         assert fnb.import_recipe(tmp_path / name).recipe == SCHNELL
-        assert fnb.import_recipe((tmp_path / name).read_bytes()).recipe == SCHNELL
+        data = (tmp_path / name).read_bytes()
+        for given in (data, bytearray(data), memoryview(data)):
+            assert fnb.import_recipe(given).recipe == SCHNELL
 
 
 def test_a_scheduler_other_than_simple_becomes_own_levels():
@@ -363,6 +366,16 @@ def test_a_hostile_file_is_an_error_in_three_parts(given):
     with pytest.raises(FluxnbError) as caught:
         fnb.import_recipe(given)
     assert caught.value.possible and caught.value.remedy
+
+
+def test_many_large_texts_take_little_memory():
+    texts = [chunk(b"tEXt", b"other%d\0" % n + bytes(1_000_000)) for n in range(100)]
+    tracemalloc.start()
+    with pytest.raises(InputError, match="other0"):
+        fnb.import_recipe(io.BytesIO(picture(*texts)).getvalue())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 250_000_000  # the file itself is 100 MB here
 
 
 def test_deep_brackets_are_read_in_linear_time():
