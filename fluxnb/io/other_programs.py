@@ -148,8 +148,8 @@ def _a1111_guidance(source: str, settings: Mapping[str, str], model: str, negati
 # ------------------------------------------------------------------------------------------------------------- SwarmUI
 SWARM_KNOWN = {
     "prompt", "negativeprompt", "model", "seed", "steps", "cfgscale", "width", "height", "sampler", "scheduler",
-    "fluxguidancescale", "aspectratio", "swarm_version", "images", "date", "generation_time", "automaticvae",
-    "batchsize", "saveonlyifneeded", "preferreddtype", "sigmashift",
+    "comfyuisampler", "comfyuischeduler", "fluxguidancescale", "aspectratio", "swarm_version", "images", "date",
+    "generation_time", "automaticvae", "batchsize", "saveonlyifneeded", "preferreddtype", "sigmashift",
 }  # fmt: skip
 
 
@@ -164,8 +164,9 @@ def read_swarmui(document: Mapping[str, Any]) -> Imported:
     for name in ("loras", "initimage", "controlnetmodel", "refinermethod", "refinermodel", "variationseedstrength"):
         if values.get(name):
             raise refusal(f"{name}: {quoted(values[name])} of swarmui", "a recipe cannot repeat it")
-    if values.get("sampler", "euler") != "euler":
-        raise refusal(f"sampler: {quoted(values['sampler'])} of swarmui", "a recipe samples with euler")
+    sampler = values.get("comfyuisampler", values.get("sampler", "euler"))
+    if sampler != "euler":
+        raise refusal(f"sampler: {quoted(sampler)} of swarmui", "a recipe samples with euler")
     prompt, weights = without_weights(_text("swarmui", "prompt", values.get("prompt")))
     _require_plain_text("swarmui", prompt)
     differs += [f"Parts of the prompt are weighted: {', '.join(map(quoted, weights[:3]))}."] if weights else []
@@ -177,7 +178,7 @@ def read_swarmui(document: Mapping[str, Any]) -> Imported:
         fields["guidance"] = _optional(values.get("fluxguidancescale", 3.5), float)
     fields["shift"] = _optional(values.get("sigmashift"), float)
     fields["max_sequence_length"] = 256  # as ComfyUI, which samples for it
-    scheduler = values.get("scheduler", "simple")
+    scheduler = values.get("comfyuischeduler", values.get("scheduler", "simple"))
     if scheduler != "simple":
         fields |= _levels_by_name("swarmui", str(scheduler)[:50], fields["steps"], model)
     differs.append(BATCHED)

@@ -103,6 +103,25 @@ def test_pocket_base_with_guidance_and_a_shift_gives_the_latents_of_fluxnb(serve
     assert float((latents - ours.steps[-1].latents("x_next")).abs().max()) < 2e-3
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "shift"),
+    [("sgm_uniform", 4, None), ("beta", 5, None), ("normal", 4, 1.7), ("kl_optimal", 4, None), ("karras", 4, None),
+     ("linear_quadratic", 4, 3.0), ("simple", 3, None)],
+)  # fmt: skip
+def test_the_recipe_of_a_graph_gives_the_picture_of_comfyui(server, models, scheduler, steps, shift):
+    recipe = models("pocket").resolve(fnb.Recipe(prompt="a red cube", seed=5, steps=steps, shift=shift))
+    sampler = {**fnb.comfy_workflow(recipe)["31"]["inputs"], "scheduler": scheduler}
+    node = {"class_type": "KSampler", "inputs": sampler}
+    latents, picture = drawn(server, recipe, n31=node)
+    read = fnb.import_recipe({**fnb.comfy_workflow(recipe), "31": node})
+    ours = fnb.run(models("pocket"), read.recipe)
+    furthest = float((latents - ours.steps[-1].latents("x_next")).abs().max())
+    level = abs(picture - numpy.asarray(ours.image).astype(int)).max()
+    print(f"{scheduler}: latents to {furthest:.1e}, pixels to {level}, {read.differs}")
+    # Levels that ComfyUI rounds to thousandths are listed as a difference.
+    assert furthest <= (1e-4 if not read.differs else 2e-2) and level <= (1 if not read.differs else 8)
+
+
 def test_another_text_length_gives_the_latents_of_fluxnb(server, models):
     ours = fnb.run(models("pocket"), fnb.Recipe(prompt="a red cube", steps=2, max_sequence_length=17))
     latents, _ = drawn(server, ours.recipe)

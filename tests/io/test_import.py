@@ -323,6 +323,7 @@ def test_parameters_that_a_recipe_cannot_repeat_are_refused(text):
 
 @pytest.mark.parametrize("document", [
     {"sui_image_params": {**SWARM, "loras": ["style"]}}, {"sui_image_params": {**SWARM, "cfgscale": 7}},
+    {"sui_image_params": {**SWARM, "comfyuisampler": "heun"}},
     {"sui_image_params": []}, {**INVOKE, "generation_mode": "flux_img2img"}, {**INVOKE, "loras": [{"model": 1}]},
     {**INVOKE, "model": {"name": "a", "base": "sdxl"}}, {**MFLUX, "lora_paths": ["a"]}, {**MFLUX, "model": "dev-krea"},
     {**MFLUX, "seed": "x"},
