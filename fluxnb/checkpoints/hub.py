@@ -72,8 +72,11 @@ def download_pipeline(repo: str, revision: str, *, variant: str = "", without_tr
     raise refusal
 
 
-def download_configurations(repo: str) -> Path:
+def download_configurations(repo: str, *, revision: str | None = None) -> Path:
     """A folder with the configuration files of a pipeline, from which its size is computed.
+
+    Arguments:
+        revision: a branch, tag or commit; None for the main branch.
 
     Raises:
         StorageError: an error of the hub, the network or the disk.
@@ -82,7 +85,7 @@ def download_configurations(repo: str) -> Path:
 
     refusal: FluxnbError
     try:
-        return Path(snapshot_download(repo, allow_patterns=["*/config.json", "model_index.json"]))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=["*/config.json", "model_index.json"]))
     except Exception as problem:  # classified by class name in hub_error
         refusal = hub_error(repo, problem)
     raise refusal

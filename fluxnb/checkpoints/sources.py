@@ -24,9 +24,11 @@ __all__ = [
     "NAMES",
     "Source",
     "check_name",
+    "check_revision",
     "expand_user",
     "fetch",
     "gguf_file",
+    "is_on_hub",
     "locate",
     "public_name",
     "revision_with_gguf",
@@ -82,15 +84,12 @@ def locate(model: str | Path, *, variant: str | None = None, revision: str | Non
     """
     model = expand_user(model)
     check_name(model)
-    text, named = str(model), isinstance(model, str)
-    if (named and text in HUB) or not ((named and text in NAMES) or Path(text).is_dir()):
+    check_revision(model, revision)
+    text = str(model)
+    if is_on_hub(model):
         source = _hub(HUB.get(text, text), text, revision)
         return dataclasses.replace(source, variant=variant or "")
-    if revision is not None:
-        raise InputError(
-            f"revision={revision!r} of {shorten(text)}", "only models of the hub have revisions", "leave revision out"
-        )
-    source = _packaged(text) if named and text in NAMES else _folder(Path(text))
+    source = _packaged(text) if isinstance(model, str) and text in NAMES else _folder(Path(text))
     variant_of(Path(source.place), variant or "", name=source.name)
     return dataclasses.replace(source, variant=variant or "")
 
@@ -115,6 +114,23 @@ def check_name(model: str | Path) -> None:
             "give the folder that holds model_index.json",
         )
     raise unknown_choice("model", text, NAMES)
+
+
+def is_on_hub(model: str | Path) -> bool:
+    """Whether a model is downloaded: it is neither part of the package nor a folder."""
+    if isinstance(model, str) and model in NAMES:
+        return model in HUB
+    return not Path(model).is_dir()
+
+
+def check_revision(model: str | Path, revision: str | None) -> None:
+    """Raise InputError for a revision of a model that is not on the hub."""
+    if revision is not None and not is_on_hub(model):
+        raise InputError(
+            f"revision={revision!r} of {shorten(str(model))}",
+            "only models of the hub have revisions",
+            "leave revision out",
+        )
 
 
 def _packaged(name: str) -> Source:

@@ -100,7 +100,7 @@ def load(
         return _adopt(model, fast=fast)
     model = weights.expand_user(model)
     # The plan comes first, so that a model that does not fit is refused before its 34 GB are downloaded.
-    chosen = planning.plan(model, preset=preset)
+    chosen = planning.plan(model, preset=preset, revision=revision)
     source = weights.locate(model, variant=variant, revision=revision)
     if dtype != "auto":
         chosen = dataclasses.replace(chosen, dtype=dtype)

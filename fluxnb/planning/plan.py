@@ -185,6 +185,7 @@ def plan(
     preset: str = "auto",
     size: int | None = None,
     steps: int | None = None,
+    revision: str | None = None,
 ) -> Plan:
     """Choose the preset for a model on this machine or a described one, before anything is downloaded.
 
@@ -198,6 +199,7 @@ def plan(
         preset: one of `fluxnb.planning.presets.PRESETS`, to plan that preset or learn why it does not fit.
         size: of the pictures in pixels; 1024, or 128 for pocket, by default.
         steps: of each picture; the model's default where left out.
+        revision: a branch, tag or commit of the hub; "main" by default.
 
     Raises:
         InputError: unknown model, preset or hardware, or a size or number of steps that a recipe cannot have.
@@ -213,7 +215,8 @@ def plan(
         raise unknown_choice("preset", preset, ("auto", *PRESETS))
     model = weights.expand_user(model)
     weights.check_name(model)
-    folder = _configurations(model)
+    weights.check_revision(model, revision)
+    folder = _configurations(model, revision)
     model_size = _model_size(model, folder)
     workload = _workload(model_size, size, _default_steps(model, folder) if steps is None else steps)
     downloaded = _downloaded_gib(model) if hardware is None else 0.0
@@ -223,7 +226,7 @@ def plan(
         workload=workload,
         preset=preset,
         this_machine=hardware is None,
-        free_disk=machine.disk_gib + downloaded if _from_hub(model) else math.inf,
+        free_disk=machine.disk_gib + downloaded if weights.is_on_hub(model) else math.inf,
     )
     options = tuple(request.option(each) for each in PRESETS.values())
     fits = [option for option in options if not option.refused and preset in ("auto", option.preset.name)]
@@ -240,7 +243,7 @@ def plan(
         why=_why(best, fits, options, preset),
         refused=refused,
         disk_gib=best.requirements.disk_gib,
-        download_gib=max(0.0, best.requirements.disk_gib - downloaded) if _from_hub(model) else 0.0,
+        download_gib=max(0.0, best.requirements.disk_gib - downloaded) if weights.is_on_hub(model) else 0.0,
         seconds=best.requirements.seconds,
         prompt_seconds=best.requirements.prompt_seconds,
         dtype=natural_dtype(
@@ -278,13 +281,15 @@ def _workload(model: ModelSize, size: int | None, steps: int) -> Workload:
     return Workload(size=size or 128, steps=steps, text=48, bytes=4)
 
 
-def _configurations(model: str | Path) -> Path | None:
+def _configurations(model: str | Path, revision: str | None = None) -> Path | None:
     """The folder with the configurations of a model; None for a model whose size and steps are known by name."""
     if isinstance(model, str) and model in weights.NAMES:
         return None
     if Path(model).is_dir():
         return Path(model)
-    return None if model == weights.HUB["schnell"] else hub.download_configurations(str(model))
+    if model == weights.HUB["schnell"] and revision is None:
+        return None
+    return hub.download_configurations(str(model), revision=revision)
 
 
 def _model_size(model: str | Path, folder: Path | None) -> ModelSize:
@@ -302,12 +307,6 @@ def _default_steps(model: str | Path, folder: Path | None) -> int:
         guided = read_json(folder / "transformer" / "config.json").get("guidance_embeds")
         steps = DEFAULTS["dev"]["steps"] if guided else None
     return int(steps or Workload().steps)
-
-
-def _from_hub(model: str | Path) -> bool:
-    if not isinstance(model, str):
-        return False
-    return model in weights.HUB or not (model in weights.NAMES or Path(model).is_dir())
 
 
 def _downloaded_gib(model: str | Path) -> float:

@@ -26,6 +26,7 @@ class Hub:
         token: if set, the token that requests must have.
         broken: names of files whose connection breaks half-way, and how often.
         damaged: names of files that are sent with one wrong byte.
+        requests: paths of the requests so far.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Hub:
     damaged: set[str] = field(default_factory=set)
     sent: Counter[str] = field(default_factory=Counter)
     ranges: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     def __enter__(self) -> Hub:
         local_hub = self
@@ -71,6 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, body: bool) -> None:
         hub, path = self.hub, unquote(urlsplit(self.path).path).strip("/")
+        hub.requests.append(path)
         if hub.refuse:
             return self.refusal(hub.refuse, "GatedRepo" if hub.gated else "RepoNotFound" if hub.refuse < 500 else "")
         if hub.token and self.headers.get("authorization") != f"Bearer {hub.token}":

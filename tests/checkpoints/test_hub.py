@@ -207,3 +207,49 @@ def test_an_unknown_revision_is_an_error():
 
     error = hub_error(REPO, type("RevisionNotFoundError", (Exception,), {})())
     assert "no such revision" in str(error) and "leave revision out" in error.remedy
+
+
+@pytest.fixture
+def gguf_hub(hub, toy_folder, tmp_path):
+    """The hub with a transformer in several files and their index, and in a GGUF file."""
+    import shutil
+
+    pytest.importorskip("gguf")
+    from tests.benchmarks.random_gguf import write_gguf
+    from tests.conftest import toy_pipeline
+
+    hub.folder = Path(shutil.copytree(toy_folder, tmp_path / "repo"))
+    transformer = toy_pipeline().transformer
+    shutil.rmtree(hub.folder / "transformer")
+    transformer.save_pretrained(hub.folder / "transformer", max_shard_size="60KB")
+    assert len(list((hub.folder / "transformer").glob("*-of-*.safetensors"))) > 1
+    write_gguf(hub.folder / "fox-Q8_0.gguf", transformer)
+    return hub
+
+
+def test_a_transformer_in_a_gguf_file_is_read_from_the_hub_without_its_other_weights(gguf_hub):
+    flux = fnb.load(REPO, preset="gguf-q8")
+    here = fnb.load(gguf_hub.folder, preset="gguf-q8")
+    pictures = [fnb.run(each, "a red fox", seed=3, steps=2).image.tobytes() for each in (flux, here)]
+    assert pictures[0] == pictures[1] and flux.revision != COMMIT
+    assert not [name for name in gguf_hub.sent if name.startswith("transformer/") and name.endswith(".safetensors")]
+
+
+def test_a_transformer_in_several_files_loads_after_its_gguf_file(gguf_hub):
+    fnb.load(REPO, preset="gguf-q8")
+    flux = fnb.load(REPO, preset="cpu", dtype="float32")
+    here = fnb.load(gguf_hub.folder, preset="cpu", dtype="float32")
+    pictures = [fnb.run(each, "a red fox", seed=3, steps=2).image.tobytes() for each in (flux, here)]
+    assert pictures[0] == pictures[1]
+
+
+@pytest.mark.parametrize("entry", [fnb.plan, fnb.load])
+def test_a_plan_reads_the_configurations_of_the_requested_revision(hub, entry):
+    entry(REPO, revision="v2")
+    named = {part for path in hub.requests for part in path.split("/") if part in ("main", "v2")}
+    assert named == {"v2"}, hub.requests
+
+
+def test_a_revision_of_a_folder_is_refused_by_a_plan(toy_folder):
+    with pytest.raises(fnb.InputError, match="only models of the hub have revisions"):
+        fnb.plan(toy_folder, revision="v2")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fluxnb as fnb
-from fluxnb.sampling import recording
+from fluxnb.sampling import patched_method, recording
 from tests.conftest import toy_pipeline
 from tests.interrupts import Lines, Signals, chosen, in_thread
 
@@ -31,7 +31,7 @@ def held_by(pipe):
         "hooks": [(list(each._forward_hooks), list(each._forward_pre_hooks)) for each in modules],
         "methods": [vars(each).get("forward") for each in modules],
         "recorders": recording._OPEN.get(),
-        "observed": dict(recording._OBSERVED),
+        "patched classes": dict(patched_method._PATCHED),
         "threads": torch.get_num_threads(),
     }
 
