@@ -16,7 +16,14 @@ from fluxnb.pipeline.state import mark_as_view
 from fluxnb.records.latents import tokens_in
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
-__all__ = ["Generators", "pipeline_view", "prepared_scheduler", "scheduler_for", "unshifted_sigmas"]
+__all__ = [
+    "Generators",
+    "pipeline_view",
+    "prepared_scheduler",
+    "require_supported",
+    "scheduler_for",
+    "unshifted_sigmas",
+]
 
 # Where noise comes from: one generator for a picture, or one for each picture of a batch.
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
@@ -47,7 +54,7 @@ def scheduler_for(scheduler: Any, recipe: Recipe, generators: Generators) -> Any
     Raises:
         InputError: a scheduler whose steps a recipe does not describe.
     """
-    _require_supported(scheduler, recipe)
+    require_supported(scheduler, recipe)
     # A method that was replaced on the instance is bound to the original and would step that one.
     own = copy.copy(scheduler)
     for name in ("step", "set_timesteps"):
@@ -62,7 +69,8 @@ def scheduler_for(scheduler: Any, recipe: Recipe, generators: Generators) -> Any
     return own
 
 
-def _require_supported(scheduler: Any, recipe: Recipe) -> None:
+def require_supported(scheduler: Any, recipe: Recipe) -> None:
+    """Raise InputError for a scheduler whose steps a recipe does not describe."""
     name = type(scheduler).__name__
     if name != SUPPORTED:
         raise InputError(

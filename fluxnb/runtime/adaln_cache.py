@@ -63,6 +63,12 @@ class CachedModulation(nn.Module):  # type: ignore[misc]
             )
         return self.row
 
+    @property
+    def weight(self) -> Tensor:
+        """The weight inside `as_linear`; elsewhere its shape on the meta device, which diffusers reads of a target."""
+        known: Tensor | None = self._parameters.get("weight")
+        return torch.empty(self.out_features, self.in_features, device="meta") if known is None else known
+
     def extra_repr(self) -> str:
         """The part in parentheses of the module's text form."""
         return f"in_features={self.in_features}, out_features={self.out_features}"
@@ -72,7 +78,7 @@ class CachedModulation(nn.Module):  # type: ignore[misc]
         """Inside the block this module is an `nn.Linear` with these weights, as libraries for adapters require."""
         self.__class__ = _CachedLinear
         for leaf, tensor in (("weight", weight), ("bias", bias)):
-            self.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+            self._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
         try:
             yield
         finally:

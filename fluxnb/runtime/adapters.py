@@ -28,6 +28,7 @@ from fluxnb.runtime.compat import (
     compiled_call,
     discard_compiled_call,
     has_execution_device,
+    is_cast_by_layer,
     is_group_offloaded,
     reinstall_group_offload,
     restore_fused_projections,
@@ -222,6 +223,8 @@ class _Model:
             "delete_adapters": self.remove,
             "fuse_qkv_projections": self.fuse_projections,
             "unfuse_qkv_projections": self.separate_projections,
+            "state_dict": self.state_dict,
+            "save_pretrained": self.save,
         }
         for name, behavior in behaviors.items():
             if hasattr(self.module, name):
@@ -279,6 +282,26 @@ class _Model:
         self.fused.clear()
         original()
         reinstall_group_offload(self.module)
+
+    def state_dict(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The state with cached layers on the meta device: diffusers looks up the shapes of an adapter's targets."""
+        result = original(*args, **kwargs)
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        for name, layer in self.module.named_modules(prefix=prefix.rstrip(".")):
+            if isinstance(layer, CachedModulation):
+                rows, columns = layer.out_features, layer.in_features
+                result.setdefault(f"{name}.weight", torch.empty(rows, columns, device="meta"))
+                result.setdefault(f"{name}.bias", torch.empty(rows, device="meta"))
+        return result
+
+    def save(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(layer, CachedModulation) or _obstacle(layer) == ABSENT for layer in self.module.modules()):
+            raise InputError(
+                f"save_pretrained of a {type(self.module).__name__} under this preset",
+                "some of its weights are only in the files that it was loaded from",
+                'copy these files, or load with preset="resident"',
+            )
+        return original(*args, **kwargs)
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -393,7 +416,7 @@ def _obstacle(layer: Any) -> str:
         return TORCHAO
     if weight.is_meta:
         return ABSENT
-    if _is_float8(weight):
+    if _is_float8(weight) or is_cast_by_layer(layer):  # whose weights are in 32 bits until its next call
         return "stored in 8 bits"
     return "" if weight.is_floating_point() else "quantized"
 

@@ -26,6 +26,7 @@ __all__ = [
     "has_stateful_hooks",
     "hook_count",
     "is_changed_at_run_time",
+    "is_cast_by_layer",
     "is_group_offloaded",
     "is_library_error",
     "model_offload_hooks",
@@ -154,6 +155,11 @@ def set_execution_device(model: nn.Module, device: torch.device) -> None:
 def has_execution_device(model: nn.Module) -> bool:
     """Whether `set_execution_device` was called on the model."""
     return isinstance(getattr(model, "_hf_hook", None), ExecutionDevice)
+
+
+def is_cast_by_layer(layer: nn.Module) -> bool:
+    """Whether diffusers stores the weights of a layer in another type between its calls, in 0.42 by a hook."""
+    return "layerwise_casting" in getattr(getattr(layer, "_diffusers_hook", None), "hooks", ())
 
 
 def is_group_offloaded(module: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fluxnb.arguments import entry_point
 from fluxnb.pipeline.flux import Flux
+from fluxnb.pipeline.schedule import require_supported
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.sampler import sample
@@ -77,6 +78,7 @@ def run(
         "shift": shift,
     }
     recipe = resolve(flux, prompt, **fields)
+    require_supported(flux.pipe.scheduler, recipe)  # before the prompt is encoded, which takes seconds for T5
     started = time.perf_counter()
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started

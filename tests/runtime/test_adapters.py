@@ -497,5 +497,45 @@ def test_an_adapter_waits_for_a_forward_pass_in_another_thread():
     assert order[0] == "evaluated" and "loaded" in order
 
 
+# ------------------------------------------------------------------------------------------- a pipeline of the same parts
+def redrawn(pipe):
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return pipe("a fox", image=picture, strength=0.8, height=64, width=64, num_inference_steps=3, output_type="pt",
+                max_sequence_length=48, generator=torch.Generator().manual_seed(3)).images[0]  # fmt: skip
+
+
+@pytest.mark.parametrize("action", ["load", "fuse", "unfuse"])
+@pytest.mark.parametrize("preset", ["lean", "lean-fp8", "stream"])
+def test_an_adapter_of_an_image_to_image_pipeline_over_the_same_parts_gives_its_picture_or_a_refusal(preset, action):
+    from diffusers import FluxImg2ImgPipeline
+
+    reference = FluxImg2ImgPipeline.from_pipe(plain(preset))
+    pipe = FluxImg2ImgPipeline.from_pipe(held(preset))
+    for each in (reference, pipe):
+        each.set_progress_bar_config(disable=True)
+    before = redrawn(pipe)
+    refused = False
+    try:
+        for step in ACTIONS[action]:
+            step(pipe, ALL)
+    except InputError:
+        refused = True
+        pipe.unload_lora_weights()
+        assert torch.equal(redrawn(pipe), before)
+    else:
+        for step in ACTIONS[action]:
+            step(reference, ALL)
+        assert torch.equal(redrawn(pipe), redrawn(reference))
+    assert refused == (preset == "lean-fp8" and action in FUSING)
+
+
+def test_weights_that_are_only_in_their_files_are_not_saved_in_part(tmp_path):
+    pipe = held("lean")
+    with pytest.raises(InputError, match="only in the files"):
+        pipe.transformer.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    held("resident").transformer.save_pretrained(tmp_path)
+
+
 if __name__ == "__main__":
     print_table()

@@ -387,3 +387,18 @@ def test_what_is_no_picture_is_never_decoded(toy, monkeypatch):
     monkeypatch.setattr(toy.pipe.transformer, "forward", lambda hidden_states, **_: (hidden_states * float("nan"),))
     with pytest.raises(RunError, match="not finite"):
         fnb.run(toy, "a fox", steps=2)
+
+
+def test_a_scheduler_that_is_not_supported_is_refused_before_the_prompt_is_encoded():
+    import diffusers
+
+    pipe = toy_pipeline()
+    flux = fnb.load(pipe)
+    pipe.scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    encoded = []
+    pipe.text_encoder_2.register_forward_pre_hook(lambda *_: encoded.append(1))
+    with pytest.raises(fnb.InputError, match="sampling with UniPCMultistepScheduler"):
+        fnb.run(flux, "a fox")
+    with pytest.raises(fnb.InputError, match="sampling with UniPCMultistepScheduler"):
+        fnb.sweep(flux, prompts="a fox")
+    assert not encoded
