@@ -60,7 +60,7 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
         recipes = list(dict.fromkeys(flux.resolve(recipe) for recipe in grid))
         is_small = max(recipes[0].height, recipes[0].width) <= SMALL_SIDE
         retained = keep if keep is not None else Keep() if is_small else None
-        runner = GridRunner(flux=flux, store=opened, keep=retained, on_step=on_step)
+        runner = GridRunner(flux=flux, store=opened, keep=retained, on_step=on_step, on_wait=widget.show_waiting)
         missing = [recipe for recipe in recipes if runner.stored(recipe) is None]
         cost = estimate_cost(flux, recipes, missing=missing, store=opened, keep=retained)
         return Job(
@@ -75,7 +75,8 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
         )
 
     examples = EXAMPLES["pocket" if flux.model.startswith("pocket") else ""]
-    return Lab(generate, _initial_fields(flux, prompt), model=flux.model, stop=STOP, examples=examples)
+    widget = Lab(generate, _initial_fields(flux, prompt), model=flux.model, stop=STOP, examples=examples)
+    return widget
 
 
 def _notices(flux: Flux, recipe: ResolvedRecipe) -> list[str]:

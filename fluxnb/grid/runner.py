@@ -29,6 +29,7 @@ from fluxnb.sampling.sampler import STOP, StepCallback, sample_batch
 __all__ = ["GridRunner", "prompt_key", "shared_prefixes"]
 
 POLL_INTERVALS = (0.05, 0.5)  # seconds between checks of cells that other processes sample, at first and at most
+DISPLAY_AFTER = 1.0  # seconds without a cell after which a display shows what a sweep waits for, and between updates
 REPORT_AFTER = 3.0  # seconds without a cell after which a sweep reports what it waits for
 
 
@@ -65,6 +66,8 @@ class GridRunner:
         batch: number of images per transformer call; 1 is exact.
         on_step: called with each computed Step and its recipe; returning STOP ends the run.
         background: True decodes and writes in threads, so that cells are yielded a little later.
+        on_wait: called about once a second with a sentence about the process that this sweep waits for, and with ""
+            once it no longer waits.
     """
 
     flux: Flux
@@ -73,6 +76,7 @@ class GridRunner:
     batch: int = 1
     on_step: StepCallback | None = None
     background: bool = False
+    on_wait: Callable[[str], None] | None = None
     evaluations: int = field(default=0, init=False)
     encodes: int = field(default=0, init=False)
 
@@ -262,21 +266,34 @@ class _Waiting:
     def __init__(self, runner: GridRunner) -> None:
         self._runner = runner
         self._recipes: set[ResolvedRecipe] = set()
+        self._displayed = -math.inf  # when the sentence was displayed last; -inf for no sentence
 
     def pause(self, recipes: Sequence[ResolvedRecipe]) -> None:
         """Wait before the next check of these recipes, and warn once no cell has been finished for long."""
-        if not recipes:
-            return
         if set(recipes) != self._recipes:
             self._recipes, self._reported = set(recipes), False
             self._since, self._interval = time.monotonic(), POLL_INTERVALS[0]
-        if not self._reported and time.monotonic() - self._since > REPORT_AFTER:
+            self._display("")
+        if not recipes:
+            return
+        now = time.monotonic()
+        if now - self._since > DISPLAY_AFTER and now - self._displayed > DISPLAY_AFTER:
+            self._display(self._sentence(recipes))
+        if not self._reported and now - self._since > REPORT_AFTER:
             self._reported = True
-            holder = self._runner.holder(recipes[0]) or "another process"
-            cells = "a cell" if len(recipes) == 1 else f"{len(recipes)} cells"
-            warn_caller(f"waiting for {cells} claimed by {holder}; Ctrl-C stops waiting", StoreWarning)
+            warn_caller(f"{self._sentence(recipes)}; Ctrl-C stops waiting", StoreWarning)
         time.sleep(self._interval)
         self._interval = min(2 * self._interval, POLL_INTERVALS[1])
+
+    def _sentence(self, recipes: Sequence[ResolvedRecipe]) -> str:
+        holder = self._runner.holder(recipes[0]) or "another process"
+        cells = "a cell" if len(recipes) == 1 else f"{len(recipes)} cells"
+        return f"waiting for {cells} claimed by {holder}"
+
+    def _display(self, sentence: str) -> None:
+        if self._runner.on_wait is not None and (sentence or self._displayed > -math.inf):
+            self._displayed = time.monotonic() if sentence else -math.inf
+            self._runner.on_wait(sentence)
 
 
 def shared_prefixes(recipes: Sequence[ResolvedRecipe]) -> list[SharedPrefix]:

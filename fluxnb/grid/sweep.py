@@ -8,7 +8,7 @@ evaluations instead of 10. Cells in the store are not sampled again.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -40,10 +40,23 @@ class Stream(Iterator[Cell]):
         cells: samples them.
         axes: field names and their values, in order.
         model: name of the model.
+        runner: the runner of these cells.
     """
 
-    def __init__(self, cells: Generator[Cell, None, None], axes: dict[str, tuple[Any, ...]], model: str) -> None:
+    def __init__(
+        self, cells: Generator[Cell, None, None], axes: dict[str, tuple[Any, ...]], model: str, runner: GridRunner
+    ) -> None:
         self._cells, self.axes, self.model = cells, axes, model
+        self._runner = runner
+
+    @property
+    def on_wait(self) -> Callable[[str], None] | None:
+        """Called with a sentence while the stream waits for cells of another process, and with "" afterwards."""
+        return self._runner.on_wait
+
+    @on_wait.setter
+    def on_wait(self, function: Callable[[str], None] | None) -> None:
+        self._runner.on_wait = function
 
     def __next__(self) -> Cell:
         return next(self._cells)
@@ -143,6 +156,7 @@ def sweep(
     started, finished = time.perf_counter(), True
     found: dict[ResolvedRecipe, Cell] = {}
     bar = tqdm(total=len(recipes), disable=not progress, unit="cell", leave=False)
+    runner.on_wait = bar.set_postfix_str
     cells = runner.cells(recipes)
     try:
         for cell in cells:
@@ -200,8 +214,8 @@ def stream(
         on_step=on_step,
         **axes,
     )
-    cells = request.runner(background=False).cells(request.recipes)
-    return Stream(recorded(flux, cells), request.axes.displayed, flux.model)
+    runner = request.runner(background=False)
+    return Stream(recorded(flux, runner.cells(request.recipes)), request.axes.displayed, flux.model, runner)
 
 
 @entry_point(*CHECKED, "on_step", accepts=FurtherAxes, measure="measure=True")

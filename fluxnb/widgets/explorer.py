@@ -78,9 +78,15 @@ class Explorer(GridView):
     def _follow(self, cells: Iterator[Cell]) -> None:
         """Receive the cells of an iterator in a background thread."""
         self.data = self._describe()
+        if hasattr(cells, "on_wait"):  # a stream
+            cells.on_wait = self._show_waiting
         on_item = partial(self._receive_cell, self._results)
         self._worker = Worker(cells, on_item=on_item, on_end=self._end, name="fluxnb-explore")
         self._worker.start()
+
+    def _show_waiting(self, sentence: str) -> None:
+        self._results.message = sentence or "sampling goes on"
+        self.data = self._describe()
 
     def _end(self, problem: Exception | None) -> None:
         results = self._results

@@ -323,6 +323,12 @@ class Lab(GridView):
         others = [each for each in self.history if each["run"] in self._runs and each["run"] != results.run]
         self.history = [*others, entry]
 
+    def show_waiting(self, sentence: str) -> None:
+        """Display what the sampling waits for; "" for nothing."""
+        if (progress := self._progress) is not None:
+            notices = [*progress.job.notices, *([sentence] if sentence else [])]
+            self.state = {**self.state, "notices": notices}
+
     def _receive(self, progress: _Progress, cell: Cell) -> None:
         """Store and send a finished image."""
         if cell.recipe not in progress.requested:

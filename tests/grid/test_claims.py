@@ -16,6 +16,7 @@ import time
 import warnings
 
 import pytest
+from tqdm.auto import tqdm
 
 import fluxnb as fnb
 from fluxnb.errors import InputError, StorageError
@@ -378,6 +379,34 @@ def test_a_sweep_reports_what_it_waits_for(toy, tmp_path, monkeypatch):
         with pytest.warns(StoreWarning, match="waiting for a cell claimed by this process") as caught:
             grid = fnb.sweep(toy, **ONE, store=tmp_path)
     assert grid.finished and grid[0].made and len(caught) == 1
+
+
+@pytest.mark.parametrize("entry", ["sweep", "explore", "lab"])
+def test_a_display_shows_what_a_sweep_waits_for_while_it_waits(toy, tmp_path, monkeypatch, entry):
+    monkeypatch.setattr(runner, "DISPLAY_AFTER", 0.1)
+    shown, store, key = [], Store(tmp_path), fnb.sweep(toy, **ONE)[0].key
+
+    def show(text):
+        shown.append(text)
+        if "waiting" in text:
+            store.path(key, ".lock").unlink(missing_ok=True)
+
+    monkeypatch.setattr(tqdm, "set_postfix_str", lambda bar, text: show(text))
+    with store.claim(key), warnings.catch_warnings():
+        warnings.simplefilter("ignore", StoreWarning)
+        if entry == "sweep":
+            fnb.sweep(toy, **ONE, store=tmp_path, progress=True)
+        elif entry == "explore":
+            widget = fnb.explore(fnb.stream(toy, **ONE, store=tmp_path))
+            widget.observe(lambda change: show(change.new["message"]), "data")
+            widget.wait(20)
+        else:
+            widget = fnb.lab(toy, prompt="a fox", store=tmp_path, keep=fnb.Keep())
+            widget.observe(lambda change: show("".join(change.new["notices"])), "state")
+            widget.generate(prompt="a fox", seeds="0", steps="1", width=32, height=32).wait(20)
+    sentences = [text for text in shown if "waiting" in text]
+    assert sentences and all("waiting for a cell claimed by this process" in text for text in sentences)
+    assert "sign of life is" in sentences[0] and "waiting" not in shown[-1], shown
 
 
 def test_a_sweep_that_waits_shortly_does_not_warn(toy, tmp_path):

@@ -497,7 +497,7 @@ def test_an_adapter_waits_for_a_forward_pass_in_another_thread():
     assert order[0] == "evaluated" and "loaded" in order
 
 
-# ------------------------------------------------------------------------------------------- a pipeline of the same parts
+# ------------------------------------------------------------------------------------------ pipelines of the same parts
 def redrawn(pipe):
     picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     return pipe("a fox", image=picture, strength=0.8, height=64, width=64, num_inference_steps=3, output_type="pt",
