@@ -31,6 +31,7 @@ __all__ = [
     "is_compiled",
     "is_parallel",
     "own_instance",
+    "placement_markers",
     "progress_bar_config",
     "remove_hooks",
     "silenced",
@@ -46,6 +47,21 @@ def execution_device(pipe: Any) -> torch.device:
     """
     device: torch.device = pipe._execution_device
     return device
+
+
+def placement_markers(pipe: Any) -> tuple[Any, ...]:
+    """Values that change when `execution_device` may change; a fiftieth of its cost.
+
+    An offload leaves a hook (`_hf_hook` of accelerate, `_diffusers_hook`) on a model or on the first of its modules
+    with weights, and a move changes the device of the first weight. Checked on diffusers 0.42.
+    """
+    markers: list[Any] = []
+    for model in (part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)):
+        first = next((part for part in model.modules() if part._parameters), model)
+        hooks = (id(getattr(part, name, None)) for part in (model, first) for name in ("_hf_hook", "_diffusers_hook"))
+        weight = next((weight for weight in first._parameters.values() if weight is not None), None)
+        markers.append((id(model), None if weight is None else weight.device, *hooks))
+    return tuple(markers)
 
 
 def has_model_hooks(pipe: Any) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 from fluxnb.arguments import entry_point
 from fluxnb.errors import ArgumentError, InputError, RunError, UnavailableError, shorten
 from fluxnb.families.defaults import DefaultChanges, ModelDefaults
-from fluxnb.pipeline.compat import execution_device, has_model_hooks, is_caching
+from fluxnb.pipeline.compat import execution_device, has_model_hooks, is_caching, placement_markers
 from fluxnb.pipeline.identity import Identity, change_markers, deep_markers, identity_of
 from fluxnb.pipeline.preview import decode_latents, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
@@ -127,6 +127,7 @@ class Flux:
         self._loaded_as = (revision, identity, markers or _markers_of(pipe))
         self._markers = self._loaded_as[2]
         self._device: torch.device | None = None
+        self._placement: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
         return f"Flux({self.model!r}, {self.plan.preset}, {self.dtype})"
@@ -207,8 +208,13 @@ class Flux:
     def device(self) -> torch.device:
         """The device that computes. diffusers searches every module for it, so it is read once per prompt."""
         if self._device is None:
-            self._device = execution_device(self.pipe)
+            self._placement, self._device = placement_markers(self.pipe), execution_device(self.pipe)
         return self._device
+
+    def _notice_moves(self) -> None:
+        """Search for the device again if the pipeline may have been moved or offloaded since the last prompt."""
+        if self._device is not None and placement_markers(self.pipe) != self._placement:
+            self._device = None
 
     @property
     def versions(self) -> dict[str, str]:
@@ -272,7 +278,7 @@ class Flux:
             PromptWarning: quotes what lies beyond CLIP's 77 or T5's 256 (48 for pocket) tokens, or names words that
                 pocket was not trained on.
         """
-        self._device = None  # the pipeline may have been moved since the last prompt
+        self._notice_moves()
         length = recipe.max_sequence_length
         embeds, pooled = self._encode(recipe.prompt, length)
         if not self._two_evaluations(recipe):
