@@ -10,6 +10,8 @@ Names, in the order of use; `help(fnb.run)` and so on describe each with its arg
 
 Models
     load              load a model and place it on this machine: "pocket", "schnell", a folder, a hub id, a pipeline
+    load_pair         load a teacher and its student with one text encoder and one VAE
+    LoadedPair        what `load_pair` returns: `.teacher`, `.student`, `.pair`, `.plan`
     plan              choose an offload preset for a model and a machine; downloads nothing
     Flux              a loaded model: `.pipe`, `.plan`, `.encode`, `.decode`
     Plan              a preset, its memory, and why the other presets were refused

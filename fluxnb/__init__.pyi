@@ -25,6 +25,8 @@ from .pipeline.decoders import film as film
 from .pipeline.decoders import tiny as tiny
 from .pipeline.flux import Flux as Flux
 from .pipeline.load import load as load
+from .pipeline.pairs import LoadedPair as LoadedPair
+from .pipeline.pairs import load_pair as load_pair
 from .pipeline.prompts import PromptWarning as PromptWarning
 from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 from fluxnb.checkpoints.checksums import read_json, verify_downloads
@@ -30,7 +31,9 @@ def download_file(repo: str, file: str, *, revision: str | None = None) -> Path:
     raise refusal
 
 
-def download_pipeline(repo: str, revision: str, *, variant: str = "", without_transformer: bool = False) -> Path:
+def download_pipeline(
+    repo: str, revision: str, *, variant: str = "", without_transformer: bool = False, only: Sequence[str] = ()
+) -> Path:
     """The folder with every part of a pipeline, downloaded where it is not in the cache.
 
     The repositories of FLUX.1 contain their weights twice, in diffusers' layout and as single files. Only the
@@ -39,6 +42,7 @@ def download_pipeline(repo: str, revision: str, *, variant: str = "", without_tr
     Arguments:
         variant: of the weight files, such as "fp16"; a component without it is downloaded without one.
         without_transformer: skip the transformer's weights.
+        only: the components to download; all of them where left out.
 
     Raises:
         StorageError: an error of the hub, the network or the disk, or a damaged file.
@@ -49,8 +53,9 @@ def download_pipeline(repo: str, revision: str, *, variant: str = "", without_tr
     try:
         index = Path(snapshot_download(repo, revision=revision, allow_patterns=["model_index.json"]))
         parts = [name for name, kind in read_json(index / "model_index.json").items() if isinstance(kind, list)]
+        parts = [name for name in parts if not only or name in only]
         patterns = ["model_index.json", "card.json"]
-        patterns += [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt", "model")]
+        patterns += [f"{part}/*.{kind}" for part in parts for kind in ("json", "txt", "model", "jinja")]
         weighted = [part for part in parts if not (part == "transformer" and without_transformer)]
         names = (f"*.{variant}.safetensors", f"*.{variant}-*.safetensors") if variant else ("*.safetensors",)
         patterns += [f"{part}/{name}" for part in weighted for name in names]

@@ -17,6 +17,9 @@ from fluxnb.checkpoints.checksums import fingerprint, read_json, verify
 from fluxnb.checkpoints.hub import download_file, download_pipeline
 from fluxnb.checkpoints.validation import check_model
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
+from fluxnb.families.family import Family
+from fluxnb.families.flux1 import FLUX1
+from fluxnb.families.registry import FAMILIES, MODELS, family_of_class
 from fluxnb.io.files import user_path
 
 __all__ = [
@@ -36,8 +39,8 @@ __all__ = [
     "weight_files",
 ]
 
-HUB = {"schnell": "black-forest-labs/FLUX.1-schnell", "dev": "black-forest-labs/FLUX.1-dev"}
-NAMES = ("pocket", "pocket-base", *HUB)
+HUB = {name: model.repo for name, model in MODELS.items() if model.repo}
+NAMES = tuple(MODELS)
 POCKET = Path(__file__).parents[1] / "pocket"
 HUB_ID = r"[\w.-]+/[\w.-]+"
 REINSTALL = "run pip install --force-reinstall fluxnb"
@@ -55,6 +58,7 @@ class Source:
         card: the contents of card.json, empty if there is none.
         local: whether the files are in a folder and not on the hub.
         variant: the requested variant of the weight files, "" for none.
+        family: of the model.
     """
 
     place: str
@@ -64,6 +68,7 @@ class Source:
     card: Mapping[str, Any] = field(default_factory=dict)
     local: bool = True
     variant: str = ""
+    family: Family = FLUX1
 
 
 def expand_user(model: str | Path) -> str | Path:
@@ -79,7 +84,8 @@ def locate(model: str | Path, *, variant: str | None = None, revision: str | Non
         revision: a branch, tag or commit of the hub.
 
     Raises:
-        InputError: no such name or variant, a folder that holds no FluxPipeline, or a revision of a folder.
+        InputError: no such name or variant, a folder that holds no pipeline of a known family, or a revision of a
+            folder.
         StorageError: a missing folder, a damaged or missing file, or an error of the hub.
     """
     model = expand_user(model)
@@ -149,15 +155,16 @@ def _folder(folder: Path) -> Source:
     index = folder / "model_index.json"
     if not index.is_file():
         raise StorageError(
-            f"model={str(folder)!r}", "it holds no model_index.json", "give the top folder of a saved FluxPipeline"
+            f"model={str(folder)!r}", "it holds no model_index.json", "give the top folder of a saved pipeline"
         )
     contents = read_json(index)
     kind = contents.get("_class_name")
-    if kind != "FluxPipeline":
+    family = family_of_class(kind)
+    if family is None:
         raise InputError(
             f"a {shorten(kind)} in {folder}",
-            "fluxnb runs FluxPipeline",
-            "give the folder of a FLUX.1 text-to-image model",
+            f"fluxnb runs {', '.join(name for family in FAMILIES for name in family.pipelines)}",
+            "give the folder of a text-to-image model of these, or record this one with fnb.recording(pipe)",
         )
     for part, made_of in contents.items():
         # A tokenizer without its files loads without an error and encodes every prompt alike.
@@ -166,7 +173,9 @@ def _folder(folder: Path) -> Source:
             raise StorageError(f"{folder / part} is missing", "model_index.json names it", "copy the folder again")
     card = _card(folder)
     verify(folder, card, remedy="copy or download the folder again")
-    return Source(place=str(folder), name=folder.resolve().name, revision=fingerprint([folder]), card=card)
+    return Source(
+        place=str(folder), name=folder.resolve().name, revision=fingerprint([folder]), card=card, family=family
+    )
 
 
 def _card(folder: Path) -> Mapping[str, Any]:
@@ -221,8 +230,9 @@ def variant_of(folder: Path, requested: str, *, name: str) -> str:
 def _hub(repo: str, name: str, revision: str | None) -> Source:
     """A model of the hub, with its commit. This small download raises any error of the hub first."""
     index = download_file(repo, "model_index.json", revision=revision)
+    family = family_of_class(read_json(index).get("_class_name")) or FLUX1
     # .../snapshots/<commit>/model_index.json
-    return Source(place=repo, name=name, revision=index.parent.name, local=False)
+    return Source(place=repo, name=name, revision=index.parent.name, local=False, family=family)
 
 
 def gguf_file(source: Source, kind: str) -> Path:

@@ -13,6 +13,8 @@ from typing import Any
 
 from fluxnb.checkpoints.checksums import read_json
 from fluxnb.errors import StorageError, shorten
+from fluxnb.families.flux1 import FLUX1
+from fluxnb.families.registry import family_of_class
 from fluxnb.io.files import open_regular
 from fluxnb.io.headers import safetensors_header
 
@@ -23,18 +25,6 @@ MOST_FILES = 1000  # of a component
 LARGEST_NUMBER = 2**24  # of a configuration; the largest of FLUX.1 is a vocabulary of 49,408
 LARGEST_NESTING = 100_000  # values in a configuration
 LONGEST_PROMPT = 4096  # tokens
-# Classes of each component, by the library that they belong to.
-CLASSES = {
-    "transformer": ("diffusers", "FluxTransformer2DModel"),
-    "vae": ("diffusers", "AutoencoderKL|AutoencoderTiny"),
-    "scheduler": ("diffusers", r"\w+Scheduler"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "T5EncoderModel"),
-    "tokenizer": ("transformers", "CLIPTokenizer(Fast)?"),
-    "tokenizer_2": ("transformers", "T5Tokenizer(Fast)?"),
-    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
-    "feature_extractor": ("transformers", "CLIPImageProcessor(Fast)?"),
-}
 CONFIGURATIONS = {
     "scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "tokenizer_2": "tokenizer_config.json",
     "feature_extractor": "preprocessor_config.json",
@@ -48,6 +38,12 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
     **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "layers_per_block"), (1, 1024)),
     **dict.fromkeys(("block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels"), (1, 8192)),
     **dict.fromkeys(("relative_attention_num_buckets", "norm_num_groups"), (1, 8192)),
+    **dict.fromkeys(("n_layers", "n_refiner_layers"), (0, 256)),
+    **dict.fromkeys(("n_heads", "n_kv_heads", "num_key_value_heads", "head_dim"), (1, 1024)),
+    **dict.fromkeys(("dim", "cap_feat_dim", "siglip_feat_dim", "timestep_guidance_channels"), (1, 2**16)),
+    **dict.fromkeys(("all_patch_size", "all_f_patch_size", "mlp_ratio"), (1, 64)),
+    "axes_dims": (2, 1024),
+    "axes_lens": (1, 2**17),
     "vocab_size": (1, 2**20),
     "num_train_timesteps": (1, 100_000),
     "axes_dims_rope": (2, 1024),
@@ -64,7 +60,7 @@ def check_model(folder: Path, parts: Mapping[str, Path] | None = None) -> None:
         parts: components that are in another folder.
 
     Raises:
-        StorageError: a class that FluxPipeline does not have, code, numbers out of range, a file that is not a
+        StorageError: a class that the pipeline does not have, code, numbers out of range, a file that is not a
             regular one, damaged weights, or an index that lists files other than safetensors of the folder.
     """
     places = {name: folder / name for name in check_index(folder)}
@@ -81,8 +77,8 @@ def check_model(folder: Path, parts: Mapping[str, Path] | None = None) -> None:
                 safetensors_header(file)
     tokenizer = places.get("tokenizer", folder) / "tokenizer_config.json"
     longest = read_json(tokenizer).get("model_max_length", 1) if tokenizer.is_file() else 1
-    # CLIP's prompts are padded to this length.
-    if type(longest) is not int or not 1 <= longest <= LONGEST_PROMPT:
+    # CLIP's prompts are padded to this length; other families give their tokenizer the length of each call.
+    if ("text_encoder_2" in places and type(longest) is not int) or not 1 <= longest <= LONGEST_PROMPT:
         raise StorageError(
             f"model_max_length={shorten(longest)} in {tokenizer}", f"1 to {LONGEST_PROMPT} is possible", REMEDY
         )
@@ -97,14 +93,16 @@ def check_index(folder: Path) -> tuple[str, ...]:
     path = folder / "model_index.json"
     index = read_json(path)
     _check_keys(index, path)
+    # A folder without a known class is of FLUX.1, which was the only family once.
+    classes = (family_of_class(index.get("_class_name")) or FLUX1).components
     names = []
     for name, made_of in index.items():
         if not isinstance(made_of, list) or made_of[:1] in ([None], []):
             continue
-        library, pattern = CLASSES.get(name, ("", ""))
+        library, pattern = classes.get(name, ("", ""))
         given = [str(each) for each in made_of]
-        if name not in CLASSES or len(given) != 2 or given[0] != library or not re.fullmatch(pattern, given[1]):
-            known = f"{library} has {pattern}" if library else f"known are {', '.join(CLASSES)}"
+        if name not in classes or len(given) != 2 or given[0] != library or not re.fullmatch(pattern, given[1]):
+            known = f"{library} has {pattern}" if library else f"known are {', '.join(classes)}"
             raise StorageError(f"{shorten(name)} as {shorten('.'.join(given))} in {path}", known, REMEDY)
         names.append(name)
     return tuple(names)

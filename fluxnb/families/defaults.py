@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
+from fluxnb.families.registry import MODELS, family_of, family_of_model, pair_of
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
 __all__ = ["DefaultChanges", "ModelDefaults", "defaults_of"]
@@ -40,7 +41,7 @@ class ModelDefaults:
         guidance_kind: "none"; "true_cfg", two evaluations per step, one with the negative prompt; or "embedded", a
             number that the network takes as an input, as FLUX.1-dev does.
         guidance: strength, None for "none".
-        max_sequence_length: T5 tokens.
+        max_sequence_length: tokens that the text encoder reads.
 
     Raises:
         InputError: a value that a recipe cannot have, or guidance without a strength.
@@ -123,43 +124,46 @@ class ModelDefaults:
 
 
 def _is_distilled(model: str) -> bool:
-    return model in ("pocket", "schnell") or model.endswith("FLUX.1-schnell")
+    pair = pair_of(model)
+    return family_of_model(model) is not None and (
+        pair.student in (model, _name_of(model)) if pair is not None else "guidance" not in _defaults_by_repo(model)
+    )
 
 
 def _without(name: str, model: str, guidance: float = 3.5) -> str:
     """What to do where a model takes no guidance: true CFG needs a model without distillation."""
     if _is_distilled(model):
-        return f"leave {name} out, or use pocket-base"
+        pair = pair_of(model)
+        return f"leave {name} out, or use {pair.teacher if pair else 'pocket-base'}"
     true_cfg = f'flux = flux.with_defaults(guidance_kind="true_cfg", guidance={guidance:g})'
     return f"leave {name} out, or for a model without distillation type {true_cfg}"
 
 
-# Guidance 3.5 and 512 tokens are the defaults of FLUX.1-dev, 256 tokens those of schnell (black-forest-labs/flux).
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "pocket": {"size": 128, "steps": 4, "max_sequence_length": 48},
-    "pocket-base": {
-        "size": 128,
-        "steps": 28,
-        "guidance_kind": "true_cfg",
-        "guidance": 1.5,
-        "max_sequence_length": 48,
-    },
-    "schnell": {},
-    "dev": {"steps": 28, "guidance_kind": "embedded", "guidance": 3.5, "max_sequence_length": 512},
-}
+def _name_of(model: str) -> str:
+    """The name of a model that is known by its repository."""
+    return next((name for name, known in MODELS.items() if known.repo == model), model)
+
+
+def _defaults_by_repo(model: str) -> Mapping[str, Any]:
+    known = MODELS.get(_name_of(model))
+    return {} if known is None else known.defaults
+
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {name: model.defaults for name, model in MODELS.items()}
 
 
 def defaults_of(pipe: Any, name: str = "", card: Mapping[str, Any] | None = None) -> ModelDefaults:
     """The defaults of a loaded pipeline.
 
     Arguments:
-        pipe: a FluxPipeline.
+        pipe: a pipeline of a family that fluxnb samples.
         name: of the model, such as "schnell".
         card: the content of its card.json, whose "defaults" are used where the name has none.
     """
     if name in DEFAULTS:
         return ModelDefaults(**DEFAULTS[name])
-    values = _configured(pipe)
+    family = family_of(pipe)
+    values = {} if family is None else family.configured(pipe)
     on_card = (card or {}).get("defaults", {})
     if isinstance(on_card, Mapping):
         on_card = on_card.get(name, on_card)  # one card may hold the defaults of several models, by name
@@ -167,17 +171,3 @@ def defaults_of(pipe: Any, name: str = "", card: Mapping[str, Any] | None = None
         known = {field.name for field in dataclasses.fields(ModelDefaults)}
         values.update({key: value for key, value in on_card.items() if key in known})
     return ModelDefaults(**values)
-
-
-def _configured(pipe: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    if getattr(pipe.transformer.config, "guidance_embeds", False):
-        values.update(DEFAULTS["dev"])
-    sample = getattr(getattr(getattr(pipe, "vae", None), "config", None), "sample_size", None)
-    if isinstance(sample, int) and 64 <= sample <= 2048 and sample % 16 == 0:
-        values["size"] = sample
-    # The limit of a tokenizer is 512 for FLUX, 1e30 where none is set.
-    limit = getattr(getattr(pipe, "tokenizer_2", None), "model_max_length", None)
-    if isinstance(limit, int) and 0 < limit < values.get("max_sequence_length", 256):
-        values["max_sequence_length"] = limit
-    return values

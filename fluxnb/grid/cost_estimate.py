@@ -203,4 +203,8 @@ def _timing_key(recipe: ResolvedRecipe) -> tuple[Any, ...]:
 def _bytes(flux: Flux, recipe: ResolvedRecipe, keep: Keep | None) -> float:
     height, width, bytes_per_number = recipe.height, recipe.width, 4 if flux.dtype == "float32" else 2
     png = PNG_BYTES_PER_PIXEL * height * width
-    return png if keep is None else png + keep.nbytes(height, width, recipe.steps, bytes_per_number=bytes_per_number)
+    if keep is None:
+        return png
+    return png + keep.nbytes(
+        height, width, recipe.steps, bytes_per_number=bytes_per_number, geometry=flux.family.geometry
+    )

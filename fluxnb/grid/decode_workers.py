@@ -23,7 +23,6 @@ from PIL import Image
 from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep, Trajectory
-from fluxnb.records.latents import unpack
 from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["DecodeWorkers", "Sampled"]
@@ -202,7 +201,7 @@ class DecodeWorkers:
 
 
 def _latents(trajectory: Trajectory) -> torch.Tensor:
-    return unpack(trajectory.final[None], trajectory.height, trajectory.width)
+    return trajectory.geometry.latents(trajectory.final[None], trajectory.height, trajectory.width)
 
 
 def _prepare_worker(device: torch.device, threads: int) -> None:

@@ -81,7 +81,7 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
 
 def _notices(flux: Flux, recipe: ResolvedRecipe) -> list[str]:
     """What may surprise about a request: a truncated prompt, unknown words, a size far from that of the training."""
-    notices = truncations(flux.pipe, recipe.prompt, recipe.max_sequence_length)
+    notices = truncations(flux.pipe, flux.family, recipe.prompt, recipe.max_sequence_length)
     if words := unknown_words(flux.pipe, recipe.prompt):
         listed = ", ".join(repr(word) for word in words[:8])
         notices.append(f"{flux.model} does not know {listed}{' and others' if len(words) > 8 else ''}.")

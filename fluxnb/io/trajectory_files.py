@@ -6,6 +6,7 @@ the picture is decoded.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -22,14 +23,15 @@ from fluxnb.errors import FluxnbError, InputError, StorageError, shorten
 from fluxnb.io.files import atomic_write, user_path
 from fluxnb.io.headers import safetensors_header
 from fluxnb.io.png import decode_png, encode_png, largest_png
-from fluxnb.records import KEPT_TENSORS, Step, Trajectory
-from fluxnb.records.latents import LinearRGB, tokens_in
+from fluxnb.records import KEPT_TENSORS, Pair, Step, Trajectory
+from fluxnb.records.geometry import FLUX1, PREDICTIONS, Geometry
+from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import LARGEST_SIDE, LONGEST_TEXT, ResolvedRecipe
 
 __all__ = ["largest_trajectory", "open_trajectory", "save"]
 
-FORMAT = 2
-READABLE = (1, 2)  # format 1 had the numerics in its recipe
+FORMAT = 3
+READABLE = (1, 2, 3)  # format 1 had the numerics in its recipe; 1 and 2 state no geometry and are of FLUX.1
 SIDE_WITHOUT_SIZE = 2048  # pixels of the picture of a record that states no size
 LARGEST_NUMBER = 1e9  # of noise levels, seconds and norms
 MOST_STEPS = 10_000  # of a recorded call; a recipe has at most 1000
@@ -107,6 +109,9 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
         "numerics": trajectory.numerics,
         "preview": None if trajectory.preview is None else trajectory.preview.to_json(),
         "words": trajectory.words,
+        "geometry": trajectory.geometry.to_json(),
+        "predicts": trajectory.predicts,
+        "pair": None if trajectory.pair is None else dataclasses.asdict(trajectory.pair),
         "steps": steps,
     }
     # safetensors does not write a file without tensors.
@@ -148,7 +153,7 @@ def open_trajectory(path: str | Path) -> Trajectory:
 def largest_trajectory(recipe: ResolvedRecipe) -> int:
     """A bound, in bytes, of the file of a run of this recipe."""
     token = 8 * (3 * MOST_FEATURES // 4 + MOST_WORDS)
-    return recipe.steps * tokens_in(recipe.height, recipe.width) * token + largest_png((recipe.width, recipe.height))
+    return recipe.steps * FLUX1.tokens(recipe.height, recipe.width) * token + largest_png((recipe.width, recipe.height))
 
 
 def _stated_size(trajectory: Trajectory) -> tuple[int, int]:
@@ -165,10 +170,11 @@ def _trajectory(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
     sigmas = _numbers(header["sigmas"], MOST_STEPS + 1)
     preview = None if header["preview"] is None else LinearRGB.from_json(header["preview"])
     words = _texts(header.get("words", ()), MOST_WORDS)
-    steps = _steps(header["steps"], tensors, height, width)
+    geometry, predicts = _geometry(header, tensors)
+    steps = _steps(header["steps"], tensors, (height, width), geometry)
     if len(sigmas) < len(steps) + 1:
         raise ValueError(f"{len(sigmas)} sigmas for {len(steps)} steps")
-    _check_tensors(steps, len(words), None if preview is None else len(preview.weight[0]))
+    _check_tensors(steps, len(words), geometry, preview)
     recipe = None if header["recipe"] is None else ResolvedRecipe.from_json(header["recipe"])
     if recipe is not None and (recipe.height, recipe.width) != (height, width):
         raise ValueError(f"a recipe of {recipe.height} x {recipe.width} px in a record of {height} x {width} px")
@@ -188,14 +194,34 @@ def _trajectory(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
         preview=preview,
         words=words,
         recipe_missing=_text(header.get("recipe_missing", ""), LONGEST_REASON),
+        geometry=geometry,
+        predicts=predicts,
+        pair=_pair(header.get("pair")),
     )
 
 
-def _steps(given: Any, tensors: Mapping[str, Tensor], height: int, width: int) -> tuple[Step, ...]:
+def _pair(values: Any) -> Pair | None:
+    return None if values is None else Pair(**{_text(name): _text(value) for name, value in values.items()})
+
+
+def _geometry(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Geometry, str]:
+    """The geometry of a file and what its network computes; older files are of FLUX.1, with any number of channels."""
+    if header["format"] < 3:
+        features = {value.shape[-1] for name, value in tensors.items() if name.endswith((".x", ".v", ".x_next"))}
+        if len(features) > 1 or any(count % 4 for count in features):
+            raise ValueError(f"tokens of {shorten(sorted(features))} features")
+        return dataclasses.replace(FLUX1, channels=features.pop() // 4) if features else FLUX1, "velocity"
+    if header["predicts"] not in PREDICTIONS:
+        raise ValueError(f"predicts={shorten(header['predicts'])}")
+    return Geometry.from_json(header["geometry"]), header["predicts"]
+
+
+def _steps(given: Any, tensors: Mapping[str, Tensor], size: tuple[int, int], geometry: Geometry) -> tuple[Step, ...]:
     if not isinstance(given, list) or len(given) > MOST_STEPS:
         raise ValueError(f"the list of steps; at most {MOST_STEPS} are read")
     steps: list[Step] = []
     previous: Tensor | None = None
+    height, width = size
     for position, values in enumerate(given):
         if values["index"] != position:
             raise ValueError(f"step {shorten(values['index'])} in place {position}")
@@ -207,7 +233,7 @@ def _steps(given: Any, tensors: Mapping[str, Tensor], height: int, width: int) -
             value = previous if stored is None and name == "x" else stored
             if value is None:
                 raise ValueError(f"step {position} lacks {name}")
-            if value.ndim != 2 or value.shape[0] != tokens_in(height, width) or value.dtype not in FLOATS:
+            if not _fits(name, tuple(value.shape), size, geometry) or value.dtype not in FLOATS:
                 raise ValueError(f"{name} of step {position} is {value.dtype} {tuple(value.shape)}")
             kept[name] = value
         previous = kept.get("x_next")
@@ -221,20 +247,23 @@ def _steps(given: Any, tensors: Mapping[str, Tensor], height: int, width: int) -
                 tensors=kept,
                 norms={name: _norm(values["norms"][name]) for name in ("x", "v")},
                 seconds=_number(values["seconds"]),
+                geometry=geometry,
             )
         )
     return tuple(steps)
 
 
-def _check_tensors(steps: tuple[Step, ...], words: int, channels: int | None) -> None:
-    """Check that the tensors fit each other, the words and the preview."""
-    latents = {step.tensors[name].shape[1] for step in steps for name in ("x", "v", "x_next") if name in step.tensors}
-    for features in latents:
-        # A token holds 2 x 2 cells of the latent channels.
-        if len(latents) > 1 or not 4 <= features <= MOST_FEATURES or features % 4:
-            raise ValueError(f"tokens of {shorten(sorted(latents))} features")
-        if channels is not None and features != 4 * channels:
-            raise ValueError(f"a preview of {channels} channels for tokens of {features} features")
+def _fits(name: str, shape: tuple[int, ...], size: tuple[int, int], geometry: Geometry) -> bool:
+    """Whether a tensor has the shape of a picture of this size; attention has one column for each word."""
+    if name == "attention":
+        return len(shape) == 2 and shape[0] == geometry.tokens(*size)
+    return shape == geometry.shape(*size)
+
+
+def _check_tensors(steps: tuple[Step, ...], words: int, geometry: Geometry, preview: LinearRGB | None) -> None:
+    """Check that the tensors fit the words and the preview; `_steps` has checked their shapes."""
+    if preview is not None and len(preview.weight[0]) != geometry.channels:
+        raise ValueError(f"a preview of {len(preview.weight[0])} channels for latents of {geometry.channels}")
     if any(step.attention.shape[1] != words for step in steps if "attention" in step.tensors):
         raise ValueError(f"{words} words do not fit the columns of attention")
 

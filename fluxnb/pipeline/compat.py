@@ -22,6 +22,7 @@ __all__ = [
     "calculate_shift",
     "config_object",
     "dtype_keyword",
+    "empirical_shift",
     "execution_device",
     "forward_hooks",
     "has_model_hooks",
@@ -134,6 +135,13 @@ def calculate_shift(tokens: int, config: Any) -> float:
     )
 
 
+def empirical_shift(tokens: int, steps: int) -> float:
+    """The shift `mu` that Flux2KleinPipeline computes from size and steps (module function, undocumented)."""
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+    return float(compute_empirical_mu(image_seq_len=tokens, num_steps=steps))
+
+
 def apply_rope(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     """Rotary embedding of queries or keys (batch, tokens, heads, features) as FLUX's attention applies it."""
     from diffusers.models.embeddings import apply_rotary_emb
@@ -176,7 +184,10 @@ def tensor_version(tensor: Tensor) -> int | None:
 
 
 # The loggers that warn about truncated prompts; fluxnb warns itself and quotes the right words.
-LOGGERS = ("diffusers.pipelines.flux.pipeline_flux", "transformers.tokenization_utils_base")
+LOGGERS = (
+    "diffusers.pipelines.flux.pipeline_flux",
+    "transformers.tokenization_utils_base",
+)
 _SILENCED: contextvars.ContextVar[bool] = contextvars.ContextVar("fluxnb_silenced", default=False)
 
 

@@ -31,7 +31,7 @@ Decoder = Callable[[Latents], Sequence[Image.Image]]
 
 
 class Tiny:
-    """A tiny autoencoder in place of the VAE: called with latents (n, 16, h/8, w/8), it returns n pictures.
+    """A tiny autoencoder in place of the VAE: called with latents in space, it returns as many pictures.
 
     Made by `tiny`. `.error` is the root mean square difference of its pictures from the VAE's (0 to 1 scale).
     """
@@ -113,7 +113,7 @@ def film(flux: Flux, trajectory: Trajectory, *, what: str = "clean", by: Any = "
         trajectory: steps that did not keep x and v (x_next for `what="x_next"`) are left out.
         what: "clean", "x", "v", "noise" or "x_next".
         by: "vae", the model's own decoder; "linear", a map fitted to it that costs next to nothing; a diffusers
-            AutoencoderTiny or the folder of one; or a function from latents (n, 16, h/8, w/8) to pictures.
+            AutoencoderTiny or the folder of one; or a function from latents (n, channels, rows, columns) to pictures.
 
     Returns:
         The Film; its `.error` is the decoder's distance from the VAE, where that is known.

@@ -1,4 +1,4 @@
-"""The Flux handle: a diffusers FluxPipeline under a plan, in three stages: encode, denoise, decode.
+"""The Flux handle: a diffusers pipeline under a plan, in three stages: encode, denoise, decode.
 
 The diffusion is diffusers' own call, unmodified. Separate stages let a prompt be encoded once for many seeds, let
 trajectories share their first evaluations, and let pictures be decoded while the next ones are sampled. Each call works
@@ -23,6 +23,9 @@ from torch import Tensor
 from fluxnb.arguments import entry_point
 from fluxnb.errors import ArgumentError, InputError, RunError, UnavailableError, shorten
 from fluxnb.families.defaults import DefaultChanges, ModelDefaults
+from fluxnb.families.family import Family
+from fluxnb.families.flux1 import FLUX1
+from fluxnb.families.registry import family_of, pair_of
 from fluxnb.pipeline.compat import execution_device, has_model_hooks, is_caching, placement_markers
 from fluxnb.pipeline.identity import Identity, change_markers, deep_markers, identity_of
 from fluxnb.pipeline.preview import decode_latents, preview_of
@@ -33,7 +36,8 @@ from fluxnb.pipeline.vocabulary import Vocabulary, vocabulary_of, warn_of_unknow
 from fluxnb.planning.hardware import GIB, detect
 from fluxnb.planning.plan import Plan, convert_out_of_memory
 from fluxnb.planning.requirements import DECODING
-from fluxnb.records.latents import LinearRGB, unpack
+from fluxnb.records import Geometry, Pair
+from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.runtime.adaln_cache import expecting
 
@@ -79,10 +83,9 @@ ELSEWHERE: Mapping[str, tuple[str, str]] = {
     "lab": ("fnb.lab makes the widget", "type fnb.lab(flux)"),
     "recording": ("fnb.recording records calls", "type with fnb.recording(flux.pipe) as recorder: ..."),
 }
-ENCODERS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 CONCURRENT_DECODERS = 3  # on a GPU; half of a decoder's time goes into reductions that fill a quarter of the card
 
-Tokens = Float[Tensor, "batch tokens features"]
+State = Float[Tensor, "batch *shape"]  # x, as the transformer of the family has it
 Latents = Float[Tensor, "batch channels height width"]
 
 Markers = tuple[tuple[Any, ...], int]  # signs of a change, see `change_markers` and `deep_markers`
@@ -101,9 +104,10 @@ def _locked(method: F) -> F:
 
 
 class Flux:
-    """A FluxPipeline with a name, a revision, its defaults and its plan. Made by `load`.
+    """A pipeline with a name, a revision, its defaults and its plan. Made by `load`.
 
-    `.pipe` is the diffusers pipeline, open to everything diffusers can do; `.plan` is how it is held in memory.
+    `.pipe` is the diffusers pipeline, open to everything diffusers can do; `.plan` is how it is held in memory;
+    `.family` is what the pipeline's kind of model has in common.
     """
 
     def __init__(
@@ -122,6 +126,7 @@ class Flux:
         self.revision = revision
         self.defaults = defaults
         self.plan = plan
+        self.family: Family = family_of(pipe) or FLUX1
         identity = identity or identity_of(pipe)
         self.unidentified = identity.unknown
         self._loaded_as = (revision, identity, markers or _markers_of(pipe))
@@ -197,6 +202,16 @@ class Flux:
             self.refresh()
 
     @property
+    def geometry(self) -> Geometry:
+        """How the numbers of x are arranged in a picture."""
+        return self.family.geometry_of(self.pipe)
+
+    @property
+    def pair(self) -> Pair | None:
+        """The teacher and the student that this model is one of; None where its partner is not public."""
+        return pair_of(self.model)
+
+    @property
     def dtype(self) -> str:
         """The number format of the transformer: "float32", "bfloat16" or "float16"."""
         first = next(iter(self.pipe.transformer.parameters())).dtype
@@ -235,10 +250,11 @@ class Flux:
         Raises:
             InputError: a recipe that this model does not take, or a pipeline that cannot encode a prompt.
         """
-        if missing := [name for name in ENCODERS if getattr(self.pipe, name, None) is None]:
+        encoders = self.family.encoders
+        if missing := [name for name in encoders if getattr(self.pipe, name, None) is None]:
             raise InputError(
                 f"a prompt for a pipeline without {missing[0]}",
-                f"{', '.join(ENCODERS)} encode a prompt",
+                f"{', '.join(encoders)} encode a prompt",
                 "give a pipeline with text encoders and tokenizers, or call pipe(prompt_embeds=...) inside "
                 "fnb.recording(pipe)",
             )
@@ -286,12 +302,12 @@ class Flux:
         negative_embeds, negative_pooled = self._encode(recipe.negative or "", length)
         return Encoded(embeds=embeds, pooled=pooled, negative_embeds=negative_embeds, negative_pooled=negative_pooled)
 
-    def _encode(self, prompt: str, length: int) -> tuple[Tensor, Tensor]:
-        warn_of_truncation(self.pipe, prompt, length)
+    def _encode(self, prompt: str, length: int) -> tuple[Tensor | list[Tensor], Tensor | None]:
+        warn_of_truncation(self.pipe, self.family, prompt, length)
         if (vocabulary := self.vocabulary) is not None:
             warn_of_unknown_words(self.model, vocabulary, prompt)
         with convert_out_of_memory(self.plan, f"encoding a prompt with {self.model}"):
-            return encode_prompt(self.pipe, prompt, length, self.device)
+            return encode_prompt(self.pipe, self.family, prompt, length, self.device)
 
     # ----------------------------------------------------------------------------------------------- denoise
     def view(self, recipe: ResolvedRecipe, generators: Generators) -> Any:
@@ -306,43 +322,46 @@ class Flux:
         encoded: Encoded,
         *,
         generators: Generators,
-        latents: Tokens | None = None,
+        latents: State | None = None,
         done: int = 0,
-    ) -> Tokens:
-        """Sample from noise to the final tokens (batch, h/16 w/16, 64) through the pipeline's own call.
+    ) -> Any:
+        """Sample from noise through the pipeline's own call, up to the decoder.
 
         Arguments:
             view: from `view`, made for this recipe.
             recipe: resolved; for a batch any of its recipes, since they differ in prompt and seed alone.
             encoded: the prompts of the batch.
             generators: on the CPU; they draw the noise, and the fresh noise of "renoise".
-            latents: tokens to continue from, where the first `done` evaluations are known already.
+            latents: the x to continue from, where the first `done` evaluations are known already.
+
+        Returns:
+            What the pipeline returns for `output_type="latent"`, which for some families is no longer x.
         """
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = encoded.arguments()
+        guidance = self.family.guidance
         if recipe.sigmas is not None or done:
-            options["sigmas"] = unshifted_sigmas(recipe)[done:]
+            options["sigmas"] = unshifted_sigmas(recipe, self.family)[done:]
         if self._two_evaluations(recipe):
-            options["true_cfg_scale"] = recipe.guidance
-            options["negative_prompt_embeds"] = encoded.negative_embeds
-            options["negative_pooled_prompt_embeds"] = encoded.negative_pooled
+            options[guidance.argument] = guidance.given(recipe.guidance or 1.0)
         elif self.defaults.guidance_kind == "embedded":
             options["guidance_scale"] = recipe.guidance
+        elif guidance.off is not None:
+            options[guidance.argument] = guidance.off
+        if latents is not None:
+            options["latents"] = self.family.given_latents(latents, recipe.height, recipe.width)
         with expecting(view.scheduler):
             result = view(
-                prompt_embeds=encoded.embeds,
-                pooled_prompt_embeds=encoded.pooled,
                 height=recipe.height,
                 width=recipe.width,
-                num_inference_steps=recipe.steps - done,
+                # A schedule may depend on the number of all steps; those that are done are left out by the sigmas.
+                num_inference_steps=recipe.steps,
                 generator=generators,
-                latents=latents,
                 max_sequence_length=recipe.max_sequence_length,
                 output_type="latent",
                 return_dict=False,
                 **options,
             )
-        tokens: Tensor = result[0]
-        return tokens
+        return result[0]
 
     @entry_point(recipe=RESOLVED, steps="steps=4")
     def evaluations_of(self, recipe: ResolvedRecipe, steps: int | None = None) -> int:
@@ -356,7 +375,7 @@ class Flux:
     @entry_point(recipe=RESOLVED)
     def schedule(self, recipe: ResolvedRecipe) -> tuple[float, ...]:
         """The noise levels that this recipe visits with this model, the final 0 included."""
-        scheduler = prepared_scheduler(self.pipe.scheduler, recipe, torch.Generator(), self.device)
+        scheduler = prepared_scheduler(self.pipe, self.family, recipe, torch.Generator(), device=self.device)
         levels: list[float] = scheduler.sigmas.tolist()
         return tuple(levels)
 
@@ -370,14 +389,14 @@ class Flux:
             return done == 0
         if done in (0, recipe.steps):
             return True
-        rest = prepared_scheduler(self.pipe.scheduler, recipe, torch.Generator(), self.device, first=done)
+        rest = prepared_scheduler(self.pipe, self.family, recipe, torch.Generator(), device=self.device, first=done)
         return tuple(rest.sigmas.tolist()) == self.schedule(recipe)[done:]
 
     @_no_grad
     def replay(
-        self, recipe: ResolvedRecipe, x: Tokens, velocities: Sequence[Tokens], generators: Generators
-    ) -> list[Tokens]:
-        """Take steps whose velocities are known: the tokens before each, and after the last.
+        self, recipe: ResolvedRecipe, x: State, velocities: Sequence[State], generators: Generators
+    ) -> list[State]:
+        """Take steps whose velocities are known: x before each, and after the last.
 
         Exact: the same scheduler computes the same steps from the same numbers. Where a recipe draws fresh noise, the
         generators end in the state that a run from the start would leave them in.
@@ -388,9 +407,8 @@ class Flux:
         pipe, device = self.pipe, self.device
         x = x.to(device)
         if recipe.sampler == "renoise":
-            channels = pipe.transformer.config.in_channels // 4
-            pipe.prepare_latents(len(x), channels, recipe.height, recipe.width, x.dtype, device, generators)
-        scheduler = prepared_scheduler(pipe.scheduler, recipe, generators, device)
+            self.family.noise(pipe, (len(x), recipe.height, recipe.width), x.dtype, device, generators)
+        scheduler = prepared_scheduler(pipe, self.family, recipe, generators, device=device)
         scheduler.set_begin_index(0)
         path = [x]
         for t, v in zip(scheduler.timesteps, velocities, strict=False):
@@ -401,7 +419,7 @@ class Flux:
     # ------------------------------------------------------------------------------------------------ decode
     @entry_point(latents='latents=trajectory.steps[-1].latents("clean")[None]')
     def decode(self, latents: Latents, *, lock: bool = True, batched: bool = False) -> tuple[Image.Image, ...]:
-        """Decode latents (n, 16, h/8, w/8), one by one, into pictures, exactly as FluxPipeline does.
+        """Decode latents in space (n, channels, rows, columns), one by one, into pictures, as the pipeline does.
 
         Arguments:
             lock: False decodes while another thread samples with this pipeline, where `decoders_beside` allows it.
@@ -428,7 +446,7 @@ class Flux:
         guard = self.lock if lock and device.type != "cpu" else contextlib.nullcontext()
         with no_gradients, guard, convert_out_of_memory(self.plan, f"decoding with {self.model}"):
             for part in latents.split(len(latents) if batched else 1):
-                colors = decode_latents(vae, self.pipe.image_processor, part, device, "pt")
+                colors = decode_latents(vae, self.pipe.image_processor, part, device, "pt", to_vae=self.family.to_vae)
                 # diffusers rounds on the CPU; rounding on the device gives the same bytes and transfers a quarter.
                 picture = (colors.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
                 queued.append((picture, torch.isfinite(colors).all()))
@@ -473,9 +491,9 @@ class Flux:
         needed = 2 * DECODING * height * width * self.pipe.vae.dtype.itemsize / 2
         return min(CONCURRENT_DECODERS, int(detect().vram_gib * GIB / needed))
 
-    def decode_tokens(self, tokens: Float[Tensor, "tokens features"], height: int, width: int) -> Image.Image:
-        """Decode the tokens of one picture of height x width pixels."""
-        return self.decode(unpack(tokens[None], height, width))[0]
+    def decode_state(self, x: Float[Tensor, "*shape"], height: int, width: int) -> Image.Image:
+        """Decode the x of one picture of height x width pixels."""
+        return self.decode(self.geometry.latents(x[None], height, width))[0]
 
     @property
     def preview(self) -> LinearRGB | None:

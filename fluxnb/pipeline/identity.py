@@ -67,8 +67,16 @@ def identity_of(pipe: Any) -> Identity:
     for name in TOKENIZERS:
         digest.update(_tokenizer(getattr(pipe, name, None)))
     digest.update(_scheduler(pipe.scheduler))
+    if settings := _settings(pipe):
+        digest.update(_plain(settings))
     digest.update(_plain(getattr(getattr(pipe, "image_processor", None), "config", {})))
     return Identity(digest.hexdigest()[:12], tuple(unknown))
+
+
+def _settings(pipe: Any) -> dict[str, Any]:
+    """Entries of a pipeline's own configuration that are no components, such as whether its network is distilled."""
+    config = dict(getattr(pipe, "config", {}))
+    return {name: value for name, value in config.items() if isinstance(value, bool) and not name.startswith("_")}
 
 
 def change_markers(pipe: Any) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from fluxnb.checkpoints import sources as weights
 from fluxnb.checkpoints.hub import hub_error
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
 from fluxnb.families.defaults import ModelDefaults, defaults_of
+from fluxnb.families.registry import FAMILIES, family_of
 from fluxnb.pipeline.compat import dtype_keyword, execution_device, without_loading_output
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.identity import identity_of
@@ -21,7 +22,7 @@ from fluxnb.pipeline.state import state_of
 from fluxnb.planning import plan as planning
 from fluxnb.planning.model_size import model_size_of
 from fluxnb.planning.plan import Plan, convert_out_of_memory, is_large
-from fluxnb.planning.presets import PRESETS
+from fluxnb.planning.presets import PRESETS, all_presets, presets_of
 from fluxnb.planning.requirements import Workload
 from fluxnb.records.recipe import Recipe
 from fluxnb.runtime.assembly import assemble
@@ -29,23 +30,20 @@ from fluxnb.runtime.compat import is_library_error
 from fluxnb.runtime.compilation import compile_pipeline
 from fluxnb.runtime.exclusive import protect
 
-__all__ = ["handle_of", "load"]
+__all__ = ["handle_of", "load", "remember"]
+
+_PIPELINES = tuple(name for family in FAMILIES for name in family.pipelines)
 
 
 def handle_of(pipe: Any) -> Flux | None:
-    """A handle that describes a FluxPipeline, loaded by fluxnb or not; None for other pipelines.
+    """A handle that describes a pipeline of a family, loaded by fluxnb or not; None for other pipelines.
 
     Nothing is changed on the pipeline. One that was not loaded is not protected against calls of several threads.
     """
-    if not _is_flux_pipeline(pipe) or getattr(pipe, "transformer", None) is None:
+    if family_of(pipe) is None or getattr(pipe, "transformer", None) is None:
         return None
     facts = state_of(pipe).facts
-    return Flux(pipe, **facts) if facts else _remember(_as_given(pipe))
-
-
-def _is_flux_pipeline(pipe: Any) -> bool:
-    # By name: importing diffusers for a pipeline of another library would take seconds.
-    return "FluxPipeline" in {base.__name__ for base in type(pipe).__mro__}
+    return Flux(pipe, **facts) if facts else remember(_as_given(pipe))
 
 
 @entry_point(
@@ -67,8 +65,9 @@ def load(
     """A model ready to run.
 
     Arguments:
-        model: "pocket", "pocket-base", "schnell", "dev", a folder in diffusers layout, a hub id, or a FluxPipeline,
-            which is taken as it is: its weights keep their place and number format.
+        model: "pocket", "pocket-base", "schnell", "dev", "klein", "klein-base", "z-image", "z-image-turbo", a folder in
+            diffusers layout, a hub id, or a pipeline of FLUX.1, FLUX.2 klein or Z-Image, which is taken as it is: its
+            weights keep their place and number format.
         preset: how to hold it in memory, see `fnb.plan`; "auto" takes the fastest that fits.
         dtype: "float32", "bfloat16", "float16", or a torch.dtype; "auto" is float32 for small models
             and on a CPU, else bfloat16 where the GPU has it natively and float16 where not.
@@ -104,7 +103,7 @@ def load(
     source = weights.locate(model, variant=variant, revision=revision)
     if dtype != "auto":
         chosen = dataclasses.replace(chosen, dtype=dtype)
-    needed = PRESETS[chosen.preset].gguf
+    needed = presets_of(source.family)[chosen.preset].gguf
     gguf = weights.gguf_file(source, needed) if needed else None
     with convert_out_of_memory(chosen, f"loading {source.name}"):
         pipe, used = _held(source, chosen, gguf)
@@ -115,7 +114,7 @@ def load(
     chosen = _compiled(pipe, chosen, defaults, fast=fast)
     revision = weights.revision_with_gguf(source, gguf) if gguf else source.revision
     revision += f"-{used}" if used else ""
-    flux = _remember(Flux(pipe, model=source.name, revision=revision, defaults=defaults, plan=chosen))
+    flux = remember(Flux(pipe, model=source.name, revision=revision, defaults=defaults, plan=chosen))
     _ = flux.preview  # fitted here, where waiting is expected, and not during the first run
     return flux
 
@@ -125,6 +124,12 @@ def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, fast: bool | st
     always = plan.preset in PRESETS and PRESETS[plan.preset].compiled
     if not fast and not always:
         return plan
+    if (family := family_of(pipe)) is not None and not family.exclusive:
+        raise InputError(
+            f"fast={fast!r} for a model of {family.name}",
+            "compiling is written for FLUX.1",
+            "leave fast out, or type flux.pipe.transformer.compile()",
+        )
     report = compile_pipeline(
         pipe,
         torch.device(plan.device),
@@ -142,7 +147,7 @@ def _held(source: weights.Source, chosen: Plan, gguf: Path | None) -> tuple[Any,
 
     A small model is loaded by diffusers, others are assembled part by part.
     """
-    preset, device = PRESETS[chosen.preset], torch.device(chosen.device)
+    preset, device = presets_of(source.family)[chosen.preset], torch.device(chosen.device)
     folder = weights.fetch(source, without_transformer=gguf is not None)
     variant = weights.variant_of(folder, source.variant, name=source.name)
     large = is_large(model_size_of(folder, source.parts))
@@ -177,12 +182,12 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str,
         progress: show progress bars and advice of the libraries.
     """
     with contextlib.nullcontext() if progress else without_loading_output():
-        from diffusers import FluxPipeline, FluxTransformer2DModel
+        import diffusers
 
         options: dict[str, Any] = {dtype_keyword(): dtype, "use_safetensors": True}
         try:
             parts = {
-                name: FluxTransformer2DModel.from_pretrained(folder, **options)
+                name: diffusers.FluxTransformer2DModel.from_pretrained(folder, **options)
                 for name, folder in source.parts.items()
                 if name == "transformer"
             }
@@ -190,7 +195,8 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str,
                 options["revision"] = source.revision
             if variant:
                 options["variant"] = variant
-            return FluxPipeline.from_pretrained(source.place, **options, **parts, trust_remote_code=False)
+            pipeline = getattr(diffusers, source.family.pipelines[0])
+            return pipeline.from_pretrained(source.place, **options, **parts, trust_remote_code=False)
         except BaseException as problem:  # safetensors, JSON, missing files and the hub raise various classes
             if not is_library_error(problem):
                 raise
@@ -203,7 +209,8 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str,
             ) from problem
 
 
-def _remember(flux: Flux) -> Flux:
+def remember(flux: Flux) -> Flux:
+    """Store with a pipeline what other handles of it are made from."""
     # Names and numbers alone: a handle holds the pipeline and would keep it alive.
     state_of(flux.pipe).facts.update(flux.facts)
     return flux
@@ -211,10 +218,10 @@ def _remember(flux: Flux) -> Flux:
 
 def _check_given(pipe: Any, *, preset: str, dtype: str, variant: str | None, revision: str | None) -> None:
     """Refuse the arguments that a pipeline which is already loaded cannot follow."""
-    _require_flux_pipeline(pipe)
+    _require_family(pipe)
     if preset not in ("auto", "as given"):
-        if preset not in PRESETS:
-            raise unknown_choice("preset", preset, ("auto", "as given", *PRESETS))
+        if preset not in all_presets():
+            raise unknown_choice("preset", preset, ("auto", "as given", *all_presets()))
         raise InputError(
             f"preset={preset!r} for a pipeline that is already loaded",
             "a pipeline is taken as it is; presets apply to names, folders and hub ids",
@@ -236,15 +243,15 @@ def _check_given(pipe: Any, *, preset: str, dtype: str, variant: str | None, rev
             )
 
 
-def _require_flux_pipeline(pipe: Any) -> None:
+def _require_family(pipe: Any) -> None:
     if isinstance(pipe, Flux):
         raise InputError("a Flux", "it is loaded already", "use it as it is, or type fnb.load(flux.pipe)")
-    if not _is_flux_pipeline(pipe):
+    if family_of(pipe) is None:
         kinds = {base.__name__ for base in type(pipe).__mro__}
         other = "record other pipelines with fnb.recording(pipe)" if "DiffusionPipeline" in kinds else None
         raise InputError(
             f"model of type {type(pipe).__name__}",
-            "a name, a folder, a hub id or a FluxPipeline is possible",
+            f"a name, a folder, a hub id or a {' or '.join(_PIPELINES)} is possible",
             other or 'try fnb.load("pocket")',
         )
     if getattr(pipe, "transformer", None) is None:
@@ -269,7 +276,7 @@ def _adopt(pipe: Any, *, fast: bool | str = False) -> Flux:
             plan=plan,
             identity=identity_of(pipe),
         )
-    flux = _remember(flux)
+    flux = remember(flux)
     _ = flux.preview
     return flux
 

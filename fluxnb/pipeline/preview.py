@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.checkpoints.checksums import sampled_fingerprint
+from fluxnb.families.flux1 import scaled_from_vae, scaled_to_vae
+from fluxnb.families.registry import family_of
 from fluxnb.io.files import atomic_write, read_bytes
 from fluxnb.pipeline.compat import execution_device
 from fluxnb.pipeline.state import state_of
@@ -113,27 +115,38 @@ def measure(pipe: Any, decode: Any) -> float:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator,unused-ignore]
-def decode_latents(vae: Any, processor: Any, latents: Tensor, device: torch.device, output_type: str) -> Any:
-    """Decode latents (n, channels, h/8, w/8) as a pipeline does: into PIL images ("pil") or a tensor 0 to 1 ("pt")."""
-    z = latents.to(device=device, dtype=vae.dtype)
-    # In the order of FluxPipeline; another order may change the last bit.
-    z = (z / (vae.config.get("scaling_factor") or 1.0)) + (vae.config.get("shift_factor") or 0.0)
+def decode_latents(
+    vae: Any,
+    processor: Any,
+    latents: Tensor,
+    device: torch.device,
+    output_type: str,
+    *,
+    to_vae: Callable[[Any, Tensor], Tensor] = scaled_to_vae,
+) -> Any:
+    """Decode latents (n, channels, rows, columns) as a pipeline does: into images ("pil") or a tensor 0 to 1 ("pt").
+
+    Arguments:
+        to_vae: of the pipeline's family; by default the scale that the autoencoder's configuration states.
+    """
+    z = to_vae(vae, latents.to(device=device, dtype=vae.dtype))
     return processor.postprocess(vae.decode(z, return_dict=False)[0], output_type=output_type)
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator,unused-ignore]
 def _samples_of(pipe: Any) -> tuple[Float[Tensor, "count channels _h _w"], Pictures]:
     """The sample pictures as latents on the CPU, and the VAE's reconstructions of them, 0 to 1."""
-    vae, device = pipe.vae, execution_device(pipe)
+    vae, device, family = pipe.vae, execution_device(pipe), family_of(pipe)
+    from_vae, to_vae = (scaled_from_vae, scaled_to_vae) if family is None else (family.from_vae, family.to_vae)
     latents, pictures = [], []
-    shift, scaling = vae.config.get("shift_factor") or 0.0, vae.config.get("scaling_factor") or 1.0
     try:
         for picture in samples():
             encoded = vae.encode((picture[None] * 2 - 1).to(device=device, dtype=vae.dtype))
             # An AutoencoderTiny has no posterior.
             mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-            latents.append(((mean - shift) * scaling).float().cpu())
-            pictures.append(decode_latents(vae, pipe.image_processor, latents[-1], device, "pt").float().cpu())
+            latents.append(from_vae(vae, mean).float().cpu())
+            decoded = decode_latents(vae, pipe.image_processor, latents[-1], device, "pt", to_vae=to_vae)
+            pictures.append(decoded.float().cpu())
     finally:
         pipe.maybe_free_model_hooks()
     return torch.cat(latents), torch.cat(pictures)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fluxnb.errors import shorten, warn_caller
+from fluxnb.families.family import Family
 from fluxnb.pipeline.compat import silenced
 
 __all__ = ["Encoded", "PromptWarning", "encode_prompt", "truncations", "unknown_words", "warn_of_truncation"]
@@ -25,11 +26,17 @@ class PromptWarning(UserWarning):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Encoded:
-    """Encoded prompts: T5's sequences (n, L, D) and CLIP's pooled vectors (n, P)."""
+    """Encoded prompts.
 
-    embeds: Tensor
-    pooled: Tensor
-    negative_embeds: Tensor | None = None
+    Arguments:
+        embeds: the sequences of the text encoder (n, L, D), or a list of n sequences (L, D) of different lengths.
+        pooled: a vector for each prompt (n, P), None for families without one.
+        negative_embeds, negative_pooled: the same of the negative prompts, None without true CFG.
+    """
+
+    embeds: Tensor | list[Tensor]
+    pooled: Tensor | None = None
+    negative_embeds: Tensor | list[Tensor] | None = None
     negative_pooled: Tensor | None = None
 
     def __len__(self) -> int:
@@ -41,56 +48,70 @@ class Encoded:
         if len(prompts) == 1:
             return prompts[0]
 
-        def joined(name: str) -> Tensor | None:
+        def joined(name: str) -> Tensor | list[Tensor] | None:
             parts = [getattr(prompt, name) for prompt in prompts]
+            if isinstance(parts[0], list):
+                return [each for part in parts for each in part]
             return None if parts[0] is None else torch.cat(parts)
 
         return cls(**{field.name: joined(field.name) for field in dataclasses.fields(cls)})
 
+    def arguments(self) -> dict[str, Any]:
+        """The keywords of a pipeline's call for these prompts."""
+        named = {
+            "prompt_embeds": self.embeds,
+            "pooled_prompt_embeds": self.pooled,
+            "negative_prompt_embeds": self.negative_embeds,
+            "negative_pooled_prompt_embeds": self.negative_pooled,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
-def encode_prompt(pipe: Any, prompt: str, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """T5's sequence (1, length, D) and CLIP's pooled vector (1, P) of one prompt."""
+
+def encode_prompt(
+    pipe: Any, family: Family, prompt: str, length: int, device: torch.device
+) -> tuple[Tensor | list[Tensor], Tensor | None]:
+    """The embeddings of one prompt and its pooled vector, see `Encoded`."""
     # diffusers warns of truncation as well, but quotes the wrong words for T5 (it slices by CLIP's limit).
     with silenced():
-        embeds, pooled, _ = pipe.encode_prompt(prompt=prompt, prompt_2=None, max_sequence_length=length, device=device)
-    return embeds, pooled
+        return family.encode(pipe, prompt, length, device)
 
 
-def warn_of_truncation(pipe: Any, prompt: str, length: int) -> None:
+def warn_of_truncation(pipe: Any, family: Family, prompt: str, length: int) -> None:
     """Warn about the part of a prompt that an encoder truncates, with the caller's line as the warning's place.
 
     Arguments:
-        length: tokens that T5 reads; CLIP's limit is that of its tokenizer.
+        length: tokens that the main text encoder reads.
 
     Warns:
         PromptWarning: quotes what is lost.
     """
-    for text in truncations(pipe, prompt, length):
+    for text in truncations(pipe, family, prompt, length):
         warn_caller(text, PromptWarning)
 
 
-def truncations(pipe: Any, prompt: str, length: int) -> list[str]:
+def truncations(pipe: Any, family: Family, prompt: str, length: int) -> list[str]:
     """For each encoder that truncates the prompt a sentence that quotes what is lost.
 
     Arguments:
-        length: tokens that T5 reads; CLIP's limit is that of its tokenizer.
+        length: tokens that the main text encoder reads.
     """
     found = []
-    limits = {
-        "CLIP": (pipe.tokenizer, pipe.tokenizer_max_length),
-        "T5": (pipe.tokenizer_2, length),
-    }
-    for name, (tokenizer, limit) in limits.items():
+    for limit in family.limits(pipe, prompt, length):
+        tokenizer = limit.tokenizer
         # A token is at least one character, except the two that mark beginning and end.
-        if tokenizer is None or len(prompt) + 2 <= limit:
+        if tokenizer is None or len(limit.text) + 2 <= limit.tokens:
             continue
         with silenced():
-            ids = tokenizer(prompt).input_ids
-        if len(ids) > limit:
-            lost = tokenizer.decode(ids[limit - 1 : -1], skip_special_tokens=True)
+            ids = tokenizer(limit.text).input_ids
+        if len(ids) > limit.tokens:
+            # Of a template, what follows the prompt is lost as well, and is not quoted.
+            after = limit.text.rpartition(prompt)[2] if limit.text != prompt else ""
+            first, last = (limit.tokens, len(ids)) if after else (limit.tokens - 1, -1)
+            lost = tokenizer.decode(ids[first:last], skip_special_tokens=True)
+            lost = lost.removesuffix(tokenizer.decode(tokenizer(after).input_ids, skip_special_tokens=True))
             found.append(
-                f"{name} reads {limit} tokens of this prompt's {len(ids)} and ignores {shorten(lost, 200)}. "
-                "Put what matters first, or shorten the prompt."
+                f"{limit.encoder} reads {limit.tokens} tokens of this prompt's {len(ids)} and ignores "
+                f"{shorten(lost, 200)}. Put what matters first, or shorten the prompt."
             )
     return found
 
@@ -101,7 +122,7 @@ def unknown_words(pipe: Any, prompt: str) -> list[str]:
     For a small model, whose vocabulary holds each known word as one token, these are also the words that are spelled
     out in several tokens, except quoted ones, which are lettering.
     """
-    tokenizer = pipe.tokenizer_2
+    tokenizer = getattr(pipe, "tokenizer_2", None)
     if tokenizer is None:
         return []
     has_words = tokenizer.vocab_size < WORD_VOCABULARY

@@ -7,13 +7,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 
 from fluxnb.errors import InputError
-from fluxnb.pipeline.compat import calculate_shift, own_instance, progress_bar_config
+from fluxnb.families.family import Family
+from fluxnb.families.flux1 import FLUX1
+from fluxnb.pipeline.compat import calculate_shift, empirical_shift, own_instance, progress_bar_config
 from fluxnb.pipeline.state import mark_as_view
-from fluxnb.records.latents import tokens_in
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
 __all__ = [
@@ -29,17 +29,14 @@ __all__ = [
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 
 
-def unshifted_sigmas(recipe: Recipe) -> list[float]:
-    """The noise levels that the scheduler is given, before it shifts them; the even ones exactly as FluxPipeline's.
+def unshifted_sigmas(recipe: Recipe, family: Family = FLUX1) -> list[float]:
+    """The noise levels that the scheduler is given, before it shifts them; the even ones exactly as the pipeline's.
 
     Example:
         >>> unshifted_sigmas(Recipe(prompt="a fox", steps=4))
         [1.0, 0.75, 0.5, 0.25]
     """
-    if recipe.sigmas is not None:
-        return list(recipe.sigmas)
-    even: list[float] = np.linspace(1.0, 1 / recipe.steps, recipe.steps).tolist()
-    return even
+    return family.even(recipe.steps) if recipe.sigmas is None else list(recipe.sigmas)
 
 
 SUPPORTED = "FlowMatchEulerDiscreteScheduler"
@@ -86,26 +83,36 @@ def require_supported(scheduler: Any, recipe: Recipe) -> None:
         )
 
 
-def time_shift(height: int, width: int, config: Any) -> float:
-    """The mu of the time shift for a picture size in pixels, computed by diffusers' own function.
+def time_shift(family: Family, height: int, width: int, steps: int, config: Any) -> float:
+    """The mu of the time shift for a picture size in pixels, computed by diffusers' own functions.
 
-    mu is linear in the number of image tokens; schedulers without dynamic shifting ignore it.
+    mu depends on the number of image tokens, for some families also on the number of all steps, whether they are taken
+    or known already; schedulers without dynamic shifting ignore it.
     """
-    return calculate_shift(tokens_in(height, width), config)
+    tokens = family.geometry.tokens(height, width)
+    return calculate_shift(tokens, config) if family.shift == "by size" else empirical_shift(tokens, steps)
 
 
 def prepared_scheduler(
-    scheduler: Any, recipe: ResolvedRecipe, generators: Generators, device: torch.device, *, first: int = 0
+    pipe: Any,
+    family: Family,
+    recipe: ResolvedRecipe,
+    generators: Generators,
+    *,
+    device: torch.device,
+    first: int = 0,
 ) -> Any:
     """The scheduler of a recipe with its timesteps set, ready to step.
 
     Arguments:
+        pipe: the pipeline, whose scheduler stays as it is.
+        family: of the pipeline.
         device: of its sigmas: a dt on the CPU would be rounded differently in bfloat16.
         first: the step to start from, as a call that continues from known steps does.
     """
-    own = scheduler_for(scheduler, recipe, generators)
-    mu = time_shift(recipe.height, recipe.width, own.config)
-    own.set_timesteps(sigmas=unshifted_sigmas(recipe)[first:], mu=mu, device=device)
+    own = scheduler_for(pipe.scheduler, recipe, generators)
+    mu = time_shift(family, recipe.height, recipe.width, recipe.steps, own.config)
+    own.set_timesteps(sigmas=unshifted_sigmas(recipe, family)[first:], mu=mu, device=device)
     return own
 
 

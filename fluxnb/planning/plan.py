@@ -6,6 +6,7 @@ A plan is made before anything is downloaded.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import gc
 import html
 import importlib.util
@@ -21,9 +22,12 @@ from fluxnb.checkpoints import sources as weights
 from fluxnb.checkpoints.checksums import read_json
 from fluxnb.errors import InputError, RunError, unknown_choice
 from fluxnb.families.defaults import DEFAULTS
+from fluxnb.families.family import Family
+from fluxnb.families.flux1 import FLUX1
+from fluxnb.families.registry import MODELS, family_of_class, family_of_model
 from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
-from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of
-from fluxnb.planning.presets import PRESETS, Preset
+from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of, named_size
+from fluxnb.planning.presets import Preset, all_presets, presets_of
 from fluxnb.planning.requirements import Requirements, Workload, requirements
 from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS
 from fluxnb.units import duration
@@ -58,7 +62,7 @@ class Plan:
     """A preset for a model on a machine, what it requires, and why the others were refused.
 
     Arguments:
-        preset: one of `fluxnb.planning.presets.PRESETS`, or "as given".
+        preset: one of `fluxnb.planning.presets.presets_of(family)`, or "as given".
         device: "cuda", "mps" or "cpu".
         vram_gib: predicted peak on the accelerator, from the prompt to the picture.
         ram_gib: predicted main memory, without the page cache.
@@ -196,7 +200,7 @@ def plan(
         model: a name, a folder, or a hub id, of which the configuration is downloaded.
         hardware: a name such as "colab-t4" or "rtx-3060-12gb", "12gb/32gb", a mapping such as {"vram_gib": 12}, or a
             Hardware; None for this machine.
-        preset: one of `fluxnb.planning.presets.PRESETS`, to plan that preset or learn why it does not fit.
+        preset: one of the names in `fluxnb.planning.presets`, to plan that preset or learn why it does not fit.
         size: of the pictures in pixels; 1024, or 128 for pocket, by default.
         steps: of each picture; the model's default where left out.
         revision: a branch, tag or commit of the hub; "main" by default.
@@ -211,14 +215,21 @@ def plan(
         'lean'
     """
     machine = detect() if hardware is None else describe_hardware(hardware)
-    if preset != "auto" and preset not in PRESETS:
-        raise unknown_choice("preset", preset, ("auto", *PRESETS))
+    if preset != "auto" and preset not in all_presets():
+        raise unknown_choice("preset", preset, ("auto", *all_presets()))
     model = weights.expand_user(model)
     weights.check_name(model)
     weights.check_revision(model, revision)
     folder = _configurations(model, revision)
+    family = _family(model, folder)
+    presets = _presets(family, preset)
     model_size = _model_size(model, folder)
     workload = _workload(model_size, size, _default_steps(model, folder) if steps is None else steps)
+    workload = dataclasses.replace(
+        workload,
+        text=workload.text if family.exclusive or not is_large(model_size) else 512,  # the length of Qwen3's prompts
+        evaluations=2 if _named_defaults(model).get("guidance_kind") == "true_cfg" else 1,
+    )
     downloaded = _downloaded_gib(model) if hardware is None else 0.0
     request = _Request(
         model=model_size,
@@ -228,7 +239,7 @@ def plan(
         this_machine=hardware is None,
         free_disk=machine.disk_gib + downloaded if weights.is_on_hub(model) else math.inf,
     )
-    options = tuple(request.option(each) for each in PRESETS.values())
+    options = tuple(request.option(each) for each in presets.values())
     fits = [option for option in options if not option.refused and preset in ("auto", option.preset.name)]
     refused = tuple((option.preset.name, option.refused) for option in options if option.refused)
     if not fits:
@@ -257,6 +268,19 @@ def plan(
         machine=machine,
         options=options,
     )
+
+
+def _presets(family: Family, requested: str) -> dict[str, Preset]:
+    """The presets of a family; raises for a requested one that it does not have."""
+    known = presets_of(family)
+    if requested not in ("auto", *known):
+        example = "lean" if family.exclusive else "text-by-layer"
+        raise InputError(
+            f"preset={requested!r} for a model of {family.name}",
+            f"it has {', '.join(known)}",
+            f'try preset="{example}"',
+        )
+    return known
 
 
 def is_large(model: ModelSize) -> bool:
@@ -295,14 +319,30 @@ def _configurations(model: str | Path, revision: str | None = None) -> Path | No
 def _model_size(model: str | Path, folder: Path | None) -> ModelSize:
     if folder is not None:
         return model_size_of(folder)
+    family = family_of_model(str(model))
+    if family is not None and not family.exclusive:
+        return named_size(family.name)
     if model in ("pocket", "pocket-base"):
         return model_size_of(weights.POCKET / "base") if (weights.POCKET / "base").is_dir() else TINY
     return flux1_size()
 
 
+def _family(model: str | Path, folder: Path | None) -> Family:
+    """The family of a model; a folder without a known class is of FLUX.1."""
+    index = None if folder is None else folder / "model_index.json"
+    if index is not None and index.is_file():
+        return family_of_class(read_json(index).get("_class_name")) or FLUX1
+    return family_of_model(str(model)) or FLUX1
+
+
+def _named_defaults(model: str | Path) -> Mapping[str, Any]:
+    """The defaults of a model with a name, also by its repository; empty for others."""
+    return next((each.defaults for name, each in MODELS.items() if str(model) in (name, each.repo)), {})
+
+
 def _default_steps(model: str | Path, folder: Path | None) -> int:
-    if folder is None:
-        steps = DEFAULTS.get(str(model), {}).get("steps")
+    if folder is None or ((known := family_of_model(str(model))) is not None and not known.exclusive):
+        steps = _named_defaults(model).get("steps")
     else:
         guided = read_json(folder / "transformer" / "config.json").get("guidance_embeds")
         steps = DEFAULTS["dev"]["steps"] if guided else None

@@ -5,9 +5,12 @@ A new preset is one entry of `PRESETS`. What each requires is in `requirements.p
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-__all__ = ["PRESETS", "WEIGHT_BYTES", "Preset"]
+from fluxnb.families.family import Family
+
+__all__ = ["PRESETS", "WEIGHT_BYTES", "Preset", "all_presets", "presets_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +88,33 @@ PRESETS: dict[str, Preset] = {
         Preset(name="cpu", description="weights are read from the page cache", devices=("cuda", "mps", "cpu")),
     )
 }  # fmt: skip
+
+# The presets of families without an adaLN cache, quantized storage and GGUF files.
+PLAIN_PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        PRESETS["resident"],
+        Preset(
+            name="text-by-layer", description="the text encoder is read layer by layer for each prompt",
+            adaln_cache=False, devices=("cuda", "mps"),
+        ),
+        *(dataclasses.replace(PRESETS[name], adaln_cache=False) for name in ("stream", "stream-mapped")),
+        PRESETS["model-offload"],
+        PRESETS["sequential-offload"],
+        dataclasses.replace(PRESETS["cpu"], adaln_cache=False),
+    )
+}  # fmt: skip
+
+
+def presets_of(family: Family) -> dict[str, Preset]:
+    """The presets of a family by name; "lean" and what builds on it are written for FLUX.1 alone."""
+    return PRESETS if family.exclusive else PLAIN_PRESETS
+
+
+def all_presets() -> tuple[str, ...]:
+    """The names of the presets of every family."""
+    return tuple(dict.fromkeys((*PRESETS, *PLAIN_PRESETS)))
+
 
 # Bytes per weight of the blocks. NF4 has an 8-bit scale per 64 weights, and a 32-bit scale per 256 of those.
 WEIGHT_BYTES = {

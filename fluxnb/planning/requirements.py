@@ -13,6 +13,7 @@ from fluxnb.planning.presets import WEIGHT_BYTES, Preset
 
 __all__ = [
     "DECODING",
+    "PINNED_TRANSFORMER",
     "Requirements",
     "Workload",
     "memory_by_stage",
@@ -58,12 +59,14 @@ class Workload:
         steps: denoising steps.
         text: T5 tokens.
         bytes: of a weight that is not quantized: 2, or 4 for float32.
+        evaluations: of the transformer in each step; 2 under true CFG.
     """
 
     size: int = 1024
     steps: int = 4
     text: int = 256
     bytes: int = 2
+    evaluations: int = 1
 
     @property
     def tokens(self) -> int:
@@ -228,7 +231,9 @@ class _Costs:
         elif machine.device == "cpu":
             step = max(step, held / ((machine.bandwidth if in_page_cache else machine.disk) * 1e9))
         decoding = DECODE_FLOP * self.workload.pixels / (DECODE_RATE * rate)
-        total = self.workload.steps * step + decoding * (DECODE_COMPILED if preset.compiled else 1.0)
+        total = self.workload.steps * self.workload.evaluations * step + decoding * (
+            DECODE_COMPILED if preset.compiled else 1.0
+        )
         if preset.offload == "model":
             total += 2 * (held + self.model.vae * self.workload.bytes) / (PAGEABLE * 1e9)
         return total

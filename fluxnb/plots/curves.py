@@ -15,10 +15,10 @@ from torch import Tensor
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError
 from fluxnb.metrics import distance_to_final, principal, velocity_norm
-from fluxnb.plots.captions import common_subtitle
+from fluxnb.plots.captions import common_subtitle, wrap
 from fluxnb.plots.style import COLORS, FAINT, INK, MARKERS, SMALL, SOFT, axes_heading, axes_or_new, style_context
 from fluxnb.records import Trajectory
-from fluxnb.visuals.labels import distinct_labels
+from fluxnb.visuals.labels import distinct_labels, pair_note
 
 __all__ = ["lock_in", "memory", "path", "sigma_curve", "velocity"]
 
@@ -210,7 +210,8 @@ def _line_style(order: int, count: int) -> dict[str, Any]:
 def _add_heading_and_legend(axes: Axes, trajectories: Sequence[Trajectory], title: str) -> None:
     axes_heading(axes, title, common_subtitle(trajectories))
     if len(trajectories) > 1:
-        axes.legend(loc="best", labelcolor=INK, handlelength=1.8)
+        note = {"title": wrap(pair_note(trajectories), 46), "title_fontsize": SMALL - 0.5, "alignment": "left"}
+        axes.legend(loc="best", labelcolor=INK, handlelength=1.8, **note)
 
 
 def _points(trajectory: Trajectory) -> tuple[Tensor, Tensor]:

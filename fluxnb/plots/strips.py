@@ -44,7 +44,7 @@ from fluxnb.plots.style import (
 )
 from fluxnb.records import Film, Sweep, Trajectory
 from fluxnb.visuals.frames import Decode, FrameSet, frame_sets, frames_of
-from fluxnb.visuals.labels import NAMES, value_labels
+from fluxnb.visuals.labels import NAMES, pair_note, value_labels
 
 __all__ = ["compare", "contact_sheet", "filmstrip", "latent_channels"]
 
@@ -169,15 +169,18 @@ def compare(
         return LABELS + (1.0 - sigma) * axis
 
     with style_context():
-        figure = new_figure(LABELS + axis + width + GAP, HEAD + len(rows) * row_height + 0.5)
+        below = 0.66 if pair_note(trajectories) else 0.5
+        figure = new_figure(LABELS + axis + width + GAP, HEAD + len(rows) * row_height + below)
         heading(figure, f"The {NAMES[show]} at equal noise", common_subtitle(trajectories))
         for row, frame_set in enumerate(rows):
             box = Box(0.0, HEAD + row * row_height, width, height)
             _draw_comparison_row(figure, box, frame_set, show, x_of)
         _draw_sigma_axis(figure, HEAD + len(rows) * row_height + 0.02, width, x_of)
         by = " and ".join(sorted({frame_set.by for frame_set in rows if frame_set.by}))
-        note = f"a frame holds until the next; frames by {by}"
-        draw_text(figure, LABELS, HEAD + len(rows) * row_height + 0.28, note, size=SMALL - 0.5, color=SOFT)
+        notes = (f"a frame holds until the next; frames by {by}", pair_note(trajectories))
+        for line_number, note in enumerate(filter(None, notes)):
+            top = HEAD + len(rows) * row_height + 0.28 + 0.16 * line_number
+            draw_text(figure, LABELS, top, note, size=SMALL - 0.5, color=SOFT)
     return draw_into(figure, ax)
 
 

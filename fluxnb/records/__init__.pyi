@@ -1,7 +1,9 @@
 from .film import Film as Film
+from .geometry import Geometry as Geometry
 from .keep import BLOCK_GROUPS as BLOCK_GROUPS
 from .keep import KEPT_TENSORS as KEPT_TENSORS
 from .keep import Keep as Keep
+from .pair import Pair as Pair
 from .sweep import Cell as Cell
 from .sweep import Sweep as Sweep
 from .trajectory import STEP_QUANTITIES as STEP_QUANTITIES

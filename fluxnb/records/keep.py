@@ -8,6 +8,7 @@ from typing import Any
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
+from fluxnb.records.geometry import FLUX1, Geometry
 
 __all__ = ["BLOCK_GROUPS", "KEPT_TENSORS", "Keep"]
 
@@ -20,7 +21,8 @@ BLOCK_GROUPS = ("all", "double", "single")  # of the blocks of a transformer
 class Keep:
     """Which tensors of which steps to keep; sigmas, norms and seconds are kept for every step.
 
-    The default keeps everything but attention. A step takes 1 MiB at 1024 px in bfloat16, 32 KiB at 128 px in float32.
+    The default keeps everything but attention. A step of FLUX.1 takes 1 MiB at 1024 px in bfloat16, 32 KiB at
+    128 px in float32.
 
     Arguments:
         steps: indices of the steps to keep, negative ones from the end; None for all.
@@ -91,7 +93,16 @@ class Keep:
         chosen = self.steps is None or any(index == (i if i >= 0 else count + i) for i in self.steps)
         return chosen and (self.steps is not None or index % self.every == 0 or index == count - 1)
 
-    def nbytes(self, height: int, width: int, steps: int, *, bytes_per_number: int = 4, words: int = 0) -> int:
+    def nbytes(
+        self,
+        height: int,
+        width: int,
+        steps: int,
+        *,
+        bytes_per_number: int = 4,
+        words: int = 0,
+        geometry: Geometry = FLUX1,
+    ) -> int:
         """An upper bound of the memory that a trajectory of `steps` steps holds, in bytes.
 
         Arguments:
@@ -99,19 +110,20 @@ class Keep:
             steps: number of steps of the run.
             bytes_per_number: 4 for float32, 2 for bfloat16.
             words: of the prompt; they count only if attention is kept.
+            geometry: of the model.
 
         Example:
             >>> Keep().nbytes(1024, 1024, steps=4, bytes_per_number=2) / 2**20
             4.5
         """
         kept = sum(self.wants(index, steps) for index in range(steps))
-        tensor = height * width // 4 * bytes_per_number  # a token of 64 numbers covers 256 pixels
+        tensor = geometry.numbers(height, width) * bytes_per_number
         # x_next shares the memory of the x of the next step, except for the last step of each run of kept steps.
         last_of_runs = sum(
             self.wants(i, steps) and (i + 1 == steps or not self.wants(i + 1, steps)) for i in range(steps)
         )
         per_step = sum(name in self.tensors for name in ("x", "v"))
-        attention = kept * (height * width // 256) * words * 4 if "attention" in self.tensors else 0
+        attention = kept * geometry.tokens(height, width) * words * 4 if "attention" in self.tensors else 0
         if "x_next" not in self.tensors:
             return kept * per_step * tensor + attention
         return (kept * per_step + (last_of_runs if "x" in self.tensors else kept)) * tensor + attention

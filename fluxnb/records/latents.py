@@ -1,7 +1,6 @@
-"""Latents and tokens: packing, sizes, and a linear map from latent channels to RGB.
+"""Latents as pictures: a linear map from latent channels to RGB, and the packing of FLUX.1's latents into tokens.
 
-The VAE encodes 8 x 8 pixels as one latent cell of 16 channels; FLUX packs 2 x 2 cells into one token of 64 numbers.
-An image of h x w pixels has latents (16, h/8, w/8) and tokens (h/16 w/16, 64).
+The arrangement of other families is a `Geometry`; the functions here are short names for that of FLUX.1.
 """
 
 from __future__ import annotations
@@ -18,12 +17,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from fluxnb.errors import InputError, shorten
+from fluxnb.errors import shorten
+from fluxnb.records.geometry import FLUX1
 
 __all__ = ["Decode", "LinearRGB", "fit_linear", "pack", "token_grid", "tokens_in", "unpack"]
-
-PIXELS_PER_CELL = 8
-PIXELS_PER_TOKEN = 16
 
 Latents = Float[Tensor, "*batch channels height width"]
 Tokens = Float[Tensor, "*batch tokens features"]
@@ -33,13 +30,13 @@ Pixels = UInt8[Tensor, "*batch height width 3"]
 
 
 def pack(latents: Latents) -> Tokens:
-    """Rearrange latents (..., 16, h/8, w/8) into the tokens of FLUX (..., h/16 w/16, 64).
+    """Rearrange latents (..., 16, h/8, w/8) into the tokens of FLUX.1 (..., h/16 w/16, 64).
 
     Example:
         >>> pack(torch.zeros(1, 16, 4, 6)).shape
         torch.Size([1, 6, 64])
     """
-    return rearrange(latents, "... c (h ph) (w pw) -> ... (h w) (c ph pw)", ph=2, pw=2)
+    return FLUX1.arrange(latents)
 
 
 def unpack(tokens: Tokens, height: int, width: int) -> Latents:
@@ -48,35 +45,27 @@ def unpack(tokens: Tokens, height: int, width: int) -> Latents:
     Raises:
         InputError: the number of tokens does not fit the size.
     """
-    rows, columns = token_grid(height, width)
-    if tokens.shape[-2] != rows * columns:
-        raise InputError(
-            f"{tokens.shape[-2]} tokens for {height} x {width} pixels",
-            f"that size has {rows} x {columns} = {rows * columns} tokens",
-            "give the height and width of the run",
-        )
-    return rearrange(tokens, "... (h w) (c ph pw) -> ... c (h ph) (w pw)", h=rows, w=columns, ph=2, pw=2)
+    return FLUX1.latents(tokens, height, width)
 
 
 def token_grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of tokens in an image of height x width pixels.
+    """Rows and columns of tokens of FLUX.1 in an image of height x width pixels.
 
     Example:
         >>> token_grid(128, 256)
         (8, 16)
     """
-    return height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
+    return FLUX1.grid(height, width)
 
 
 def tokens_in(height: int, width: int) -> int:
-    """The number of tokens of an image: 64 at 128 px, 4096 at 1024 px."""
-    rows, columns = token_grid(height, width)
-    return rows * columns
+    """The number of tokens of FLUX.1 in an image: 64 at 128 px, 4096 at 1024 px."""
+    return FLUX1.tokens(height, width)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearRGB:
-    """A linear map from the 16 latent channels to RGB, at one eighth of the size: a preview without the VAE.
+    """A linear map from latent channels to RGB, one pixel for each latent cell: a preview without the VAE.
 
     Arguments:
         weight: one row per color, one number per latent channel.
@@ -90,14 +79,14 @@ class LinearRGB:
     error: float
 
     def __call__(self, latents: Latents) -> Pixels:
-        """The preview of latents (..., 16, h/8, w/8) as bytes (..., h/8, w/8, 3); black where they are NaN."""
+        """The preview of latents (..., channels, rows, columns) as bytes (..., rows, columns, 3); black where NaN."""
         weight = torch.tensor(self.weight, dtype=torch.float32, device=latents.device)
         bias = torch.tensor(self.bias, dtype=torch.float32, device=latents.device)
         rgb = torch.einsum("oc,...chw->...hwo", weight, latents.float()) + bias
         return (rgb.nan_to_num(nan=0.0).clamp(0, 1) * 255).round().to(torch.uint8)
 
     def pictures(self, latents: Latents, size: tuple[int, int] | None = None) -> list[Image.Image]:
-        """The previews of latents (n, 16, h/8, w/8) as images, resized to `size` (width, height) if given."""
+        """The previews of latents (n, channels, rows, columns), resized to `size` (width, height) if given."""
         frames = [Image.fromarray(frame.numpy()) for frame in self(latents).cpu()]
         return frames if size is None else [frame.resize(size, Image.Resampling.BICUBIC) for frame in frames]
 
@@ -131,7 +120,7 @@ def fit_linear(
     """The least-squares map from latents to their images, averaged down to the latent grid.
 
     Arguments:
-        latents: one (16, h/8, w/8) per image, in the scale of the transformer.
+        latents: one (channels, rows, columns) per image, in the scale of the transformer.
         pictures: one image (3, h, w) per latent, 0 to 1.
     """
     rows, goals = [], []

@@ -19,15 +19,17 @@ from fluxnb.display import figure, write_page, write_picture, write_trajectory
 from fluxnb.errors import InputError, UnavailableError, unknown_choice
 from fluxnb.flow import clean_estimate, noise_estimate
 from fluxnb.records.frozen_dict import FrozenDict
+from fluxnb.records.geometry import FLUX1, Geometry
 from fluxnb.records.keep import Keep
-from fluxnb.records.latents import Decode, LinearRGB, token_grid, unpack
+from fluxnb.records.latents import Decode, LinearRGB
+from fluxnb.records.pair import Pair
 from fluxnb.records.recipe import ResolvedRecipe
 
 __all__ = ["STEP_QUANTITIES", "Step", "Trajectory"]
 
 STEP_QUANTITIES = ("x", "v", "clean", "noise", "x_next")  # tensors that can be read from a step
 
-Tokens = Float[Tensor, "tokens features"]
+State = Float[Tensor, "*shape"]  # tokens (tokens, features) or latents (channels, rows, columns), by family
 Latents = Float[Tensor, "channels height width"]
 
 
@@ -35,9 +37,9 @@ Latents = Float[Tensor, "channels height width"]
 class Step:
     """One evaluation of the model: its input x at noise level sigma, and its output v.
 
-    Tensors are tokens (h/16 w/16, 64) in the dtype of the run, bit for bit those of the call; `step.x[None]` is a valid
-    `latents=` of the pipeline. The estimates are computed from x and v in float32, so that
-    x = (1 - sigma) clean + sigma noise holds to float precision.
+    Tensors have the dtype of the run, bit for bit the numbers of the call, and the shape `geometry.shape(height,
+    width)`: tokens (h/16 w/16, 64) for FLUX.1, latents in space (16, h/8, w/8) for Z-Image. The estimates are computed
+    from x and v in float32, so that x = (1 - sigma) clean + sigma noise holds to float precision.
 
     Arguments:
         index: 0 for the first.
@@ -46,6 +48,7 @@ class Step:
         tensors: those of "x", "v", "x_next" and "attention" that were kept.
         norms: Euclidean norms of x and v, also where the tensors were not kept.
         seconds: since the previous step, or since the start of the first evaluation.
+        geometry: how the numbers of the tensors are arranged in the picture.
 
     Raises:
         UnavailableError: by the properties below, for a tensor that was not kept.
@@ -59,23 +62,24 @@ class Step:
     tensors: Mapping[str, Tensor] = field(repr=False)
     norms: Mapping[str, float] = field(repr=False)
     seconds: float
+    geometry: Geometry = field(default=FLUX1, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", FrozenDict(self.tensors))
         object.__setattr__(self, "norms", FrozenDict(self.norms))
 
     @property
-    def x(self) -> Tokens:
+    def x(self) -> State:
         """The input of the model at this sigma."""
         return self._kept("x")
 
     @property
-    def v(self) -> Tokens:
+    def v(self) -> State:
         """The velocity, the output of the model; with true CFG the combination of both evaluations."""
         return self._kept("v")
 
     @property
-    def x_next(self) -> Tokens:
+    def x_next(self) -> State:
         """The output of the scheduler, the input of the next step."""
         return self._kept("x_next")
 
@@ -85,21 +89,21 @@ class Step:
         return self._kept("attention")
 
     @property
-    def clean(self) -> Tokens:
+    def clean(self) -> State:
         """The clean estimate, x - sigma v, in float32."""
         return clean_estimate(self.x, self.v, self.sigma)
 
     @property
-    def noise(self) -> Tokens:
+    def noise(self) -> State:
         """The noise estimate, x + (1 - sigma) v, in float32."""
         return noise_estimate(self.x, self.v, self.sigma)
 
     @entry_point("what")
     def latents(self, what: str = "clean") -> Latents:
-        """One of "x", "v", "clean", "noise", "x_next" as spatial latents (16, h/8, w/8)."""
+        """One of "x", "v", "clean", "noise", "x_next" as latents in space (channels, rows, columns)."""
         if what not in STEP_QUANTITIES:
             raise unknown_choice("what", what, STEP_QUANTITIES)
-        return unpack(getattr(self, what), self.height, self.width)
+        return self.geometry.latents(getattr(self, what), self.height, self.width)
 
     @property
     def kept(self) -> bool:
@@ -146,6 +150,10 @@ class Trajectory:
             or "unknown".
         preview: linear map from latents to RGB, for frames without the model.
         words: of the prompt, one per column of `step.attention`; empty if attention was not kept.
+        geometry: how the numbers of x are arranged in the picture.
+        predicts: what the network computes: "velocity"; "mean velocity", the average over the step, whose clean
+            estimate is where the step points; or "trigflow", recorded as the velocity of the equal rectified flow.
+        pair: the teacher and the student that the model is one of; None where its partner is not public.
 
     Example:
         >>> trajectory.finished, len(trajectory), trajectory.sigmas                 # doctest: +SKIP
@@ -169,6 +177,9 @@ class Trajectory:
     preview: LinearRGB | None = field(default=None, repr=False)
     words: tuple[str, ...] = field(default=(), repr=False)
     recipe_missing: str = ""
+    geometry: Geometry = field(default=FLUX1, repr=False)
+    predicts: str = field(default="velocity", repr=False)
+    pair: Pair | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seconds", FrozenDict(self.seconds))
@@ -188,13 +199,13 @@ class Trajectory:
         return self.steps[index]
 
     @property
-    def x_T(self) -> Tokens:
+    def x_T(self) -> State:
         """The first input: pure noise for a text-to-image run."""
         return self._step(0).x
 
     @property
-    def final(self) -> Tokens:
-        """The last x_next, the tokens of the image."""
+    def final(self) -> State:
+        """The last x_next, the latents of the image as the transformer has them."""
         return self._step(-1).x_next
 
     @property
@@ -240,7 +251,7 @@ class Trajectory:
             columns = [word] if -len(self.words) <= word < len(self.words) else []
         if not columns:
             raise unknown_choice("word", word, dict.fromkeys(self.words))
-        rows, across = token_grid(self.height, self.width)
+        rows, across = self.geometry.grid(self.height, self.width)
         kept = [step.attention[:, columns].sum(1) for step in self.steps if "attention" in step.tensors]
         return torch.stack(kept).reshape(len(kept), rows, across) if kept else torch.zeros(0, rows, across)
 

@@ -1,4 +1,4 @@
-"""Assembling a FluxPipeline from its folder under a preset, part by part, so that no model is held in main memory.
+"""Assembling a pipeline from its folder under a preset, part by part, so that no model is held in main memory.
 
 The result is a pipeline of diffusers. Presets differ in hooks of the modules, so that the plain call
 `pipe("a prompt")` works under every preset.
@@ -15,8 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fluxnb.checkpoints.checksums import read_json
 from fluxnb.checkpoints.validation import check_index, check_model
 from fluxnb.errors import InputError, RunError, StorageError, shorten
+from fluxnb.families.family import Family
+from fluxnb.families.flux1 import FLUX1
+from fluxnb.families.registry import family_of_class
 from fluxnb.planning.presets import Preset
 from fluxnb.runtime.adaln_cache import AdaLNCache, expected_timesteps
 from fluxnb.runtime.adapters import support_adapters
@@ -68,10 +72,11 @@ def assemble(
     if preset.text_encoders == "offloaded":
         raise InputError(f"assemble with {preset.name}", "diffusers loads its own offloads", "try fnb.load")
     check_model(folder, parts)
+    family = _family_of_folder(folder)
     folders = _component_folders(folder, parts or {})
     reader = functools.partial(WeightReader, memory_mapped=device.type != "cpu", variant=variant)
-    pipe = _pipeline_without_memory(folders, dtype, text_dtype or dtype)
-    for name in ("text_encoder", "text_encoder_2"):
+    pipe = _pipeline_without_memory(folder, family, folders, dtype=dtype, text_dtype=text_dtype or dtype)
+    for name in (name for name in folders if name.startswith("text_encoder")):
         encoder = getattr(pipe, name)
         if preset.text_encoders == "by layer":
             load_by_layer(encoder, reader(folders[name], cache=cache_weights), device)
@@ -83,7 +88,7 @@ def assemble(
         set_execution_device(pipe.vae, device)  # the first component that a pipeline derives its device from
     readers: Readers
     if gguf is not None:
-        width = pipe.transformer.inner_dim
+        width = pipe.transformer.inner_dim  # of FLUX.1, which alone has GGUF presets
         readers = GgufReader(gguf, width), GgufReader(gguf, width, dequantize=True)
     else:
         readers = reader(folders["transformer"]), reader(folders["transformer"], cache=cache_weights)
@@ -96,7 +101,8 @@ def assemble(
     protect(pipe, device)
     support_adapters(pipe, device, copies=copies)
     if dtype is torch.float16:
-        _check_finite(pipe.text_encoder_2, "T5's text embedding")
+        if hasattr(pipe, "text_encoder_2"):
+            _check_finite(pipe.text_encoder_2, "T5's text embedding")
         _check_finite(pipe.vae.decoder, "the VAE's picture")
     return pipe
 
@@ -115,11 +121,12 @@ def _load_transformer(pipe: Any, preset: Preset, readers: Readers, device: torch
     setter = prepare_storage(transformer, preset.storage, dtype)
     load_weights(transformer, reader, torch.device("cpu") if streamed else device, setter)
     cast_for_compute(transformer, preset.storage, dtype)
-    if streamed:
+    if streamed and preset.adaln_cache:
         # Group offload records the order of the layers in the first pass. A copy of the embedding computes rows ahead
         # of time without changing that order.
         embedding = copy.deepcopy(transformer.time_text_embed).to(device)
         AdaLNCache(transformer, modulation, expected_timesteps(pipe), embedding=embedding)
+    if streamed:
         transformer.enable_group_offload(
             onload_device=device,
             offload_type="leaf_level",
@@ -133,32 +140,42 @@ def _component_folders(folder: Path, parts: Mapping[str, Path]) -> dict[str, Pat
     return {name: Path(parts.get(name, folder / name)) for name in check_index(folder)}
 
 
-def _pipeline_without_memory(folders: Mapping[str, Path], dtype: torch.dtype, text_dtype: torch.dtype) -> Any:
+def _family_of_folder(folder: Path) -> Family:
+    return family_of_class(read_json(folder / "model_index.json").get("_class_name")) or FLUX1
+
+
+def _pipeline_without_memory(
+    folder: Path, family: Family, folders: Mapping[str, Path], *, dtype: torch.dtype, text_dtype: torch.dtype
+) -> Any:
     """The pipeline with its scheduler and tokenizers, and with models built without memory."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, T5EncoderModel
+    import diffusers
+    import transformers
 
     options = {"local_files_only": True, "trust_remote_code": False}
+    index = read_json(folder / "model_index.json")
+    # Entries that are no components are options of the pipeline, such as whether its network is distilled.
+    settings = {name: value for name, value in index.items() if isinstance(value, bool)}
 
-    def from_diffusers(kind: Any, name: str) -> Any:
-        config = kind.load_config(folders[name])
-        return build_without_memory(lambda: kind.from_config(config), dtype)
-
-    def from_transformers(kind: Any, name: str) -> Any:
-        config = AutoConfig.from_pretrained(folders[name], **options)
-        config = getattr(config, "text_config", config) if kind is CLIPTextModel else config
+    def model(kind: Any, place: Path) -> Any:
+        if kind.__module__.startswith("diffusers."):
+            config = kind.load_config(place)
+            return build_without_memory(lambda: kind.from_config(config), dtype)
+        config = transformers.AutoConfig.from_pretrained(place, **options)
+        config = getattr(config, "text_config", config) if kind is transformers.CLIPTextModel else config
         return build_without_memory(lambda: kind(config), text_dtype)
 
+    def component(name: str, place: Path) -> Any:
+        if name.startswith("tokenizer"):
+            return transformers.AutoTokenizer.from_pretrained(place, **options)
+        if name == "scheduler":
+            return diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(place, local_files_only=True)
+        library, kind = index[name]  # `check_model` has checked both
+        return model(getattr(diffusers if library == "diffusers" else transformers, kind), place)
+
+    names = [name for name in folders if name in (*family.encoders, "transformer", "vae", "scheduler")]
     try:
-        return FluxPipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folders["scheduler"], local_files_only=True),
-            tokenizer=AutoTokenizer.from_pretrained(folders["tokenizer"], **options),
-            tokenizer_2=AutoTokenizer.from_pretrained(folders["tokenizer_2"], **options),
-            text_encoder=from_transformers(CLIPTextModel, "text_encoder"),
-            text_encoder_2=from_transformers(T5EncoderModel, "text_encoder_2"),
-            transformer=from_diffusers(FluxTransformer2DModel, "transformer"),
-            vae=from_diffusers(AutoencoderKL, "vae"),
-        )
+        pipeline = getattr(diffusers, family.pipelines[0])
+        return pipeline(**{name: component(name, folders[name]) for name in names}, **settings)
     except BaseException as problem:  # the libraries raise various classes, that of Rust no Exception
         if not is_library_error(problem):
             raise

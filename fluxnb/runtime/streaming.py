@@ -221,8 +221,10 @@ def build_without_memory(build: Callable[[], nn.Module], dtype: torch.dtype) -> 
     with init_empty_weights(include_buffers=False):
         model = build()
     model.eval().requires_grad_(False)
-    in_float32 = modules_in_float32(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    in_float32, stored = modules_in_float32(model), model.state_dict().keys()
+    # Constants that files do not hold, such as rotary frequencies, keep their precision.
+    buffers = ((name, tensor) for name, tensor in model.named_buffers() if name in stored)
+    for name, tensor in (*model.named_parameters(), *buffers):
         precise = dtype is torch.float16 and not in_float32.isdisjoint(name.split("."))
         if tensor.is_floating_point():
             tensor.data = tensor.data.to(torch.float32 if precise else dtype)
@@ -237,8 +239,14 @@ def load_weights(model: nn.Module, reader: Any, device: torch.device, setter: Te
         setter: stores one tensor, which is on the device and in the model's dtype, in its layer; `set_tensor` by
             default. Quantization happens here, so that the model never exists in its original size.
     """
-    empty = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if tensor.device.type == "meta"}
     check_weights(model, reader)
+    # Buffers that files hold, such as the statistics of a batch norm, are real in a model built without memory.
+    buffers = {name for name, _ in model.named_buffers()}
+    empty = {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.device.type == "meta" or (name in buffers and name in reader)
+    }
     # Memory-mapped weights that remain on the CPU need no reading ahead.
     unread = reader.memory_mapped and device.type == "cpu"
     tensors = ((name, reader[name]) for name in empty) if unread else reader.read(empty)

@@ -113,11 +113,13 @@ def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
     plain = getattr(function, "__func__", None)
     try:
         if plain is None:
-            return dict(inspect.signature(function).bind_partial(*args, **kwargs).arguments)
-        bound = _signature(plain).bind_partial(None, *args, **kwargs).arguments
-        return dict(list(bound.items())[1:])  # without self
+            bound = dict(inspect.signature(function).bind_partial(*args, **kwargs).arguments)
+        else:
+            bound = dict(list(_signature(plain).bind_partial(None, *args, **kwargs).arguments.items())[1:])  # no self
     except (TypeError, ValueError):
         return dict(kwargs)  # the call is about to raise its own error
+    # What a `**` parameter takes, as that of modular pipelines, is named as well.
+    return {**bound, **{name: value for name, value in kwargs.items() if name not in bound}}
 
 
 # Reading a signature takes as long as a small matrix product, and there are only a handful of these functions.

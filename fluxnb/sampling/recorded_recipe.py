@@ -30,11 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FollowedCallback", "Surroundings", "observed_hooks", "reason_without_recipe", "recipe_of"]
 
-# Arguments of FluxPipeline.__call__ that a recipe expresses or that do not change the picture.
+# Arguments of a pipeline's call that a recipe expresses or that do not change the picture, beside those of guidance.
 EXPRESSED = {
     "prompt",
-    "negative_prompt",
-    "true_cfg_scale",
     "height",
     "width",
     "num_inference_steps",
@@ -49,8 +47,7 @@ EXPRESSED = {
     "callback_on_step_end_tensor_inputs",
 }
 SCHEDULER = "FlowMatchEulerDiscreteScheduler"
-VAE_SCALE = 8  # pixels per latent that the sizes of a recipe assume
-LIBRARIES = ("fluxnb", "diffusers", "accelerate", "torch")  # their hooks leave the numbers as they are
+LIBRARIES = ("fluxnb", "diffusers", "accelerate", "torch", "transformers")  # their hooks leave the numbers as they are
 
 
 # ------------------------------------------------------------------------------------------------------- the recipe
@@ -72,7 +69,7 @@ def recipe_of(call: CallTrace, item: int) -> tuple[ResolvedRecipe | None, str]:
 def _recipe(call: CallTrace, flux: Flux, surroundings: Surroundings, item: int) -> ResolvedRecipe:
     prompts, sigmas = _prompts(call), call.given.get("sigmas")
     levels = None if sigmas is None else tuple(float(level) for level in np.asarray(sigmas).tolist())
-    even = tuple(np.linspace(1.0, 1 / call.planned, call.planned).tolist())
+    even = tuple(flux.family.even(call.planned))
     return ResolvedRecipe(
         prompt=prompts[item // (call.count // len(prompts))],
         negative=_negative(call, flux, item),
@@ -103,8 +100,10 @@ def reason_without_recipe(call: CallTrace, item: int) -> str:
 
 
 def _reason_in_arguments(call: CallTrace, flux: Flux, item: int) -> str:
-    given, prompts = call.given, _prompts(call)
-    others = sorted(name for name, value in given.items() if name not in EXPRESSED and value is not None)
+    given, prompts, guidance = call.given, _prompts(call), flux.family.guidance
+    defaults = {name for name in flux.family.expressed if given.get(name) == call.defaults.get(name)}
+    expressed = EXPRESSED | {guidance.argument, guidance.negative} | defaults
+    others = sorted(name for name, value in given.items() if name not in expressed and value is not None)
     if others:
         return f"{others[0]} is not part of a recipe"
     if not prompts or not all(isinstance(prompt, str) and prompt.strip() for prompt in prompts):
@@ -113,11 +112,20 @@ def _reason_in_arguments(call: CallTrace, flux: Flux, item: int) -> str:
         return "the number of pictures is not a multiple of the number of prompts"
     if len(call.seeds) != call.count or call.seeds[item] is None:
         return "the generator was not a fresh one on the CPU for this picture, so its seed is not known"
-    for name in ("true_cfg_scale", "guidance_scale"):
+    if flux.family.shift == "by size and steps" and _argument(call, "num_inference_steps") != call.planned:
+        return "the call took another number of steps than num_inference_steps, by which its schedule is shifted"
+    return _reason_in_guidance(call, flux)
+
+
+def _reason_in_guidance(call: CallTrace, flux: Flux) -> str:
+    guidance = flux.family.guidance
+    for name in sorted({guidance.argument, "guidance_scale"}):
         if type(_argument(call, name)) not in (int, float):
             return f"{name} is not a plain number"
-    if flux.defaults.guidance_kind != "true_cfg" and _guided(call):
+    if flux.defaults.guidance_kind != "true_cfg" and _guided(call, flux):
         return "the model does not take true classifier-free guidance"
+    if _guided(call, flux) and guidance.scale(_argument(call, guidance.argument)) is None:
+        return f"no scale leads to {guidance.argument}={_argument(call, guidance.argument)!r} exactly"
     return ""
 
 
@@ -144,16 +152,21 @@ def _prompts(call: CallTrace) -> list[Any]:
     return list(prompt) if isinstance(prompt, list) else [] if prompt is None else [prompt]
 
 
-def _guided(call: CallTrace) -> bool:
-    """Whether the call evaluated the network twice a step (true CFG), as FluxPipeline decides it."""
-    return _argument(call, "true_cfg_scale") > 1 and call.given.get("negative_prompt") is not None
+def _guided(call: CallTrace, flux: Flux) -> bool:
+    """Whether the call evaluated the network with and without the prompt (true CFG), as its pipeline decides it."""
+    guidance = flux.family.guidance
+    if guidance.needs_negative and call.given.get(guidance.negative) is None:
+        return False
+    if getattr(call.pipe.config, "is_distilled", False):
+        return False
+    return bool(_argument(call, guidance.argument) + guidance.less > 1)
 
 
 def _negative(call: CallTrace, flux: Flux, item: int) -> str | None:
     """The negative prompt: None for a model that takes none, "" where it was not used."""
     if flux.defaults.guidance_kind != "true_cfg":
         return None
-    negative = call.given["negative_prompt"] if _guided(call) else ""
+    negative = (call.given.get(flux.family.guidance.negative) or "") if _guided(call, flux) else ""
     return str(negative[item // (call.count // len(negative))]) if isinstance(negative, list) else str(negative)
 
 
@@ -162,7 +175,8 @@ def _guidance(call: CallTrace, flux: Flux) -> float | None:
     if kind == "embedded":
         return float(_argument(call, "guidance_scale"))
     if kind == "true_cfg":
-        return float(_argument(call, "true_cfg_scale")) if _guided(call) else 1.0
+        guidance = flux.family.guidance
+        return guidance.scale(float(_argument(call, guidance.argument))) if _guided(call, flux) else 1.0
     return None
 
 
@@ -225,8 +239,9 @@ def _reasons(pipe: Any, flux: Flux) -> Iterator[str]:
     """Why a recipe cannot describe a pipeline as it is."""
     kind, scheduler = type(pipe), pipe.scheduler
     processor = getattr(pipe, "image_processor", None)
-    if kind.__name__ != "FluxPipeline" or not kind.__module__.startswith("diffusers."):
-        yield f"the call of a {kind.__name__} may differ from that of a FluxPipeline"
+    pipelines = flux.family.pipelines
+    if kind.__name__ not in pipelines or not kind.__module__.startswith("diffusers."):
+        yield f"the call of a {kind.__name__} may differ from that of a {pipelines[0]}"
     if type(scheduler).__name__ != SCHEDULER:
         yield f"a recipe does not describe the scheduler {type(scheduler).__name__}"
     if scheduler.config.get("stochastic_sampling", False):
@@ -234,8 +249,8 @@ def _reasons(pipe: Any, flux: Flux) -> Iterator[str]:
     for owner, name in ((scheduler, "the scheduler"), (pipe, "the pipeline"), (processor, "the image processor")):
         if replaced := _replaced_method(owner):
             yield f"{name} has a method {replaced} of its own"
-    if pipe.vae_scale_factor != VAE_SCALE:
-        yield f"the VAE has {pipe.vae_scale_factor} pixels per latent instead of {VAE_SCALE}"
+    if pipe.vae_scale_factor != flux.family.geometry.cell:
+        yield f"the VAE has {pipe.vae_scale_factor} pixels per latent instead of {flux.family.geometry.cell}"
     if is_caching(pipe.transformer):
         yield "the transformer keeps state from one evaluation to the next (enable_cache)"
     yield from flux.unidentified

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fluxnb.families.reading import prediction_of
 from fluxnb.pipeline.state import state_of
 from fluxnb.records import Step, Trajectory
+from fluxnb.records.geometry import FLUX1
 from fluxnb.sampling.recorded_recipe import recipe_of
 
 if TYPE_CHECKING:
     from fluxnb.sampling.recording import CallTrace
 
-__all__ = ["StepTrace", "mark_now", "pictures_of", "step_of", "trajectories_of"]
+__all__ = ["StepTrace", "mark_now", "norms_of", "pictures_of", "step_of", "trajectories_of"]
 
 
 @dataclass(kw_only=True)
@@ -38,9 +40,6 @@ class StepTrace:
 def trajectories_of(call: CallTrace) -> tuple[Trajectory, ...]:
     """The trajectories of a call that has ended, completed or not: one a picture."""
     ended, flux, pipe = time.perf_counter(), call.flux, call.pipe
-    if not call.height or not call.width:  # the call gave no size: assume a square picture
-        found = next((value for step in call.steps for value in step.tensors.values()), None)
-        call.height = call.width = int(np.sqrt(found.shape[-2])) * 16 if found is not None else 0
     moved: dict[int, Tensor] = {}
     marks = [each for each in (call.begin, *(step.mark for step in call.steps)) if each is not None]
     seconds = {
@@ -71,6 +70,9 @@ def trajectories_of(call: CallTrace) -> tuple[Trajectory, ...]:
                 numerics=flux.numerics(call.count) if flux else "exact",
                 preview=preview,
                 words=call.words_of(item),
+                geometry=call.reading.geometry if call.reading else FLUX1,
+                predicts=prediction_of(pipe),
+                pair=flux.pair if flux else None,
             )
         )
     return tuple(trajectories)
@@ -95,7 +97,13 @@ def step_of(call: CallTrace, step: StepTrace, item: int, moved: dict[int, Tensor
         tensors=tensors,
         norms={name: float(value[item]) for name, value in step.norms.items()},
         seconds=_seconds_between(start, step.mark) if start is not None else 0.0,
+        geometry=call.reading.geometry if call.reading else FLUX1,
     )
+
+
+def norms_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The Euclidean norms of x and v, one for each picture of the batch."""
+    return {name: torch.linalg.vector_norm(tensors[name].flatten(1).float(), dim=1) for name in ("x", "v")}
 
 
 def _own_tensors(steps: Sequence[Step]) -> tuple[Step, ...]:
@@ -112,8 +120,10 @@ def _own_tensors(steps: Sequence[Step]) -> tuple[Step, ...]:
 
 
 def pictures_of(output: Any) -> list[Image.Image] | None:
-    """The pictures that a pipeline returned: PIL, an array or a tensor (0 to 1)."""
-    result = getattr(output, "images", output[0] if isinstance(output, tuple) and output else None)
+    """The pictures that a pipeline returned: PIL, an array or a tensor (0 to 1), alone or in an output."""
+    result = output if isinstance(output, list) else getattr(output, "images", None)
+    if isinstance(output, tuple) and output:
+        result = output[0]
     if isinstance(result, list) and result and all(isinstance(each, Image.Image) for each in result):
         return list(result)
     if isinstance(result, np.ndarray):

@@ -32,6 +32,7 @@ from torch import Tensor
 from fluxnb.arguments import entry_point
 from fluxnb.cleanup import undoing
 from fluxnb.errors import InputError, warn_caller
+from fluxnb.families.reading import NotRecorded, Reading, TrigFlow, geometry_of_call, levels_of, trigflow_of
 from fluxnb.pipeline.compat import tensor_version
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.load import handle_of
@@ -40,7 +41,7 @@ from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.sampling.attention import AttentionCapture, PromptWords, attention_modules, capture_attention, words_of
 from fluxnb.sampling.patched_method import Wrapper, bound_arguments, patched_call, patched_method
 from fluxnb.sampling.recorded_recipe import FollowedCallback, Surroundings, observed_hooks
-from fluxnb.sampling.recorded_trajectory import StepTrace, mark_now, pictures_of, step_of, trajectories_of
+from fluxnb.sampling.recorded_trajectory import StepTrace, mark_now, norms_of, pictures_of, step_of, trajectories_of
 
 __all__ = ["CallTrace", "OnVelocity", "Recorder", "RecordingWarning", "recording"]
 
@@ -231,6 +232,8 @@ class CallTrace:
     on_velocity: OnVelocity | None = None
 
     def __post_init__(self) -> None:
+        # A pipeline may write into the lists that it is given, as Z-Image's does with its template.
+        self.given = {name: list(value) if type(value) is list else value for name, value in self.given.items()}
         self.started = time.perf_counter()
         self.height: int | None = self.given.get("height")
         self.width: int | None = self.given.get("width")
@@ -248,6 +251,9 @@ class CallTrace:
         self.returned = False
         self.altered = False  # a callback or a mask changed x between two steps
         self.broken = False
+        self.reading: Reading | None = None  # known from the first step on
+        self.refused = ""  # why this call is not recorded
+        self._trigflow: TrigFlow | None = None
         self._x_next: tuple[Tensor, int | None] | None = None
         self._attention: AttentionCapture | None = None
         self._finite_picture: Tensor | None = None
@@ -272,6 +278,11 @@ class CallTrace:
     def words_of(self, item: int) -> tuple[str, ...]:
         """The words of one picture's prompt, where attention is recorded."""
         return self.words[item * len(self.words) // self.count].words if self.words else ()
+
+    @property
+    def last_x(self) -> Tensor | None:
+        """The x after the last step, on its device; None where it was not recorded."""
+        return self.steps[-1].tensors.get("x_next") if self.steps else None
 
     @contextlib.contextmanager
     def observed(self) -> Iterator[CallTrace]:
@@ -342,7 +353,7 @@ class CallTrace:
             output: what the pipeline returned, None where it raised.
         """
         self.returned = output is not None
-        if not self.steps:
+        if not self.steps or self.reading is None:
             return ()
         with self.guarded():
             if output is not None and self.given.get("output_type", "pil") != "latent":
@@ -376,8 +387,19 @@ class CallTrace:
         """Keep a failure of the bookkeeping inside the block from the caller's call."""
         try:
             yield
+        except NotRecorded as problem:
+            self._refuse(str(problem))
         except Exception as problem:
             self._give_up(problem)
+
+    def _refuse(self, reason: str) -> None:
+        """Record nothing of this call: no view could show it."""
+        if not self.broken:
+            self.broken, self.refused, self.steps = True, reason, []
+            warn_caller(
+                f"a call of {type(self.pipe).__name__} is not recorded: {reason}. The picture is not affected.",
+                RecordingWarning,
+            )
 
     def _give_up(self, problem: Exception) -> None:
         if not self.broken:
@@ -423,8 +445,8 @@ class CallTrace:
         given: dict[str, Any] = {}
         with self.guarded():
             given = bound_arguments(original, args, kwargs)
-            self.height = int(given.get("height") or self.height or 0) // 16 * 16
-            self.width = int(given.get("width") or self.width or 0) // 16 * 16
+            self.height = int(given.get("height") or self.height or 0)
+            self.width = int(given.get("width") or self.width or 0)
         result = original(*args, **kwargs)
         with self.guarded():
             self.prepared, self.begin = time.perf_counter(), mark_now(_on_cuda(given))
@@ -436,8 +458,8 @@ class CallTrace:
             given = bound_arguments(original, args, kwargs)
         result = original(*args, **kwargs)
         with self.guarded():
-            # One transfer of the levels here, before any work is queued, saves a wait for the GPU in every step.
-            self.levels = [float(level) for level in self.pipe.scheduler.sigmas.tolist()]
+            self.levels = levels_of(self.pipe.scheduler)
+            self._trigflow = trigflow_of(self.pipe.scheduler)
             self.prepared, self.begin = time.perf_counter(), mark_now(_on_cuda(given))
         return result
 
@@ -460,19 +482,25 @@ class CallTrace:
 
     def _before(self, x: Tensor, v: Tensor) -> StepTrace:
         """Copy x and v before the scheduler gets them."""
+        if self.reading is None:
+            self.reading = geometry_of_call(self.pipe, tuple(v.shape[1:]), self.height or 0, self.width or 0)
+            self.height, self.width = self.reading.height, self.reading.width
         shared: Tensor | None = None
         if self.steps:
             known, version = self._x_next if self._x_next is not None else (None, None)
             x_next = self.steps[-1].tensors.get("x_next")
-            if x is known and not self._was_written(x, version):
+            if self._trigflow is not None:
+                pass  # x and x_next are read at different angles
+            elif x is known and not self._was_written(x, version):
                 shared = x_next
             elif x_next is None or not torch.equal(x, x_next):
                 self.altered = True
         if len(x) < len(v):  # more negative prompts than prompts: the guidance made the batch larger
             x = x.expand_as(v)
         tensors = {"x": shared if shared is not None else x.detach().clone(), "v": v.detach().clone()}
-        norms = {name: torch.linalg.vector_norm(value.flatten(1).float(), dim=1) for name, value in tensors.items()}
-        return StepTrace(index=len(self.steps), sigma=0.0, sigma_next=0.0, tensors=tensors, norms=norms, mark=None)
+        return StepTrace(
+            index=len(self.steps), sigma=0.0, sigma_next=0.0, tensors=tensors, norms=norms_of(tensors), mark=None
+        )
 
     def _was_written(self, x_next: Tensor, version: int | None) -> bool:
         """Whether the scheduler's last output was written in place; writes through `.data` or numpy have no version."""
@@ -490,6 +518,8 @@ class CallTrace:
         step.sigma, step.sigma_next = self.levels[position], self.levels[position + 1]
         # The next step's x is this very tensor, unless a callback or a mask changes it; then both are kept.
         step.tensors["x_next"] = out.detach().clone()
+        if self._trigflow is not None:
+            _straighten(step, self._trigflow, position)
         self._x_next = out, tensor_version(out)
         if self._attention is not None:
             self._take_attention(self._attention, step, v.shape[1])
@@ -528,6 +558,14 @@ class CallTrace:
         if not self.steps:
             self.first = self.pipe.scheduler.begin_index or 0
         return self.keep.wants(len(self.steps), self.planned)
+
+
+def _straighten(step: StepTrace, trigflow: TrigFlow, position: int) -> None:
+    """Replace the tensors of a TrigFlow step by those of the equal rectified flow."""
+    sample, output, after = (step.tensors[name] for name in ("x", "v", "x_next"))
+    step.tensors["x"], step.tensors["v"] = trigflow.x(sample, position), trigflow.v(sample, output, position)
+    step.tensors["x_next"] = trigflow.x(after, position + 1)
+    step.norms = norms_of(step.tensors)
 
 
 def _step_arguments(

@@ -21,7 +21,6 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.prompts import Encoded
 from fluxnb.pipeline.schedule import Generators
 from fluxnb.records import Keep, Step, Trajectory
-from fluxnb.records.latents import unpack
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.attention import attention_modules, words_of
 from fluxnb.sampling.recording import CallTrace
@@ -43,7 +42,7 @@ Decoded = tuple[Image.Image | None, float]  # a picture and the seconds that dec
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The steps that need no evaluation: known steps per picture, how many, the tokens after them, all levels."""
+    """The steps that need no evaluation: known steps per picture, how many, x after them, all levels."""
 
     steps: list[tuple[Step, ...]]
     count: int = 0
@@ -165,21 +164,22 @@ def _sample_rest(
         on_velocity=on_velocity,
     )
     with flux.lock:
-        tokens, fetch, undecoded = None, None, False
+        completed, fetch, undecoded = False, None, False
         try:
             with trace.observed():
-                tokens = flux.denoise(
-                    view, first, encoded, generators=generators, latents=prefix.latents, done=prefix.count
-                )
+                flux.denoise(view, first, encoded, generators=generators, latents=prefix.latents, done=prefix.count)
+            completed = True
         except KeyboardInterrupt:
             halted.append(KeyboardInterrupt)
         except torch.cuda.OutOfMemoryError:
             failure = flux.plan.out_of_memory(f"{first.height} x {first.width} px with {flux.model}")
         try:
-            if decode and flux.can_decode and tokens is not None and not halted:
+            # What the pipeline returns may be denormalized already; x after the last step is the same for all families.
+            x = trace.last_x if decode and completed and not halted else None
+            if x is not None and flux.can_decode:
                 finite.settle()
                 started = time.perf_counter()
-                fetch = flux.begin_decoding(unpack(tokens, first.height, first.width))
+                fetch = flux.begin_decoding(flux.geometry.latents(x, first.height, first.width))
         except KeyboardInterrupt:
             undecoded = True
         trajectories = trace.finish()  # a GPU decodes while the trajectories are copied from it
@@ -209,11 +209,11 @@ def _decode_end(flux: Flux, recipe: ResolvedRecipe, last: Step, completed: bool)
 
     None for a pipeline without a VAE, and where the decoding is interrupted.
     """
-    started, tokens = time.perf_counter(), last.x_next if completed else last.clean.to(last.x.dtype)
+    started, x = time.perf_counter(), last.x_next if completed else last.clean.to(last.x.dtype)
     image = None
     if flux.can_decode:
         with contextlib.suppress(KeyboardInterrupt):
-            image = flux.decode_tokens(tokens, recipe.height, recipe.width)
+            image = flux.decode_state(x, recipe.height, recipe.width)
     return image, time.perf_counter() - started
 
 
@@ -248,6 +248,9 @@ def _joined(
         numerics=numerics,
         preview=flux.preview,
         words=_words(flux, recipe, steps) if "attention" in keep.tensors else (),
+        geometry=flux.geometry,
+        predicts=flux.family.predicts,
+        pair=flux.pair,
     )
 
 
@@ -292,7 +295,7 @@ class FiniteCheck:
         self._pending: tuple[Tensor, Any, Callable[[int], Step]] | None = None
 
     def check(self, v: Tensor, step: Callable[[int], Step], *, late: bool) -> None:
-        """Check the velocities (batch, tokens, 64) of a step; `step` makes the record of one picture's.
+        """Check the velocities (batch, ...) of a step; `step` makes the record of one picture's.
 
         With `late` the result is read at the next step or by `settle`, since a GPU would be idle while the host waits.
 

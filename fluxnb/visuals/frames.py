@@ -20,7 +20,7 @@ from torch import Tensor
 from fluxnb.errors import InputError, unknown_choice
 from fluxnb.records import Cell, Film, Step, Sweep, Trajectory
 from fluxnb.records.latents import Decode
-from fluxnb.visuals.labels import NAMES, cell_labels, distinct_labels, label_of
+from fluxnb.visuals.labels import NAMES, cell_labels, distinct_labels, label_of, pair_note
 from fluxnb.visuals.overlays import normalized_attention, overlay, steps_with_attention
 
 __all__ = ["SHOWS", "Decode", "FrameSet", "at_most", "describe", "frame_sets", "frames_of", "payload", "webp"]
@@ -288,14 +288,21 @@ def payload(record: Any, frame_sets: Sequence[FrameSet]) -> tuple[dict[str, Any]
         for frame_set in frame_sets
     ]
     by = sorted({frame_set.by for frame_set in frame_sets if frame_set.by})
+    notes = (f"frames by {' and '.join(by)}" if by else "", pair_note(_trajectories_in(record)))
     return {
         "title": title,
         "shows": [{"key": show, "name": NAMES[show]} for show in shows],
         "trajectories": trajectories,
         "words": words,
         "columns": columns,
-        "note": f"frames by {' and '.join(by)}" if by else "",
+        "note": ". ".join(filter(None, notes)),
     }, frames
+
+
+def _trajectories_in(record: Any) -> Sequence[object]:
+    if isinstance(record, Sweep):
+        return [cell.trajectory for cell in record.cells]
+    return [record] if isinstance(record, Trajectory | Film) else list(record)
 
 
 def _draw_without_model(trajectory: Trajectory) -> tuple[Decode, str]:

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from fluxnb.records import Film, Sweep, Trajectory
+from fluxnb.records import Film, Pair, Sweep, Trajectory
 
-__all__ = ["NAMES", "cell_labels", "distinct_labels", "label_of", "value_label", "value_labels"]
+__all__ = ["NAMES", "cell_labels", "distinct_labels", "label_of", "pair_note", "value_label", "value_labels"]
 
 LONG_PREFIX = 24  # characters; a common beginning of prompts is cut from this length on
 NAMES = {
@@ -49,6 +49,22 @@ def distinct_labels(trajectories: Sequence[Trajectory | Film]) -> list[str]:
         ]
     differ = [name for name in facts[0] if len({fact[name] for fact in facts}) > 1] or ["steps", "seed"]
     return [", ".join(fact[name] for name in differ if fact[name]) for fact in facts]
+
+
+def pair_note(trajectories: Sequence[object]) -> str:
+    """What the distillation keeps, where trajectories of a student are beside those of its teacher; else "".
+
+    Every comparison displays it: on a student that matches the distribution only, equal seeds promise no equal picture.
+
+    Example:
+        >>> pair_note([fnb.run(student, "a fox"), fnb.run(teacher, "a fox")])       # doctest: +SKIP
+        'klein matches the distribution only: the same seed promises a similar layout at best (teacher: klein-base).'
+    """
+    models: dict[Pair, set[str]] = {}
+    for trajectory in trajectories:
+        if isinstance(trajectory, Trajectory) and trajectory.pair is not None:
+            models.setdefault(trajectory.pair, set()).add(trajectory.model)
+    return " ".join(str(pair) for pair, compared in models.items() if len(compared) > 1)
 
 
 def cell_labels(sweep: Sweep) -> list[str]:

@@ -98,7 +98,7 @@ def rewritten(path: Path, change) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda h, t: h.update(format=3),
+        lambda h, t: h.update(format=4),
         lambda h, t: h.update(format=True),
         lambda h, t: h.update(numerics=1),
         lambda h, t: h.pop("numerics"),

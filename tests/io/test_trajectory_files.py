@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from fluxnb.errors import InputError, StorageError
 from fluxnb.io.trajectory_files import open_trajectory, save
+from fluxnb.records import Geometry
+from fluxnb.records.geometry import FLUX1
 from tests.scenes import trajectory
 
 
@@ -27,9 +31,13 @@ def rewritten(path, change):
     return path
 
 
+DATA = Path(__file__).parent / "data"
+
+
 def as_format_1(numerics):
     def change(header):
         header["format"] = 1
+        del header["geometry"], header["predicts"]
         del header["numerics"]
         if header["recipe"] is not None:
             fields = {**json.loads(header["recipe"]), "fluxnb_recipe": 1, "numerics": numerics}
@@ -56,6 +64,27 @@ def test_the_numerics_of_a_file_of_format_1_without_a_recipe_are_unknown(tmp_pat
     made = dataclasses.replace(trajectory(), recipe=None)
     opened = open_trajectory(rewritten(save(made, tmp_path / "a"), as_format_1("exact")))
     assert opened.numerics == "unknown" and not opened.exact
+
+
+@pytest.mark.parametrize("format_", [1, 2])
+def test_a_file_that_an_older_version_wrote_opens_as_flux1(format_):
+    opened, made = open_trajectory(DATA / f"format_{format_}.safetensors"), trajectory(seed=3, steps=2, size=32)
+    assert opened.geometry == FLUX1 and opened.predicts == "velocity" and opened.numerics == "exact"
+    assert opened.recipe.seed == 3 and opened.image.size == (32, 32) and opened.finished
+    for step, new in zip(opened, made, strict=True):
+        torch.testing.assert_close(step.latents("clean"), new.latents("clean"), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "geometry", [Geometry(channels=4, layout="spatial"), Geometry(channels=4), Geometry(channels=1, order="ph pw c")]
+)
+def test_geometry_comes_back(tmp_path, geometry):
+    made = dataclasses.replace(trajectory(size=32), geometry=geometry, preview=None, predicts="mean velocity")
+    x = geometry.arrange(torch.randn(geometry.channels, 4, 4))
+    steps = [dataclasses.replace(step, geometry=geometry, tensors={"x": x, "v": x}) for step in made]
+    opened = open_trajectory(save(dataclasses.replace(made, steps=tuple(steps)), tmp_path / "a"))
+    assert opened.geometry == geometry and opened.predicts == "mean velocity"
+    assert torch.equal(opened[0].latents("x"), steps[0].latents("x"))
 
 
 @pytest.mark.parametrize("numerics", [1, None, ["exact"]])
@@ -107,6 +136,11 @@ def test_a_trajectory_that_no_file_holds_is_an_input_error(tmp_path):
         lambda header: header["preview"].update(weight=[[0.1] * 15] * 3),
         lambda header: header.update(height=64, recipe=None, steps=[]),
         lambda header: header.update(words=["a"] * 5000),
+        lambda header: header.update(predicts="noise"),
+        lambda header: header.update(geometry={"layout": "spatial"}),
+        lambda header: header.update(geometry={"channels": 2**40}),
+        lambda header: header.update(geometry={"rows": 3}),
+        lambda header: header.update(geometry=None),
     ],
 )
 def test_values_out_of_their_bounds_are_a_storage_error(tmp_path, change):
