@@ -14,6 +14,8 @@ from fluxnb.errors import InputError
 from fluxnb.families.registry import FAMILIES, MODELS, family_of
 from tests.families.tiny import PIPELINES
 
+pytestmark = pytest.mark.slow  # importing the classes of two families takes seconds
+
 NAMES = tuple(PIPELINES)
 HEIGHT, WIDTH, LENGTH, STEPS = 64, 96, 48, 3
 
@@ -250,7 +252,7 @@ def test_the_recipe_in_a_png_repeats_the_picture(pipes, name, tmp_path):
 def test_the_lab_samples(pipes, name):
     widget = fnb.lab(flux_of(pipes(name))).generate(prompt="a red fox", seeds="1-2", steps="2").wait(60)
     assert len(widget.grid) == 2 and widget.grid.finished
-    assert ("guidance" in widget.form["fields"]) == (scale_of(name) is not None)
+    assert ("guidance" in widget.fields) == (scale_of(name) is not None)
     widget.close()
 
 

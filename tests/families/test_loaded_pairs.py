@@ -17,6 +17,8 @@ from fluxnb.runtime.swapping import swap
 from tests.families.test_families import bytes_of, plain
 from tests.families.tiny import klein
 
+pytestmark = pytest.mark.slow  # importing the classes takes seconds
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
@@ -108,7 +110,6 @@ def test_models_with_different_text_encoders_are_no_pair(folders, tmp_path):
         fnb.load_pair(root / "student", tmp_path / "other")
 
 
-@pytest.mark.slow
 def test_the_pair_of_pocket_is_the_two_packaged_models():
     teacher, student = fnb.load_pair("pocket")
     for flux, name in ((teacher, "pocket-base"), (student, "pocket")):

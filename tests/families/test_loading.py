@@ -19,6 +19,8 @@ from fluxnb.runtime.assembly import assemble
 from tests.families.test_families import LENGTH, bytes_of, plain, scale_of
 from tests.families.tiny import PIPELINES
 
+pytestmark = pytest.mark.slow  # importing the classes of two families takes seconds
+
 NAMES = tuple(PIPELINES)
 
 

@@ -26,7 +26,7 @@ def available(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", table.NAMES)
-def test_a_pipeline_is_recorded_as_the_table_says(name):
+def test_a_pipeline_is_recorded_as_the_table_says_and_every_view_renders(name, tmp_path):
     available(name)
     pipe, arguments = table.made(name)
     plain = [table.called(pipe, arguments, seed) for seed in (3, 4)]
@@ -43,20 +43,18 @@ def test_a_pipeline_is_recorded_as_the_table_says(name):
             torch.testing.assert_close(mixed, step.x.float(), atol=1e-5, rtol=1e-5)
             cell = trajectory.geometry.cell
             assert step.latents("clean").shape == (trajectory.geometry.channels, 64 // cell, 96 // cell)
+    if trajectories:
+        check_views(trajectories, tmp_path)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", table.NAMES)
-def test_every_view_of_a_record_renders(name, tmp_path):
-    available(name)
-    pipe, arguments = table.made(name)
-    _, trajectories, _ = table.recorded(pipe, arguments)
-    for trajectory in trajectories[:1]:
-        fnb.filmstrip(trajectory).savefig(io.BytesIO(), format="png", dpi=20)
-        assert trajectory.to_html(tmp_path / "a.html").exists() and fnb.scrub(trajectory) is not None
-        fnb.compare(trajectories).savefig(io.BytesIO(), format="png", dpi=20)
-        opened = fnb.open_trajectory(fnb.save(trajectory, tmp_path / "a.safetensors"))
-        assert opened.geometry == trajectory.geometry and opened.predicts == trajectory.predicts
+def check_views(trajectories, folder):
+    """Every view of a record renders, and its file opens with the same geometry."""
+    first = trajectories[0]
+    for figure in (fnb.filmstrip(first), fnb.compare(trajectories)):
+        figure.savefig(io.BytesIO(), format="png", dpi=20)
+    assert first.to_html(folder / "a.html").exists() and fnb.scrub(first) is not None
+    opened = fnb.open_trajectory(fnb.save(first, folder / "a.safetensors"))
+    assert opened.geometry == first.geometry and opened.predicts == first.predicts
 
 
 def test_the_table_lists_at_least_twelve_further_pipelines():
@@ -76,6 +74,7 @@ def test_a_trigflow_step_is_the_step_of_a_rectified_flow_with_the_same_ends():
         torch.testing.assert_close(x + (1 - sigma) * v, noise)
 
 
+@pytest.mark.slow
 def test_the_last_clean_estimate_of_sana_sprint_is_what_its_decoder_gets():
     pipe, given = sana_sprint(), []
     decode = pipe.vae.decode
@@ -118,6 +117,7 @@ def test_the_size_of_latents_in_space_is_read_from_them():
     assert geometry_of_call(Unknown(), (16, 4, 6), 64, 96).geometry.cell == 16
 
 
+@pytest.mark.slow
 def test_a_failure_of_the_recorder_is_one_warning_and_the_call_goes_on(monkeypatch):
     from fluxnb.sampling import recording
 
