@@ -40,6 +40,7 @@ def pair(folders):
 
 def test_a_pair_shares_its_text_encoder_and_vae(pair):
     teacher, student = pair
+    assert isinstance(pair, fnb.LoadedPair) and pair.teacher is teacher and pair.student is student
     assert teacher.pipe.vae is student.pipe.vae and teacher.pipe.text_encoder is student.pipe.text_encoder
     assert teacher.pipe.transformer is not student.pipe.transformer
     assert teacher.defaults.guidance_kind == "true_cfg" and student.defaults.guidance_kind == "none"
