@@ -13,7 +13,8 @@ from fluxnb.grid.runner import GridRunner
 from fluxnb.grid.store import Store
 from fluxnb.io.files import user_path
 from fluxnb.pipeline.flux import Flux
-from fluxnb.pipeline.prompts import truncations, unknown_words
+from fluxnb.pipeline.prompts import truncations
+from fluxnb.pipeline.vocabulary import unknown_words_text
 from fluxnb.records import Keep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.sampling.sampler import STOP
@@ -22,10 +23,7 @@ from fluxnb.widgets.lab import Job, Lab, StepCallback
 __all__ = ["lab"]
 
 PROMPT = "a cat in the snow"
-EXAMPLES = {
-    "pocket": ("a cat in the snow", "a red fox on the beach", "a penguin at night", "a blue owl and a yellow duck"),
-    "": ("a fox in the snow, watercolor", "a lighthouse at dusk, long exposure", 'a shop sign that reads "open"'),
-}
+EXAMPLES = ("a fox in the snow, watercolor", "a lighthouse at dusk, long exposure", 'a shop sign that reads "open"')
 SMALL_SIDE = 256  # pixels up to which the record holds all steps by default, so that the images can be scrubbed
 
 
@@ -74,17 +72,16 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
             notices=_notices(flux, recipes[0]),
         )
 
-    examples = EXAMPLES["pocket" if flux.model.startswith("pocket") else ""]
-    widget = Lab(generate, _initial_fields(flux, prompt), model=flux.model, stop=STOP, examples=examples)
-    return widget
+    examples = EXAMPLES if flux.vocabulary is None else flux.vocabulary.examples
+    return Lab(generate, _initial_fields(flux, prompt), model=flux.model, stop=STOP, examples=examples)
 
 
 def _notices(flux: Flux, recipe: ResolvedRecipe) -> list[str]:
     """What may surprise about a request: a truncated prompt, unknown words, a size far from that of the training."""
     notices = truncations(flux.pipe, flux.family, recipe.prompt, recipe.max_sequence_length)
-    if words := unknown_words(flux.pipe, recipe.prompt):
-        listed = ", ".join(repr(word) for word in words[:8])
-        notices.append(f"{flux.model} does not know {listed}{' and others' if len(words) > 8 else ''}.")
+    vocabulary = flux.vocabulary
+    if vocabulary is not None and (text := unknown_words_text(flux.model, vocabulary, recipe.prompt)):
+        notices.append(text)
     size = flux.defaults.size
     if max(recipe.height, recipe.width) > 2 * size or min(recipe.height, recipe.width) < size // 2:
         notices.append(

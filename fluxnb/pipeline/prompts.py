@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,7 @@ from fluxnb.errors import shorten, warn_caller
 from fluxnb.families.family import Family
 from fluxnb.pipeline.compat import silenced
 
-__all__ = ["Encoded", "PromptWarning", "encode_prompt", "truncations", "unknown_words", "warn_of_truncation"]
-
-WORD_VOCABULARY = 5000  # tokens; a smaller vocabulary has the words of a small model, each as one token
+__all__ = ["Encoded", "PromptWarning", "encode_prompt", "truncations", "warn_of_truncation"]
 
 
 class PromptWarning(UserWarning):
@@ -114,23 +111,3 @@ def truncations(pipe: Any, family: Family, prompt: str, length: int) -> list[str
                 f"{shorten(lost, 200)}. Put what matters first, or shorten the prompt."
             )
     return found
-
-
-def unknown_words(pipe: Any, prompt: str) -> list[str]:
-    """The words of a prompt that the T5 tokenizer has no tokens for, in order.
-
-    For a small model, whose vocabulary holds each known word as one token, these are also the words that are spelled
-    out in several tokens, except quoted ones, which are lettering.
-    """
-    tokenizer = getattr(pipe, "tokenizer_2", None)
-    if tokenizer is None:
-        return []
-    has_words = tokenizer.vocab_size < WORD_VOCABULARY
-    unquoted = re.sub(r"[\"“”][^\"“”]*[\"“”]", " ", prompt) if has_words else prompt
-    unknown = []
-    for word in dict.fromkeys(re.findall(r"[^\s,.;:!?()]+", unquoted)):
-        with silenced():
-            ids = [id for id in tokenizer(word, add_special_tokens=False).input_ids if tokenizer.decode([id]).strip()]
-        if tokenizer.unk_token_id in ids or (has_words and len(ids) > 1):
-            unknown.append(word)
-    return unknown

@@ -15,7 +15,7 @@ from typing import Any
 from fluxnb.errors import shorten, warn_caller
 from fluxnb.pipeline.prompts import PromptWarning
 
-__all__ = ["Vocabulary", "vocabulary_of", "warn_of_unknown_words"]
+__all__ = ["Vocabulary", "unknown_words_text", "vocabulary_of", "warn_of_unknown_words"]
 
 EXAMPLES = {
     "pocket": (
@@ -104,15 +104,20 @@ def warn_of_unknown_words(model: str, vocabulary: Vocabulary, prompt: str) -> No
     Warns:
         PromptWarning: names the words, and known ones of similar spelling.
     """
+    if text := unknown_words_text(model, vocabulary, prompt):
+        warn_caller(text, PromptWarning)
+
+
+def unknown_words_text(model: str, vocabulary: Vocabulary, prompt: str) -> str:
+    """A sentence that names the unknown words of a prompt and known ones of similar spelling; empty without any."""
     unknown = vocabulary.unknown(prompt)
     if not unknown:
-        return
+        return ""
     similar = dict.fromkeys(near for word in unknown for near in vocabulary.nearest(word))
     hint = f"known words of similar spelling: {', '.join(list(similar)[:6])}" if similar else "no known word is similar"
     more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
     words = ", ".join(shorten(word, 40) for word in unknown[:8]) + more
-    warn_caller(
+    return (
         f"{model} was not trained on {words}, so the picture is not expected to show it; {hint}. "
-        f"See flux.vocabulary for its {len(vocabulary)} words, or try {vocabulary.examples[0]!r}.",
-        PromptWarning,
+        f"See flux.vocabulary for its {len(vocabulary)} words, or try {vocabulary.examples[0]!r}."
     )
