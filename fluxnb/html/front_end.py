@@ -14,10 +14,10 @@ VIEWS = ("scrubber", "explore", "lab")
 
 
 def script(view: str) -> str:
-    """The ES module of a view; its default export is for anywidget, and `mount` displays it in a page.
+    """The ES module of a view; its default export is for anywidget, and `mountPage` displays it in a page.
 
     Example:
-        >>> "function mount(" in script("scrubber")
+        >>> "mountPage" in script("scrubber")
         True
     """
     return _read(f"{view}.js")

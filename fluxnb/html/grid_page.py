@@ -25,7 +25,7 @@ from fluxnb.records.recipe import Recipe
 from fluxnb.visuals.frames import Decode, frames_of, webp
 from fluxnb.visuals.labels import NAMES, value_label, value_labels
 
-__all__ = ["SHOWS", "GridEncoder", "page", "save_cells", "write"]
+__all__ = ["SHOWS", "GridEncoder", "document", "page", "save_cells", "stills_of", "write"]
 
 SHOWS = ("clean", "x")
 NO_SLIDER = "no slider over sigma: these cells have no steps; sample the grid with keep=fnb.Keep()"
@@ -202,7 +202,12 @@ def document(data: dict[str, Any], cells: Sequence[dict[str, Any]], frames: Sequ
     """The HTML text of the page of a grid, from the output of a GridEncoder."""
     prompts = {dict(cell["facts"])["prompt"] for cell in cells}
     title = prompts.pop() if len(prompts) == 1 else str(data["title"])
-    return html.document("explore", title, {**data, "cells": list(cells)}, frames, cells[0]["final"])
+    return html.document("explore", title, {**data, "cells": list(cells)}, frames, stills_of(cells))
+
+
+def stills_of(cells: Sequence[dict[str, Any]]) -> list[html.Still]:
+    """The pictures of the cells, for the sheet that is printed."""
+    return [html.Still(cell["final"], cell["caption"]) for cell in cells]
 
 
 def save_cells(cells: Iterable[Cell], folder: str | Path) -> list[Path]:

@@ -12,6 +12,7 @@ import hashlib
 import html
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from fluxnb.io.files import atomic_write, user_path
 from fluxnb.records import Film, Sweep, Trajectory
 from fluxnb.visuals.frames import SHOWS, Decode, frame_sets, payload
 
-__all__ = ["Page", "document", "page", "save", "write", "write_page"]
+__all__ = ["Page", "Still", "document", "elements", "page", "save", "stills_of", "write", "write_page"]
 
 _POLICY = (
     "default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; form-action 'none'"
@@ -45,14 +46,21 @@ _PAGE = """<!doctype html>
 
 _MARGINS = "body { margin: 28px auto; max-width: 1080px; padding: 0 18px; }"
 
-_BODY = """<div id="{name}">{still}</div>
+_BODY = """<div id="{name}" data-fluxnb="{name}">{sheet}</div>
 <script type="module">{script}</script>"""
 
 _SCRIPT = """
 {js}
 const {{ data, urls }} = {content};
-mount(document.getElementById("{name}"), data, urls);
+mountPage({arguments});
 """
+
+_SHEET = '<div class="fluxnb-sheet">{figures}</div>'
+_FIGURE = (
+    '<figure><img alt="{caption}" src="{url}" data-frame="{number}" width="{width}">'
+    "<figcaption>{caption}</figcaption></figure>"
+)
+SHEET_WIDTH = 160  # pixels of a picture in the sheet
 
 
 class Page:
@@ -80,7 +88,7 @@ class Page:
         return f"Page({self.title!r})"
 
     def _repr_html_(self) -> str:
-        body, _ = _body("scrubber", self.title, self._data, self._frames, _final(self._data))
+        body, _ = elements("scrubber", self._data, self._frames, stills_of(self._data))
         return f"<style>{style('scrubber')}</style>\n{body}"
 
 
@@ -97,7 +105,7 @@ def page(record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = N
         InputError: an empty record, or an unknown name in `shows`.
     """
     data, frames = _content(record, shows, decode)
-    return document("scrubber", str(data["title"]), data, frames, _final(data))
+    return document("scrubber", str(data["title"]), data, frames, stills_of(data))
 
 
 @entry_point("path", "shows", "decode")
@@ -132,14 +140,27 @@ def write(
 
 def write_page(path: str | Path, data: dict[str, Any], frames: Sequence[bytes]) -> Path:
     """Write a page of frames that are encoded already, as `fluxnb.visuals.frames.payload` returns them."""
-    return save(document("scrubber", str(data["title"]), data, frames, _final(data)), path)
+    return save(document("scrubber", str(data["title"]), data, frames, stills_of(data)), path)
 
 
 def _content(record: Any, shows: Sequence[str], decode: Decode | None) -> tuple[dict[str, Any], list[bytes]]:
     return payload(record, frame_sets(record, shows=shows, decode=decode))
 
 
-def document(view: str, title: str, content: dict[str, Any], frames: Sequence[bytes], final: int | None) -> str:
+@dataclass(frozen=True)
+class Still:
+    """A picture of the sheet that is displayed where scripts do not run, and printed.
+
+    Arguments:
+        frame: number of the frame.
+        caption: plain text; it is escaped here.
+    """
+
+    frame: int
+    caption: str
+
+
+def document(view: str, title: str, content: dict[str, Any], frames: Sequence[bytes], stills: Sequence[Still]) -> str:
     """The HTML text of a page with one view.
 
     Arguments:
@@ -147,9 +168,9 @@ def document(view: str, title: str, content: dict[str, Any], frames: Sequence[by
         title: plain text; it is escaped here.
         content: JSON data for the `mount` function of the view.
         frames: WebP bytes, to which `content` refers by number.
-        final: number of the picture displayed until the script runs, or None.
+        stills: the pictures of the sheet.
     """
-    body, program = _body(view, title, content, frames, final)
+    body, program = elements(view, content, frames, stills)
     css = f"\n{_MARGINS}\n{style(view)}"
     policy = _POLICY.format(style=_source_hash(css), script=_source_hash(program))
     return _PAGE.format(policy=policy, title=html.escape(title), css=css, body=body)
@@ -160,19 +181,44 @@ def _source_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def _final(data: dict[str, Any]) -> int | None:
-    return next((trajectory["final"] for trajectory in data["trajectories"] if trajectory["final"] is not None), None)
+def stills_of(data: dict[str, Any]) -> list[Still]:
+    """The final pictures of a scrubber's trajectories."""
+    trajectories = data["trajectories"]
+    return [Still(each["final"], each["caption"]) for each in trajectories if each["final"] is not None]
 
 
-def _body(view: str, title: str, data: dict[str, Any], frames: Sequence[bytes], final: int | None) -> tuple[str, str]:
-    """The elements of a view, and the text of their script."""
+def elements(
+    view: str,
+    data: dict[str, Any],
+    frames: Sequence[bytes],
+    stills: Sequence[Still],
+    *,
+    key: str | None = None,
+    options: dict[str, Any] | None = None,
+) -> tuple[str, str]:
+    """The elements of a view, and the text of their script.
+
+    Frames of the sheet are stored there alone, and the script reads them from its images.
+
+    Arguments:
+        key: name of the elements. By default it is derived from the content, so that a notebook that is run again has
+            the same output.
+        options: further arguments for the script.
+    """
     urls = ["data:image/webp;base64," + base64.b64encode(frame).decode("ascii") for frame in frames]
-    still = "" if final is None else f'<img alt="{html.escape(title)}" src="{urls[final]}">'
-    content = _json({"data": data, "urls": urls})
-    # The id is derived from the content, so that a notebook that is run again has the same output.
-    name = f"fluxnb-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
-    program = _SCRIPT.format(name=name, js=script(view), content=content)
-    return _BODY.format(name=name, still=still, script=program), program
+    captions: dict[int, list[str]] = {}  # equal pictures are displayed once, with the captions of all
+    for still in stills:
+        captions.setdefault(still.frame, []).append(still.caption)
+    content = _json({"data": data, "urls": [None if i in captions else url for i, url in enumerate(urls)]})
+    figures = []
+    for number, texts in captions.items():
+        caption = html.escape("; ".join(dict.fromkeys(texts)))
+        figures.append(_FIGURE.format(number=number, caption=caption, width=SHEET_WIDTH, url=urls[number]))
+    sheet = _SHEET.format(figures="".join(figures)) if figures else ""
+    name = key or f"fluxnb-{hashlib.sha256((content + sheet).encode()).hexdigest()[:12]}"
+    arguments = ", ".join([f'"{name}"', "data", "urls", *([_json(options)] if options else [])])
+    program = _SCRIPT.format(js=script(view), content=content, arguments=arguments)
+    return _BODY.format(name=name, sheet=sheet, script=program), program
 
 
 def _json(value: object) -> str:

@@ -39,6 +39,7 @@ class Explorer(GridView):
         folder: where starred cells are saved.
     """
 
+    _view = "explore"
     _esm = script("explore")
     _css = style("explore")
 
@@ -62,7 +63,9 @@ class Explorer(GridView):
     def wait(self, timeout: float | None = None) -> Explorer:
         """Wait until no more cells arrive, at most `timeout` seconds, and raise the error that ended the sampling."""
         if self._worker is not None:
-            self._worker.wait(timeout)
+            self._worker.join(timeout)
+            self._complete()  # once more from this thread: a converter ignores updates of a cell that has ended
+            self._worker.wait(0)
         return self
 
     def stop(self) -> None:
@@ -94,6 +97,11 @@ class Explorer(GridView):
         results.message = "" if problem is None else str(problem) if isinstance(problem, FluxnbError) else repr(problem)
         self._resend()
         self.data = self._describe()
+        self._complete()
+
+    @property
+    def _is_complete(self) -> bool:
+        return self._worker is None or not self._worker.running
 
     def _show(self, cells: Sequence[Cell], *, finished: bool) -> None:
         """Display cells that exist already."""

@@ -180,9 +180,20 @@ class GridView(View):
         """Write the cells received so far as one HTML page that needs no kernel and no network; returns the path."""
         if not self._results.received:
             raise InputError("a grid without cells", "none has finished yet", "wait for the first with widget.wait()")
-        data = {**self._describe(), "folder": ""}  # a page that is shared names no local folder
+        data, frames = self._page_content()
+        return html.save(pages.document(data, data["cells"], frames), path)
+
+    def _page_content(self) -> tuple[dict[str, Any], list[bytes]]:
+        # A page that is shared names no local folder.
+        data = {**self._describe(), "folder": "", "cells": list(self._results.cells)}
         del data["run"]
-        return html.save(pages.document(data, self._results.cells, self._results.frames), path)
+        return data, list(self._results.frames)
+
+    def _content(self) -> tuple[dict[str, Any], list[bytes]] | None:
+        return self._page_content() if self._results.received else None
+
+    def _stills(self, data: dict[str, Any]) -> list[html.Still]:
+        return pages.stills_of(data["cells"])
 
     # -------------------------------------------------------------------------------------------------------- front end
     def _describe(self) -> dict[str, Any]:

@@ -175,6 +175,8 @@ class Lab(GridView):
         fields: the texts of the form by name.
     """
 
+    _view = "lab"
+    _absent = "This lab needs a kernel: run the cell."
     _esm = script("lab")
     _css = style("lab")
 
@@ -287,6 +289,7 @@ class Lab(GridView):
         """Wait until the sampling ends, at most `timeout` seconds, and raise the error that ended it, if any."""
         if self._worker is not None:
             self._worker.join(timeout)
+            self._complete()
         if self.problem is not None:
             raise self.problem
         return self
@@ -378,7 +381,12 @@ class Lab(GridView):
         self._record(progress)
         counts = {"done": done, "total": progress.total, "elapsed": progress.elapsed}
         self.state = _state(phase, **counts, message=message, remedy=remedy, notices=list(progress.job.notices))
+        self._complete()
         self.running = False
+
+    @property
+    def _is_complete(self) -> bool:
+        return False  # another run may follow
 
     # ------------------------------------------------------------------------------------------ requests of a front end
     def _actions(self) -> Any:

@@ -36,6 +36,7 @@ class Scrubber(View):
         sigma: the displayed noise level, from 1 to 0.
     """
 
+    _view = "scrubber"
     _esm = script("scrubber")
     _css = style("scrubber")
 
@@ -52,6 +53,12 @@ class Scrubber(View):
     def __repr__(self) -> str:
         count = len(self.data.get("trajectories", []))
         return f"Scrubber({count} {'trajectory' if count == 1 else 'trajectories'}, {len(self.frames)} frames)"
+
+    def _content(self) -> tuple[dict[str, Any], list[bytes]]:
+        return self.data, self.frames
+
+    def _stills(self, data: dict[str, Any]) -> list[html.Still]:
+        return html.stills_of(data)
 
     @entry_point("path")
     def to_html(self, path: str | Path) -> Path:

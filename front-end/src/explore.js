@@ -2,22 +2,24 @@
 // The explorer: a grid that is given from Python, in a notebook or in a self-contained page.
 //
 // In a notebook anywidget calls `initialize` once and `render` for each view; cells arrive as messages while the grid
-// is sampled. In a self-contained page `mount` is called with data: URLs.
+// is sampled. Pages and outputs of cells call `mountPage`.
 
 import { make } from "./dom.js";
 import { makeGrid } from "./grid.js";
 import { connectGrid } from "./kernel.js";
+import { pageMounter, register } from "./output.js";
 import { pageSource, receiveCells } from "./source.js";
 import "./shared.css";
 import "./viewer.css";
 import "./explore.css";
 
-export function mount(root, data, urls) {
+function mount(root, data, urls) {
   return makeGrid(root, pageSource(data, urls), null);
 }
 
 function initialize({ model }) {
   receiveCells(model);
+  return register(model);
 }
 
 function render({ model, el }) {
@@ -26,4 +28,5 @@ function render({ model, el }) {
   return connectGrid(root, model).close;
 }
 
+export const mountPage = pageMounter(mount, render);
 export default { initialize, render };

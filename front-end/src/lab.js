@@ -4,6 +4,7 @@
 import { make, makeButton } from "./dom.js";
 import { changedFields, makeForm } from "./form.js";
 import { connectGrid } from "./kernel.js";
+import { pageMounter, register } from "./output.js";
 import { receiveCells } from "./source.js";
 import { followGround } from "./theme.js";
 import "./shared.css";
@@ -12,7 +13,7 @@ import "./explore.css";
 import "./lab.css";
 
 // The same text as `duration` in fluxnb/units.py.
-export function formatDuration(seconds) {
+function formatDuration(seconds) {
   if (seconds < 10) return `${seconds.toFixed(seconds < 1 ? 2 : 1)} s`;
   if (seconds < 120) return `${Math.round(seconds)} s`;
   return seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`;
@@ -200,6 +201,7 @@ function labView(root, model) {
 
 function initialize({ model }) {
   receiveCells(model);
+  return register(model);
 }
 
 function render({ model, el }) {
@@ -208,4 +210,5 @@ function render({ model, el }) {
   return labView(root, model);
 }
 
+export const mountPage = pageMounter(() => null, render);
 export default { initialize, render };

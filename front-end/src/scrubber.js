@@ -1,12 +1,13 @@
 // @ts-check
 // The scrubber: the steps of one or several trajectories with one slider over sigma. Needs no kernel and no network.
 //
-// In a notebook anywidget calls `render` and the frames arrive as bytes; in a self-contained page `mount` is called
-// with data: URLs. Text (a prompt, a label) is only ever assigned to textContent or to an attribute, never parsed as
+// In a notebook anywidget calls `render` and the frames arrive as bytes; pages and outputs of cells call
+// `mountPage`. Text (a prompt, a label) is only ever assigned to textContent or to an attribute, never parsed as
 // markup.
 
 import { frameUrl, make, makeButton } from "./dom.js";
 import { frameAt, levels, SHOW_KEYS } from "./levels.js";
+import { pageMounter, register } from "./output.js";
 import { makePlayback } from "./playback.js";
 import { followGround } from "./theme.js";
 import { throttledTrait } from "./traits.js";
@@ -16,7 +17,7 @@ import "./scrubber.css";
 const ZOOMS = [1, 1.5, 2, 3, 4, 6, 8];
 
 /** @param {(sigma: number) => void} [moved] called when the user moves the slider */
-export function mount(root, data, urls, moved) {
+function mount(root, data, urls, moved) {
   const state = { zoom: 0, panX: 0, panY: 0, word: -1 }; // word: an index, -1 for no overlay
   const listeners = new AbortController();
   const on = (node, name, act, options = {}) =>
@@ -203,4 +204,9 @@ function render({ model, el }) {
   };
 }
 
-export default { render };
+function initialize({ model }) {
+  return register(model);
+}
+
+export const mountPage = pageMounter(mount, render);
+export default { initialize, render };
