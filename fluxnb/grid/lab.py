@@ -73,7 +73,8 @@ def lab(flux: Flux, *, prompt: str = PROMPT, store: str | Path | Store | None = 
         )
 
     examples = EXAMPLES if flux.vocabulary is None else flux.vocabulary.examples
-    return Lab(generate, _initial_fields(flux, prompt), model=flux.model, stop=STOP, examples=examples)
+    widget = Lab(generate, _initial_fields(flux, prompt), model=flux.model, stop=STOP, examples=examples)
+    return widget
 
 
 def _notices(flux: Flux, recipe: ResolvedRecipe) -> list[str]:
