@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 import fluxnb as fnb
+from fluxnb.html import page
 from fluxnb.records.latents import pack
 
 __all__ = ["FluxnbFilm", "FluxnbKSampler", "Recording"]
@@ -209,8 +210,6 @@ class FluxnbFilm:
         records = [_with_image(each, decode) for each in trajectory.trajectories]
         strips = [_picture(fnb.filmstrip(each, shows=shows, decode=decode)) for each in records]
         path = _free_path(filename_prefix)
-        from fluxnb.html import page
-
         page.write(records if len(records) > 1 else records[0], path, shows=shows, decode=decode)
         relative = path.relative_to(folder_paths.get_output_directory()).as_posix()
         return {"ui": {"text": [relative]}, "result": (torch.cat(strips), str(path))}

@@ -140,6 +140,10 @@ def test_a_recording_sampler_gives_the_latents_of_ksampler_and_the_steps_of_flux
     }
     recorded, _ = drawn(server, ours.recipe, **nodes)
     assert torch.equal(plain, recorded)
+    for picture in (server.folder / "output").glob("fluxnb_*.png"):
+        assert fnb.import_recipe(picture).source == "comfyui"
+    newest = max((server.folder / "output").glob("fluxnb_*.png"))
+    assert fnb.import_recipe(newest).recipe == ours.recipe
     page = (server.folder / "output" / "_film_00001.html").read_text(encoding="utf-8")
     assert "4 steps" in page and len(page) > 20_000
     assert (server.folder / "output" / "strip_00001_.png").stat().st_size > 10_000
