@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 import fluxnb as fnb
 from fluxnb.checkpoints.sources import POCKET
+from fluxnb.pipeline.identity import identity_of
 from fluxnb.pipeline.preview import fit_preview
 from fluxnb.records.latents import unpack
 
@@ -180,6 +181,15 @@ class Bench:
             found[f"ms a step on {place}"] = round(1000 * statistics.median(times), 3)
         return {**found, "pixels": side, "threads": torch.get_num_threads()}
 
+    def identity(self) -> dict[str, Any]:
+        """Time to read the identity of the pipeline, as every sweep does, and of pocket on the CPU."""
+        found = {}
+        for name, pipe, device in (("this model", self.pipe, self.device), ("pocket", fnb.load("pocket").pipe, "cpu")):
+            identity_of(pipe)
+            times = [timed(lambda pipe=pipe: identity_of(pipe), device) for _ in range(15)]
+            found[f"ms for {name}"] = round(1000 * statistics.median(times), 2)
+        return found
+
     def kinds(self) -> dict[str, Any]:
         """Batches and true CFG at the small size."""
         small = self.shape["small"]
@@ -223,7 +233,7 @@ class Bench:
 
     def cases(self) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         """The cases by importance; offloading is last, since it moves the model."""
-        for name in ("resident", "preview", "kinds", "dtypes", "model_offload", "group_offload"):
+        for name in ("resident", "preview", "identity", "kinds", "dtypes", "model_offload", "group_offload"):
             yield name.replace("_", " "), getattr(self, name)
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -150,3 +153,17 @@ def test_adapters_and_their_scales_belong_to_the_identity():
     pipe.transformer.fuse_lora()
     seen.append(identity_of(pipe).digest)
     assert len(set(seen)) == 5
+
+
+@pytest.mark.slow
+def test_processes_identify_a_pipeline_alike():
+    code = (
+        "from tests.conftest import toy_pipeline; from fluxnb.pipeline.identity import identity_of; "
+        "print(identity_of(toy_pipeline()))"
+    )
+    found = set()
+    for seed in ("1", "2"):  # of the hashes of text, by which sets are ordered
+        run = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed},
+                             capture_output=True, text=True, check=True)  # fmt: skip
+        found.add(run.stdout)
+    assert len(found) == 1, found
