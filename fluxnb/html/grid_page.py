@@ -42,7 +42,7 @@ class GridEncoder:
         axes: field names and their values, in order; values of added cells that are missing are appended.
         model: for the title.
         shows: the quantities the slider can display, of "clean", "x", "v", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+        decode: from latents in space to pictures; None for each trajectory's own linear preview.
         size: longest side of a picture in pixels, at least 16; larger pictures are reduced.
 
     Raises:
@@ -181,7 +181,7 @@ def write(
         sweep: the result of `fnb.sweep`; with `keep=fnb.Keep()` the page has a slider over sigma.
         path: the file to write.
         shows: the quantities the slider can display, of "clean", "x", "v", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+        decode: from latents in space to pictures; None for each trajectory's own linear preview.
         size: longest side of a picture in pixels; 64 photographs of 512 pixels are about 4 MB.
 
     Returns:

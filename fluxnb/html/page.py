@@ -69,7 +69,7 @@ class Page:
     Arguments:
         record: a Trajectory, a Film, a Sweep, or a list of the first two.
         shows: the quantities to choose from, of "clean", "x", "v", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+        decode: from latents in space to pictures; None for each trajectory's own linear preview.
 
     Raises:
         InputError: an empty record, or an unknown name in `shows`.
@@ -99,7 +99,7 @@ def page(record: Any, *, shows: Sequence[str] = SHOWS, decode: Decode | None = N
     Arguments:
         record: a Trajectory, a Film, a Sweep, or a list of the first two.
         shows: the quantities to choose from, of "clean", "x", "v", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+        decode: from latents in space to pictures; None for each trajectory's own linear preview.
 
     Raises:
         InputError: an empty record, or an unknown name in `shows`.
@@ -122,7 +122,7 @@ def write(
         record: a Trajectory, a Film, a Sweep, or a list of the first two.
         path: the file to write.
         shows: the quantities to choose from, of "clean", "x", "v", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+        decode: from latents in space to pictures; None for each trajectory's own linear preview.
 
     Returns:
         The path written.

@@ -46,7 +46,7 @@ def attention(
         words: words of the prompt; None for those whose attention varies most over the picture, at most six, in the
             order of the prompt.
         over: "picture", the final picture; or "clean", "x", "v" or "noise" of each step.
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for the trajectory's own linear preview.
+        decode: from latents in space to pictures; None for the trajectory's own linear preview.
         columns: most steps drawn, at least 2.
         ax: axes to draw in; None for a new figure.
 

@@ -44,7 +44,7 @@ from fluxnb.plots.style import (
 )
 from fluxnb.records import Film, Sweep, Trajectory
 from fluxnb.visuals.frames import Decode, FrameSet, frame_sets, frames_of
-from fluxnb.visuals.labels import NAMES, pair_note, value_labels
+from fluxnb.visuals.labels import NAMES, name_of, pair_note, value_labels
 
 __all__ = ["compare", "contact_sheet", "filmstrip", "latent_channels"]
 
@@ -77,7 +77,7 @@ def filmstrip(
     Arguments:
         trajectory: a Trajectory, or a Film, which has one row.
         shows: the rows, of "x", "v", "clean", "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for the trajectory's own linear preview.
+        decode: from latents in space to pictures; None for the trajectory's own linear preview.
         columns: most steps drawn, at least 2.
         ax: axes to draw in; None for a new figure.
 
@@ -109,7 +109,7 @@ def filmstrip(
             for top, show in zip(tops, rows, strict=False):
                 draw_frame(figure, Box(left, top, width, height), frame_set.frames[show][index])
         for top, show in zip(tops, rows, strict=False):
-            draw_text(figure, 0.0, top + height / 2 - 0.17, NAMES[show], size=TEXT)
+            draw_text(figure, 0.0, top + height / 2 - 0.17, name_of(show, [trajectory]), size=TEXT)
             draw_text(figure, 0.0, top + height / 2, MEANING[show], size=SMALL - 0.3, color=SOFT)
         if frame_set.final is not None:
             left, top = lefts[len(chosen)], tops[rows.index("x") if "x" in rows else 0]
@@ -140,7 +140,7 @@ def compare(
     Arguments:
         trajectories: Trajectories or Films, one row each.
         show: "clean", "x", "v" or "noise".
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for each trajectory's own linear preview.
+        decode: from latents in space to pictures; None for each trajectory's own linear preview.
         labels: one label a row; None for labels that name what differs.
         ax: axes to draw in; None for a new figure.
 
@@ -171,7 +171,7 @@ def compare(
     with style_context():
         below = 0.66 if pair_note(trajectories) else 0.5
         figure = new_figure(LABELS + axis + width + GAP, HEAD + len(rows) * row_height + below)
-        heading(figure, f"The {NAMES[show]} at equal noise", common_subtitle(trajectories))
+        heading(figure, f"The {name_of(show, trajectories)} at equal noise", common_subtitle(trajectories))
         for row, frame_set in enumerate(rows):
             box = Box(0.0, HEAD + row * row_height, width, height)
             _draw_comparison_row(figure, box, frame_set, show, x_of)

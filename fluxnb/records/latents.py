@@ -24,7 +24,7 @@ __all__ = ["Decode", "LinearRGB", "fit_linear", "pack", "token_grid", "tokens_in
 
 Latents = Float[Tensor, "*batch channels height width"]
 Tokens = Float[Tensor, "*batch tokens features"]
-# From latents (frames, 16, h/8, w/8) to one picture each, as `flux.decode` does.
+# From latents in space (frames, channels, rows, columns) to one picture each, as `flux.decode` does.
 Decode = Callable[[Tensor], Sequence[Image.Image]]
 Pixels = UInt8[Tensor, "*batch height width 3"]
 

@@ -68,7 +68,9 @@ class Recipe:
         seed: 0 to 2**64 - 1; it fixes the noise, which is drawn on the CPU for every device.
         steps: 1 to 1000 evaluations along the path.
         height, width: pixels, multiples of 16, 16 to 8192.
-        guidance: strength, 0 to 100; true CFG or an embedded number, depending on the model.
+        guidance: strength, 0 to 100; true CFG or an embedded number, depending on the model. For true CFG it is the
+            scale s of v = negative + s (positive - negative), of which 1 is none; `guidance_scale=` of Z-Image's
+            pipeline is s - 1.
         sampler: "euler" follows the velocity; "renoise" goes to the clean estimate and adds fresh noise.
         sigmas: own noise levels instead of the even ones, strictly falling, within (0, 1], before any shift.
         shift: own time shift (1 is none) instead of the model's.

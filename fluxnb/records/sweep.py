@@ -156,7 +156,7 @@ class Sweep:
         Arguments:
             path: the file to write.
             shows: the quantities that the slider can display, of "clean", "x", "v", "noise"; all by default.
-            decode: from latents (n, 16, h/8, w/8) to pictures, such as `flux.decode`; by default each trajectory's
+            decode: from latents in space to pictures, such as `flux.decode`; by default each trajectory's
                 own linear preview.
             size: longest side of a picture in pixels; 512 by default.
         """

@@ -287,7 +287,7 @@ class Trajectory:
         Arguments:
             path: the file to write.
             shows: the quantities to choose from, of "clean", "x", "v", "noise"; all by default.
-            decode: from latents (n, 16, h/8, w/8) to pictures, such as `flux.decode`; by default the trajectory's own
+            decode: from latents in space to pictures, such as `flux.decode`; by default the trajectory's own
                 linear preview.
         """
         return write_page(self, path, shows=shows, decode=decode)

@@ -109,7 +109,8 @@ def recording(
     makes of the same pipeline, and calls of other pipelines that share its parts, are not recorded.
 
     Arguments:
-        pipe: a diffusers pipeline, or a Flux.
+        pipe: a diffusers pipeline, also a modular one, or a Flux. A call whose scheduler does not follow a rectified
+            flow, or whose x no view could display, is not recorded, and one warning gives the reason.
         keep: which steps and tensors to keep; all by default. `Keep(attention="all")` adds how much each place of the
             picture attended to each word of the prompt, under true CFG in the evaluation with the prompt.
         prompts: for calls with prompt embeddings, the prompts that they encode; without them such a call has no words

@@ -42,7 +42,7 @@ def write(
         trajectory: a Trajectory or a Film.
         path: a name that ends in .gif or .webp; missing folders are created.
         show: "clean", "x", "v" or "noise"; a Film has one only.
-        decode: from latents (n, 16, h/8, w/8) to pictures; None for the trajectory's own linear preview.
+        decode: from latents in space to pictures; None for the trajectory's own linear preview.
         seconds: for all steps together, above 0.
         hold: further seconds for the final picture, 0 or more.
         size: longest side in pixels.

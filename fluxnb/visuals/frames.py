@@ -20,7 +20,7 @@ from torch import Tensor
 from fluxnb.errors import InputError, unknown_choice
 from fluxnb.records import Cell, Film, Step, Sweep, Trajectory
 from fluxnb.records.latents import Decode
-from fluxnb.visuals.labels import NAMES, cell_labels, distinct_labels, label_of, pair_note
+from fluxnb.visuals.labels import NAMES, cell_labels, distinct_labels, label_of, name_of, pair_note
 from fluxnb.visuals.overlays import normalized_attention, overlay, steps_with_attention
 
 __all__ = ["SHOWS", "Decode", "FrameSet", "at_most", "describe", "frame_sets", "frames_of", "payload", "webp"]
@@ -78,7 +78,7 @@ def frames_of(
         trajectory: a Trajectory, or a Film, whose frames are used as they are.
         shows: which of "x", "v", "clean", "noise". The velocity is decoded like latents, so it looks like noise minus
             the picture.
-        decode: from latents (n, 16, h/8, w/8) to n pictures; None for the trajectory's own linear preview.
+        decode: from latents in space to n pictures; None for the trajectory's own linear preview.
         label: short name; None for "4 steps, seed 3".
 
     Raises:
@@ -291,7 +291,7 @@ def payload(record: Any, frame_sets: Sequence[FrameSet]) -> tuple[dict[str, Any]
     notes = (f"frames by {' and '.join(by)}" if by else "", pair_note(_trajectories_in(record)))
     return {
         "title": title,
-        "shows": [{"key": show, "name": NAMES[show]} for show in shows],
+        "shows": [{"key": show, "name": name_of(show, _trajectories_in(record))} for show in shows],
         "trajectories": trajectories,
         "words": words,
         "columns": columns,

@@ -8,7 +8,7 @@ from typing import Any
 
 from fluxnb.records import Film, Pair, Sweep, Trajectory
 
-__all__ = ["NAMES", "cell_labels", "distinct_labels", "label_of", "pair_note", "value_label", "value_labels"]
+__all__ = ["NAMES", "cell_labels", "distinct_labels", "label_of", "name_of", "pair_note", "value_label", "value_labels"]
 
 LONG_PREFIX = 24  # characters; a common beginning of prompts is cut from this length on
 NAMES = {
@@ -18,6 +18,15 @@ NAMES = {
     "noise": "noise estimate",
     "x_next": "x after the step",
 }
+
+
+def name_of(show: str, records: Sequence[object] = ()) -> str:
+    """The name of a quantity, for a heading or a button.
+
+    The velocity of a flow map is the mean over its step, so x - sigma v is no estimate of the picture there.
+    """
+    flow_map = any(isinstance(each, Trajectory) and each.predicts == "mean velocity" for each in records)
+    return "where the step points" if show == "clean" and flow_map else NAMES[show]
 
 
 def label_of(trajectory: Trajectory) -> str:

@@ -134,7 +134,7 @@ def explore(
             kernel stays free.
         shows: the quantities that can be displayed, of "clean", "x", "v", "noise". Moving along sigma requires cells
             with trajectories, from `keep=fnb.Keep()`.
-        decode: maps latents (n, 16, h/8, w/8) to images; None uses each trajectory's linear preview.
+        decode: maps latents in space to images; None uses each trajectory's linear preview.
         size: longest side of a displayed image in pixels; larger images are downscaled.
         folder: where starred cells are saved.
 

@@ -80,7 +80,7 @@ def scrub(
         trajectories: a Trajectory, a Film, a Sweep, or a list of trajectories and films, for example of a teacher
             and its student, or of 1 and 50 steps.
         shows: the quantities that can be selected, of "clean", "x", "v", "noise"; the first is displayed first.
-        decode: maps latents (n, 16, h/8, w/8) to images; None uses each trajectory's linear preview.
+        decode: maps latents in space to images; None uses each trajectory's linear preview.
         labels: a short name per trajectory; None uses what differs between them.
 
     Returns:

@@ -340,6 +340,31 @@ def wan() -> Any:
     return WanPipeline(tokenizer=None, text_encoder=None, vae=autoencoder, transformer=transformer, scheduler=steps)
 
 
+@seeded
+def flux3(*, distilled: bool) -> Any:
+    """A modular FLUX 3 pipeline without its prompt upsampler and its text encoder."""
+    from diffusers import Flux3Transformer2DModel
+    from diffusers.modular_pipelines.flux3.modular_blocks_flux3 import Flux3AutoBlocks
+    from diffusers.modular_pipelines.flux3.modular_blocks_flux3_distilled import Flux3DistilledAutoBlocks
+
+    blocks = Flux3DistilledAutoBlocks() if distilled else Flux3AutoBlocks()
+    for block in ("prompt_upsampler", "text_encoder"):
+        blocks.sub_blocks.pop(block)
+    transformer = Flux3Transformer2DModel(
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH_OF_TEXT,
+        timestep_channels=32,
+        axes_dims_rope=(4, 4, 4, 4),
+        flow_map=distilled,
+    )
+    pipe = blocks.init_pipeline()
+    pipe.update_components(transformer=transformer, vae=flux2_vae(), scheduler=scheduler(shift=6.93))
+    return pipe
+
+
 # Name in the table, class of the pipeline, what builds it, and the arguments of a call beside size and steps.
 Call = Callable[[], dict[str, Any]]
 OTHERS: dict[str, tuple[str, Callable[[], Any], Call]] = {
@@ -408,6 +433,16 @@ OTHERS: dict[str, tuple[str, Callable[[], Any], Call]] = {
     ),
     "Chroma": ("ChromaPipeline", chroma, lambda: _masked()),
     "FLUX.2 dev": ("Flux2Pipeline", flux2, lambda: {"prompt_embeds": text()}),
+    "FLUX 3 (modular)": (
+        "Flux3ModularPipeline",
+        lambda: flux3(distilled=False),
+        lambda: {"prompt_embeds": text(), "negative_prompt_embeds": text(seed=8), "output": "images"},
+    ),
+    "FLUX 3, distilled (modular)": (
+        "Flux3DistilledModularPipeline",
+        lambda: flux3(distilled=True),
+        lambda: {"prompt_embeds": text(), "output": "images"},
+    ),
     "Stable Diffusion 1.5": (
         "StableDiffusionPipeline",
         stable_diffusion,

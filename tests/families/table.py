@@ -84,7 +84,11 @@ def row_of(name: str, pipe: Any, trajectories: Any, reasons: list[str]) -> tuple
     follows = "x + dt v"
     if not all((step.x + step.dt * step.v - step.x_next).abs().max() < 1e-5 for step in first.steps):
         follows = "fresh noise" if first.predicts == "trigflow" else "a step of higher order"
-    predicts = {"trigflow": ", TrigFlow read as a rectified flow", "velocity": ""}[first.predicts]
+    predicts = {
+        "velocity": "",
+        "mean velocity": ", v is the mean velocity over the step",
+        "trigflow": ", TrigFlow read as a rectified flow",
+    }[first.predicts]
     return name, kind, f"yes{predicts}", f"{layout}, {g.channels} channels, {g.cell} px a cell", follows, sampled
 
 

@@ -72,3 +72,10 @@ def test_one_model_alone_displays_no_kind():
 def test_the_pair_comes_back_from_a_file(tmp_path):
     made = pair_of_trajectories(KLEIN)[0]
     assert fnb.open_trajectory(fnb.save(made, tmp_path / "a")).pair == KLEIN
+
+
+def test_the_clean_estimate_of_a_flow_map_is_named_where_the_step_points():
+    made = dataclasses.replace(trajectory(size=32), predicts="mean velocity")
+    assert "where the step points" in texts(fnb.filmstrip(made)) and "clean estimate" not in texts(fnb.filmstrip(made))
+    assert "where the step points" in texts(fnb.compare([made, made]))
+    assert {"key": "clean", "name": "where the step points"} in fnb.scrub(made).data["shows"]
