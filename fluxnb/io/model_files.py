@@ -11,7 +11,7 @@ LOSSY = re.compile(r"fp8|e4m3fn|e5m2|gguf|nf4|bnb|svdq|int4|int8|fp4|q\d|quantiz
 _STORED = (
     r"flux|flux1|flux\.1|1|safetensors|sft|ckpt|gguf|fp8|fp16|bf16|fp32|fp4|e4m3fn|e5m2|scaled|nf4|bnb|svdq|int4|int8"
     r"|r32|r128|q\d(?:[k01]|[k01]?[sml])?|[k01sml]|quantized|v1|v2|v0|unet|transformer|diffusion|model|checkpoint|full|all"
-    r"|in|one|comfy|comfyui|kijai|11gb|black|forest|labs|blackforestlabs|hf|org|mflux|bit|[348]|mxfp8"
+    r"|in|one|0|nunchaku|comfy|comfyui|kijai|11gb|black|forest|labs|blackforestlabs|hf|org|mflux|bit|[348]|mxfp8"
 )
 _PART = re.compile(rf"(?:{_STORED})\Z")
 

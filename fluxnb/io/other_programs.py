@@ -228,7 +228,8 @@ def read_mflux(document: Mapping[str, Any]) -> Imported:
         if document.get(name):
             raise refusal(f"{name} of mflux", "a recipe cannot repeat it")
     differs: list[str] = ["MLX draws other noise for a seed."]
-    model = _model("mflux", document.get("base_model") or document.get("model"), differs)
+    # A fine-tuned model has its own name as `model`, and the model that it was made from as `base_model`.
+    model = _model("mflux", document.get("model") or document.get("base_model"), differs)
     fields: dict[str, Any] = {"prompt": _text("mflux", "prompt", document.get("prompt")), "model": model}
     fields |= {name: _whole("mflux", name, document.get(name)) for name in ("seed", "steps", "width", "height")}
     if model == "dev":

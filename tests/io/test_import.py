@@ -11,7 +11,7 @@ import tracemalloc
 import zlib
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -65,6 +65,7 @@ def test_a_recipe_comes_back_from_its_graph(recipe):
     assert {"prompt", "seed", "steps", "height", "width"} <= set(read.same)
 
 
+@settings(max_examples=30)
 @given(comfy_recipes)
 def test_every_recipe_that_has_a_graph_comes_back_from_it(recipe):
     assume(recipe.shift is None or abs(recipe.shift - 1) > 1e-3)  # a shift of 1 is schnell's own, read as None
@@ -346,7 +347,7 @@ def test_parameters_that_a_recipe_cannot_repeat_are_refused(text):
     {"sui_image_params": {**SWARM, "comfyuisampler": "heun"}},
     {"sui_image_params": []}, {**INVOKE, "generation_mode": "flux_img2img"}, {**INVOKE, "loras": [{"model": 1}]},
     {**INVOKE, "model": {"name": "a", "base": "sdxl"}}, {**MFLUX, "lora_paths": ["a"]}, {**MFLUX, "model": "dev-krea"},
-    {**MFLUX, "seed": "x"},
+    {**MFLUX, "model": "someone/style", "base_model": "dev"}, {**MFLUX, "seed": "x"},
 ])  # fmt: skip
 def test_metadata_that_a_recipe_cannot_repeat_is_refused(document):
     with pytest.raises(InputError) as caught:
@@ -390,13 +391,13 @@ def test_a_hostile_file_is_an_error_in_three_parts(given):
 
 
 def test_many_large_texts_take_little_memory():
-    texts = [chunk(b"tEXt", b"other%d\0" % n + bytes(1_000_000)) for n in range(100)]
+    texts = [chunk(b"tEXt", b"other%d\0" % n + bytes(1_000_000)) for n in range(30)]
     tracemalloc.start()
     with pytest.raises(InputError, match="other0"):
         fnb.import_recipe(io.BytesIO(picture(*texts)).getvalue())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 250_000_000  # the file itself is 100 MB here
+    assert peak < 75_000_000  # two copies of the file itself
 
 
 def test_deep_brackets_are_read_in_linear_time():
