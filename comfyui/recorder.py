@@ -30,6 +30,8 @@ __all__ = ["FluxnbFilm", "FluxnbKSampler", "Recording"]
 
 ROWS = ("clean", "x", "v", "noise")
 CELL = 8  # pixels of a latent cell
+# Samplers that choose their own noise levels, or report x after the step.
+OTHER_LEVELS = ("dpm_fast", "dpm_adaptive", "uni_pc", "uni_pc_bh2")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +90,14 @@ class FluxnbKSampler:
         """The latents of KSampler, and a recording of the steps.
 
         Raises:
-            ValueError: latents that are not those of FLUX.1, 16 channels of two dimensions.
+            ValueError: latents that are not those of FLUX.1, 16 channels of two dimensions, or a sampler that does not
+                report the noise levels of its steps.
         """
+        if sampler_name in OTHER_LEVELS:
+            raise ValueError(
+                f"fluxnb: the sampler {sampler_name} does not report the noise levels of its steps: others do. Choose "
+                "another one, such as euler."
+            )
         latents = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
         _require_flux(latents)
         noise = comfy.sample.prepare_noise(latents, seed, latent_image.get("batch_index"))

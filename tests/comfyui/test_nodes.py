@@ -122,10 +122,10 @@ def model():
     return SimpleNamespace(model=inner, load_device="cpu", model_options={})
 
 
-def sampled(pack, model, *, steps=4, shape=(1, 16, 4, 6), target=None):
-    goal = torch.full((1, 16, 1, 1), 0.5) if target is None else target
+def sampled(pack, model, *, steps=4, shape=(1, 16, 4, 6), sampler="euler"):
+    goal = torch.full((1, 16, 1, 1), 0.5)
     node = pack.FluxnbKSampler()
-    return node.sample(model, 3, steps, 1.0, "euler", "simple", goal, goal, {"samples": torch.zeros(shape)})
+    return node.sample(model, 3, steps, 1.0, sampler, "simple", goal, goal, {"samples": torch.zeros(shape)})
 
 
 def test_every_node_has_what_comfyui_looks_up(pack):
@@ -165,6 +165,12 @@ def test_each_picture_of_a_batch_has_a_trajectory(pack, model):
 def test_latents_of_other_models_are_refused(pack, model, shape):
     with pytest.raises(ValueError, match=r"Load a FLUX\.1 model"):
         sampled(pack, model, shape=shape)
+
+
+@pytest.mark.parametrize("sampler", ["dpm_adaptive", "uni_pc"])
+def test_samplers_that_do_not_report_their_levels_are_refused(pack, model, sampler):
+    with pytest.raises(ValueError, match="such as euler"):
+        sampled(pack, model, sampler=sampler)
 
 
 @pytest.mark.slow  # the first figure imports matplotlib
