@@ -13,6 +13,7 @@ Models
     load_pair         load a teacher and its student with one text encoder and one VAE
     LoadedPair        what `load_pair` returns: `.teacher`, `.student`, `.pair`, `.plan`
     plan              choose an offload preset for a model and a machine; downloads nothing
+    Remote            a hosted endpoint such as "schnell@fal-ai", for `sweep`, `stream` and `lab`
     Flux              a loaded model: `.pipe`, `.plan`, `.encode`, `.decode`
     Plan              a preset, its memory, and why the other presets were refused
 
@@ -28,6 +29,7 @@ Sampling
     STOP              returned by an `on_step` callback: stop after this step
     PromptWarning     a prompt that is truncated, or has unknown words
     RecordingWarning  a recorded call whose record is incomplete
+    RemoteWarning     an endpoint withheld a picture or failed after it drew some
     StoreWarning      pictures that are not stored, because no key identifies what drew them
 
 Values

@@ -40,6 +40,8 @@ from .records import Step as Step
 from .records import Sweep as Sweep
 from .records import Trajectory as Trajectory
 from .records.recipe import Recipe as Recipe
+from .remote.handle import Remote as Remote
+from .remote.handle import RemoteWarning as RemoteWarning
 from .sampling.recording import Recorder as Recorder
 from .sampling.recording import RecordingWarning as RecordingWarning
 from .sampling.recording import recording as recording

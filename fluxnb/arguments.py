@@ -154,6 +154,8 @@ def _checked(
         for parameter, example in examples.items():
             if parameter in given and not _is_a(given[parameter], hints[parameter]):
                 value = given[parameter]
+                if (refusal := getattr(type(value), "refusal", None)) is not None:
+                    raise refusal(value, name)  # of a handle, which has an advice of its own
                 kind = "" if value is None else f", {_with_article(type(value).__name__)}"
                 raise ArgumentError(
                     f"{name}({parameter}={shorten(value)}){kind}",

@@ -26,6 +26,7 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.state import state_of
 from fluxnb.records import Cell, Keep
 from fluxnb.records.recipe import ResolvedRecipe
+from fluxnb.remote.handle import Remote
 from fluxnb.sampling.sampler import sample
 from fluxnb.units import byte_size, duration
 
@@ -58,6 +59,7 @@ class CostEstimate:
         seconds: estimated duration, None if nothing of this size has been timed on this machine.
         megabytes: estimated disk space of the missing cells, in 10^6 bytes.
         free_megabytes: free space on the disk of the store, None without a store.
+        provider: of the endpoint to which each missing cell is a paid request, "" for a model on this machine.
     """
 
     cells: int
@@ -69,15 +71,20 @@ class CostEstimate:
     seconds: float | None
     megabytes: float
     free_megabytes: float | None = None
+    provider: str = ""
 
     def __str__(self) -> str:
         time_text = "unknown time (nothing timed yet; measure=True times one evaluation)"
         if self.seconds is not None:
             time_text = f"about {duration(self.seconds)}"
-        parts = [
+        computed = [
             f"{self.cells} cells, {self.missing} to sample",
             f"{self.evaluations} evaluations ({self.saved_evaluations} shared), {self.encodes} prompts to encode",
             time_text,
+        ]
+        requested = [f"{self.cells} cells, {self.missing} paid requests to {self.provider}"]
+        parts = [
+            *(requested if self.provider else computed),
             f"about {byte_size(self.megabytes * 1e6)}",
         ]
         if self.free_megabytes is not None and self.megabytes > self.free_megabytes:
@@ -86,7 +93,7 @@ class CostEstimate:
 
 
 def estimate_cost(
-    flux: Flux,
+    flux: Flux | Remote,
     recipes: Sequence[ResolvedRecipe],
     *,
     missing: Sequence[ResolvedRecipe],
@@ -94,6 +101,20 @@ def estimate_cost(
     keep: Keep | None,
 ) -> CostEstimate:
     """Estimate the cost of resolved recipes, of which some are missing in the store."""
+    free = None if store is None else shutil.disk_usage(store.folder).free / 1e6
+    if isinstance(flux, Remote):
+        return CostEstimate(
+            cells=len(recipes),
+            missing=len(missing),
+            evaluations=0,
+            unshared_evaluations=0,
+            saved_evaluations=0,
+            encodes=0,
+            seconds=None,
+            megabytes=sum(PNG_BYTES_PER_PIXEL * each.height * each.width for each in missing) / 1e6,
+            free_megabytes=free,
+            provider=flux.provider,
+        )
     evaluations, saved, seconds = 0, 0, 0.0
     timings: dict[tuple[Any, ...], Timing | None] = {}
     for group in shared_prefixes(missing):
@@ -119,12 +140,12 @@ def estimate_cost(
         encodes=len(prompts),
         seconds=None if math.isnan(seconds) else seconds,
         megabytes=sum(_bytes(flux, each, keep) for each in missing) / 1e6,
-        free_megabytes=None if store is None else shutil.disk_usage(store.folder).free / 1e6,
+        free_megabytes=free,
     )
 
 
 # -------------------------------------------------------------------------------------------------------------- timings
-def recorded(flux: Flux, cells: Generator[Cell, None, None]) -> Generator[Cell, None, None]:
+def recorded(flux: Flux | Remote, cells: Generator[Cell, None, None]) -> Generator[Cell, None, None]:
     """Yield the same cells and record their timings. A stop ends the generator instead of raising."""
     try:
         for cell in cells:
@@ -136,9 +157,9 @@ def recorded(flux: Flux, cells: Generator[Cell, None, None]) -> Generator[Cell, 
         cells.close()
 
 
-def record_timing(flux: Flux, cell: Cell) -> None:
+def record_timing(flux: Flux | Remote, cell: Cell) -> None:
     """Record the timing of a cell for later estimates, if the cell has been sampled and not read from a store."""
-    if cell.made and (timing := _timing_from(flux, cell.recipe, cell.seconds)) is not None:
+    if isinstance(flux, Flux) and cell.made and (timing := _timing_from(flux, cell.recipe, cell.seconds)) is not None:
         state_of(flux.pipe).timings[_timing_key(cell.recipe)] = timing
 
 

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from fluxnb.errors import warn_caller
 from fluxnb.flow import share_prefixes
@@ -26,11 +26,29 @@ from fluxnb.records import Cell, Keep, Step, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.sampler import STOP, StepCallback, sample_batch
 
-__all__ = ["GridRunner", "prompt_key", "shared_prefixes"]
+__all__ = ["GridRunner", "Runner", "Waiting", "prompt_key", "shared_prefixes"]
 
 POLL_INTERVALS = (0.05, 0.5)  # seconds between checks of cells that other processes sample, at first and at most
 DISPLAY_AFTER = 1.0  # seconds without a cell after which a display shows what a sweep waits for, and between updates
 REPORT_AFTER = 3.0  # seconds without a cell after which a sweep reports what it waits for
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Samples the cells of one grid: GridRunner on this machine, RemoteRunner at an endpoint."""
+
+    evaluations: int
+    encodes: int
+    on_wait: Callable[[str], None] | None
+
+    def cells(self, recipes: Sequence[ResolvedRecipe]) -> Generator[Cell, None, None]:
+        """Yield the cells of resolved recipes as they finish, beginning with those in the store."""
+
+    def stored(self, recipe: ResolvedRecipe) -> Cell | None:
+        """The cell of a resolved recipe in the store, None if there is none."""
+
+    def holder(self, recipe: ResolvedRecipe) -> str:
+        """A description of the process that samples a recipe, empty if there is none."""
 
 
 @dataclass(eq=False)
@@ -102,7 +120,7 @@ class GridRunner:
             self.flux, self.store, self.keep, size=size, background=self.background, batched=self.batch > 1
         )
         try:
-            waiting = _Waiting(self)
+            waiting = Waiting(self)
             while missing:
                 claimed_elsewhere: list[ResolvedRecipe] = []
                 for groups in batches(shared_prefixes(missing), self.batch):
@@ -260,10 +278,10 @@ class GridRunner:
         return callback
 
 
-class _Waiting:
+class Waiting:
     """The pauses of a sweep between checks of cells that other processes sample."""
 
-    def __init__(self, runner: GridRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._recipes: set[ResolvedRecipe] = set()
         self._displayed = -math.inf  # when the sentence was displayed last; -inf for no sentence

@@ -16,15 +16,17 @@ from typing import Any, Unpack
 from tqdm.auto import tqdm
 
 from fluxnb.arguments import entry_point
-from fluxnb.errors import InputError, shorten, warn_caller
+from fluxnb.errors import InputError, RunError, shorten, warn_caller
 from fluxnb.grid.axes import Axes, FurtherAxes
 from fluxnb.grid.cost_estimate import CostEstimate, estimate_cost, measure, record_timing, recorded
-from fluxnb.grid.runner import GridRunner
+from fluxnb.grid.handles import Handle, is_paid, prepare, runner_of
+from fluxnb.grid.runner import Runner
 from fluxnb.grid.store import Store, StoreWarning
 from fluxnb.io.files import user_path
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Cell, Keep, Step, Sweep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
+from fluxnb.remote.handle import Remote, RemoteWarning
 from fluxnb.sampling.run import OnStep
 from fluxnb.sampling.sampler import StepCallback
 
@@ -44,7 +46,7 @@ class Stream(Iterator[Cell]):
     """
 
     def __init__(
-        self, cells: Generator[Cell, None, None], axes: dict[str, tuple[Any, ...]], model: str, runner: GridRunner
+        self, cells: Generator[Cell, None, None], axes: dict[str, tuple[Any, ...]], model: str, runner: Runner
     ) -> None:
         self._cells, self.axes, self.model = cells, axes, model
         self._runner = runner
@@ -70,7 +72,7 @@ class Stream(Iterator[Cell]):
 class _Request:
     """The validated arguments of the three entry points."""
 
-    flux: Flux
+    flux: Handle
     axes: Axes
     store: Store | None
     keep: Keep | None
@@ -82,14 +84,9 @@ class _Request:
         """The recipes with the model's defaults; recipes that become equal are listed once."""
         return list(dict.fromkeys(self.flux.resolve(recipe) for recipe in self.axes))
 
-    def runner(self, *, background: bool) -> GridRunner:
-        return GridRunner(
-            flux=self.flux,
-            store=self.store,
-            keep=self.keep,
-            batch=self.batch,
-            on_step=self.on_step,
-            background=background,
+    def runner(self, *, background: bool) -> Runner:
+        return runner_of(
+            self.flux, self.store, keep=self.keep, batch=self.batch, on_step=self.on_step, background=background
         )
 
 
@@ -98,7 +95,7 @@ CHECKED = ("flux", "prompts", "seeds", "steps", "store", "recipe", "keep")
 
 @entry_point(*CHECKED, "on_step", accepts=FurtherAxes, progress="progress=True")
 def sweep(
-    flux: Flux,
+    flux: Flux | Remote,
     *,
     prompts: str | Iterable[str],
     seeds: int | Iterable[int] | None = None,
@@ -116,7 +113,8 @@ def sweep(
     Ctrl-C returns the finished cells in an unfinished Sweep; with a store, the same call later samples only the rest.
 
     Main arguments:
-        flux: from `fnb.load`.
+        flux: from `fnb.load`, a model or an endpoint. An endpoint draws one paid picture a cell; what it does not honor
+            is refused before the first request.
         prompts, seeds, steps: one value or several. Seeds and steps that are left out are those of `recipe`; without
             one, the seed is 0 and the steps are the model's default.
         store: a folder for the cells; None keeps them in memory only.
@@ -132,7 +130,9 @@ def sweep(
         progress: show a progress bar.
 
     Raises:
-        InputError: a grid that is not possible; raised before anything is computed.
+        InputError: a grid that is not possible; raised before anything is computed or requested.
+        RunError: the model or the endpoint failed. Once an endpoint has drawn a cell, it is a RemoteWarning instead,
+            and the finished cells are returned in an unfinished Sweep.
         StorageError: the disk is full or not writable; finished cells are complete.
 
     Example:
@@ -165,6 +165,11 @@ def sweep(
             bar.update()
     except KeyboardInterrupt:
         finished = False
+    except RunError as problem:
+        if not (found and is_paid(flux)):
+            raise
+        finished = False
+        warn_caller(f"the sweep ended with an error, and returns the finished cells: {problem}", RemoteWarning)
     finally:
         cells.close()
         bar.close()
@@ -181,7 +186,7 @@ def sweep(
 
 @entry_point(*CHECKED, "on_step", accepts=FurtherAxes)
 def stream(
-    flux: Flux,
+    flux: Flux | Remote,
     *,
     prompts: str | Iterable[str],
     seeds: int | Iterable[int] | None = None,
@@ -220,7 +225,7 @@ def stream(
 
 @entry_point(*CHECKED, "on_step", accepts=FurtherAxes, measure="measure=True")
 def plan_sweep(
-    flux: Flux,
+    flux: Flux | Remote,
     *,
     prompts: str | Iterable[str],
     seeds: int | Iterable[int] | None = None,
@@ -256,12 +261,13 @@ def plan_sweep(
         keep=keep,
         batch=batch,
         on_step=on_step,
+        measure=measure,
         **axes,
     )
     recipes, runner = request.recipes, request.runner(background=False)
     missing = [recipe for recipe in recipes if runner.stored(recipe) is None]
     cost = estimate_cost(flux, recipes, missing=missing, store=request.store, keep=request.keep)
-    if measure and cost.seconds is None:
+    if measure and cost.seconds is None and isinstance(flux, Flux):
         _measure_sizes(flux, missing)
         cost = estimate_cost(flux, recipes, missing=missing, store=request.store, keep=request.keep)
     return cost
@@ -273,21 +279,21 @@ def _measure_sizes(flux: Flux, recipes: list[ResolvedRecipe]) -> None:
 
 
 def _parse(
-    flux: Flux,
+    flux: Handle,
     *,
     store: str | Path | Store | None = None,
     recipe: Recipe | None = None,
     keep: Keep | None = None,
     batch: Any = 1,
     on_step: OnStep | None = None,
+    measure: bool = False,
     steps: Any = None,
     **axes: Any,
 ) -> _Request:
     if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
         raise InputError(f"batch={shorten(batch)}", f"1 to {MAX_BATCH} images per call are possible", "try batch=16")
 
-    flux.require_vae()
-    unidentified = flux.refresh()
+    unidentified = prepare(flux, keep=keep, batch=batch, on_step=on_step, measure=measure)
     if unidentified and store is not None:
         warn_caller(
             f"{unidentified[0]}: no key identifies its pictures, so they are computed and not stored", StoreWarning

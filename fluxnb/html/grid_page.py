@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ __all__ = ["SHOWS", "GridEncoder", "document", "page", "save_cells", "stills_of"
 
 SHOWS = ("clean", "x")
 NO_SLIDER = "no slider over sigma: these cells have no steps; sample the grid with keep=fnb.Keep()"
+NO_STEPS = "no slider over sigma: an endpoint gives the finished picture alone"
 MANY = {"prompt": "prompts", "seed": "seeds", "steps": "step counts"}
 CACHED_PICTURES = 32  # enough for one seed and its step counts
 # Fields displayed for a cell, in this order.
@@ -74,6 +75,7 @@ class GridEncoder:
         self._decode = None if decode is None else _cached(decode)
         self._numbers: dict[bytes, int] = {}
         self._by: set[str] = set()
+        self._providers: set[str] = set()
 
     @property
     def data(self) -> dict[str, Any]:
@@ -98,12 +100,18 @@ class GridEncoder:
             ],
             "shows": [{"key": show, "name": NAMES[show]} for show in self._shows],
             "total": total,
-            "note": f"frames by {' and '.join(sorted(self._by))}" if self._by else "",
-            "scrub_note": NO_SLIDER,
+            "note": "; ".join(self._notes()),
+            "scrub_note": NO_STEPS if self._providers else NO_SLIDER,
             "state": "finished",
             "message": "",
             "folder": "",
         }
+
+    def _notes(self) -> Iterator[str]:
+        if self._by:
+            yield f"frames by {' and '.join(sorted(self._by))}"
+        if self._providers:
+            yield f"drawn by {' and '.join(sorted(self._providers))}, whose seeds are not the seeds here"
 
     def add(self, cell: Cell) -> tuple[dict[str, Any], list[bytes]]:
         """Add a cell; returns its JSON and the WebP frames that no earlier cell had, numbered in order of arrival."""
@@ -117,6 +125,7 @@ class GridEncoder:
             return self._numbers[data]
 
         picture, trajectory = cell.image, cell.trajectory
+        self._providers |= {cell.drawn_by} - {""}
         frames: dict[str, list[int]] = {show: [] for show in self._shows}
         sigmas: tuple[float, ...] = ()
         if trajectory is not None and any(step.kept for step in trajectory.steps):
@@ -260,17 +269,25 @@ def _facts(cell: Cell) -> list[tuple[str, str]]:
     values["guidance"] = None if recipe.guidance is None else f"{recipe.guidance:g}"
     values["sigmas"] = None if recipe.sigmas is None else ", ".join(f"{sigma:g}" for sigma in recipe.sigmas)
     facts = [(name, str(value)) for name, value in values.items() if value not in (None, "")]
+    if cell.drawn_by:
+        flag = cell.numerics.partition(", ")[2]
+        by = f"{cell.drawn_by}, whose seeds are not the seeds here"
+        return [fact for fact in facts if fact[0] != "dtype"] + [("drawn by", by), *[("flagged", flag)] * bool(flag)]
     return [*facts, ("numbers", "exact" if cell.exact else f"lossy: {cell.numerics}")]
 
 
 def _code(cell: Cell) -> str:
     """The call that samples this cell again."""
     recipe = cell.recipe
-    values: dict[str, Any] = {"seed": recipe.seed, "steps": recipe.steps, "height": recipe.height}
+    seed = "seeds" if cell.drawn_by else "seed"
+    values: dict[str, Any] = {seed: recipe.seed, "steps": recipe.steps, "height": recipe.height}
     values |= {"width": recipe.width, "guidance": recipe.guidance, "negative": recipe.negative or None}
     values |= {"sampler": None if recipe.sampler == "euler" else recipe.sampler, "sigmas": recipe.sigmas}
     values["shift"] = recipe.shift
     arguments = [f"{name}={value!r}" for name, value in values.items() if value is not None]
+    if cell.drawn_by:
+        name = f"{recipe.model}:{recipe.revision}"
+        return f"fnb.sweep(fnb.load({name!r}), {', '.join([f'prompts={recipe.prompt!r}', *arguments])})"
     return f"fnb.run(flux, {', '.join([repr(recipe.prompt), *arguments])})"
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +25,9 @@ from fluxnb.planning.model_size import model_size_of
 from fluxnb.planning.plan import Plan, convert_out_of_memory, is_large
 from fluxnb.planning.presets import PRESETS, all_presets, presets_of
 from fluxnb.planning.requirements import Workload
-from fluxnb.records.recipe import Recipe
+from fluxnb.records.recipe import DTYPES
+from fluxnb.remote.endpoints import endpoint_of
+from fluxnb.remote.handle import Remote
 from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.compat import is_library_error
 from fluxnb.runtime.compilation import compile_pipeline
@@ -33,6 +36,11 @@ from fluxnb.runtime.exclusive import protect
 __all__ = ["handle_of", "load", "remember"]
 
 _PIPELINES = tuple(name for family in FAMILIES for name in family.pipelines)
+
+if TYPE_CHECKING:
+    Loaded = Flux  # the text of a name has no type: fnb.Remote("schnell@fal-ai") has the type of an endpoint
+else:
+    Loaded = Flux | Remote
 
 
 def handle_of(pipe: Any) -> Flux | None:
@@ -61,13 +69,14 @@ def load(
     fast: bool | str = False,
     variant: str | None = None,
     revision: str | None = None,
-) -> Flux:
+) -> Loaded:
     """A model ready to run.
 
     Arguments:
         model: "pocket", "pocket-base", "schnell", "dev", "klein", "klein-base", "z-image", "z-image-turbo", a folder in
             diffusers layout, a hub id, or a pipeline of FLUX.1, FLUX.2 klein or Z-Image, which is taken as it is: its
-            weights keep their place and number format.
+            weights keep their place and number format. A hosted endpoint, such as "schnell@fal-ai", gives a Remote;
+            nothing is loaded and no request is sent.
         preset: how to hold it in memory, see `fnb.plan`; "auto" takes the fastest that fits.
         dtype: "float32", "bfloat16", "float16", or a torch.dtype; "auto" is float32 for small models
             and on a CPU, else bfloat16 where the GPU has it natively and float16 where not.
@@ -90,8 +99,11 @@ def load(
         'cpu'
     """
     dtype = str(dtype).removeprefix("torch.")
-    if dtype != "auto":
-        Recipe(prompt="-", dtype=dtype)  # raises InputError for an unknown one
+    if (endpoint := endpoint_of(model)) is not None:
+        given = {"preset": preset, "dtype": dtype, "fast": fast, "variant": variant, "revision": revision}
+        return _remote(str(model), endpoint.provider, given)
+    if dtype not in ("auto", *DTYPES):
+        raise unknown_choice("dtype", dtype, DTYPES)
     if fast not in (True, False, "fp8"):
         raise unknown_choice("fast", fast, ("True", "False", "fp8"))
     if not isinstance(model, str | Path):
@@ -117,6 +129,16 @@ def load(
     flux = remember(Flux(pipe, model=source.name, revision=revision, defaults=defaults, plan=chosen))
     _ = flux.preview  # fitted here, where waiting is expected, and not during the first run
     return flux
+
+
+def _remote(name: str, provider: str, given: Mapping[str, Any]) -> Any:
+    """The handle of an endpoint, for which the arguments about weights have no meaning."""
+    for argument, value in given.items():
+        if value not in ("auto", False, None):
+            raise InputError(
+                f"{argument}={value!r} of {name}", f"{provider} decides how it runs its model", f"leave {argument} out"
+            )
+    return Remote(name)
 
 
 def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, fast: bool | str) -> Plan:

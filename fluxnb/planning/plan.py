@@ -29,7 +29,8 @@ from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
 from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of, named_size
 from fluxnb.planning.presets import Preset, all_presets, presets_of
 from fluxnb.planning.requirements import Requirements, Workload, requirements
-from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS
+from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS, Recipe
+from fluxnb.remote.endpoints import Endpoint, endpoint_of, resolve
 from fluxnb.units import duration
 
 __all__ = ["Option", "Plan", "convert_out_of_memory", "is_large", "plan"]
@@ -77,6 +78,7 @@ class Plan:
         model, machine, size, steps: what the plan was made for; 0 where nothing was planned.
         options: every preset with its requirements.
         fast: the measurements of `fast`, where it was requested.
+        endpoint: of a hosted model: its host, the variable of its token, and what is sent.
     """
 
     preset: str
@@ -99,6 +101,7 @@ class Plan:
     machine: Hardware | None = None
     options: tuple[Option, ...] = ()
     fast: Any = None
+    endpoint: Endpoint | None = None
 
     @property
     def next_smaller(self) -> str:
@@ -116,6 +119,8 @@ class Plan:
         )
 
     def __repr__(self) -> str:
+        if self.endpoint is not None:
+            return self.endpoint.describe()
         if not self.options:
             lines = [f"Plan({self.preset} on {self.device}, exact={self.exact}: {self.why})"]
             return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.refused])
@@ -126,6 +131,8 @@ class Plan:
         return "\n".join([self._headline, *(line.rstrip() for line in lines), self._footline, *report])
 
     def _repr_html_(self) -> str:
+        if self.endpoint is not None:
+            return f"<pre>{html.escape(self.endpoint.describe())}</pre>"
         head = "".join(f"<th>{each}</th>" for each in ("", "preset", "GPU", "RAM", "a picture", "numbers", ""))
         body = "".join(
             f"<tr{' style=font-weight:600' if row[0] else ''}>"
@@ -197,7 +204,9 @@ def plan(
     1.6 times as long as 8 bits, 2.5 times as long as 4 bits.
 
     Arguments:
-        model: a name, a folder, or a hub id, of which the configuration is downloaded.
+        model: a name, a folder, or a hub id, of which the configuration is downloaded; or a hosted endpoint such as
+            "schnell@fal-ai", whose plan states the host, the variable of the token and what is sent. No request is
+            sent. mystic.ai, which the model card of FLUX.1 [schnell] names, publishes no API now.
         hardware: a name such as "colab-t4" or "rtx-3060-12gb", "12gb/32gb", a mapping such as {"vram_gib": 12}, or a
             Hardware; None for this machine.
         preset: one of the names in `fluxnb.planning.presets`, to plan that preset or learn why it does not fit.
@@ -214,6 +223,8 @@ def plan(
         >>> plan("schnell", "rtx-4090").preset
         'lean'
     """
+    if (endpoint := endpoint_of(model)) is not None:
+        return _of_endpoint(endpoint, preset=preset, size=size, steps=steps)
     machine = detect() if hardware is None else describe_hardware(hardware)
     if preset != "auto" and preset not in all_presets():
         raise unknown_choice("preset", preset, ("auto", *all_presets()))
@@ -281,6 +292,27 @@ def _presets(family: Family, requested: str) -> dict[str, Preset]:
             f'try preset="{example}"',
         )
     return known
+
+
+def _of_endpoint(endpoint: Endpoint, *, preset: str, size: int | None, steps: int | None) -> Plan:
+    if preset != "auto":
+        raise InputError(
+            f"preset={preset!r} of {endpoint.name}", f"{endpoint.provider} holds the model", "leave preset out"
+        )
+    steps = endpoint.defaults.steps if steps is None else steps
+    recipe = resolve(endpoint, Recipe(prompt="-", height=size, width=size, steps=steps))
+    return Plan(
+        preset="endpoint",
+        device=endpoint.provider,
+        vram_gib=0.0,
+        ram_gib=0.0,
+        exact=False,
+        why=f"{endpoint.provider} draws the pictures",
+        model=endpoint.name,
+        size=recipe.width,
+        steps=recipe.steps,
+        endpoint=endpoint,
+    )
 
 
 def is_large(model: ModelSize) -> bool:

@@ -49,12 +49,12 @@ def common_subtitle(trajectories: Sequence[Trajectory | Film]) -> str:
 
 
 def sweep_subtitle(sweep: Sweep, axes: Mapping[str, Sequence[Any]]) -> str:
-    """Model, count of pictures, and the seed and steps that are not among the labels of the grid."""
+    """Model, count of pictures, the seed and steps that are not among the labels of the grid, and who drew it."""
     recipe = sweep[0].recipe
     fixed = [value_label(name, getattr(recipe, name)) for name in ("seed", "steps") if len(axes.get(name, (0,))) == 1]
     model = sweep.model or recipe.model or ""
     status = "" if sweep.finished else "unfinished"
-    return " · ".join(part for part in (model, *fixed, f"{len(sweep)} pictures", status) if part)
+    return " · ".join(part for part in (model, *fixed, f"{len(sweep)} pictures", status, sweep.note) if part)
 
 
 def wrap(text: str, width: int) -> str:

@@ -20,12 +20,13 @@ from typing import Any, TypedDict, TypeVar, Unpack
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
 
-__all__ = ["SAMPLERS", "Recipe", "RecipeFields", "ResolvedRecipe"]
+__all__ = ["DTYPES", "REMOTE_DTYPE", "SAMPLERS", "Recipe", "RecipeFields", "ResolvedRecipe"]
 
 FORMAT = 2  # raised when a field changes its meaning; readers refuse formats that they do not know
 READABLE = (1, 2)  # format 1 had a field `numerics`, which is now a field of cells and trajectories
 SAMPLERS = ("euler", "renoise")
 DTYPES = ("float32", "bfloat16", "float16")
+REMOTE_DTYPE = "remote"  # of the pictures of hosted endpoints, which do not state theirs
 LONGEST_TEXT = 20_000  # characters; far above any encoder's limit, far below what would stall a tokenizer
 LONGEST_JSON = 1_000_000
 LARGEST_SIDE = 8192
@@ -75,7 +76,8 @@ class Recipe:
         sigmas: own noise levels instead of the even ones, strictly falling, within (0, 1], before any shift.
         shift: own time shift (1 is none) instead of the model's.
         max_sequence_length: T5 tokens, 1 to 512.
-        model, revision, dtype: the model, its version and the number format of its transformer.
+        model, revision, dtype: the model, its version and the number format of its transformer; "remote" for a picture
+            of a hosted endpoint.
 
     Raises:
         InputError: a value of a wrong type or out of range.
@@ -230,7 +232,7 @@ def _checked(recipe: Recipe) -> dict[str, Any]:
         steps = len(sigmas)
     if not isinstance(recipe.sampler, str) or recipe.sampler not in SAMPLERS:
         raise unknown_choice("sampler", recipe.sampler, SAMPLERS)
-    if recipe.dtype is not None and recipe.dtype not in DTYPES:
+    if recipe.dtype is not None and recipe.dtype not in (*DTYPES, REMOTE_DTYPE):
         raise unknown_choice("dtype", recipe.dtype, DTYPES)
     length, shift = recipe.max_sequence_length, recipe.shift
     return {

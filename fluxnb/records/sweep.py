@@ -28,10 +28,11 @@ class Cell:
         recipe: the resolved recipe.
         key: the address in a store, `recipe.key(versions, numerics=numerics)`.
         path: the PNG in the store, None without a store.
-        numerics: "exact", or why the image may differ from the plain diffusers call: a lossy preset, "batch" or both.
+        numerics: "exact", or why the image may differ from the plain diffusers call: a lossy preset, "batch" or both;
+            "remote" for a hosted endpoint, with what is unusual about the image, such as "remote, one color".
         made: True if this sweep computed it, False if it came from the store.
         evaluations: of the transformer for this cell; shared evaluations count where they were made.
-        seconds: spent on "encode", "denoise" and "decode".
+        seconds: spent on "encode", "denoise" and "decode", or on the "request" to an endpoint.
         trajectory: the trajectory, if the sweep kept it.
         picture: the image in memory, None if it is only on disk; read `.image`.
     """
@@ -53,6 +54,11 @@ class Cell:
     def exact(self) -> bool:
         """Whether the picture has the bytes of the plain diffusers call."""
         return self.numerics == "exact"
+
+    @property
+    def drawn_by(self) -> str:
+        """The provider of the endpoint that drew the image; "" for a model on this machine."""
+        return self.recipe.model.rpartition("@")[2] if self.numerics.startswith("remote") else ""
 
     @property
     def image(self) -> Image.Image:
@@ -136,11 +142,17 @@ class Sweep:
         )
 
     @property
+    def note(self) -> str:
+        """Who drew the pictures, if a hosted endpoint did; "" for a model on this machine."""
+        providers = " and ".join(dict.fromkeys(cell.drawn_by for cell in self.cells if cell.drawn_by))
+        return f"drawn by {providers}; seeds there are not the seeds here" if providers else ""
+
+    @property
     def caption(self) -> str:
-        """Axes, model and number of cells in one line of plain text, not escaped."""
+        """Axes, model, number of cells and who drew them, in one line of plain text, not escaped."""
         sizes = " x ".join(f"{len(values)} {name}" for name, values in self.axes.items())
         missing = "" if self.finished else ", unfinished"
-        return ", ".join(part for part in (sizes, self.model, f"{len(self.cells)} cells") if part) + missing
+        return ", ".join(part for part in (sizes, self.model, f"{len(self.cells)} cells{missing}", self.note) if part)
 
     @entry_point("path")
     def to_html(

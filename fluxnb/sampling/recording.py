@@ -38,6 +38,7 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.load import handle_of
 from fluxnb.pipeline.state import original_of
 from fluxnb.records import Keep, Step, Trajectory
+from fluxnb.remote.handle import Remote
 from fluxnb.sampling.attention import AttentionCapture, PromptWords, attention_modules, capture_attention, words_of
 from fluxnb.sampling.patched_method import Wrapper, bound_arguments, patched_call, patched_method
 from fluxnb.sampling.recorded_recipe import FollowedCallback, Surroundings, observed_hooks
@@ -128,6 +129,8 @@ def recording(
         >>> recorder.trajectories[0].steps[0].clean.shape                           # doctest: +SKIP
         torch.Size([4096, 64])
     """
+    if isinstance(pipe, Remote):
+        raise pipe.refusal("recording")
     flux = pipe if isinstance(pipe, Flux) else None
     pipe = pipe if flux is None else flux.pipe
     scheduler = getattr(pipe, "scheduler", None)

@@ -160,6 +160,8 @@ def frame_sets(
         return tuple(
             _frames_of_cell(cell, shows, decode, label) for cell, label in zip(record.cells, names, strict=True)
         )
+    if (refusal := getattr(type(record), "refusal", None)) is not None:
+        raise refusal(record, "steps")  # of an endpoint
     trajectories = [record] if isinstance(record, Trajectory | Film) else record
     if not isinstance(trajectories, Sequence) or not all(isinstance(each, Trajectory | Film) for each in trajectories):
         raise InputError(

@@ -1,0 +1,1 @@
+"""Pictures of hosted endpoints: which there are, what they honor, their requests, responses and limits (internal)."""
