@@ -144,10 +144,13 @@ REPLICATE_SIZES: Mapping[Size, Mapping[str, str]] = MappingProxyType(
         for divisor, megapixels in ((1, "1"), (2, "0.25"))
     }
 )
-_SCHNELL, _KLEIN = (
-    {"model": name, "repo": MODELS[name].repo, "defaults": ModelDefaults(**DEFAULTS[name])}
-    for name in ("schnell", "klein")
-)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"model": name, "repo": MODELS[name].repo, "defaults": ModelDefaults(**DEFAULTS[name])}
+
+
+_SCHNELL, _KLEIN = _model("schnell"), _model("klein")
 _FAL: dict[str, Any] = {
     "provider": "fal-ai",
     "host": "fal.run",
