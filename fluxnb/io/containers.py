@@ -98,21 +98,20 @@ def parse_json(text: str | bytes) -> Any:
 
 # ------------------------------------------------------------------------------------------------------------ pictures
 def _png(stream: Any) -> Contents:
-    contents = Contents()
-    stream.seek(len(PNG))
+    contents, place = Contents(), len(PNG)
     for _ in range(MOST_CHUNKS):
+        stream.seek(place)
         head = stream.read(8)
         if len(head) < 8 or head[4:] == b"IEND":
             break
         length, kind = struct.unpack(">I4s", head)
-        end = stream.tell() + length + 4
+        place += length + 12
         if kind == b"IHDR":
             contents.size = struct.unpack(">II", stream.read(8))
         elif kind == b"eXIf" and length <= LONGEST_TEXT and not contents.exif:
             contents.exif = _exif(stream.read(length))
         elif kind in (b"tEXt", b"iTXt", b"zTXt"):
             _read_text(stream, kind, length, contents)
-        stream.seek(end)
     return contents
 
 
