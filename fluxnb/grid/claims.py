@@ -2,9 +2,13 @@
 
 Between processes of one machine `flock` decides, which the kernel releases with the process and which PID namespaces
 share; between machines, where network file systems do not pass `flock` on reliably, a claim is valid while its holder
-renews the modification time of the lock. The `filelock` package has each of these rules but not both in one lock: its
-`FileLock` never ends the claim of a machine that crashed, and with its `SoftFileLease` a process that is stopped loses
-its claim while it lives and a restarted one waits for a whole lease.
+renews the modification time of the lock. Clocks of machines differ, and some file systems stamp files by the clock of
+the client. A claim is therefore void once this process has seen the same modification time for a lease of its own
+monotonic clock; a time stamp ends it only where it is older than any difference of clocks, by ten leases.
+
+The `filelock` package has each of these rules but not both in one lock: its `FileLock` never ends the claim of a
+machine that crashed, and with its `SoftFileLease` a process that is stopped loses its claim while it lives and a
+restarted one waits for a whole lease.
 
 A lock is written under a temporary name and linked into place, so that it is never seen incomplete. It names the
 process by a hash of the boot ID, the PID namespace, the PID and the start time, and contains no host name.
@@ -36,9 +40,10 @@ from fluxnb.units import duration
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["LEASE", "Claim", "Claims", "Holder", "file_system_time", "this_process"]
+__all__ = ["LEASE", "OLD", "Claim", "Claims", "Holder", "file_system_time", "this_process"]
 
 LEASE = 30.0  # seconds without a heartbeat after which a claim of another machine is void
+OLD = 10  # leases by which the time stamp of a claim that is void at first sight is old
 HEARTBEAT = 1.0  # seconds between heartbeats, less for a lease below 6 s
 SETTLE = 0.05  # seconds after which of several processes that replaced a void lock the last one is known
 MAX_PID = 2**31
@@ -165,17 +170,12 @@ class Claims:
         """
         for _ in range(ATTEMPTS):
             with _opened(lock) as existing:
-                ended = existing is None or existing.has_ended()
-                if ended is False:
+                if existing is not None and not self._is_void(existing):
                     return None
                 with _Candidate(lock) as candidate:
-                    if existing is None:
-                        claim = candidate.create()
-                    elif ended or self._lease_is_over(existing, candidate.modified):
-                        claim = candidate.replace(existing)
-                    else:
-                        return None
+                    claim = candidate.create() if existing is None else candidate.replace(existing)
                     if claim is not None:
+                        self._observed.pop(lock, None)
                         self._send_heartbeats(claim)
                         return claim
         return None
@@ -195,25 +195,25 @@ class Claims:
         with _opened(lock) as existing:
             if existing is None or existing.holder is None:
                 return ""
-            age = file_system_time(lock.parent) - existing.status.st_mtime
-            return f"{existing.holder}, whose last sign of life is {duration(max(age, 0.0))} old"
+            return f"{existing.holder}, whose last sign of life is {duration(self._silence(existing))} old"
 
-    def _lease_is_over(self, existing: _Existing, now: float) -> bool:
-        """Whether a claim of another machine is void.
-
-        Its age is the difference of two modification times of one file system, since clocks of machines differ. Where
-        a file system takes the clocks of its clients, a claim is also void once this process has seen no heartbeat for
-        a lease.
-        """
-        seen = (existing.status.st_ino, existing.status.st_mtime_ns)
-        if self._observed.get(existing.lock, ((), 0.0))[0] != seen:
-            self._observed[existing.lock] = seen, time.monotonic()
-        age = max(now - existing.status.st_mtime, time.monotonic() - self._observed[existing.lock][1])
+    def _is_void(self, existing: _Existing) -> bool:
+        ended = existing.has_ended()
+        if ended is not None:
+            return ended
         # A file server may retain the `flock` of a machine that crashed, so that it only doubles the lease.
-        over = age > self.lease * (1 if existing.flock is not False else 2)
-        if over:
-            del self._observed[existing.lock]
-        return over
+        return self._silence(existing) > self.lease * (1 if existing.flock is not False else 2)
+
+    def _silence(self, existing: _Existing) -> float:
+        """Seconds since this object saw a heartbeat of a lock, or saw the lock first."""
+        seen, now = (existing.status.st_ino, existing.status.st_mtime_ns), time.monotonic()
+        known = self._observed.get(existing.lock)
+        if known is None:
+            age = file_system_time(existing.lock.parent) - existing.status.st_mtime
+            known = self._observed[existing.lock] = seen, now - (age if age > OLD * self.lease else 0.0)
+        elif known[0] != seen:
+            known = self._observed[existing.lock] = seen, now
+        return now - known[1]
 
     def _send_heartbeats(self, claim: Claim) -> None:
         with self._mutex:
@@ -330,12 +330,10 @@ class _Candidate:
         self._lock = lock
         self._part = lock.with_name(f"{lock.name}.{uuid.uuid4().hex[:12]}.part")
         self._descriptor = -1
-        self.modified = 0.0
 
     def __enter__(self) -> _Candidate:
         try:
             self._holder = self._write(self._part)
-            self.modified = os.fstat(self._descriptor).st_mtime
         except BaseException:
             self.__exit__()
             raise

@@ -20,7 +20,7 @@ from PIL import Image
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import FluxnbError, InputError, shorten
-from fluxnb.grid.claims import LEASE, Claim, Claims, file_system_time
+from fluxnb.grid.claims import LEASE, OLD, Claim, Claims, file_system_time
 from fluxnb.io.files import atomic_write, disk_errors, open_regular, read_bytes, user_path
 from fluxnb.io.png import check_png, encode_png, largest_png
 from fluxnb.io.trajectory_files import largest_trajectory, open_trajectory, save
@@ -30,7 +30,6 @@ from fluxnb.records.recipe import ResolvedRecipe
 __all__ = ["Store", "StoreWarning"]
 
 LONGEST_METADATA = 2_000_000  # bytes; a recipe has at most 1,000,000
-LEFTOVER = 10  # leases after which a temporary file that no claim protects is a leftover
 WRITE_ATTEMPTS = 3  # of a cell that another machine may be writing too
 TEMPORARY = re.compile(r"(?P<key>[0-9a-f]{16,})\..*\.part|(?P<locked>[0-9a-f]{16,})\.lock")
 
@@ -170,7 +169,7 @@ class Store:
                 name = TEMPORARY.fullmatch(leftover.name)
                 if name is None or leftover.parent != self.path(key := name["key"] or name["locked"]).parent:
                     continue
-                if name["key"] and self._age(leftover) < LEFTOVER * self.lease:
+                if name["key"] and self._age(leftover) < OLD * self.lease:
                     continue
                 with self.claim(key) as claimed:
                     if claimed:

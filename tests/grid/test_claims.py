@@ -141,7 +141,21 @@ def test_a_claim_of_another_machine_is_valid_until_its_lease_ends(tmp_path):
     store = Store(tmp_path, lease=30)
     lock = write_lock(store, ELSEWHERE)
     assert not claimed(store)
-    os.utime(lock, (time.time() - 31,) * 2)
+    os.utime(lock, (time.time() - 200,) * 2)
+    assert not claimed(store) and not claimed(Store(tmp_path, lease=30)), "clocks may differ by that much"
+    os.utime(lock, (time.time() - 301,) * 2)
+    assert claimed(Store(tmp_path, lease=30))
+
+
+def test_a_claim_of_another_machine_is_void_once_no_heartbeat_was_seen_for_a_lease(tmp_path):
+    store = Store(tmp_path, lease=0.3)
+    lock = write_lock(store, ELSEWHERE)
+    for age in (90, -90, 0):  # heartbeats of a machine whose clock changes
+        assert not claimed(store)
+        time.sleep(0.2)
+        os.utime(lock, (time.time() - age,) * 2)
+    assert not claimed(store)
+    time.sleep(0.4)
     assert claimed(store)
 
 
@@ -165,6 +179,7 @@ def test_a_claim_without_heartbeats_is_void_although_its_machine_holds_an_flock(
         patch.setattr(module.Claims, "_send_heartbeats", lambda *_: None)
         claim = Claims(lease=0.2).acquire(lock)
     observer = Claims(lease=0.2)
+    assert observer.acquire(lock) is None
     time.sleep(0.5)
     taken = observer.acquire(lock)
     assert taken is not None and taken.is_valid() and not claim.is_valid()
@@ -211,7 +226,9 @@ def test_without_flock_the_claim_of_another_pid_namespace_has_a_lease(tmp_path, 
     store = Store(tmp_path, lease=30)
     write_lock(store, dataclasses.replace(HERE, namespace=1, pid=2**22 + 1))
     assert not claimed(store)
-    write_lock(store, dataclasses.replace(HERE, namespace=1, pid=2**22 + 1), age=31)
+    store = Store(tmp_path, lease=0.2)
+    assert not claimed(store)
+    time.sleep(0.3)
     assert claimed(store)
 
 
@@ -361,7 +378,7 @@ def test_opening_a_store_removes_void_locks_only(tmp_path):
     lock = write_lock(Store(tmp_path), ELSEWHERE)
     Store(tmp_path)
     assert lock.exists()
-    os.utime(lock, (time.time() - 31,) * 2)
+    os.utime(lock, (time.time() - 301,) * 2)
     Store(tmp_path)
     assert not lock.exists()
 

@@ -221,11 +221,7 @@ def test_a_sweep_that_waits_for_a_stopped_process_reports_it_within_five_seconds
 
 # ---------------------------------------------------------------------------------------- clocks, restarts, containers
 @trials
-@pytest.mark.parametrize(
-    "stamps",
-    [False, pytest.param(True, marks=pytest.mark.long)],
-    ids=["clock of the server", "clock of the client"],
-)
+@pytest.mark.parametrize("stamps", [False, True], ids=["clock of the server", "clock of the client"])
 def test_a_clock_that_is_ahead_neither_ends_nor_prolongs_claims(server, run, stamps, trials):
     for number in range(trials):
         places = run.places()
@@ -236,7 +232,7 @@ def test_a_clock_that_is_ahead_neither_ends_nor_prolongs_claims(server, run, sta
         if number % 2:
             first.signal(signal.SIGKILL)
         run.check(places, second.report(), first=first.end())
-    assert run.good(twice=stamps)
+    assert run.good()
 
 
 @trials
