@@ -19,6 +19,7 @@ Models
 
 Sampling
     run               sample one picture and record every step
+    last              the unfinished trajectory of the latest run that was interrupted
     recording         record any call of a FluxPipeline without changing its output
     Recorder          what `recording` yields; `.trajectories`
     sweep             sample a grid of prompts, seeds and step counts

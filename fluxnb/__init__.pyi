@@ -45,6 +45,7 @@ from .remote.handle import RemoteWarning as RemoteWarning
 from .sampling.recording import Recorder as Recorder
 from .sampling.recording import RecordingWarning as RecordingWarning
 from .sampling.recording import recording as recording
+from .sampling.run import last as last
 from .sampling.run import run as run
 from .sampling.sampler import STOP as STOP
 from .widgets import Explorer as Explorer

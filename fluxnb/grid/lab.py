@@ -78,7 +78,7 @@ def lab(
         )
 
     examples = EXAMPLES if flux.vocabulary is None else flux.vocabulary.examples
-    widget = Lab(generate, _initial_fields(flux, prompt), model=flux.model, stop=STOP, examples=examples)
+    widget = Lab(generate, _initial_fields(flux, prompt), model=flux.model, stop=STOP, examples=examples, owner=flux)
     return widget
 
 

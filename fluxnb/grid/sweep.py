@@ -52,6 +52,11 @@ class Stream(Iterator[Cell]):
         self._runner = runner
 
     @property
+    def owner(self) -> object:
+        """The model that samples the cells, to be compared by identity."""
+        return self._runner.flux
+
+    @property
     def on_wait(self) -> Callable[[str], None] | None:
         """Called with a sentence while the stream waits for cells of another process, and with "" afterwards."""
         return self._runner.on_wait

@@ -8,18 +8,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fluxnb.arguments import entry_point
+from fluxnb.errors import unknown_choice
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.schedule import require_supported
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
-from fluxnb.sampling.sampler import sample
+from fluxnb.sampling.sampler import STOP, sample
 
-__all__ = ["OnStep", "resolve", "run"]
+__all__ = ["OnStep", "last", "resolve", "run"]
 
 OnStep = Callable[[Step], Any]
+ON_INTERRUPT = ("raise", "return")
+
+last: Trajectory | None = None  # the trajectory of the latest run that was interrupted
 
 
-@entry_point("flux", "keep", "on_step")
+@entry_point("flux", "keep", "on_step", on_interrupt='on_interrupt="return"')
 def run(
     flux: Flux,
     prompt: str | Recipe,
@@ -35,6 +39,7 @@ def run(
     shift: float | None = None,
     keep: Keep | None = None,
     on_step: OnStep | None = None,
+    on_interrupt: str = "raise",
 ) -> Trajectory:
     """Sample one picture and record every step.
 
@@ -54,18 +59,23 @@ def run(
         sigmas: noise levels instead of the even ones, strictly falling, within (0, 1]; as many as steps.
         shift: a time shift instead of the model's; 1 is none.
         keep: which steps and tensors to keep; all by default.
-        on_step: called with each Step; returning `fnb.STOP` or raising KeyboardInterrupt ends the run there. The
-            Trajectory is then unfinished, and its picture is the decoded clean estimate of that step.
+        on_step: called with each Step; returning `fnb.STOP` ends the run there. The Trajectory is then unfinished, and
+            its picture is the decoded clean estimate of that step.
+        on_interrupt: what follows Ctrl-C or the stop button of a notebook. "raise" raises the KeyboardInterrupt again,
+            so that loops and further cells stop too; `fnb.last` is then the unfinished Trajectory. "return" returns it.
 
     Raises:
         InputError: an argument that is not possible; the message names what is.
         RunError: the model gave a velocity that is not finite, or ran out of memory.
+        KeyboardInterrupt: the run was interrupted; see `on_interrupt`.
 
     Example:
         >>> trajectory = run(flux, "a fox in the snow", seed=3, steps=4)            # doctest: +SKIP
         >>> trajectory.image.size, trajectory.sigmas                                # doctest: +SKIP
         ((128, 128), (1.0, 0.75, 0.5, 0.25, 0.0))
     """
+    if on_interrupt not in ON_INTERRUPT:
+        raise unknown_choice("on_interrupt", on_interrupt, ON_INTERRUPT)
     fields = {
         "seed": seed,
         "steps": steps,
@@ -82,9 +92,22 @@ def run(
     started = time.perf_counter()
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started
-    callback = None if on_step is None else lambda step, _: on_step(step)
-    trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=callback)
-    return dataclasses.replace(trajectory, seconds={**trajectory.seconds, "encode": spent})
+    stopped = []
+
+    def callback(step: Step, _: ResolvedRecipe) -> Any:
+        value = None if on_step is None else on_step(step)
+        if value is STOP:
+            stopped.append(step.index)
+        return value
+
+    given = None if on_step is None else callback
+    trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=given)
+    trajectory = dataclasses.replace(trajectory, seconds={**trajectory.seconds, "encode": spent})
+    if not trajectory.finished and not stopped and on_interrupt == "raise":
+        global last
+        last = trajectory
+        raise KeyboardInterrupt
+    return trajectory
 
 
 @entry_point()

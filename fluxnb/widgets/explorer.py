@@ -5,6 +5,7 @@ The front end is in `front-end/src`; `fluxnb.html.grid_page` builds self-contain
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,13 +18,14 @@ from fluxnb.html.grid_page import SHOWS, GridEncoder
 from fluxnb.io.files import user_path
 from fluxnb.records import Cell, Sweep
 from fluxnb.visuals.frames import Decode
-from fluxnb.widgets.background import Worker, outcome
+from fluxnb.widgets.background import Worker, current_cell, outcome, stop_earlier
 from fluxnb.widgets.grid_view import GridView, Results
 from fluxnb.widgets.view import fallback_png
 
 __all__ = ["Explorer", "explore"]
 
 FIELDS = ("prompt", "seed", "steps", "negative", "guidance", "sampler", "sigmas", "shift", "height", "width", "model")
+VIEW_TIMEOUT = 5.0  # seconds; an output that is drawn anew has no view for a moment
 ALWAYS_AXES = ("prompt", "seed", "steps")  # displayed even with a single value
 
 
@@ -45,6 +47,7 @@ class Explorer(GridView):
 
     def __init__(self, results: Results, folder: Path) -> None:
         self._worker: Worker[Cell] | None = None
+        self._views: dict[str, int] = {}  # number of views by browser window
         super().__init__(results, folder)
 
     # ---------------------------------------------------------------------------------------------------------- reading
@@ -84,7 +87,9 @@ class Explorer(GridView):
         if hasattr(cells, "on_wait"):  # a stream
             cells.on_wait = self._show_waiting
         on_item = partial(self._receive_cell, self._results)
-        self._worker = Worker(cells, on_item=on_item, on_end=self._end, name="fluxnb-explore")
+        owner, cell = getattr(cells, "owner", None), current_cell()
+        stop_earlier(owner, cell)
+        self._worker = Worker(cells, on_item=on_item, on_end=self._end, name="fluxnb-explore", owner=owner, cell=cell)
         self._worker.start()
 
     def _show_waiting(self, sentence: str) -> None:
@@ -115,7 +120,19 @@ class Explorer(GridView):
         self._fallback = fallback_png(images, columns=min(max(columns, 4), 8), side=80, limit=24)
 
     def _actions(self) -> Any:
-        return {**super()._actions(), "stop": lambda *_: self.stop()}
+        return {**super()._actions(), "stop": lambda *_: self.stop(), "views": self._count_views}
+
+    def _count_views(self, content: dict[str, Any], _: Any) -> None:
+        """Stop when the last view is gone for some seconds: its cell was deleted, or its output was cleared."""
+        self._views[str(content.get("window"))] = int(content.get("count", 0))
+        if not any(self._views.values()):
+            timer = threading.Timer(VIEW_TIMEOUT, self._stop_without_views)
+            timer.daemon = True
+            timer.start()
+
+    def _stop_without_views(self) -> None:
+        if not any(self._views.values()):
+            self.stop()
 
 
 @entry_point("shows", "decode", "size", folder='folder="starred"')

@@ -26,7 +26,7 @@ from fluxnb.records import Cell, Step, Sweep
 from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.visuals.frames import Decode, webp
-from fluxnb.widgets.background import Worker, outcome
+from fluxnb.widgets.background import Worker, current_cell, outcome, stop_earlier
 from fluxnb.widgets.form import (
     FIELDS,
     MAX_CELLS,
@@ -166,6 +166,7 @@ class Lab(GridView):
         model: name of the model, for the title.
         stop: the value that ends the sampling, `fluxnb.STOP`.
         examples: prompts that the form offers.
+        owner: the model, to be compared by identity.
 
     Attributes:
         prompt, seeds, steps: the values of the form; setting one changes the form.
@@ -192,9 +193,19 @@ class Lab(GridView):
     grid = _LatestGrid(Sweep, allow_none=True)
 
     def __init__(
-        self, generate: Generate, fields: Mapping[str, str], *, model: str, stop: Any, examples: Sequence[str] = ()
+        self,
+        generate: Generate,
+        fields: Mapping[str, str],
+        *,
+        model: str,
+        stop: Any,
+        examples: Sequence[str] = (),
+        owner: object = None,
     ) -> None:
         self._generate, self._stop = generate, stop
+        self._owner, self._cell = owner, current_cell()
+        if self._cell is not None:
+            stop_earlier(owner, self._cell)  # the cell is run again
         self._progress: _Progress | None = None  # None while nothing is sampled
         self._worker: Worker[Cell] | None = None
         self._generating = threading.Lock()
@@ -275,6 +286,8 @@ class Lab(GridView):
                 on_item=partial(self._receive, progress),
                 on_end=partial(self._end, progress),
                 name="fluxnb-lab",
+                owner=self._owner,
+                cell=self._cell,
             )
             self._worker.start()
         return self

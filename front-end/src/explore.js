@@ -7,7 +7,7 @@
 import { make } from "./dom.js";
 import { makeGrid } from "./grid.js";
 import { connectGrid } from "./kernel.js";
-import { pageMounter, register } from "./output.js";
+import { countViews, pageMounter, register } from "./output.js";
 import { pageSource, receiveCells } from "./source.js";
 import "./shared.css";
 import "./viewer.css";
@@ -25,7 +25,12 @@ function initialize({ model }) {
 function render({ model, el }) {
   const root = make("div");
   el.append(root);
-  return connectGrid(root, model).close;
+  const { close } = connectGrid(root, model);
+  const viewClosed = countViews(model);
+  return () => {
+    close();
+    viewClosed();
+  };
 }
 
 export const mountPage = pageMounter(mount, render);

@@ -2,7 +2,7 @@
 // A grid that is connected to the traits of a widget.
 
 import { makeGrid } from "./grid.js";
-import { makeRequests } from "./requests.js";
+import { goneText, kernelStatus, makeRequests } from "./requests.js";
 import { modelSource } from "./source.js";
 import { throttledTrait } from "./traits.js";
 
@@ -36,6 +36,8 @@ export function connectGrid(root, model, options = {}) {
       source.preview(message, buffers[0]);
       grid.draw();
     },
+    // The connection of a widget ends when its kernel restarts or stops; its contents remain.
+    comm_live_update: () => (options.reply ?? grid.showMessage)(goneText(kernelStatus(model))),
     "change:data": grid.refresh,
     "change:cells": grid.refresh,
     "change:frames": grid.refresh,

@@ -25,6 +25,23 @@ export function register(model) {
   };
 }
 
+const views = new Map(); // number of views of each widget
+const windowName = Math.random().toString(36).slice(2);
+
+/**
+ * Report the number of views of a widget to the kernel, so that a stream without any view ends.
+ * @returns {() => void} called when the view is closed
+ */
+export function countViews(model) {
+  const key = model.get("key");
+  const change = (by) => {
+    views.set(key, (views.get(key) ?? 0) + by);
+    model.send({ kind: "views", window: windowName, count: views.get(key) });
+  };
+  change(1);
+  return () => change(-1);
+}
+
 /**
  * @param {(root: HTMLElement, data: any, urls: string[]) => any} mount displays contents
  * @param {(parts: { model: any, el: HTMLElement }) => () => void} render displays a widget

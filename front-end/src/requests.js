@@ -18,6 +18,12 @@ export function waitingText(status) {
   return "no reply from the kernel: it is busy, or it was restarted. If it was restarted, run this cell again.";
 }
 
+/** What to display when the connection to the kernel has ended. */
+export function goneText(status) {
+  const happened = /restarting|starting/.test(status ?? "") ? "the kernel was restarted" : "the kernel has stopped";
+  return `${happened}. The pictures remain; run this cell again to go on.`;
+}
+
 /** The status of the kernel, where the host reports it. */
 export function kernelStatus(model) {
   const kernel = model.widget_manager?.kernel;

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { mock, test } from "node:test";
-import { kernelStatus, makeRequests, waitingText } from "../src/requests.js";
+import { goneText, kernelStatus, makeRequests, waitingText } from "../src/requests.js";
 
 function fakeModel(kernel) {
   const handlers = new Set();
@@ -48,4 +48,9 @@ test("the text follows the status of the kernel", () => {
   assert.match(waitingText(undefined), /busy, or it was restarted/);
   assert.equal(kernelStatus(fakeModel({ status: "idle", connectionStatus: "disconnected" })), "disconnected");
   assert.equal(kernelStatus({}), undefined);
+});
+
+test("the end of a connection is reported with its reason", () => {
+  assert.match(goneText("autorestarting"), /was restarted.*run this cell again/);
+  assert.match(goneText("dead"), /has stopped/);
 });

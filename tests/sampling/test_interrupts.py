@@ -139,7 +139,7 @@ def test_an_interrupt_while_a_picture_is_decoded_gives_every_step(flux):
         raise KeyboardInterrupt
 
     hook = flux.pipe.vae.decoder.register_forward_pre_hook(interrupt)
-    trajectory = fnb.run(flux, "a fox", steps=2, **SIZE)
+    trajectory = fnb.run(flux, "a fox", steps=2, on_interrupt="return", **SIZE)
     hook.remove()
     assert trajectory.image is None and not trajectory.finished and len(trajectory) == 2
     assert torch.equal(trajectory.final, expected.final)

@@ -151,7 +151,7 @@ def test_stopping_gives_the_clean_estimate_so_far(toy, toy_trajectory, at, how):
         return None
 
     with counted(toy.pipe) as counts:
-        trajectory = fnb.run(toy, toy_trajectory.recipe, on_step=stop)
+        trajectory = fnb.run(toy, toy_trajectory.recipe, on_step=stop, on_interrupt="return")
     assert counts["transformer"] == at + 1
     assert not trajectory.finished and len(trajectory) == at + 1 and len(trajectory.sigmas) == 5
     expected = toy.decode(toy_trajectory[at].latents("clean")[None])[0]
@@ -201,7 +201,7 @@ def test_ctrl_c_while_the_model_computes_leaves_the_walk_so_far_and_nothing_else
     before, pressed = live_bytes(), []
     hook = toy.pipe.transformer.single_transformer_blocks[0].register_forward_pre_hook(press)
     try:
-        trajectory = fnb.run(toy, toy_trajectory.recipe, keep=keep)
+        trajectory = fnb.run(toy, toy_trajectory.recipe, keep=keep, on_interrupt="return")
     finally:
         hook.remove()
     assert not trajectory.finished and len(trajectory) == at and len(trajectory.sigmas) == 5
@@ -225,6 +225,40 @@ def test_a_stopped_walk_holds_its_own_memory_alone(toy, toy_trajectory, at):
     assert live_bytes() - before == trajectory.nbytes
     del trajectory
     assert live_bytes() == before
+
+
+def interrupt_at(index):
+    def on_step(step):
+        if step.index == index:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+@pytest.mark.moderate
+def test_an_interrupt_ends_a_loop_of_runs_and_the_unfinished_trajectory_remains(toy, toy_trajectory):
+    begun = []
+    with pytest.raises(KeyboardInterrupt):
+        for seed in range(3):
+            begun.append(seed)
+            fnb.run(toy, "a fox", seed=seed, steps=3, on_step=interrupt_at(1) if seed == 1 else None)
+    assert begun == [0, 1]
+    assert (fnb.last.recipe.seed, len(fnb.last), fnb.last.finished) == (1, 2, False)
+    assert fnb.last.image is not None, "the picture of the clean estimate"
+    assert fnb.run(toy, toy_trajectory.recipe).image.tobytes() == toy_trajectory.image.tobytes()
+
+
+def test_an_interrupted_run_returns_on_request(toy):
+    before = fnb.last
+    trajectory = fnb.run(toy, "a fox", steps=2, on_step=interrupt_at(0), on_interrupt="return")
+    assert len(trajectory) == 1 and not trajectory.finished and fnb.last is before
+    with pytest.raises(fnb.InputError, match="on_interrupt='ignore'"):
+        fnb.run(toy, "a fox", on_interrupt="ignore")
+
+
+def test_a_run_that_on_step_stops_returns_and_is_no_interrupted_one(toy):
+    before = fnb.last
+    assert len(fnb.run(toy, "a fox", steps=3, on_step=lambda _: fnb.STOP)) == 1 and fnb.last is before
 
 
 @pytest.mark.moderate

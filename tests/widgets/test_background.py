@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
 
-from fluxnb.widgets.background import Worker, outcome
+from fluxnb.widgets.background import Worker, outcome, stop_earlier
 
 
 class Items:
@@ -104,3 +107,74 @@ def test_an_iterator_without_close_is_accepted():
 )
 def test_the_outcome_follows_from_the_problem_and_the_count(problem, done, state):
     assert outcome(problem, done=done, total=3) == state
+
+
+# ------------------------------------------------------------------------------------------------- ends by other events
+def at_work(owner, cell):
+    items = Items(5, ready=False)
+    worker = Worker(items, on_item=lambda _: None, on_end=lambda _: None, name="fluxnb-test", owner=owner, cell=cell)
+    worker.start()
+    return worker, items
+
+
+@pytest.mark.parametrize(
+    ("owner", "cell", "stops"),
+    [("same", "a", True), ("same", "b", False), ("same", None, True), ("other", "a", False), (None, "a", False)],
+)
+def test_work_of_the_same_model_and_cell_is_stopped_by_the_next(owner, cell, stops):
+    models = {"same": object(), "other": object(), None: None}
+    worker, items = at_work(models["same"], "a")
+    stop_earlier(models[owner], cell)
+    assert worker.stopping is stops
+    worker.stop()
+    items.go.release()
+    worker.wait(20)
+
+
+EXIT = """
+import time
+from fluxnb.widgets.background import Worker
+def items():
+    try:
+        for number in range(1000):
+            time.sleep(0.05)
+            yield number
+    finally:
+        print("closed", flush=True)
+Worker(items(), on_item=lambda _: None, on_end=lambda _: None, name="fluxnb-test").start()
+time.sleep(0.2)
+print("end of script", flush=True)
+"""
+
+
+def test_leaving_python_while_a_worker_runs_closes_its_iterator_and_ends_with_status_0():
+    done = subprocess.run([sys.executable, "-c", EXIT], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.splitlines(), done.stderr) == (0, ["end of script", "closed"], "")
+
+
+@pytest.mark.slow
+def test_an_interrupt_of_an_idle_kernel_stops_its_workers():
+    manager = pytest.importorskip("jupyter_client.manager").KernelManager(kernel_name="python3")
+    manager.start_kernel()
+    client = manager.client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        start = EXIT.replace("Worker(", "worker = Worker(").replace(".start()\ntime.sleep(0.2)", "\nworker.start()")
+        assert run_code(client, start)[0] == "ok"
+        assert "True" in run_code(client, "print(worker.running)")[1]
+        time.sleep(0.5)
+        manager.interrupt_kernel()
+        time.sleep(1)
+        assert "False" in run_code(client, "print(worker.running)")[1]
+        assert run_code(client, "time.sleep(0.1)")[0] == "ok", "the interrupt is not left to the next cell"
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def run_code(client, code):
+    printed = []
+    hook = lambda message: printed.append(message["content"].get("text", ""))  # noqa: E731
+    reply = client.execute_interactive(code, output_hook=hook, timeout=60)
+    return reply["content"]["status"], "".join(printed)

@@ -234,6 +234,35 @@ def test_a_stop_message_ends_the_sampling():
     assert widget.data["state"] == "stopped"
 
 
+def test_a_stream_stops_when_its_last_view_is_gone(monkeypatch):
+    monkeypatch.setattr("fluxnb.widgets.explorer.VIEW_TIMEOUT", 0.01)
+    gate = threading.Semaphore(0)
+    widget = explore(FakeStream(grid(), gate=gate))
+    for window, count in (("a", 1), ("b", 1), ("a", 0)):
+        widget._handle_custom_msg({"kind": "views", "window": window, "count": count}, [])
+    threading.Event().wait(0.1)
+    assert not widget._worker.stopping, "the other window still displays it"
+    widget._handle_custom_msg({"kind": "views", "window": "b", "count": 0}, [])
+    threading.Event().wait(0.2)
+    assert widget._worker.stopping
+    gate.release()
+    widget.wait(20)
+
+
+def test_a_second_stream_of_a_model_stops_the_first(monkeypatch):
+    gates, model = [threading.Semaphore(0) for _ in range(2)], object()
+    streams = [FakeStream(grid(), gate=gate) for gate in gates]
+    for each in streams:
+        each.owner = model
+    first, second = explore(streams[0]), explore(streams[1])
+    assert first._worker.stopping and not second._worker.stopping
+    second.stop()
+    for gate in gates:
+        gate.release()
+    first.wait(20)
+    second.wait(20)
+
+
 def test_a_stream_of_a_real_model_is_explored(toy):
     cells = fnb.stream(toy, prompts="a red fox", seeds=[0, 2**64 - 1], steps=[1, 2], keep=fnb.Keep())
     assert isinstance(cells, fnb.Stream) and dict(cells.axes)["steps"] == (1, 2)
