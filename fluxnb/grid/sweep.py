@@ -43,18 +43,20 @@ class Stream(Iterator[Cell]):
         axes: field names and their values, in order.
         model: name of the model.
         runner: the runner of these cells.
+        owner: the model or endpoint that samples them, to be compared by identity.
     """
 
     def __init__(
-        self, cells: Generator[Cell, None, None], axes: dict[str, tuple[Any, ...]], model: str, runner: Runner
+        self,
+        cells: Generator[Cell, None, None],
+        axes: dict[str, tuple[Any, ...]],
+        model: str,
+        runner: Runner,
+        *,
+        owner: object = None,
     ) -> None:
         self._cells, self.axes, self.model = cells, axes, model
-        self._runner = runner
-
-    @property
-    def owner(self) -> object:
-        """The model that samples the cells, to be compared by identity."""
-        return self._runner.flux
+        self._runner, self.owner = runner, owner
 
     @property
     def on_wait(self) -> Callable[[str], None] | None:
@@ -225,7 +227,8 @@ def stream(
         **axes,
     )
     runner = request.runner(background=False)
-    return Stream(recorded(flux, runner.cells(request.recipes)), request.axes.displayed, flux.model, runner)
+    cells = recorded(flux, runner.cells(request.recipes))
+    return Stream(cells, request.axes.displayed, flux.model, runner, owner=flux)
 
 
 @entry_point(*CHECKED, "on_step", accepts=FurtherAxes, measure="measure=True")
