@@ -31,6 +31,7 @@ SHOWS = ("clean", "x")
 NO_SLIDER = "no slider over sigma: these cells have no steps; sample the grid with keep=fnb.Keep()"
 NO_STEPS = "no slider over sigma: an endpoint gives the finished picture alone"
 MANY = {"prompt": "prompts", "seed": "seeds", "steps": "step counts"}
+EXACT_SIDE = 256  # pixels up to which final pictures are stored without loss
 CACHED_PICTURES = 32  # enough for one seed and its step counts
 # Fields displayed for a cell, in this order.
 FACTS = ("prompt", "negative", "seed", "steps", "size", "guidance", "sampler", "sigmas", "shift", "model", "dtype")
@@ -125,6 +126,7 @@ class GridEncoder:
             return self._numbers[data]
 
         picture, trajectory = cell.image, cell.trajectory
+        preview = preview_side(picture.size, self._size)
         self._providers |= {cell.drawn_by} - {""}
         frames: dict[str, list[int]] = {show: [] for show in self._shows}
         sigmas: tuple[float, ...] = ()
@@ -137,12 +139,13 @@ class GridEncoder:
             "position": self.position(cell.recipe),
             "name": _stem(cell),
             "caption": _caption(cell),
-            "facts": _facts(cell),
+            "facts": [*_facts(cell), *([preview_fact(preview)] if preview else [])],
             "recipe": cell.recipe.to_json(),
             "code": _code(cell),
             "sigmas": list(sigmas),
             "frames": frames,
             "final": number(picture, exact=True),
+            "preview": preview,
             "width": picture.width,
             "height": picture.height,
         }, fresh
@@ -252,10 +255,22 @@ def _cached(decode: Decode) -> Decode:
     return draw
 
 
+def preview_side(size: tuple[int, int], limit: int) -> int:
+    """The longest side of a final picture as it is stored, or 0 where it is stored with its original pixels."""
+    return 0 if max(size) <= min(limit, EXACT_SIDE) else min(max(size), limit)
+
+
+def preview_fact(side: int) -> tuple[str, str]:
+    """The fact that names a stored picture as a preview."""
+    return ("pixels", f"preview, {side} px")
+
+
 def _encoded(image: Image.Image, size: int, *, exact: bool) -> bytes:
     if max(image.size) > size:
         image = image.convert("RGB")
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
+    if exact and max(image.size) <= EXACT_SIDE:
+        return webp(image, lossless=True)
     # Final pictures and linear previews, which have few pixels, are encoded as well as `webp` does by default. Decoded
     # frames are noisy: at that quality they would take ten times the bytes of the picture.
     return webp(image) if exact or max(image.size) <= 64 else webp(image, quality=82, lossless=False)

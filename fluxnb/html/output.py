@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 
 from fluxnb.html.front_end import script, style
+from fluxnb.html.grid_page import preview_fact
 from fluxnb.html.page import Still, elements
 from fluxnb.visuals.frames import webp
 
@@ -75,13 +76,12 @@ def bounded(data: dict[str, Any], frames: Sequence[bytes]) -> tuple[dict[str, An
     for side in sides:
         reduced = [_reduced(image, side) for image in images]
         if _size(reduced) <= MOST_BYTES:
-            return _with_note(
-                data, f"saved here at {side} of {largest} px; widget.to_html(path) has all pixels"
-            ), reduced
+            text = f"saved here at {side} of {largest} px; widget.to_html(path) has all pixels"
+            return _with_note(_as_previews(data, side), text), reduced
     data, numbers = _without_steps(data)
     side = next((side for side in sides if len(numbers) * side * side / 8 <= MOST_BYTES), SIDES[-1])
     text = f"saved here at {side} of {largest} px and without steps; widget.to_html(path) has both"
-    return _with_note(data, text), [_reduced(images[number], side) for number in numbers]
+    return _with_note(_as_previews(data, side), text), [_reduced(images[number], side) for number in numbers]
 
 
 def _size(frames: Sequence[bytes]) -> int:
@@ -103,6 +103,18 @@ def _reduced(image: Image.Image, side: int) -> bytes:
 
 def _with_note(data: dict[str, Any], text: str) -> dict[str, Any]:
     return {**data, "note": " · ".join(part for part in (str(data.get("note", "")), text) if part)}
+
+
+def _as_previews(data: dict[str, Any], side: int) -> dict[str, Any]:
+    """The data of cells whose pictures are reduced to `side` pixels, with that fact."""
+    if "cells" not in data:
+        return data
+    cells = []
+    for cell in data["cells"]:
+        facts = [fact for fact in cell["facts"] if fact[0] != "pixels"]
+        side_of = min(side, max(cell["width"], cell["height"]))
+        cells.append({**cell, "preview": side_of, "facts": [*facts, preview_fact(side_of)]})
+    return {**data, "cells": cells}
 
 
 def _without_steps(data: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:

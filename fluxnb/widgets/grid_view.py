@@ -15,6 +15,7 @@ from fluxnb.html import grid_page as pages
 from fluxnb.html import page as html
 from fluxnb.html.grid_page import GridEncoder
 from fluxnb.io.files import without_folders
+from fluxnb.io.png import encode_png
 from fluxnb.records import Cell, Sweep
 from fluxnb.widgets.view import View
 
@@ -233,20 +234,29 @@ class GridView(View):
     def _resend(self) -> None:
         self.send_state(["cells", "frames"])
 
+    def _original(self, content: dict[str, Any], _: Any) -> bytes:
+        """The PNG of a cell with its original pixels and its recipe."""
+        results, number = self._results, int(content.get("number", -1))
+        if content.get("run") != results.run or number not in range(len(results.received)):
+            raise InputError(f"cell {number}", "cells of the displayed grid are possible", "reload the view")
+        cell = results.received[number]
+        return encode_png(cell.image, cell.recipe, numerics=cell.numerics)
+
     def _on_message(self, _: object, content: dict[str, Any], buffers: Sequence[Any]) -> None:
         """Reply to a request of the front end; a request with an id always gets a reply."""
         action = self._actions().get(str(content.get("kind")))
         if action is None:
             return
         try:
-            text = action(content, buffers)
+            result = action(content, buffers)
         except Exception as problem:  # a message has no caller that would see it
-            text = str(problem) if isinstance(problem, FluxnbError) else repr(problem)
-        self.send({"kind": "reply", "request": content.get("request"), "text": text or ""})
+            result = str(problem) if isinstance(problem, FluxnbError) else repr(problem)
+        text, data = ("", [result]) if isinstance(result, bytes) else (result or "", [])
+        self.send({"kind": "reply", "request": content.get("request"), "text": text}, buffers=data)
 
-    def _actions(self) -> dict[str, Callable[[dict[str, Any], Sequence[Any]], str | None]]:
-        """The requests of the front end by kind; each returns the text of its reply."""
-        return {"save": self._save}
+    def _actions(self) -> dict[str, Callable[[dict[str, Any], Sequence[Any]], str | bytes | None]]:
+        """The requests of the front end by kind; each returns the text of its reply, or bytes."""
+        return {"save": self._save, "original": self._original}
 
     def _save(self, _: dict[str, Any], __: Sequence[Any]) -> str:
         count = len(self.export())

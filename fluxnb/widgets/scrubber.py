@@ -27,7 +27,7 @@ class Scrubber(View):
     All frames are sent once, as WebP; moving the slider needs only the browser, so a busy or stopped kernel does not
     matter. Keys: arrows move one step, space plays, x v c n select the displayed quantity, w selects the next prompt
     word if attention was recorded (bright regions attend to the word), + - 0 zoom. Dragging pans a zoomed image; all
-    trajectories pan together. Setting `.sigma` from Python moves the slider; moving the slider sends nothing back.
+    trajectories pan together. `.sigma` is a trait in both directions, so two scrubbers can be linked.
 
     Arguments:
         data: description of the frames, from `fluxnb.visuals.frames.payload`.
@@ -42,7 +42,7 @@ class Scrubber(View):
 
     data = traitlets.Dict().tag(sync=True)
     frames = traitlets.List(traitlets.Bytes()).tag(sync=True)
-    sigma = traitlets.Float(1.0, min=0.0, max=1.0).tag(sync=True)
+    sigma = traitlets.Float(0.0, min=0.0, max=1.0).tag(sync=True)
 
     def __init__(
         self, data: dict[str, Any], frames: list[bytes], *, fallback: bytes | None = None, **traits: Any

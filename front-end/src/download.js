@@ -14,6 +14,31 @@ async function encodePng(url, recipe) {
   return withRecipe(new Uint8Array(await blob.arrayBuffer()), recipe);
 }
 
+/**
+ * @typedef {object} Picture
+ * @property {string} name
+ * @property {string} url of the final image in the page
+ * @property {string} recipe
+ * @property {number} preview longest side of that image in pixels if it does not have the original pixels, otherwise 0
+ * @property {(() => Promise<Uint8Array>) | null} original fetches a PNG with the original pixels, where that is possible
+ */
+
+/**
+ * A PNG with its recipe, and its name, which says so if it does not have the original pixels.
+ * @param {Picture} picture
+ */
+export async function pngOf({ name, url, recipe, preview, original }, encode = encodePng) {
+  if (!preview) return { name: `${name}.png`, bytes: await encode(url, recipe) };
+  if (original) {
+    try {
+      return { name: `${name}.png`, bytes: await original() };
+    } catch {
+      // The kernel does not reply; the preview is what there is.
+    }
+  }
+  return { name: `${name}-preview-${preview}px.png`, bytes: await encode(url, recipe) };
+}
+
 /** Copy an image to the clipboard, as PNG. */
 export async function copyImage(url, recipe) {
   const png = encodePng(url, recipe).then((bytes) => new Blob([bytes], { type: "image/png" }));
@@ -36,10 +61,14 @@ export async function copyText(text) {
   }
 }
 
-// Download one image as PNG, several as a ZIP of PNGs; each is { name, url, recipe }.
-export async function download(images) {
+/**
+ * Download one image as PNG, several as a ZIP of PNGs.
+ * @param {Picture[]} pictures
+ * @returns {Promise<string[]>} the names of the files
+ */
+export async function download(pictures) {
   const files = [];
-  for (const { name, url, recipe } of images) files.push({ name: `${name}.png`, bytes: await encodePng(url, recipe) });
+  for (const picture of pictures) files.push(await pngOf(picture));
   const [one] = files;
   const many = files.length > 1;
   const bytes = many ? zipped(files) : one.bytes;
@@ -48,4 +77,5 @@ export async function download(images) {
   link.href = URL.createObjectURL(new Blob([bytes], { type: many ? "application/zip" : "image/png" }));
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  return files.map(({ name }) => name);
 }

@@ -79,7 +79,13 @@ export function makeGrid(root, source, kernel) {
     cell: (id) => source.cells[id],
     label,
     url: (id) => source.url(frameOf(id)),
-    final: (id) => source.url(source.cells[id].final),
+    picture,
+    // The longest side of the displayed image in pixels if it does not have the original pixels, otherwise 0.
+    preview(id) {
+      const { final, preview, width, height } = source.cells[id];
+      return frameOf(id) === final ? preview : Math.max(width, height);
+    },
+    original: kernel?.original && ((id) => (frameOf(id) === source.cells[id].final ? kernel.original(id) : null)),
     starred: (id) => state.starred.has(id),
     star,
     select,
@@ -102,6 +108,13 @@ export function makeGrid(root, source, kernel) {
   // --------------------------------------------------------------------------------------------------------- drawing
   function frameOf(id) {
     return frameAt(source.cells[id], playback.show, playback.sigma).frame;
+  }
+
+  // What a download needs of a cell.
+  function picture(id) {
+    const { name, recipe, final, preview } = source.cells[id];
+    const original = kernel?.original ? () => kernel.original(id) : null;
+    return { name, recipe, preview, original, url: source.url(final) };
   }
 
   // The axis values in which a cell differs from the others, or from the rest of the grid.
@@ -234,9 +247,11 @@ export function makeGrid(root, source, kernel) {
   async function downloadStarred() {
     const cells = starredInOrder().map((id) => source.cells[id]);
     showMessage(`preparing ${cells.length} …`);
-    await download(cells.map(({ name, recipe, final }) => ({ name, recipe, url: source.url(final) })));
+    const names = await download(starredInOrder().map(picture));
+    const previews = names.filter((name) => /-preview-\d+px\.png$/.test(name)).length;
+    const kind = previews ? ` (${previews === names.length ? "" : `${previews} of them `}previews)` : "";
     const text = `downloaded starred.zip with ${cells.length} images`;
-    showMessage(cells.length > 1 ? text : "downloaded the starred image");
+    showMessage((cells.length > 1 ? text : "downloaded the starred image") + kind);
   }
   // The default side of a cell: as large as fits, within limits.
   function defaultSide() {

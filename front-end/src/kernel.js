@@ -6,6 +6,8 @@ import { goneText, kernelStatus, makeRequests } from "./requests.js";
 import { modelSource } from "./source.js";
 import { throttledTrait } from "./traits.js";
 
+const MOST_ORIGINALS = 8; // images of original pixels in memory
+
 /**
  * Display the cells of a widget.
  * @param {HTMLElement} root
@@ -21,11 +23,25 @@ export function connectGrid(root, model, options = {}) {
     model.set(name, numbers);
     model.save_changes();
   };
+  /** @type {Map<string, Promise<Uint8Array>>} */
+  const originals = new Map(); // the latest ones, by run and number
   const grid = makeGrid(root, source, {
     ...options,
     stars: (ids) => set("stars", ids),
     choices: (ids) => set("choices", ids),
     sigma: sigma.set,
+    // The PNG of a cell, with its recipe.
+    original(number) {
+      const { run } = source.data;
+      const name = `${run}.${number}`;
+      if (!originals.has(name)) {
+        const png = requests.fetch({ kind: "original", run, number });
+        originals.set(name, png);
+        png.catch(() => originals.delete(name));
+        for (const old of [...originals.keys()].slice(0, -MOST_ORIGINALS)) originals.delete(old);
+      }
+      return originals.get(name);
+    },
     stop: () => requests.send({ kind: "stop" }, { text: "stopping after the current cell …" }),
     save: () => requests.send({ kind: "save" }, { text: `saving to ${source.data.folder} …` }),
   });

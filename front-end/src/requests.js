@@ -2,6 +2,7 @@
 // Requests to the kernel, each of which is answered: by the kernel, or by what to do if it does not reply.
 
 const REPLY_TIMEOUT = 4000; // milliseconds for the kernel to reply
+const FETCH_TIMEOUT = 15_000; // for an image
 
 /**
  * What to display for a request that has no reply yet.
@@ -44,10 +45,13 @@ export function makeRequests(model, show, changed = () => {}) {
     open.delete(number);
     if (!open.size) changed("");
   }
-  const receive = ({ kind, request, text }) => {
+  /** @type {Map<number, (buffers: any[], text: string) => void>} */
+  const fetches = new Map();
+  const receive = ({ kind, request, text }, buffers) => {
     if (kind !== "reply" || !open.has(request)) return;
     settle(request);
-    show(text);
+    if (fetches.has(request)) fetches.get(request)(buffers, text);
+    else show(text);
   };
   model.on("msg:custom", receive);
   return {
@@ -61,6 +65,28 @@ export function makeRequests(model, show, changed = () => {}) {
       );
       changed("waiting");
       model.send({ ...message, request: number }, undefined, buffers);
+    },
+    /** Bytes from the kernel. Rejected with what to do if it does not reply. */
+    fetch(message, timeout = FETCH_TIMEOUT) {
+      count += 1;
+      const number = count;
+      return new Promise((resolve, reject) => {
+        const fail = (text) => {
+          settle(number);
+          fetches.delete(number);
+          reject(new Error(text));
+        };
+        open.set(
+          number,
+          setTimeout(() => fail(waitingText(kernelStatus(model))), timeout),
+        ); // prettier-ignore
+        fetches.set(number, ([buffer], text) => {
+          if (buffer === undefined) return fail(text);
+          fetches.delete(number);
+          resolve(new Uint8Array(buffer.buffer ?? buffer, buffer.byteOffset ?? 0, buffer.byteLength));
+        });
+        model.send({ ...message, request: number });
+      });
     },
     close() {
       model.off("msg:custom", receive);

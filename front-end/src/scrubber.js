@@ -163,7 +163,7 @@ function mount(root, data, urls, moved) {
   }
 
   playback.levels = sigmas;
-  playback.go(0);
+  playback.go(sigmas.length - 1); // the picture
   applyZoom();
   const endTheme = followGround(root);
   return {

@@ -6,7 +6,7 @@ import { frameUrl } from "./dom.js";
 /**
  * @typedef {import("./levels.js").Trajectory & {
  *   position: number[], name: string, caption: string, facts: [string, string][], recipe: string, code: string,
- *   width: number, height: number, exact?: boolean }} Cell one cell, as `GridEncoder.add` describes it
+ *   width: number, height: number, preview: number }} Cell one cell, as `GridEncoder.add` describes it
  * @typedef {{ url: string, step: number, steps: number, width: number, height: number }} Preview
  * @typedef {object} Source
  * @property {any} data title, axes, quantities and state, as `GridEncoder.data` describes them

@@ -44,7 +44,7 @@ function makeSlider(name, max, value, onChange) {
   return { label, range };
 }
 
-// `host` provides cell(id), label(id, others), url(id), final(id), neighbor(right, down), star(ids), starred(id),
+// `host` provides cell(id), label(id, others), url(id), picture(id), preview(id), original(id), neighbor(right, down), star(ids), starred(id),
 // select(id), selected(id), onClose(ids), and in a lab useRecipe(id). The playback bar moves into the viewer while it is open, so that the noise level can be changed there.
 export function makeViewer(root, playback, host) {
   // An output iframe (Colab, VS Code) is as tall as its content, so a modal dialog could open outside the visible part.
@@ -100,7 +100,7 @@ export function makeViewer(root, playback, host) {
     "copy image": (id) => copyImage(host.url(id), host.cell(id).recipe),
     "copy code": (id) => copyText(host.cell(id).code),
     "copy recipe": (id) => copyText(host.cell(id).recipe),
-    download: (id) => download([{ name: host.cell(id).name, recipe: host.cell(id).recipe, url: host.final(id) }]),
+    download: (id) => download([host.picture(id)]),
   };
   const done = { "copy image": "image copied", "copy code": "code copied", "copy recipe": "recipe copied" };
   for (const [name, act] of Object.entries(single)) {
@@ -216,8 +216,29 @@ export function makeViewer(root, playback, host) {
     }
     const canvas = stage.node.querySelector("canvas");
     if (!canvas) return;
-    drawDifference(canvas, pair().map(host.url), state.gain).then((text) => {
-      if (text === null) return;
+    drawDifferenceOf(canvas, pair());
+  }
+
+  // The difference of the original pixels, where the page has them or the kernel sends them; otherwise of previews.
+  async function drawDifferenceOf(canvas, ids) {
+    const side = Math.max(...ids.map(host.preview));
+    showDifference(canvas, ids.map(host.url), side ? `preview, ${side} px · ` : ""); // prettier-ignore
+    const originals = side && host.original ? ids.map((id) => (host.preview(id) ? host.original(id) : null)) : [];
+    if (!originals.some(Boolean)) return;
+    const pngs = await Promise.all(originals).catch(() => null);
+    if (!pngs || pngs.some((png, i) => !png && host.preview(ids[i])) || !canvas.isConnected) return;
+    const sources = pngs.map((png) => png && URL.createObjectURL(new Blob([png], { type: "image/png" })));
+    await showDifference(
+      canvas,
+      sources.map((url, i) => url ?? host.url(ids[i])),
+      "",
+    ); // prettier-ignore
+    for (const url of sources) if (url) URL.revokeObjectURL(url);
+  }
+  function showDifference(canvas, urls, prefix) {
+    return drawDifference(canvas, urls, state.gain).then((statistics) => {
+      if (statistics === null) return;
+      const text = prefix + statistics;
       differenceText.textContent = text;
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `${accessibleName("difference")}: ${text}`);

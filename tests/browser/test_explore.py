@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -9,10 +10,12 @@ import re
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import fluxnb as fnb
+from tests.browser.hosts import open_widget
 from tests.scenes import grid
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
@@ -332,6 +335,40 @@ def test_several_starred_cells_are_downloaded_as_a_zip(opened):
     assert recipes == [sweep[0].recipe, sweep[1].recipe, sweep[3].recipe]
 
 
+def test_with_a_kernel_downloads_and_differences_use_the_original_pixels(page, tmp_path):
+    sweep = grid(seeds=[0, 1], steps=[1], size=320)
+    cells = [cell.image.convert("RGB") for cell in sweep]
+    widget = fnb.explore(sweep, size=100)
+    open_widget(page, widget, "jupyterlab-light", tmp_path)
+    originals = [base64.b64encode(widget._original({"run": 0, "number": n}, [])).decode() for n in range(2)]
+    page.evaluate(
+        """(originals) => {
+          const bytes = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+          model.send = ({ kind, request, number }) => kind === "original" && setTimeout(() =>
+            model.trigger("msg:custom", { kind: "reply", request, text: "" }, [bytes(originals[number])]), 20);
+        }""",
+        originals,
+    )
+    focus_table(page)
+    press(page, "s", " ", "ArrowRight", " ")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="download").click()
+    assert "preview" not in waiting.value.suggested_filename
+    with Image.open(waiting.value.path()) as saved:
+        assert saved.convert("RGB").tobytes() == cells[0].tobytes() and saved.size == (320, 320)
+    focus_table(page)
+    press(page, "Enter", "4")
+    deltas = np.abs(np.asarray(cells[0], dtype=int) - np.asarray(cells[1], dtype=int))
+    text = f"mean {deltas.mean():.1f} of 255 · largest {deltas.max()}"
+    page.wait_for_function(
+        "() => /^4×/.test(document.querySelector('.fluxnb-difference-text').textContent)", timeout=10_000
+    )
+    assert text in page.locator(".fluxnb-difference-text").text_content()
+    mean = float(viewer(page).locator("canvas").get_attribute("data-mean"))
+    assert abs(mean - deltas.mean()) < 1e-9
+    assert not page.errors
+
+
 # ----------------------------------------------------------------------------------------------------------------- text
 def test_markup_in_a_prompt_is_displayed_as_text_everywhere(opened):
     page = opened(grid(prompts=[NASTY, "a barn"], seeds=[0, 1], steps=[1, 2]))
@@ -370,12 +407,48 @@ def test_inside_an_iframe_the_viewer_replaces_the_grid(page, tmp_path):
     assert inner.locator(".fluxnb-grid").is_visible() and not inner.locator("dialog").is_visible()
 
 
-def test_without_javascript_an_image_and_its_alt_text_are_displayed(chromium, tmp_path):
+def test_without_javascript_and_on_paper_every_cell_is_displayed(chromium, tmp_path):
+    path = grid(seeds=[0, 1], steps=[1, 2]).to_html(tmp_path / "grid.html")
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(grid().to_html(tmp_path / "grid.html").as_uri())
-    assert page.locator("img").get_attribute("alt") == "a house on a hill"
+    page.goto(path.as_uri())
+    assert page.locator("figcaption:visible").count() == 4
     context.close()
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(path.as_uri())
+    page.locator(".fluxnb-explore").wait_for()
+    assert page.locator("figcaption:visible").count() == 0
+    page.emulate_media(media="print")
+    assert page.locator(".fluxnb-sheet figcaption:visible").count() == 4
+    assert not page.locator(".fluxnb-explore").is_visible()
+    context.close()
+
+
+def test_a_hundred_downloaded_pictures_have_the_pixels_of_their_cells(opened):
+    sweep = grid(seeds=range(25), steps=[1, 2, 3, 4], size=64)
+    page = opened(sweep)
+    page.locator(".fluxnb-star").evaluate_all("(nodes) => nodes.forEach((node) => node.click())")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="download").click()
+    with zipfile.ZipFile(waiting.value.path()) as archive:
+        pictures = [Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()]
+    pairs = zip(pictures, sweep, strict=True)
+    assert sum(png.convert("RGB").tobytes() == cell.image.convert("RGB").tobytes() for png, cell in pairs) == 100
+
+
+def test_a_preview_is_named_as_such_in_the_file_the_facts_and_the_difference(opened):
+    page = opened(grid(seeds=[0, 1], steps=[1], size=320), size=100)
+    focus_table(page)
+    press(page, "s", " ", "ArrowRight", " ")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="download").click()
+    assert waiting.value.suggested_filename.endswith("-preview-100px.png")
+    assert "preview" in page.locator(".fluxnb-message").text_content()
+    focus_table(page)
+    press(page, "Enter", "4")
+    page.locator(".fluxnb-difference-text", has_text="preview, 100 px").wait_for()
+    assert "pixels preview, 100 px" in page.locator(".fluxnb-facts").text_content()
 
 
 # -------------------------------------------------------------------------------------------------------- in JupyterLab

@@ -26,6 +26,9 @@ def opened(page, tmp_path):
     def show(record, **options):
         page.goto(html.write(record, tmp_path / "trajectory.html", **options).as_uri())
         page.locator(".fluxnb-scrubber[data-sigma]").wait_for()
+        if page.locator("input[type=range]").count():
+            assert sigma(page) == 0, "a page opens on the picture"
+            page.locator("input[type=range]").press("Home")
         return page
 
     return show
@@ -130,11 +133,13 @@ def test_a_grid_without_trajectories_has_no_slider(opened):
     assert page.locator(".fluxnb-box img").first.evaluate("(i) => i.naturalWidth") == 128
 
 
-def test_without_javascript_the_image_and_its_alt_text_are_displayed(chromium, tmp_path):
+def test_without_javascript_the_pictures_and_their_captions_are_displayed(chromium, tmp_path):
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()
-    page.goto(html.write(trajectory(), tmp_path / "trajectory.html").as_uri())
-    assert page.locator("img").get_attribute("alt").startswith("a house on a hill")
+    page.goto(html.write([trajectory(steps=1), trajectory(steps=4, seed=5)], tmp_path / "trajectory.html").as_uri())
+    assert page.locator("img").count() == 2
+    assert page.locator("img").first.get_attribute("alt").startswith("a house on a hill")
+    assert "4 steps" in page.locator("figcaption").nth(1).text_content()
     context.close()
 
 
