@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
-from fluxnb.families.registry import MODELS, family_of, family_of_model, pair_of
+from fluxnb.families.registry import MODELS, family_of, name_of, pair_of
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
 __all__ = ["DefaultChanges", "ModelDefaults", "defaults_of"]
@@ -124,10 +124,9 @@ class ModelDefaults:
 
 
 def _is_distilled(model: str) -> bool:
-    pair = pair_of(model)
-    return family_of_model(model) is not None and (
-        pair.student in (model, _name_of(model)) if pair is not None else "guidance" not in _defaults_by_repo(model)
-    )
+    """Whether a model with a name takes no guidance."""
+    name = name_of(model)
+    return bool(name) and "guidance" not in MODELS[name].defaults
 
 
 def _without(name: str, model: str, guidance: float = 3.5) -> str:
@@ -137,16 +136,6 @@ def _without(name: str, model: str, guidance: float = 3.5) -> str:
         return f"leave {name} out, or use {pair.teacher if pair else 'pocket-base'}"
     true_cfg = f'flux = flux.with_defaults(guidance_kind="true_cfg", guidance={guidance:g})'
     return f"leave {name} out, or for a model without distillation type {true_cfg}"
-
-
-def _name_of(model: str) -> str:
-    """The name of a model that is known by its repository."""
-    return next((name for name, known in MODELS.items() if known.repo == model), model)
-
-
-def _defaults_by_repo(model: str) -> Mapping[str, Any]:
-    known = MODELS.get(_name_of(model))
-    return {} if known is None else known.defaults
 
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {name: model.defaults for name, model in MODELS.items()}

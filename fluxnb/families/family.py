@@ -92,7 +92,6 @@ class Family:
         since: the version of diffusers that has them.
         geometry: of x; `geometry_of` reads the number of channels from a pipeline.
         predicts: what the network computes, see `fluxnb.records.geometry.PREDICTIONS`.
-        follows: "euler", x_next = x + dt v; the scheduler that the family samples with.
         even: the noise levels of a number of steps before the shift, the final 0 left out, as the pipeline makes them.
         shift: the rule for the schedule's time shift: "by size", as FLUX.1's, or "by size and steps", as FLUX.2's.
         guidance: of true CFG.
@@ -101,7 +100,6 @@ class Family:
         expressed: further keywords of the call that a recipe expresses or that do not change the picture.
         models: by name, for `fnb.load`.
         pairs: teachers with their students.
-        distilled: whether a pipeline's network takes no guidance because it is distilled.
         geometry_of: the geometry of a pipeline.
         encode: (pipe, prompt, length, device) to the prompt's embeddings and a pooled vector or None.
         limits: (pipe, prompt, length) to what each encoder reads of it.
@@ -120,7 +118,6 @@ class Family:
     since: str
     geometry: Geometry
     predicts: str = "velocity"
-    follows: str = "euler"
     even: Callable[[int], list[float]]
     shift: str = "by size"
     guidance: Guidance
@@ -129,7 +126,6 @@ class Family:
     expressed: frozenset[str] = frozenset()
     models: Mapping[str, Model]
     pairs: tuple[Pair, ...] = ()
-    distilled: Callable[[Any], bool]
     geometry_of: Callable[[Any], Geometry]
     encode: Callable[..., tuple[Embeds, Tensor | None]]
     limits: Callable[[Any, str, int], tuple[Limit, ...]]

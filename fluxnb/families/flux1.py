@@ -123,7 +123,6 @@ FLUX1 = Family(
             method="reflow, then LADD with a regression on the teacher's pairs",
         ),
     ),
-    distilled=lambda pipe: not getattr(pipe.transformer.config, "guidance_embeds", False),
     geometry_of=geometry_of,
     encode=encode,
     limits=limits,

@@ -127,7 +127,6 @@ KLEIN = Family(
     },
     # How the student was distilled is not published: nothing is promised about its map.
     pairs=(Pair(teacher="klein-base", student="klein", kind="distribution"),),
-    distilled=distilled,
     geometry_of=geometry_of,
     encode=encode,
     limits=limits,

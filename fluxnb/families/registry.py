@@ -11,7 +11,7 @@ from fluxnb.families.klein import KLEIN
 from fluxnb.families.z_image import Z_IMAGE
 from fluxnb.records import Pair
 
-__all__ = ["FAMILIES", "MODELS", "family_of", "family_of_class", "family_of_model", "pair_of"]
+__all__ = ["FAMILIES", "MODELS", "family_of", "family_of_class", "family_of_model", "name_of", "pair_of"]
 
 FAMILIES = (FLUX1, KLEIN, Z_IMAGE)
 MODELS: Mapping[str, Model] = {name: model for family in FAMILIES for name, model in family.models.items()}
@@ -27,16 +27,30 @@ def family_of_class(name: object) -> Family | None:
     return next((family for family in FAMILIES if name in family.pipelines), None)
 
 
-def family_of_model(name: str) -> Family | None:
-    """The family of a model, by its name or its repository on the hub."""
-    for family in FAMILIES:
-        if any(name in (known, model.repo) for known, model in family.models.items()):
-            return family
-    return None
+def name_of(model: str) -> str:
+    """The name of a model that is given by its name, its repository, or a folder with the repository's name.
+
+    Returns:
+        "" for another model.
+
+    Example:
+        >>> name_of("Tongyi-MAI/Z-Image-Turbo"), name_of("FLUX.1-schnell"), name_of("a-model")
+        ('z-image-turbo', 'schnell', '')
+    """
+    found = (
+        name for name, known in MODELS.items() if model and model in (name, known.repo, known.repo.rpartition("/")[2])
+    )
+    return next(found, "")
+
+
+def family_of_model(model: str) -> Family | None:
+    """The family of a model that has a name, see `name_of`."""
+    name = name_of(model)
+    return next((family for family in FAMILIES if name in family.models), None)
 
 
 def pair_of(model: str) -> Pair | None:
-    """The pair that a model belongs to, by its name or its repository; None for a model without a public partner."""
-    names = {name for name, each in MODELS.items() if model and model in (name, each.repo)}
-    found = (pair for family in FAMILIES for pair in family.pairs if names & {pair.teacher, pair.student})
+    """The pair of a model that has a name, see `name_of`; None for a model without a public partner."""
+    name = name_of(model)
+    found = (pair for family in FAMILIES for pair in family.pairs if name in (pair.teacher, pair.student))
     return next(found, None)

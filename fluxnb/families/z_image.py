@@ -89,7 +89,6 @@ Z_IMAGE = Family(
             teacher="z-image", student="z-image-turbo", kind="distribution", method="Decoupled-DMD, then DMDR (reward)"
         ),
     ),
-    distilled=distilled,
     geometry_of=geometry_of,
     encode=encode,
     limits=limits,

@@ -24,7 +24,7 @@ from fluxnb.errors import InputError, RunError, unknown_choice
 from fluxnb.families.defaults import DEFAULTS
 from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
-from fluxnb.families.registry import MODELS, family_of_class, family_of_model
+from fluxnb.families.registry import MODELS, family_of_class, family_of_model, name_of
 from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
 from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of, named_size
 from fluxnb.planning.presets import Preset, all_presets, presets_of
@@ -369,7 +369,8 @@ def _family(model: str | Path, folder: Path | None) -> Family:
 
 def _named_defaults(model: str | Path) -> Mapping[str, Any]:
     """The defaults of a model with a name, also by its repository; empty for others."""
-    return next((each.defaults for name, each in MODELS.items() if str(model) in (name, each.repo)), {})
+    name = name_of(str(model))
+    return MODELS[name].defaults if name else {}
 
 
 def _default_steps(model: str | Path, folder: Path | None) -> int:

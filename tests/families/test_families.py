@@ -262,6 +262,13 @@ def test_every_name_belongs_to_one_family():
     assert len(names) == len(set(names)) and set(NAMES) < set(names)
 
 
+def test_the_pipelines_of_every_family_are_in_the_oldest_supported_diffusers():
+    import diffusers
+
+    assert all(family.since <= "0.39" for family in FAMILIES)
+    assert all(hasattr(diffusers, name) for family in FAMILIES for name in family.pipelines)
+
+
 def test_every_pair_names_models_of_its_family():
     for family in FAMILIES:
         for pair in family.pairs:
