@@ -57,6 +57,7 @@ OTHER_MEANING = {
     ("sampling/sampler", r"kept"): "the tensors that `Keep` selects",
     ("visuals/", r"kept"): "the tensors that `Keep` selects",
     ("front-end/", r"shown|answered|rolls?|shadow"): "elements that are shown, requests, dice, the shadow DOM",
+    ("io/containers", r"tell"): "a method of files",
     ("pipeline/vocabulary", r"says"): "a word of captions: holding a sign that says hello",
     ("", r"wants"): "`Keep.wants`, a method of the public API",
 }

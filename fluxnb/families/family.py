@@ -1,7 +1,7 @@
 """Family: what fluxnb has to know about a kind of model, as one frozen value.
 
-A family describes; it computes nothing by itself. The diffusion stays diffusers' own call, to which the family says
-which keywords the call has. Everything else about sampling is the same for all families.
+A family describes; it computes nothing by itself. The diffusion stays diffusers' own call, for which the family
+lists the keywords. Everything else about sampling is the same for all families.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def geometry_of(pipe: Any) -> Geometry:
 
 
 def distilled(pipe: Any) -> bool:
-    """Whether the pipeline's configuration says that its network takes no guidance."""
+    """Whether the network takes no guidance according to the pipeline's configuration."""
     return bool(getattr(pipe.config, "is_distilled", False))
 
 

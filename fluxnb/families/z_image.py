@@ -53,7 +53,7 @@ def geometry_of(pipe: Any) -> Geometry:
 
 
 def distilled(pipe: Any) -> bool:
-    """Whether a pipeline is Turbo. Its configuration does not say so; the name that it was loaded from does."""
+    """Whether a pipeline is Turbo. The name that it was loaded from shows it; its configuration does not."""
     return "turbo" in str(getattr(pipe.config, "_name_or_path", "") or "").lower()
 
 

@@ -63,7 +63,7 @@ def host(view: str, *, key: str, text: str) -> str:
 
 
 def bounded(data: dict[str, Any], frames: Sequence[bytes]) -> tuple[dict[str, Any], list[bytes]]:
-    """The data and frames of a view within `MOST_BYTES`; the note of the view tells by how much they are reduced.
+    """The data and frames of a view within `MOST_BYTES`; the note of the view states by how much they are reduced.
 
     Pictures are reduced first, down to 48 pixels; if that is not enough, the frames of the steps are left out.
     """

@@ -82,7 +82,7 @@ class Remote:
     """
 
     preview: None = None  # there are no latents
-    vocabulary: None = None  # nor a list of words that the model knows
+    vocabulary: None = None  # nor a list of the words of its training data
     dtype = "remote"
 
     @entry_point(name='name="schnell@fal-ai"', concurrent="concurrent=2", timeout="timeout=120")

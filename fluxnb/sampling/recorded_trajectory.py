@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fluxnb.families.reading import prediction_of
+from fluxnb.families.reading import TrigFlow, prediction_of
 from fluxnb.pipeline.state import state_of
 from fluxnb.records import Step, Trajectory
 from fluxnb.records.geometry import FLUX1
@@ -22,7 +22,7 @@ from fluxnb.sampling.recorded_recipe import recipe_of
 if TYPE_CHECKING:
     from fluxnb.sampling.recording import CallTrace
 
-__all__ = ["StepTrace", "mark_now", "norms_of", "pictures_of", "step_of", "trajectories_of"]
+__all__ = ["StepTrace", "mark_now", "norms_of", "on_cuda", "pictures_of", "step_of", "straighten", "trajectories_of"]
 
 
 @dataclass(kw_only=True)
@@ -149,3 +149,17 @@ def _seconds_between(start: Any, end: Any) -> float:
         return end - start if isinstance(start, float) and isinstance(end, float) else 0.0
     end.synchronize()
     return float(start.elapsed_time(end)) / 1000
+
+
+def straighten(step: StepTrace, trigflow: TrigFlow, position: int) -> None:
+    """Replace the tensors of a TrigFlow step by those of the equal rectified flow."""
+    sample, output, after = (step.tensors[name] for name in ("x", "v", "x_next"))
+    step.tensors["x"], step.tensors["v"] = trigflow.x(sample, position), trigflow.v(sample, output, position)
+    step.tensors["x_next"] = trigflow.x(after, position + 1)
+    step.norms = norms_of(step.tensors)
+
+
+def on_cuda(given: dict[str, Any]) -> bool:
+    """Whether a method of the pipeline was given a GPU; reading it from the pipeline takes milliseconds."""
+    device = given.get("device")
+    return device is not None and torch.device(device).type == "cuda"

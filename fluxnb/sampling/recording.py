@@ -42,7 +42,16 @@ from fluxnb.remote.handle import Remote
 from fluxnb.sampling.attention import AttentionCapture, PromptWords, attention_modules, capture_attention, words_of
 from fluxnb.sampling.patched_method import Wrapper, bound_arguments, patched_call, patched_method
 from fluxnb.sampling.recorded_recipe import FollowedCallback, Surroundings, observed_hooks
-from fluxnb.sampling.recorded_trajectory import StepTrace, mark_now, norms_of, pictures_of, step_of, trajectories_of
+from fluxnb.sampling.recorded_trajectory import (
+    StepTrace,
+    mark_now,
+    norms_of,
+    on_cuda,
+    pictures_of,
+    step_of,
+    straighten,
+    trajectories_of,
+)
 
 __all__ = ["CallTrace", "OnVelocity", "Recorder", "RecordingWarning", "recording"]
 
@@ -453,7 +462,7 @@ class CallTrace:
             self.width = int(given.get("width") or self.width or 0)
         result = original(*args, **kwargs)
         with self.guarded():
-            self.prepared, self.begin = time.perf_counter(), mark_now(_on_cuda(given))
+            self.prepared, self.begin = time.perf_counter(), mark_now(on_cuda(given))
         return result
 
     def _set_timesteps(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
@@ -464,7 +473,7 @@ class CallTrace:
         with self.guarded():
             self.levels = levels_of(self.pipe.scheduler)
             self._trigflow = trigflow_of(self.pipe.scheduler)
-            self.prepared, self.begin = time.perf_counter(), mark_now(_on_cuda(given))
+            self.prepared, self.begin = time.perf_counter(), mark_now(on_cuda(given))
         return result
 
     def _step(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
@@ -523,7 +532,7 @@ class CallTrace:
         # The next step's x is this very tensor, unless a callback or a mask changes it; then both are kept.
         step.tensors["x_next"] = out.detach().clone()
         if self._trigflow is not None:
-            _straighten(step, self._trigflow, position)
+            straighten(step, self._trigflow, position)
         self._x_next = out, tensor_version(out)
         if self._attention is not None:
             self._take_attention(self._attention, step, v.shape[1])
@@ -564,14 +573,6 @@ class CallTrace:
         return self.keep.wants(len(self.steps), self.planned)
 
 
-def _straighten(step: StepTrace, trigflow: TrigFlow, position: int) -> None:
-    """Replace the tensors of a TrigFlow step by those of the equal rectified flow."""
-    sample, output, after = (step.tensors[name] for name in ("x", "v", "x_next"))
-    step.tensors["x"], step.tensors["v"] = trigflow.x(sample, position), trigflow.v(sample, output, position)
-    step.tensors["x_next"] = trigflow.x(after, position + 1)
-    step.norms = norms_of(step.tensors)
-
-
 def _step_arguments(
     scheduler: Any, original: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
@@ -593,9 +594,3 @@ def _fresh_seeds(generator: Any) -> tuple[int | None, ...]:
             fresh = torch.equal(untouched.get_state(), one.get_state())
         seeds.append(one.initial_seed() if fresh else None)
     return tuple(seeds)
-
-
-def _on_cuda(given: dict[str, Any]) -> bool:
-    """Whether a method of the pipeline was given a GPU; reading it from the pipeline takes milliseconds."""
-    device = given.get("device")
-    return device is not None and torch.device(device).type == "cuda"
