@@ -34,36 +34,41 @@ def swap(first: nn.Module, second: nn.Module, device: torch.device) -> None:
 
 
 class _Turns:
-    """Which of two models is on the device."""
+    """Which of two models is on the device; None while they change places, and after an interrupt in between."""
 
     def __init__(self, first: nn.Module, second: nn.Module, device: torch.device) -> None:
-        self._device, self._there, self._other = device, first, second
+        self._models, self._device = (first, second), device
         self._main: dict[nn.Parameter, Tensor] = {}  # weights in main memory, allocated once
         for weight in second.parameters():
-            weight.data = self._main_memory(weight).copy_(weight.data)
+            self._leave(weight)
+        self._there: nn.Module | None = first
 
     @contextlib.contextmanager
     def on_device(self, model: nn.Module) -> Iterator[None]:
         """Move a model to the device, and the other one away."""
         if model is not self._there:
-            self._exchange()
+            self._bring(model)
         yield
 
-    def _exchange(self) -> None:
-        leaving, arriving = self._there, self._other
-        # Weight by weight, so that the device never holds both models. An interrupt in between leaves each weight in
-        # one of the two places; the next call moves the rest.
-        self._there, self._other = arriving, leaving
-        for weight in leaving.parameters():
-            main = self._main_memory(weight)
-            if weight.data.data_ptr() != main.data_ptr():
-                # Copied back each time: an adapter may have been fused into the weight since.
-                weight.data = main.copy_(weight.data)
-        for weight in arriving.parameters():
-            weight.data = weight.data.to(self._device, copy=True)
+    def _bring(self, model: nn.Module) -> None:
+        self._there = None
+        first, second = self._models
+        # One leaves before the other arrives, so that the device never holds both.
+        for weight in (second if model is first else first).parameters():
+            self._leave(weight)
+        for weight in model.parameters():
+            if self._is_in_main_memory(weight):
+                weight.data = weight.data.to(self._device, copy=True)
+        self._there = model
 
-    def _main_memory(self, weight: nn.Parameter) -> Tensor:
+    def _leave(self, weight: nn.Parameter) -> None:
+        if self._is_in_main_memory(weight):
+            return
         if weight not in self._main:
             empty = torch.empty_like(weight.data, device="cpu")
             self._main[weight] = empty.pin_memory() if torch.cuda.is_available() else empty
-        return self._main[weight]
+        # Copied each time: an adapter may have been fused into the weight since.
+        weight.data = self._main[weight].copy_(weight.data)
+
+    def _is_in_main_memory(self, weight: nn.Parameter) -> bool:
+        return weight in self._main and weight.data.data_ptr() == self._main[weight].data_ptr()

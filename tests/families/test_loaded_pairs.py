@@ -76,6 +76,30 @@ def test_a_weight_that_was_changed_keeps_its_change_through_a_swap():
         assert torch.equal(one(x), changed)
 
 
+def test_an_interrupt_while_models_change_places_leaves_both_right(monkeypatch):
+    from fluxnb.runtime.swapping import _Turns
+
+    one, two = (torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)) for _ in range(2))
+    x = torch.ones(1, 3)
+    with torch.no_grad():
+        expected = one(x), two(x)
+        swap(one, two, torch.device("cpu"))
+        leave, left = _Turns._leave, []
+
+        def interrupted(self, weight):
+            left.append(weight)
+            if len(left) == 2:
+                raise KeyboardInterrupt
+            leave(self, weight)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(_Turns, "_leave", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                two(x)
+        for model, values in ((one, expected[0]), (two, expected[1]), (one, expected[0])):
+            assert torch.equal(model(x), values)
+
+
 @pytest.mark.parametrize(
     ("family", "size", "machine", "preset"),
     [
