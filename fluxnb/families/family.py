@@ -91,6 +91,7 @@ class Family:
         pipelines: names of the pipeline classes of diffusers that sample from text.
         since: the version of diffusers that has them.
         geometry: of x; `geometry_of` reads the number of channels from a pipeline.
+        state_dtype: number format of x; "" for that of the transformer.
         predicts: what the network computes, see `fluxnb.records.geometry.PREDICTIONS`.
         even: the noise levels of a number of steps before the shift, the final 0 left out, as the pipeline makes them.
         shift: the rule for the schedule's time shift: "by size", as FLUX.1's, or "by size and steps", as FLUX.2's.
@@ -117,6 +118,7 @@ class Family:
     pipelines: tuple[str, ...]
     since: str
     geometry: Geometry
+    state_dtype: str = ""
     predicts: str = "velocity"
     even: Callable[[int], list[float]]
     shift: str = "by size"

@@ -67,6 +67,7 @@ Z_IMAGE = Family(
     pipelines=("ZImagePipeline",),
     since="0.39",
     geometry=Geometry(channels=16, cell=8, patch=2, layout="spatial"),
+    state_dtype="float32",
     # In float32, unlike those of FLUX.1: the levels differ in the last bit.
     even=lambda steps: torch.linspace(1.0, 1 / steps, steps).tolist(),
     guidance=Guidance(argument="guidance_scale", less=1.0, off=0.0),

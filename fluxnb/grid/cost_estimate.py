@@ -222,10 +222,11 @@ def _timing_key(recipe: ResolvedRecipe) -> tuple[Any, ...]:
 
 
 def _bytes(flux: Flux, recipe: ResolvedRecipe, keep: Keep | None) -> float:
-    height, width, bytes_per_number = recipe.height, recipe.width, 4 if flux.dtype == "float32" else 2
+    height, width = recipe.height, recipe.width
     png = PNG_BYTES_PER_PIXEL * height * width
     if keep is None:
         return png
+    bytes_per_number = 4 if "float32" in (flux.dtype, flux.family.state_dtype) else 2
     return png + keep.nbytes(
         height, width, recipe.steps, bytes_per_number=bytes_per_number, geometry=flux.family.geometry
     )

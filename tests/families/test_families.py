@@ -175,6 +175,15 @@ def test_a_sweep_shares_the_first_evaluation_and_has_the_bytes_of_plain_calls(pi
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_the_disk_space_of_kept_steps_is_estimated_by_the_geometry(pipes, name):
+    flux = flux_of(pipes(name))
+    grid = {"prompts": "a red fox", "steps": 2, "height": HEIGHT, "width": WIDTH}
+    with_steps, without = (fnb.plan_sweep(flux, **grid, keep=keep).megabytes for keep in (fnb.Keep(), None))
+    held = fnb.sweep(flux, **grid, keep=fnb.Keep())[0].trajectory.nbytes
+    assert with_steps - without == pytest.approx(held / 1e6)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_own_sigmas_and_a_stopped_run_work(pipes, name):
     flux = flux_of(pipes(name))
     given = fnb.run(flux, "a red fox", sigmas=(1.0, 0.6))
