@@ -13,8 +13,6 @@ from fluxnb.sampling import patched_method, recording
 from tests.conftest import toy_pipeline
 from tests.interrupts import Lines, Signals, chosen, in_thread
 
-pytestmark = pytest.mark.long
-
 SIZE = {"height": 32, "width": 32}
 ATTENTION = fnb.Keep(attention="all")
 
@@ -92,17 +90,20 @@ def interrupted_everywhere(flux, entry, kind, every):
     return len(indices)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("every", [1, 7], ids=["every line", "each 7th line"])
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_an_interrupt_at_any_line_leaves_nothing_behind(flux, entry, every, record_property):
     record_property("interrupts", interrupted_everywhere(flux, entry, Lines, every))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_an_interrupt_where_signals_are_handled_leaves_nothing_behind(flux, entry, record_property):
     record_property("interrupts", interrupted_everywhere(flux, entry, Signals, 1))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_an_interrupt_at_any_time_leaves_nothing_behind(flux, entry):
     import signal
@@ -143,7 +144,7 @@ def test_an_interrupt_while_a_picture_is_decoded_gives_every_step(flux):
     hook.remove()
     assert trajectory.image is None and not trajectory.finished and len(trajectory) == 2
     assert torch.equal(trajectory.final, expected.final)
-    assert flux.decode_tokens(trajectory.final, **SIZE).tobytes() == expected.image.tobytes()
+    assert flux.decode_state(trajectory.final, **SIZE).tobytes() == expected.image.tobytes()
 
 
 def test_an_interrupt_while_the_picture_of_a_stopped_run_is_decoded_gives_its_steps(flux):
