@@ -227,6 +227,7 @@ def gguf_hub(hub, toy_folder, tmp_path):
     return hub
 
 
+@pytest.mark.moderate
 def test_a_transformer_in_a_gguf_file_is_read_from_the_hub_without_its_other_weights(gguf_hub):
     flux = fnb.load(REPO, preset="gguf-q8")
     here = fnb.load(gguf_hub.folder, preset="gguf-q8")
@@ -235,6 +236,7 @@ def test_a_transformer_in_a_gguf_file_is_read_from_the_hub_without_its_other_wei
     assert not [name for name in gguf_hub.sent if name.startswith("transformer/") and name.endswith(".safetensors")]
 
 
+@pytest.mark.moderate
 def test_a_transformer_in_several_files_loads_after_its_gguf_file(gguf_hub):
     fnb.load(REPO, preset="gguf-q8")
     flux = fnb.load(REPO, preset="cpu", dtype="float32")
@@ -243,6 +245,7 @@ def test_a_transformer_in_several_files_loads_after_its_gguf_file(gguf_hub):
     assert pictures[0] == pictures[1]
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("entry", [fnb.plan, fnb.load])
 def test_a_plan_reads_the_configurations_of_the_requested_revision(hub, entry):
     entry(REPO, revision="v2")

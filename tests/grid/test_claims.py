@@ -147,6 +147,7 @@ def test_a_claim_of_another_machine_is_valid_until_its_lease_ends(tmp_path):
     assert claimed(Store(tmp_path, lease=30))
 
 
+@pytest.mark.moderate
 def test_a_claim_of_another_machine_is_void_once_no_heartbeat_was_seen_for_a_lease(tmp_path):
     store = Store(tmp_path, lease=0.3)
     lock = write_lock(store, ELSEWHERE)
@@ -398,6 +399,7 @@ def test_a_sweep_reports_what_it_waits_for(toy, tmp_path, monkeypatch):
     assert grid.finished and grid[0].made and len(caught) == 1
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("entry", ["sweep", "explore", "lab"])
 def test_a_display_shows_what_a_sweep_waits_for_while_it_waits(toy, tmp_path, monkeypatch, entry):
     monkeypatch.setattr(runner, "DISPLAY_AFTER", 0.1)

@@ -203,6 +203,7 @@ def held_elsewhere(group):
     thread.join(5)
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("kind", [Signals, functools.partial(Opcodes, file=exclusive.__file__)])
 @pytest.mark.parametrize("held", [held_elsewhere, contextlib.nullcontext])
 def test_an_interrupt_at_any_instruction_of_the_lock_leaves_it_free(held, kind):

@@ -111,6 +111,7 @@ def test_a_wrong_number_of_labels_raises_an_error():
         frame_sets([trajectory(), trajectory()], labels=["one"])
 
 
+@pytest.mark.moderate
 def test_a_picture_of_8192_pixels_is_reduced_in_a_payload_and_a_small_one_is_not():
     small, large = (dataclasses.replace(trajectory(steps=1), image=Image.new("RGB", (n, n))) for n in (1024, 8192))
     for record, expected in ((small, 1024), (large, 4096)):
@@ -118,6 +119,7 @@ def test_a_picture_of_8192_pixels_is_reduced_in_a_payload_and_a_small_one_is_not
         assert Image.open(io.BytesIO(frames[data["trajectories"][0]["final"]])).size == (expected, expected)
 
 
+@pytest.mark.moderate
 def test_many_pictures_are_reduced_to_forty_million_pixels():
     frames = tuple(Image.new("RGB", (512, 256), (index, 0, 0)) for index in range(200))
     film = Film(frames=frames, what="clean", by="vae", sigmas=(0.5,) * 200, steps=tuple(range(200)), caption="c")

@@ -83,6 +83,7 @@ def test_a_view_of_numbers_that_are_not_finite_is_a_picture_or_an_error(view, na
         check(view, damaged(value, name, preview=preview, everywhere=everywhere), tmp_path)
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("view", ["fnb.scrub", "plots.path", "plots.latent_channels", "trajectory.to_html"])
 @pytest.mark.parametrize("value", BAD)
 def test_a_view_without_preview_takes_numbers_that_are_not_finite(view, value, tmp_path):
@@ -90,6 +91,7 @@ def test_a_view_without_preview_takes_numbers_that_are_not_finite(view, value, t
     check(view, damaged(BAD[value], "x", preview=False, everywhere=True), tmp_path)
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("value", BAD)
 def test_attention_that_is_not_finite_is_displayed(value, tmp_path):
     check("plots.attention", damaged(BAD[value], "attention", preview=True), tmp_path)
