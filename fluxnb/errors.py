@@ -7,7 +7,10 @@ Each kind is also the built-in exception that fits, so callers need not import o
 from __future__ import annotations
 
 import difflib
+import os
+import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable
 
@@ -41,6 +44,23 @@ class FluxnbError(Exception):
         self.given, self.possible, self.remedy = given, possible, remedy
         text = f"{given}: {_sentence(possible)}" if possible else given
         super().__init__(f"{text} {_capital(_sentence(remedy))}" if remedy else text)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython displays instead of a traceback: the caller's line and the parts of the message.
+
+        `traceback.print_last()` prints the full traceback, and `%debug` opens it; `FLUXNB_TRACEBACK=1` in the
+        environment displays it at once.
+        """
+        if os.environ.get("FLUXNB_TRACEBACK", "") not in ("", "0"):
+            return traceback.format_exception(self)
+        frames = traceback.extract_tb(self.__traceback__)
+        own = [frame for frame in frames if frame.line and not _is_internal(frame.filename)]
+        where = [f"{_place(frame)}: {frame.line}" for frame in own[-1:]]
+        first = f"{type(self).__name__}: {self.given}"
+        parts = [self.possible and _capital(_sentence(self.possible)), self.remedy and _capital(_sentence(self.remedy))]
+        cause = self.__cause__
+        caused = [] if cause is None else [f"Caused by {type(cause).__name__}: {shorten_line(str(cause))}"]
+        return [*where, first, *[f"  {part}" for part in parts if part], *caused, "(traceback.print_last() prints all)"]
 
 
 class InputError(FluxnbError, ValueError):
@@ -98,6 +118,23 @@ def _sentence(text: str) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def shorten_line(text: str, limit: int = 200) -> str:
+    """The first line of a text, cut to `limit` characters."""
+    line = next(iter(text.strip().splitlines()), "")
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _is_internal(filename: str) -> bool:
+    """Whether a frame is one of this package or of an installed one, and not of the caller's own code."""
+    return os.path.dirname(os.path.abspath(__file__)) in filename or "site-packages" in filename
+
+
+def _place(frame: traceback.FrameSummary) -> str:
+    """Where a frame is, as a person would say it; IPython names cells after temporary files."""
+    is_cell = re.search(r"ipykernel_\d+|^<ipython-input|^Cell In\[", frame.filename)
+    return f"line {frame.lineno}" if is_cell else f"{frame.filename}, line {frame.lineno}"
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:

@@ -52,13 +52,13 @@ export function pageMounter(mount, render) {
     const place = make("div");
     root.append(place);
     const images = (number) => root.querySelector(`.fluxnb-sheet img[data-frame="${number}"]`)?.src;
-    let view =
-      data &&
+    const contents = () =>
       mount(
         place,
         data,
         urls.map((url, number) => url ?? images(number)),
       ); // prettier-ignore
+    let view = data && !models.live.has(key) ? contents() : null;
     let close = () => view?.close();
     function connect(name, model) {
       if (name !== key) return;
@@ -67,6 +67,7 @@ export function pageMounter(mount, render) {
       root.dataset.live = "";
       if (behind) {
         root.hidden = true;
+        place.replaceChildren();
         close = () => {};
         return;
       }

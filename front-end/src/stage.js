@@ -104,7 +104,8 @@ export function makeStage({ framed, changed, swiped }) {
   node.addEventListener("pointerup", (event) => {
     const across = drag && event.clientX - drag.x;
     const isSwipe = Math.abs(across) > SWIPE && Math.abs(across) > 2 * Math.abs(event.clientY - (drag?.y ?? 0));
-    if (drag && !drag.divider && view.scale === 1 && isSwipe) swiped(across < 0 ? 1 : -1);
+    // After the end of the touch: if its target is replaced before, the browser suppresses the next tap.
+    if (drag && !drag.divider && view.scale === 1 && isSwipe) setTimeout(() => swiped(across < 0 ? 1 : -1));
     drag = null;
   });
   node.addEventListener("pointercancel", () => (drag = null)); // the browser scrolls the page
