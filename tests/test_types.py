@@ -29,6 +29,8 @@ with fnb.recording(flux.pipe) as recorder:
 EXPECTED = {
     "flux": "Flux",
     "flux.plan": "Plan",
+    "fnb.Remote('schnell@fal-ai', concurrent=4)": "Remote",
+    "fnb.sweep(fnb.Remote('schnell@fal-ai'), prompts='a fox', seeds=range(4))": "Sweep",
     "flux.pipe": "Pipeline",
     "flux.pipe('a fox', num_inference_steps=4)": "FluxPipelineOutput",
     "trajectory": "Trajectory",

@@ -125,6 +125,15 @@ def test_leaving_a_stream_ends_the_requests(double, remote):
     assert len(double.paid) == 20 and count <= 3  # what had arrived and was not received is not requested again
 
 
+def test_closing_a_stream_waits_for_the_pictures_that_were_requested(double, remote, tmp_path):
+    double.delay = 0.1
+    cells = fnb.stream(remote, prompts="a fox", seeds=range(20), store=tmp_path, **SMALL)
+    next(cells)
+    cells.close()
+    assert not any(thread.name == "fluxnb-remote" for thread in threading.enumerate())
+    assert len(list(tmp_path.glob("*/*.json"))) == len(double.paid) < 5
+
+
 def test_a_plan_of_a_sweep_counts_paid_requests_and_sends_none(double, remote, tmp_path):
     fnb.sweep(remote, prompts="a fox", seeds=range(2), store=tmp_path, **SMALL)
     cost = fnb.plan_sweep(remote, prompts="a fox", seeds=range(5), store=tmp_path, **SMALL)
