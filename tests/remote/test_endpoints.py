@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ import fluxnb as fnb
 from fluxnb.errors import InputError, UnavailableError
 from fluxnb.remote.endpoints import ENDPOINTS, endpoint_of, parameters, resolve
 
-ROOT = Path(__file__).parents[2]
 NAMES = [endpoint.name for endpoint in ENDPOINTS]
 
 
@@ -239,8 +236,9 @@ def test_a_plan_checks_size_steps_and_preset():
             fnb.plan("schnell@fal-ai", **options)
 
 
-@pytest.mark.slow
-def test_the_command_line_prints_the_plan_of_an_endpoint():
-    command = [sys.executable, "-m", "fluxnb", "plan", "klein@bfl"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "api.bfl.ai" in run.stdout and "BFL_API_KEY" in run.stdout
+def test_the_command_line_prints_the_plan_of_an_endpoint(capsys):
+    from fluxnb.__main__ import main
+
+    assert main(["plan", "klein@bfl"]) == 0
+    text = capsys.readouterr().out
+    assert "api.bfl.ai" in text and "BFL_API_KEY" in text
