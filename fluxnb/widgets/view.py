@@ -111,6 +111,15 @@ class View(anywidget.AnyWidget):
             self._reserve()
         return data, metadata
 
+    if hasattr(anywidget.AnyWidget, "_ipython_display_"):  # ipywidgets 7, whose own method displays the widget alone
+
+        def _ipython_display_(self, **kwargs: Any) -> None:
+            from IPython.display import display
+
+            if (bundle := self._repr_mimebundle_()) is not None:
+                display(bundle[0], raw=True)
+                self._handle_displayed(**kwargs)
+
     def _reserve(self) -> None:
         """Display an empty output that `_complete` fills."""
         from IPython.display import HTML, display

@@ -69,5 +69,18 @@ def test_colab_is_a_host_of_single_frames(notebook, monkeypatch):
     assert view.displays_widgets_only()
 
 
+def test_ipython_displays_the_html_with_each_version_of_ipywidgets(monkeypatch):
+    from IPython import display
+    from IPython.core.formatters import DisplayFormatter
+
+    published = []  # by ipywidgets 7, which displays itself; ipywidgets 8 returns what is displayed
+    monkeypatch.setattr(display, "display", lambda data, raw: published.append(data))
+    formatter = DisplayFormatter()
+    formatter.active_types = formatter.format_types
+    data, _ = formatter.format(scrub(trajectory()))
+    (shown,) = [each for each in (data, *published) if each]
+    assert "mountPage(" in shown["text/html"] and shown["text/plain"].startswith("Scrubber(1 trajectory")
+
+
 def test_two_widgets_have_two_keys():
     assert scrub(trajectory()).key != scrub(trajectory()).key
