@@ -132,7 +132,7 @@ def _is_internal(filename: str) -> bool:
 
 
 def _place(frame: traceback.FrameSummary) -> str:
-    """Where a frame is, as a person would say it; IPython names cells after temporary files."""
+    """Where a frame is: the line of a cell, which IPython names after a temporary file, or file and line."""
     is_cell = re.search(r"ipykernel_\d+|^<ipython-input|^Cell In\[", frame.filename)
     return f"line {frame.lineno}" if is_cell else f"{frame.filename}, line {frame.lineno}"
 

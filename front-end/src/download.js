@@ -24,7 +24,7 @@ async function encodePng(url, recipe) {
  */
 
 /**
- * A PNG with its recipe, and its name, which says so if it does not have the original pixels.
+ * A PNG with its recipe, and its name, which contains "preview" if it does not have the original pixels.
  * @param {Picture} picture
  */
 export async function pngOf({ name, url, recipe, preview, original }, encode = encodePng) {
