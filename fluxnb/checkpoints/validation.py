@@ -46,6 +46,7 @@ BOUNDS: Mapping[str, tuple[int, int]] = {
     "axes_lens": (1, 2**17),
     "vocab_size": (1, 2**20),
     "num_train_timesteps": (1, 100_000),
+    "extra_ids": (0, 1000),  # of a T5 tokenizer, which makes a token of each
     "axes_dims_rope": (2, 1024),
 }
 LONGEST_LIST = 64  # of a list above
@@ -125,7 +126,8 @@ def check_configuration(config: Mapping[str, Any], path: Path) -> None:
         if name in BOUNDS and isinstance(value, str):
             raise StorageError(f"{name}={shorten(value)} in {path}", f"{low} to {high} is possible", REMEDY)
         # Tokenizers without a limit have one of 1e30.
-        number = isinstance(value, int | float) and not isinstance(value, bool) and not tokenizer
+        free = tokenizer and name not in BOUNDS
+        number = isinstance(value, int | float) and not isinstance(value, bool) and not free
         if count >= LARGEST_NESTING or (number and not low <= value <= high):
             raise StorageError(f"{name}={shorten(value)} in {path}", f"{low} to {high} is possible", REMEDY)
     for name in BOUNDS.keys() & config.keys():

@@ -218,7 +218,7 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str,
             if variant:
                 options["variant"] = variant
             pipeline = getattr(diffusers, source.family.pipelines[0])
-            return pipeline.from_pretrained(source.place, **options, **parts, trust_remote_code=False)
+            pipe = pipeline.from_pretrained(source.place, **options, **parts, trust_remote_code=False)
         except BaseException as problem:  # safetensors, JSON, missing files and the hub raise various classes
             if not is_library_error(problem):
                 raise
@@ -229,6 +229,20 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str,
                 "a file is missing, damaged, or not safetensors",
                 "copy or download the folder again",
             ) from problem
+    _check_loaded(pipe, source.place)
+    return pipe
+
+
+def _check_loaded(pipe: Any, place: str) -> None:
+    """Raise StorageError for a model of which diffusers found a weight missing, which it leaves without memory."""
+    for name, part in pipe.components.items():
+        for weight, tensor in part.named_parameters() if hasattr(part, "named_parameters") else ():
+            if tensor.is_meta:
+                raise StorageError(
+                    f"{name} in {place} has no {shorten(weight)}",
+                    "the model's configuration requires it",
+                    "copy or download the folder again",
+                )
 
 
 def remember(flux: Flux) -> Flux:

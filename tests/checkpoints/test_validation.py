@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import fluxnb as fnb
 from fluxnb.checkpoints.sources import public_name
-from fluxnb.checkpoints.validation import check_model
+from fluxnb.checkpoints.validation import check_configuration, check_model
 from fluxnb.errors import StorageError
 from fluxnb.planning.presets import PRESETS
 from fluxnb.runtime.assembly import assemble
@@ -198,3 +198,10 @@ def test_a_pipeline_loaded_by_a_relative_path_leaves_no_folder_in_its_files(tmp_
     assert len(written) >= 5
     for path in written:
         assert not any(word in path.read_bytes() for word in (b"alice", b"secret", str(tmp_path).encode())), path
+
+
+@pytest.mark.parametrize("count", [2**31 - 1, 1001, -1, float("nan")])
+def test_a_tokenizer_with_too_many_extra_tokens_is_refused(count, tmp_path):
+    with pytest.raises(StorageError, match="extra_ids"):
+        check_configuration({"extra_ids": count, "model_max_length": 10**30}, tmp_path / "tokenizer_config.json")
+    check_configuration({"extra_ids": 100, "model_max_length": 10**30}, tmp_path / "tokenizer_config.json")

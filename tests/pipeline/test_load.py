@@ -285,3 +285,15 @@ def test_an_unknown_variant_is_an_error_that_names_those_that_exist(fp16_folder,
 def test_a_folder_has_no_revision(toy_folder):
     with pytest.raises(InputError, match="only models of the hub"):
         fnb.load(toy_folder, revision="main")
+
+
+def test_a_weight_that_is_missing_in_a_file_is_named(toy_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(toy_folder, tmp_path / "toy")
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    del tensors["decoder.conv_in.weight"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(StorageError, match=r"vae in .* has no 'decoder.conv_in.weight'"):
+        fnb.load(folder)
