@@ -35,7 +35,7 @@ export function connectGrid(root, model, options = {}) {
       const { run } = source.data;
       const name = `${run}.${number}`;
       if (!originals.has(name)) {
-        const png = requests.fetch({ kind: "original", run, number });
+        const png = requests.query({ kind: "original", run, number });
         originals.set(name, png);
         png.catch(() => originals.delete(name));
         for (const old of [...originals.keys()].slice(0, -MOST_ORIGINALS)) originals.delete(old);

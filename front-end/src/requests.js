@@ -67,7 +67,7 @@ export function makeRequests(model, show, changed = () => {}) {
       model.send({ ...message, request: number }, undefined, buffers);
     },
     /** Bytes from the kernel. Rejected with what to do if it does not reply. */
-    fetch(message, timeout = FETCH_TIMEOUT) {
+    query(message, timeout = FETCH_TIMEOUT) {
       count += 1;
       const number = count;
       return new Promise((resolve, reject) => {
