@@ -77,6 +77,8 @@ class Widgets:
         self._threads = [threading.Thread(target=self._repeat, args=(each,)) for each in (self._explore, self._lab)]
 
     def __enter__(self):
+        # Once in this thread: the import hook of the tests parses modules, which Python 3.11 cannot do in two threads.
+        assert cells_of(self._explore()) == cells_of(self._lab()) == self._expected
         for thread in self._threads:
             thread.start()
         return self
