@@ -43,6 +43,7 @@ def run(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_shipped_run_loads_with_diffusers_and_samples(run):
     pipe = FluxPipeline.from_pretrained(run / "pocket" / "base")
     pipe.set_progress_bar_config(disable=True)
@@ -50,6 +51,7 @@ def test_a_shipped_run_loads_with_diffusers_and_samples(run):
     assert picture.size == (128, 128)
 
 
+@pytest.mark.slow
 def test_the_card_lists_every_file(run):
     card = json.loads((run / "pocket" / "card.json").read_text())
     files = {p.relative_to(run / "pocket").as_posix() for p in (run / "pocket").rglob("*") if p.is_file()}
@@ -86,6 +88,7 @@ def test_an_autoencoder_with_a_reference_has_the_widths_of_its_preset(narrower):
     assert AutoencoderKL.from_pretrained(narrower / "vae").config.block_out_channels == [8, 8, 8, 8]
 
 
+@pytest.mark.slow
 def test_the_card_keeps_the_training_of_the_previous_autoencoder(run, narrower, tmp_path):
     to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
     before = json.loads((to / "card.json").read_text())["training"]["autoencoder"]
@@ -94,6 +97,7 @@ def test_the_card_keeps_the_training_of_the_previous_autoencoder(run, narrower, 
     assert training["like"] == "pocket" and training["previous"] == before
 
 
+@pytest.mark.slow
 def test_shipping_a_run_twice_does_not_change_the_card(run, narrower, tmp_path):
     to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
     write_card(narrower, to)
@@ -102,6 +106,7 @@ def test_shipping_a_run_twice_does_not_change_the_card(run, narrower, tmp_path):
     assert json.loads((to / "card.json").read_text())["training"] == once
 
 
+@pytest.mark.slow
 def test_a_run_with_only_an_autoencoder_replaces_only_the_autoencoder(run, narrower, tmp_path):
     to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
     teacher = (to / "base" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -110,6 +115,7 @@ def test_a_run_with_only_an_autoencoder_replaces_only_the_autoencoder(run, narro
     assert (to / "base" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == teacher
 
 
+@pytest.mark.slow
 def test_shipped_files_hold_no_path_of_the_training_machine(run):
     assert not any(str(run) in path.read_text() for path in (run / "pocket").rglob("*.json"))
 
