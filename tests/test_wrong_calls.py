@@ -216,8 +216,8 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 # Names whose values are made by fluxnb and not by its users.
 MADE_HERE = {
-    "Cell", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan", "Recorder", "Scrubber", "Step", "Stream", "Sweep",
-    "Trajectory",
+    "Cell", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan", "Recorder", "Scrubber", "Step",
+    "Stream", "Sweep", "Trajectory",
 }  # fmt: skip
 NOT_CALLED = {"STOP", "last", "flow", "io", "metrics", "plots", "widgets"}
 

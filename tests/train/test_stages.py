@@ -80,10 +80,12 @@ def narrower(run, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_an_autoencoder_learns_the_latents_of_a_reference(narrower):
     assert read_log(narrower / "autoencoder.jsonl")[-1]["latent_error"] < 0.9  # 1 is the error of a constant encoder
 
 
+@pytest.mark.slow
 def test_an_autoencoder_with_a_reference_has_the_widths_of_its_preset(narrower):
     assert AutoencoderKL.from_pretrained(narrower / "vae").config.block_out_channels == [8, 8, 8, 8]
 
