@@ -68,7 +68,8 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank, like: Path | None =
         whiten(vae, *latent_moments(vae, renderer, layouts[: min(len(layouts), 8192)]))
     if rank.first:
         facts = {} if like is None else {"like": like.name}
-        measured = check_autoencoder(vae, renderer, reference=reference)
+        count = min(2048, max(64, len(layouts)))  # a trial training is measured on few scenes as well
+        measured = check_autoencoder(vae, renderer, count, reference=reference)
         log(iterations=pace.total, seconds=pace.seconds(), **facts, **measured)
         vae.save_pretrained(out / "vae")
     return vae
