@@ -227,6 +227,8 @@ def test_placement_markers_change_with_the_place_of_a_pipeline(change):
     assert compat.placement_markers(other) == before
     try:
         CHANGES_OF_PLACE[change](other)
-    except ValueError as problem:  # diffusers 0.39 offloads with an accelerator only
-        pytest.skip(str(problem))
+    except AttributeError:
+        if "group offload" not in change:
+            raise
+        pytest.skip("this diffusers offloads with an accelerator only")
     assert compat.placement_markers(other) != before
