@@ -44,6 +44,7 @@ def test_a_module_begins_with_a_docstring(path):
     assert not text.strip() or ast.get_docstring(ast.parse(text))
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_no_assert_and_no_bare_except(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -52,6 +53,7 @@ def test_no_assert_and_no_bare_except(path):
             assert node.type is not None, f"line {node.lineno}: a bare except"
 
 
+@pytest.mark.moderate
 def test_the_library_prints_nothing():
     calls = []
     for path in MODULES:

@@ -34,6 +34,7 @@ def test_a_point_is_the_mixture_of_its_estimates_whatever_the_velocity(seed, sig
     torch.testing.assert_close(mixed, x)
 
 
+@pytest.mark.moderate
 @given(seeds, st.integers(1, 20))
 def test_euler_steps_along_a_straight_field_end_at_the_data(seed, steps):
     x0, noise = pair(seed)

@@ -35,11 +35,13 @@ def texts() -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.moderate
 def test_no_path_of_one_computer_is_committed():
     hits = [f"{name}: {match.group(0)}" for name, text in texts() for match in ALONE.finditer(text)]
     assert not hits
 
 
+@pytest.mark.moderate
 def test_no_secret_is_committed():
     assert not [name for name, text in texts() if SECRET.search(text)]
 

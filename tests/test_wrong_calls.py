@@ -364,6 +364,7 @@ def test_a_model_can_be_copied_and_inspected(toy):
 
 
 # --------------------------------------------------------------------------------------------------------------- values
+@pytest.mark.moderate
 def test_numbers_of_numpy_and_torch_and_whole_numbers_as_floats_are_accepted(records):
     import numpy as np
     import torch

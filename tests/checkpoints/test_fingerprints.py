@@ -30,6 +30,7 @@ def large(tmp_path_factory):
     return folder
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("name", ["a", "b", "c", "d", "e", "f", "bias"])
 def test_a_change_of_any_tensor_of_a_large_file_changes_its_fingerprint(large, tmp_path, name):
     tensors = load_file(large / "model.safetensors")

@@ -97,6 +97,7 @@ def test_an_index_of_files_that_were_not_downloaded_is_no_error(folder):
         check_model(folder)
 
 
+@pytest.mark.moderate
 def test_a_tiny_decoder_in_a_pickle_is_refused(toy, tmp_path):
     from diffusers import AutoencoderTiny
 
@@ -121,6 +122,7 @@ def rewrite(folder, change_of):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("preset", ["lean", "stream", "resident"])
 @pytest.mark.parametrize(
     "change_of",
@@ -181,6 +183,7 @@ def test_a_hub_id_is_kept_if_its_repository_is_in_the_cache(tmp_path, monkeypatc
     assert public_name("alice/model") == "model"  # a folder comes before the hub, as in from_pretrained
 
 
+@pytest.mark.moderate
 def test_a_pipeline_loaded_by_a_relative_path_leaves_no_folder_in_its_files(tmp_path, monkeypatch):
     from diffusers import FluxPipeline
 

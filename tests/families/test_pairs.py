@@ -64,6 +64,7 @@ def test_every_comparison_displays_the_kind(pair, sentence, tmp_path):
     assert sentence in fnb.scrub(several).data["note"]
 
 
+@pytest.mark.moderate
 def test_one_model_alone_displays_no_kind():
     one = pair_of_trajectories(KLEIN)[:1] * 2
     assert "distribution" not in texts(fnb.compare(one)) and "distribution" not in fnb.scrub(one).data["note"]
@@ -74,6 +75,7 @@ def test_the_pair_comes_back_from_a_file(tmp_path):
     assert fnb.open_trajectory(fnb.save(made, tmp_path / "a")).pair == KLEIN
 
 
+@pytest.mark.moderate
 def test_the_clean_estimate_of_a_flow_map_is_named_where_the_step_points():
     made = dataclasses.replace(trajectory(size=32), predicts="mean velocity")
     assert "where the step points" in texts(fnb.filmstrip(made)) and "clean estimate" not in texts(fnb.filmstrip(made))

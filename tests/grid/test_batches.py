@@ -73,6 +73,7 @@ def test_a_batch_of_one_is_exact_for_any_batch_argument(toy):
         assert cell.exact and cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
 
 
+@pytest.mark.moderate
 def test_every_image_of_a_batch_has_its_own_noise_and_prompt(toy):
     grid = fnb.sweep(toy, **SMALL, batch=8, keep=fnb.Keep())
     for cell in grid:
@@ -82,6 +83,7 @@ def test_every_image_of_a_batch_has_its_own_noise_and_prompt(toy):
         assert cell.trajectory.recipe == cell.recipe and len(cell.trajectory) == cell.recipe.steps
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("options", [{"sampler": "renoise"}, {"shift": 3.0}, {"sigmas": [[1.0, 0.4], [1.0, 0.4, 0.2]]}])
 def test_a_batch_supports_every_sampler_and_schedule(toy, options):
     axes = {**SMALL, **options}
@@ -130,6 +132,7 @@ def test_a_stop_at_the_last_step_of_a_trajectory_keeps_its_cell(toy, batch):
     assert not grid.finished and len(grid) == batch
 
 
+@pytest.mark.moderate
 def test_a_batch_accepts_exact_cells_but_not_vice_versa(toy, tmp_path):
     fnb.sweep(toy, **{**SMALL, "prompts": PROMPTS[:1]}, store=tmp_path)
     batch = fnb.sweep(toy, **SMALL, store=tmp_path, batch=4)
@@ -140,6 +143,7 @@ def test_a_batch_accepts_exact_cells_but_not_vice_versa(toy, tmp_path):
     assert all(cell.exact for cell in exact) and [cell.made for cell in exact] == [False] * 4 + [True] * 4
 
 
+@pytest.mark.moderate
 def test_a_nan_in_a_batch_raises_an_error(toy):
     hook = toy.pipe.transformer.register_forward_hook(
         lambda m, i, out: (out[0].index_fill(0, torch.tensor(1), math.nan),)
@@ -237,6 +241,7 @@ def test_small_images_of_a_batch_share_a_decoder_call(toy, monkeypatch):
     assert sizes == [decode_workers.SMALL_BATCH] * 12 and len(grid) == 48
 
 
+@pytest.mark.moderate
 def test_large_images_are_decoded_one_by_one(toy, monkeypatch):
     monkeypatch.setattr(decode_workers, "SMALL_PIXELS", 0)
     sizes, decode = [], Flux.decode
@@ -325,6 +330,7 @@ def test_a_plan_without_timings_counts_evaluations_and_has_no_seconds(toy, no_ti
     assert cost.seconds is None and "unknown time" in str(cost) and cost.free_megabytes is None
 
 
+@pytest.mark.moderate
 def test_a_plan_after_a_run_has_seconds(toy, no_timings):
     grid = fnb.sweep(toy, **SMALL)
     cost = fnb.plan_sweep(toy, **GRID)
@@ -333,6 +339,7 @@ def test_a_plan_after_a_run_has_seconds(toy, no_timings):
     assert fnb.plan_sweep(toy, **{**GRID, "height": 48}).seconds is None, "another size has not been timed"
 
 
+@pytest.mark.moderate
 def test_a_plan_uses_the_timings_of_the_store(toy, tmp_path, monkeypatch, no_timings):
     fnb.sweep(toy, **SMALL, store=tmp_path)
     monkeypatch.setattr(state_of(toy.pipe), "timings", {})
@@ -350,6 +357,7 @@ def test_a_plan_uses_the_timings_of_a_stored_batch(toy, tmp_path, monkeypatch, n
         assert fnb.plan_sweep(toy, **GRID, store=tmp_path).seconds is not None
 
 
+@pytest.mark.moderate
 def test_measure_times_one_evaluation_and_one_image(toy, no_timings):
     with counted(toy.pipe) as counts:
         cost = fnb.plan_sweep(toy, **GRID, measure=True)
@@ -359,6 +367,7 @@ def test_measure_times_one_evaluation_and_one_image(toy, no_timings):
     assert sum(counts.values()) == 0
 
 
+@pytest.mark.moderate
 def test_a_plan_includes_retained_trajectories_and_warns_of_a_small_disk(toy, tmp_path, monkeypatch):
     without, with_trajectories = fnb.plan_sweep(toy, **GRID), fnb.plan_sweep(toy, **GRID, keep=fnb.Keep())
     assert with_trajectories.megabytes > without.megabytes > 0
@@ -367,6 +376,7 @@ def test_a_plan_includes_retained_trajectories_and_warns_of_a_small_disk(toy, tm
     assert "MORE than" in str(fnb.plan_sweep(toy, **GRID, store=tmp_path))
 
 
+@pytest.mark.moderate
 def test_a_guided_plan_counts_both_evaluations(toy_guided):
     cost = fnb.plan_sweep(toy_guided, prompts="a", steps=[1, 2, 3, 4], height=32, width=32)
     assert (cost.evaluations, cost.saved_evaluations) == (14, 6)
@@ -386,6 +396,7 @@ def test_an_image_sampled_alone_is_decoded_exactly_by_several_threads_too(toy, s
             assert cell.exact and cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()
 
 
+@pytest.mark.moderate
 def test_a_cell_that_shares_steps_with_a_batch_is_not_exact(toy, tmp_path):
     axes = {"prompts": "a red fox", "height": 32, "width": 32, "store": tmp_path}
     fnb.sweep(toy, **axes, seeds=1, steps=2)

@@ -106,6 +106,7 @@ def test_a_child_of_a_dead_process_does_not_have_its_claim(tmp_path):
     assert claimed(store)
 
 
+@pytest.mark.moderate
 def test_the_child_of_a_process_does_not_release_its_claim(tmp_path):
     store = Store(tmp_path)
     process = claiming_process(
@@ -388,6 +389,7 @@ def test_opening_a_store_removes_void_locks_only(tmp_path):
 ONE = {"prompts": "a fox", "steps": 1, "height": 32, "width": 32}
 
 
+@pytest.mark.moderate
 def test_a_sweep_reports_what_it_waits_for(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "REPORT_AFTER", 0.2)
     store, key = Store(tmp_path), fnb.sweep(toy, **ONE)[0].key
@@ -428,6 +430,7 @@ def test_a_display_shows_what_a_sweep_waits_for_while_it_waits(toy, tmp_path, mo
     assert "sign of life is" in sentences[0] and "waiting" not in shown[-1], shown
 
 
+@pytest.mark.moderate
 def test_a_sweep_that_waits_shortly_does_not_warn(toy, tmp_path):
     store, key = Store(tmp_path), fnb.sweep(toy, **ONE)[0].key
     with store.claim(key), warnings.catch_warnings():
@@ -436,6 +439,7 @@ def test_a_sweep_that_waits_shortly_does_not_warn(toy, tmp_path):
         assert fnb.sweep(toy, **ONE, store=tmp_path).finished
 
 
+@pytest.mark.moderate
 def test_a_stream_has_no_claims_between_its_cells(toy, tmp_path):
     for cell in fnb.stream(toy, prompts="a fox", seeds=range(3), steps=[1, 2], height=32, width=32, store=tmp_path):
         assert cell.made and not list(tmp_path.rglob("*.lock"))

@@ -56,6 +56,7 @@ def test_sweep_run_and_plain_call_agree(schedule, cached):
         assert fnb.run(flux, cell.recipe).image.tobytes() == expected, f"run, {cell.recipe.steps} steps"
 
 
+@pytest.mark.moderate
 def test_explicit_sigmas_agree_too():
     pipe = pipeline("linear", cached=False)
     flux, schedules = fnb.load(pipe), [(1.0, 0.5), (1.0, 0.6, 0.3), (0.9, 0.4)]
@@ -77,6 +78,7 @@ def test_steps_are_shared_where_that_is_exact_and_only_there():
     assert evaluations("linear", cached=True) == 10
 
 
+@pytest.mark.moderate
 def test_the_cost_estimate_counts_the_evaluations_that_the_sweep_makes():
     for schedule in ("linear", "Karras"):
         flux = fnb.load(pipeline(schedule, cached=False))
@@ -94,6 +96,7 @@ def test_a_scheduler_that_a_recipe_does_not_describe_is_refused_before_anything_
         fnb.run(fnb.load(pipe), "a fox", steps=2, **SIZE)
 
 
+@pytest.mark.moderate
 def test_no_run_draws_from_the_global_generator():
     pipe = toy_pipeline()
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, stochastic_sampling=True)

@@ -55,6 +55,7 @@ class no_warning:
         return None
 
 
+@pytest.mark.moderate
 def test_an_unchanged_pipeline_is_answered_from_the_store_by_any_handle(tmp_path):
     pipe, flux = loaded()
     first = fnb.sweep(flux, **GRID, store=tmp_path)[0]
@@ -63,6 +64,7 @@ def test_an_unchanged_pipeline_is_answered_from_the_store_by_any_handle(tmp_path
     assert not fnb.sweep(fnb.load(pipe), **GRID, store=tmp_path)[0].made
 
 
+@pytest.mark.moderate
 def test_a_change_that_is_undone_finds_the_stored_pictures_again(tmp_path):
     pipe, flux = loaded()
     fnb.sweep(flux, **GRID, store=tmp_path)

@@ -43,12 +43,14 @@ def test_sharing_is_exact_in_bfloat16(toy_folder):
         assert cell.image.tobytes() == plain_call(flux.pipe, cell.recipe).tobytes()
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("options", [{"sampler": "renoise"}, {"shift": 3.0}, {"sampler": "renoise", "shift": 2.0}])
 def test_sharing_is_exact_for_other_samplers_and_shifts(toy, options):
     for cell in fnb.sweep(toy, prompts="a fox", steps=[3, 1, 4], height=32, width=32, **options):
         assert cell.image.tobytes() == fnb.run(toy, cell.recipe).image.tobytes()
 
 
+@pytest.mark.moderate
 def test_sharing_is_exact_under_true_cfg_and_counts_both_evaluations(toy_guided):
     with counted(toy_guided.pipe) as counts:
         grid = fnb.sweep(toy_guided, prompts="a fox", steps=[1, 2, 3], height=32, width=32)
@@ -57,6 +59,7 @@ def test_sharing_is_exact_under_true_cfg_and_counts_both_evaluations(toy_guided)
         assert cell.image.tobytes() == fnb.run(toy_guided, cell.recipe).image.tobytes()
 
 
+@pytest.mark.moderate
 def test_custom_schedules_share_their_common_prefix(toy):
     lists = [[1.0, 0.5], [1.0, 0.5, 0.2], [1.0, 0.7]]
     with counted(toy.pipe) as counts:
@@ -66,6 +69,7 @@ def test_custom_schedules_share_their_common_prefix(toy):
         assert cell.image.tobytes() == fnb.run(toy, cell.recipe).image.tobytes()
 
 
+@pytest.mark.moderate
 def test_sharing_is_exact_with_a_dynamic_shift():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -103,6 +107,7 @@ def test_an_invalid_grid_is_refused_before_anything_is_computed(toy, arguments, 
     assert sum(counts.values()) == 0
 
 
+@pytest.mark.moderate
 def test_keep_retains_the_trajectories_of_cells(toy):
     grid = fnb.sweep(toy, prompts="a fox", steps=[1, 3], height=32, width=32, keep=fnb.Keep())
     for cell in grid:
@@ -117,6 +122,7 @@ def test_keep_retains_the_trajectories_of_cells(toy):
 SMALL = {"prompts": PROMPTS[:2], "seeds": [0, 1], "steps": [1, 2], "height": 32, "width": 32}
 
 
+@pytest.mark.moderate
 def test_stored_cells_are_not_sampled_again(toy, tmp_path):
     first = fnb.sweep(toy, **SMALL, store=tmp_path)
     with counted(toy.pipe) as counts:
@@ -126,6 +132,7 @@ def test_stored_cells_are_not_sampled_again(toy, tmp_path):
     assert fnb.plan_sweep(toy, **SMALL, store=tmp_path).evaluations == 0
 
 
+@pytest.mark.moderate
 def test_only_missing_cells_are_sampled(toy, tmp_path):
     fnb.sweep(toy, **{**SMALL, "prompts": PROMPTS[:1]}, store=tmp_path)
     with counted(toy.pipe) as counts:
@@ -140,6 +147,7 @@ def test_a_changed_prompt_finds_no_stored_cell(toy, tmp_path):
     assert grid[0].made
 
 
+@pytest.mark.moderate
 def test_another_model_finds_no_stored_cell(toy, tmp_path):
     from tests.conftest import toy_pipeline
 
@@ -148,6 +156,7 @@ def test_another_model_finds_no_stored_cell(toy, tmp_path):
     assert fnb.sweep(other, prompts="a fox", steps=1, height=32, width=32, store=tmp_path)[0].made
 
 
+@pytest.mark.moderate
 def test_a_damaged_cell_is_sampled_again(toy, tmp_path):
     first = fnb.sweep(toy, **SMALL, store=tmp_path)
     data = bytearray(first[3].path.read_bytes())
@@ -169,6 +178,7 @@ def test_an_image_in_the_store_contains_its_recipe(toy, tmp_path):
     assert fnb.open_recipe(cell.path) == cell.recipe
 
 
+@pytest.mark.moderate
 def test_stream_yields_cells_as_they_finish_and_stops_when_the_loop_is_left(toy, tmp_path):
     with counted(toy.pipe) as counts:
         for count, cell in enumerate(fnb.stream(toy, **SMALL, store=tmp_path), start=1):
@@ -222,6 +232,7 @@ def test_two_processes_sample_each_cell_once(toy_folder, tmp_path):
     assert sum(sampled) == 48
 
 
+@pytest.mark.moderate
 def test_seeds_and_steps_that_are_left_out_are_those_of_the_base_recipe_or_the_model(toy):
     base = fnb.Recipe(prompt="a fox", seed=7, steps=2)
     axes = {

@@ -53,6 +53,7 @@ def test_small_contents_are_unchanged():
     assert output.bounded(data, frames) == (data, frames)
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("most", [60_000, 20_000, 6_000])
 def test_large_contents_are_reduced_to_the_limit_and_the_note_says_so(monkeypatch, most):
     data, frames = encoded(seeds=range(4), steps=[1, 2, 4])
@@ -67,6 +68,7 @@ def test_large_contents_are_reduced_to_the_limit_and_the_note_says_so(monkeypatc
             assert max(image.size) < 128
 
 
+@pytest.mark.moderate
 def test_without_its_steps_a_grid_keeps_all_pictures(monkeypatch):
     data, frames = encoded(seeds=range(4), steps=[1, 2, 4])
     monkeypatch.setattr(output, "MOST_BYTES", 6_000)

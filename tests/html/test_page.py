@@ -75,6 +75,7 @@ def test_an_unwritable_path_raises_a_storage_error(tmp_path):
         page.write(trajectory(), tmp_path / "file" / "fox.html")
 
 
+@pytest.mark.moderate
 def test_to_html_of_a_record_writes_its_page(tmp_path):
     assert trajectory().to_html(tmp_path / "fox.html").exists()
     assert grid().to_html(tmp_path / "grid.html").exists()
@@ -105,6 +106,7 @@ def inline(text, element):
     return re.findall(rf"<{element}[^>]*>(.*?)</{element}>", text, re.DOTALL)
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("make", [lambda: page.page(trajectory(prompt=NASTY)), lambda: grid_page.page(grid())])
 def test_the_policy_permits_the_script_and_the_style_of_the_page_alone(make):
     text = make()

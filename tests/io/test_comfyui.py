@@ -108,6 +108,7 @@ comfy_recipes = st.builds(
 )
 
 
+@pytest.mark.moderate
 @given(comfy_recipes)
 def test_a_graph_has_valid_inputs_and_the_values_of_the_recipe(recipe):
     graph = comfy_workflow(recipe, browser=False)

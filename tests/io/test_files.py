@@ -80,6 +80,7 @@ def test_a_tilde_is_the_home_folder_for_everything_that_is_written(home, write):
     assert path == home / "out" / "a.gif" and path.is_file()
 
 
+@pytest.mark.moderate
 def test_a_tilde_is_the_home_folder_for_everything_that_is_read(home, toy_folder):
     write_png(TINY, home / "a.png", Recipe(prompt="a"))
     save(trajectory(), home / "a.safetensors")

@@ -400,6 +400,7 @@ def test_many_large_texts_take_little_memory():
     assert peak < 75_000_000  # two copies of the file itself
 
 
+@pytest.mark.moderate
 def test_deep_brackets_are_read_in_linear_time():
     assert fnb.import_recipe(graph(n6={"text": "(" * 9_000 + "fox" + ")" * 9_000})).recipe.prompt == "fox"
 

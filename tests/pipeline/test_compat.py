@@ -91,6 +91,7 @@ def test_rotary_embedding_turns_queries_as_the_attention_processor_does():
     torch.testing.assert_close(compat.apply_rope(x, (torch.ones_like(angles), torch.zeros_like(angles))), x)
 
 
+@pytest.mark.moderate
 def test_a_compiled_module_is_known_as_one():
     layer = torch.nn.Linear(2, 2)
     assert not compat.is_compiled(layer)

@@ -51,12 +51,14 @@ def test_a_preview_is_fitted_once_and_read_back_to_the_last_bit(cache, monkeypat
     assert made == [1] and again == first and len(list(cache.iterdir())) == 1
 
 
+@pytest.mark.moderate
 def test_another_vae_has_a_preview_of_its_own(cache, monkeypatch):
     made = fits(monkeypatch)
     assert preview.preview_of(toy_pipeline()) != preview.preview_of(toy_pipeline(seed=5))
     assert made == [1, 1] and len(list(cache.iterdir())) == 2
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize(
     "damage",
     [
@@ -79,6 +81,7 @@ def test_a_damaged_file_is_made_anew(cache, monkeypatch, damage):
     assert preview.preview_of(toy_pipeline()) == first and made == [1, 1]
 
 
+@pytest.mark.moderate
 def test_where_nothing_can_be_written_it_is_fitted_each_time(cache, monkeypatch):
     made = fits(monkeypatch)
     cache.parent.parent.mkdir()
@@ -96,6 +99,7 @@ def test_a_full_disk_is_no_error(cache, monkeypatch):
     assert preview.preview_of(toy_pipeline()).error > 0 and not list(cache.iterdir())
 
 
+@pytest.mark.moderate
 def test_the_error_of_the_preview_is_its_distance_from_the_vae(toy):
     linear = toy.preview
     size = preview.samples().shape[-2:]
@@ -110,6 +114,7 @@ def test_a_recorded_call_of_a_loaded_model_brings_its_preview(toy):
     assert recorder.trajectories[0].preview == fitted
 
 
+@pytest.mark.moderate
 def test_a_tiny_decoder_stands_in_for_the_vae_and_is_measured(toy, toy_trajectory, small):
     decode = fnb.tiny(toy, small)
     with counted(toy.pipe) as counts:

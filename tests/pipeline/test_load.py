@@ -22,6 +22,7 @@ def copied(toy_folder, tmp_path):
     return shutil.copytree(toy_folder, tmp_path / "copy")
 
 
+@pytest.mark.moderate
 def test_a_folder_loads_quietly_and_runs(toy_folder, toy_trajectory, capfd):
     flux = fnb.load(toy_folder)
     assert capfd.readouterr() == ("", "")
@@ -40,6 +41,7 @@ def test_the_same_folder_has_the_same_revision(toy_folder, copied):
     assert weights.locate(toy_folder).revision == weights.locate(copied).revision
 
 
+@pytest.mark.moderate
 def test_a_dtype_can_be_chosen(toy_folder):
     flux = fnb.load(str(toy_folder), dtype="bfloat16")
     assert flux.dtype == "bfloat16" and str(flux.pipe.vae.dtype) == "torch.bfloat16"
@@ -47,6 +49,7 @@ def test_a_dtype_can_be_chosen(toy_folder):
         fnb.load(str(toy_folder), dtype="float8")
 
 
+@pytest.mark.moderate
 def test_a_pipeline_is_taken_as_it_is(toy_pipe):
     flux = fnb.load(toy_pipe)
     assert flux.pipe is toy_pipe and flux.plan.preset == "as given"
@@ -106,6 +109,7 @@ def test_a_weight_that_does_not_match_its_checksum_is_told_before_loading(copied
         fnb.load(copied)
 
 
+@pytest.mark.moderate
 def test_a_card_can_state_the_profile(copied):
     (copied / "card.json").write_text(
         json.dumps({"defaults": {"size": 32, "steps": 28, "guidance_kind": "true_cfg", "guidance": 2.5}})
@@ -139,6 +143,7 @@ def test_pocket_without_a_student_is_the_teacher_with_its_guidance(packaged):
     assert flux.model == "pocket" and flux.defaults.guidance_kind == "true_cfg"
 
 
+@pytest.mark.moderate
 def test_pocket_is_the_student_and_pocket_base_the_teacher(packaged):
     toy_pipeline(seed=5).transformer.save_pretrained(packaged / "transformer")
     pocket, base = fnb.load("pocket"), fnb.load("pocket-base")
@@ -182,6 +187,7 @@ def test_texts_have_no_memory_addresses(toy):
     assert "0x" not in repr(toy) + repr(toy.plan) + repr(toy.defaults)
 
 
+@pytest.mark.moderate
 def test_a_dtype_of_torch_is_accepted(toy_folder, toy_pipe):
     assert fnb.load(toy_folder, dtype=torch.bfloat16).dtype == "bfloat16"
     assert fnb.load(toy_pipe, dtype=torch.float32).dtype == fnb.load(toy_pipe, dtype="float32").dtype == "float32"
@@ -264,6 +270,7 @@ def test_a_folder_with_one_variant_alone_is_read(fp16_folder, preset):
     assert flux.revision.endswith("-fp16")
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("preset", ["auto", "lean"])
 def test_of_two_variants_the_requested_one_is_read_and_has_its_own_revision(copied, fp16_folder, preset):
     for path in fp16_folder.glob("*/*.fp16*"):

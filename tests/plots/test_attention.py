@@ -48,6 +48,7 @@ def test_constant_attention_gives_a_dark_picture(recorded):
     assert overlays.normalized_attention(flat, "house").max() == 0
 
 
+@pytest.mark.moderate
 def test_without_names_the_words_with_most_contrast_are_chosen_in_the_order_of_the_prompt(recorded):
     assert overlays.words_with_most_contrast(recorded, 2) != ("a",) and "a" in overlays.words_with_most_contrast(
         recorded, 4

@@ -40,6 +40,7 @@ def overlaps(figure) -> list[str]:
     return [text for text, box in boxes.items() if box.x1 > right or any(box.overlaps(place) for place in pictures)]
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("rows, columns", [("seed", "steps"), ("prompt", "steps"), ("seed", "prompt")])
 def test_no_prompt_overlaps_a_picture_of_the_contact_sheet(rows, columns):
     sheet = contact_sheet(grid(prompts=list(PROMPTS.values()), seeds=[0, 1], steps=[1, 2]), rows=rows, columns=columns)
@@ -105,6 +106,7 @@ def test_any_prompt_can_be_a_caption(tmp_path, prompt):
     assert len(frames_of(animation.write_axis(sweep, tmp_path / "a.gif", axis="prompt", size=64))) == 2
 
 
+@pytest.mark.moderate
 def test_values_that_the_grid_does_not_have_raise_an_error_and_leave_no_file(tmp_path):
     with pytest.raises(InputError, match="seed"):
         animation.write_axis(grid(), tmp_path / "a.gif", axis="steps", seed=99)

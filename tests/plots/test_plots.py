@@ -154,6 +154,7 @@ def test_steps_that_were_not_sampled_are_dotted():
     assert [len(line.get_xdata()) for line in lines] == [3, 3] and lines[1].get_linestyle() == ":"
 
 
+@pytest.mark.moderate
 def test_all_channels_share_one_symmetric_scale():
     images = [
         axes.images[0] for axes in pictures(plots.latent_channels(trajectory())) if axes.images[0].get_array().ndim == 2
@@ -173,6 +174,7 @@ def test_any_prompt_can_be_the_title(prompt):
     assert len(plots.path(record)._repr_png_()) > 1000
 
 
+@pytest.mark.moderate
 def test_a_figure_displays_as_png_and_does_not_change_the_matplotlib_style():
     import matplotlib as mpl
 

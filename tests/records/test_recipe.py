@@ -42,12 +42,14 @@ def recipes(draw):
     )
 
 
+@pytest.mark.moderate
 @given(recipes())
 def test_json_gives_the_same_recipe_back(recipe):
     assert Recipe.from_json(recipe.to_json()) == recipe
     assert Recipe.from_json(recipe.to_json()).key() == recipe.key()
 
 
+@pytest.mark.moderate
 @given(recipes())
 def test_the_json_is_one_line_of_ascii_with_sorted_keys(recipe):
     text = recipe.to_json()
@@ -55,6 +57,7 @@ def test_the_json_is_one_line_of_ascii_with_sorted_keys(recipe):
     assert list(json.loads(text)) == sorted(json.loads(text))
 
 
+@pytest.mark.moderate
 @given(recipes(), st.integers(0, 2**64 - 1))
 def test_two_recipes_have_one_key_only_if_they_are_equal(recipe, seed):
     other = recipe.replace(seed=seed)

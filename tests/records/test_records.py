@@ -104,6 +104,7 @@ def test_an_invalid_keep_is_an_input_error(wrong, message):
         Keep(**wrong)
 
 
+@pytest.mark.moderate
 @given(
     st.none() | st.lists(st.integers(-5, 5), max_size=4).map(tuple),
     st.integers(1, 3),

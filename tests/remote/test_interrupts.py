@@ -88,6 +88,7 @@ def trials(double, folder, count: int, *, twice: bool = False) -> list[int]:
     return found
 
 
+@pytest.mark.moderate
 def test_ctrl_c_loses_no_picture_and_repeats_no_request(double, tmp_path):
     found = trials(double, tmp_path, 8)
     assert any(0 < count < len(SEEDS) for count in found)

@@ -65,6 +65,7 @@ def test_a_stored_cell_is_not_requested_again(double, remote, tmp_path):
     assert fnb.open_recipe(again[0].path) == first[0].recipe
 
 
+@pytest.mark.moderate
 def test_a_key_of_an_endpoint_is_never_one_of_a_local_model(double, remote, toy, tmp_path):
     from fluxnb.grid.remote_runner import RemoteRunner
 
@@ -263,6 +264,7 @@ def test_a_cell_that_another_process_requests_is_waited_for(double, remote, tmp_
     assert len(result[0]) == 3 and double.seeds == [0, 1, 2]
 
 
+@pytest.mark.moderate
 def test_two_sweeps_of_one_store_pay_each_cell_once(double, tmp_path):
     double.delay = 0.005
     results = []

@@ -43,6 +43,7 @@ def test_no_error_holds_the_token(double, name, fault, caplog, monkeypatch):
     assert own not in caplog.text
 
 
+@pytest.mark.moderate
 def test_no_file_or_repr_holds_the_token(double, tmp_path):
     for name in NAMES:
         remote = fnb.Remote(name)

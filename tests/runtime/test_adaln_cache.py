@@ -50,6 +50,7 @@ def pair(request):
     return plain, mine, cache
 
 
+@pytest.mark.moderate
 @settings(max_examples=40)
 @given(
     sigmas=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=3),
@@ -95,6 +96,7 @@ def test_rows_of_all_standard_step_counts_are_computed_in_one_read(toy_pipe):
     assert cache.reads == 1
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("steps", [5, 7, 12])
 def test_rows_of_another_step_count_are_computed_in_one_read(steps):
     pipe = toy_pipeline().to(dtype=torch.bfloat16)
@@ -121,6 +123,7 @@ def test_a_call_with_a_scheduler_of_its_own_names_it():
     assert expected_timesteps(pipe)() == ()
 
 
+@pytest.mark.moderate
 def test_a_new_prompt_adds_rows_and_a_known_one_does_not(toy_pipe):
     pipe = toy_pipeline()
     pipe.set_progress_bar_config(disable=True)
@@ -132,6 +135,7 @@ def test_a_new_prompt_adds_rows_and_a_known_one_does_not(toy_pipe):
         assert cache.reads == reads
 
 
+@pytest.mark.moderate
 def test_guidance_by_a_negative_prompt_gives_the_same_bytes(toy_guided):
     pipe = toy_pipeline(seed=1)
     pipe.set_progress_bar_config(disable=True)

@@ -53,6 +53,7 @@ def test_an_exact_preset_gives_the_bytes_of_the_plain_pipeline(toy_folder, prese
     assert flux.dtype == dtype
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("preset", ["lean", "stream", "lean-fp8"])
 def test_load_accepts_a_preset_by_name(toy_folder, preset):
     with streamed(preset):
@@ -62,6 +63,7 @@ def test_load_accepts_a_preset_by_name(toy_folder, preset):
     assert trajectory.numerics == ("exact" if flux.plan.exact else preset)
 
 
+@pytest.mark.moderate
 def test_a_component_can_be_in_another_folder(tmp_path):
     student = toy_pipeline(seed=5).transformer
     student.save_pretrained(tmp_path / "student")
@@ -83,6 +85,7 @@ def test_text_encoders_take_no_memory_between_prompts(toy_folder):
         pipe.encode_prompt("a fox", None, max_sequence_length=48)
 
 
+@pytest.mark.moderate
 def test_in_float16_the_encoders_are_those_that_transformers_loads(toy_folder):
     plain, flux = fnb.load(toy_folder, dtype="float16"), fnb.load(built(toy_folder, "lean", torch.float16))
     wide = {name for name, weight in flux.pipe.text_encoder_2.named_parameters() if weight.dtype is torch.float32}
@@ -93,6 +96,7 @@ def test_in_float16_the_encoders_are_those_that_transformers_loads(toy_folder):
     assert torch.equal(mine.embeds, theirs.embeds) and torch.equal(mine.pooled, theirs.pooled)
 
 
+@pytest.mark.moderate
 def test_an_encoder_that_fails_releases_its_weights(toy_folder):
     pipe = built(toy_folder, "lean")
     layer = pipe.text_encoder_2.encoder.block[0].layer[0].SelfAttention.q
@@ -101,6 +105,7 @@ def test_an_encoder_that_fails_releases_its_weights(toy_folder):
     assert layer.weight.is_meta
 
 
+@pytest.mark.moderate
 def test_a_new_prompt_is_encoded_as_by_the_plain_pipeline(toy_folder, toy):
     flux = fnb.load(built(toy_folder, "lean"))
     for prompt in ("a cat", "a blue dog on snow", "a fox and nothing else, however long the prompt may be"):
@@ -130,6 +135,7 @@ def test_quantized_weights_are_close_and_only_inside_the_blocks(storage):
     assert pipe.transformer.proj_out.weight.dtype is torch.bfloat16
 
 
+@pytest.mark.moderate
 def test_eight_bit_storage_halves_the_blocks(toy_folder):
     def size(pipe):
         return sum(p.numel() * p.element_size() for p in pipe.transformer.transformer_blocks[0].attn.parameters())
@@ -321,6 +327,7 @@ def test_the_first_picture_after_fast_compiles_nothing_more(toy_folder, monkeypa
     assert flux.plan.fast.speedups[-1].name.endswith(", not used") is not used
 
 
+@pytest.mark.moderate
 def test_a_decoder_that_is_slower_when_compiled_is_not_compiled(toy_folder, monkeypatch):
     from fluxnb.runtime import compilation
 
@@ -370,6 +377,7 @@ def test_evaluations_are_replayed_where_that_is_faster(toy_folder, monkeypatch, 
     assert recorder.recorded == 1
 
 
+@pytest.mark.moderate
 def test_fused_projections_change_little_and_hold_no_weight_twice(toy_folder):
     from fluxnb.runtime.compilation import _fuse_projections
 

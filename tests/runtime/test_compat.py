@@ -69,6 +69,7 @@ def test_forward_hooks_are_counted():
     assert compat.hook_count(module) == 2
 
 
+@pytest.mark.moderate
 def test_a_compiled_call_can_be_discarded_and_restored():
     class Doubled(nn.Module):  # modules of torch itself are not compiled on their own
         def forward(self, x):
@@ -209,6 +210,7 @@ def test_a_cache_of_blocks_is_noticed(pipe):
     assert compat.is_changed_at_run_time(pipe.transformer)
 
 
+@pytest.mark.moderate
 def test_unfused_projections_are_removed_only_where_they_are_fused(pipe):
     attention = pipe.transformer.transformer_blocks[0].attn
     compat.remove_unfused_projections(pipe.transformer)

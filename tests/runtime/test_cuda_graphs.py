@@ -222,6 +222,7 @@ def test_a_recording_that_runs_out_of_memory_is_evaluated():
     assert all(torch.equal(ask(transformer), plain) for _ in range(3))
 
 
+@pytest.mark.moderate
 def test_a_replayed_picture_and_its_steps_have_the_same_bytes():
     flux = fnb.load(toy_pipeline())
     options = {"seed": 1, "steps": 4, "height": 64, "width": 64}
@@ -233,6 +234,7 @@ def test_a_replayed_picture_and_its_steps_have_the_same_bytes():
     assert all(torch.equal(one.v, other.v) for one, other in zip(trajectory.steps, plain.steps, strict=True))
 
 
+@pytest.mark.moderate
 def test_attention_is_recorded_although_evaluations_are_replayed():
     flux = fnb.load(toy_pipeline())
     options = {"seed": 1, "steps": 2, "height": 64, "width": 64}

@@ -331,6 +331,7 @@ def test_two_pipelines_over_one_model_give_the_pictures_of_each_alone(toy_folder
         assert all(torch.equal(right, result) for result in results)
 
 
+@pytest.mark.moderate
 def test_prompts_are_encoded_by_layer_from_two_threads(toy_folder):
     pipe = built(toy_folder, "lean")
 
@@ -344,6 +345,7 @@ def test_prompts_are_encoded_by_layer_from_two_threads(toy_folder):
     assert all(weight.is_meta for weight in pipe.text_encoder_2.parameters())
 
 
+@pytest.mark.moderate
 def test_a_tokenizer_called_from_two_threads_gives_each_its_padding(toy_folder):
     pipe = toy_pipeline()
     protect(pipe)
@@ -361,6 +363,7 @@ def test_a_tokenizer_called_from_two_threads_gives_each_its_padding(toy_folder):
     assert twin("a fox").input_ids == pickle.loads(pickle.dumps(pipe.tokenizer_2))("a fox").input_ids
 
 
+@pytest.mark.moderate
 def test_blocks_that_wait_in_main_memory_while_decoding_are_back_for_the_next_evaluation(toy_folder, monkeypatch):
     import contextlib
 
@@ -402,6 +405,7 @@ def test_blocks_that_wait_in_main_memory_while_decoding_are_back_for_the_next_ev
     assert torch.equal(evaluate()[0], alone[0]) and len(away) == 10 + 20 + 1
 
 
+@pytest.mark.moderate
 def test_a_replayed_transformer_is_exclusive():
     transformer = toy_pipeline().transformer
 
@@ -493,6 +497,7 @@ def test_a_pipeline_that_is_given_with_offloading_is_protected():
     assert group_of(pipe.tokenizer) is not None
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("preset", ["resident", "cpu"])
 def test_only_models_that_hold_state_are_exclusive(toy_folder, preset):
     pipe = assemble(toy_folder, PRESETS[preset], device=CPU, dtype=torch.float32)

@@ -75,6 +75,7 @@ def test_weights_are_those_of_the_network_to_eight_bits(file):
         assert torch.allclose(reader[name], weight, atol=weight.abs().max().item() / 100), name
 
 
+@pytest.mark.moderate
 def test_the_pipeline_computes_what_its_rounded_weights_compute(toy_folder, file, rounded):
     pipe = assemble(toy_folder, PRESETS["gguf-q8"], device=torch.device("cpu"), dtype=torch.float32, gguf=file)
     pipe.set_progress_bar_config(disable=True)
@@ -84,6 +85,7 @@ def test_the_pipeline_computes_what_its_rounded_weights_compute(toy_folder, file
     assert pipe.transformer.transformer_blocks[0].attn.to_q.weight.dtype is torch.uint8
 
 
+@pytest.mark.moderate
 def test_load_finds_the_file_beside_the_model(toy_folder, file, tmp_path):
     folder = shutil.copytree(toy_folder, tmp_path / "toy")
     with pytest.raises(StorageError, match="no Q8_0 GGUF file"):

@@ -65,6 +65,7 @@ def test_the_maps_are_the_attention_written_out(toy_pipe, blocks, heads):
     torch.testing.assert_close(trajectory[0].attention, expected, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.moderate
 def test_fused_projections_give_the_same_maps():
     pipe = toy_pipeline()
     pipe.set_progress_bar_config(disable=True)
@@ -83,6 +84,7 @@ def test_a_place_gives_no_more_than_all_of_its_attention_to_the_words(toy):
         assert bool((step.attention > 0).all()) and bool((step.attention.sum(1) < 1).all())
 
 
+@pytest.mark.moderate
 def test_single_blocks_chosen_by_index_are_those_after_the_double_ones(toy_pipe):
     with fnb.recording(toy_pipe, keep=fnb.Keep(attention=(1,))) as one:
         call(toy_pipe, steps=1)
@@ -133,6 +135,7 @@ def test_the_words_are_those_that_the_encoder_reads(toy_pipe, prompt, words):
     assert words_of(toy_pipe.tokenizer_2, prompt, 48).words == words
 
 
+@pytest.mark.moderate
 def test_a_batch_has_the_words_and_maps_of_each_of_its_prompts(toy_pipe):
     prompts = ["a red fox", "a cat"]
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 0, 1, 1)]
@@ -183,6 +186,7 @@ def test_image_to_image_is_looked_at_from_its_first_step(toy_pipe):
     assert ["attention" in step.tensors for step in recorder.trajectories[0]] == [True, False, True]
 
 
+@pytest.mark.moderate
 def test_an_ip_adapter_is_looked_through(toy_pipe):
     from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
@@ -202,6 +206,7 @@ def test_an_ip_adapter_is_looked_through(toy_pipe):
     assert recorder.trajectories[0][0].attention.shape == bare.trajectories[0][0].attention.shape
 
 
+@pytest.mark.moderate
 def test_every_hook_is_gone_afterwards_also_on_error(toy_pipe):
     before, during = hooks_in(toy_pipe.transformer), []
 
@@ -245,6 +250,7 @@ def test_after_a_call_that_broke_off_the_next_one_is_looked_at_from_the_start(to
     assert ["attention" in step.tensors for step in recorder.trajectories[-1]] == [True, True]
 
 
+@pytest.mark.moderate
 def test_blocks_that_nest_look_each_for_themselves(toy_pipe):
     keeps = fnb.Keep(attention="double"), fnb.Keep(attention="single")
     with fnb.recording(toy_pipe, keep=keeps[0]) as outer, fnb.recording(toy_pipe, keep=keeps[1]) as inner:

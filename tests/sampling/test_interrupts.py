@@ -147,6 +147,7 @@ def test_an_interrupt_while_a_picture_is_decoded_gives_every_step(flux):
     assert flux.decode_state(trajectory.final, **SIZE).tobytes() == expected.image.tobytes()
 
 
+@pytest.mark.moderate
 def test_an_interrupt_while_the_picture_of_a_stopped_run_is_decoded_gives_its_steps(flux):
     def interrupt(*_):
         raise KeyboardInterrupt
@@ -158,6 +159,7 @@ def test_an_interrupt_while_the_picture_of_a_stopped_run_is_decoded_gives_its_st
 
 
 # ----------------------------------------------------------------------------------------------------- runs in a run
+@pytest.mark.moderate
 @pytest.mark.parametrize("preset", ["as given", "lean"])
 def test_a_run_inside_a_callback_of_a_run_gives_both_their_own_bytes(flux, toy_folder, preset):
     flux = flux if preset == "as given" else fnb.load(toy_folder, preset=preset)
@@ -173,6 +175,7 @@ def test_a_run_inside_a_callback_of_a_run_gives_both_their_own_bytes(flux, toy_f
     assert (outer, inner) == (alone[0], [alone[1]] * 3)
 
 
+@pytest.mark.moderate
 def test_a_run_inside_a_callback_of_a_recorded_call_is_another_trajectory(flux):
     def call(**more):
         return flux.pipe("a red fox", num_inference_steps=2, max_sequence_length=48, output_type="pt",

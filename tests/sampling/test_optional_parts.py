@@ -93,6 +93,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_call_is_recorded_and_has_the_bytes_of_the_plain_call(pipe, name):
     other, options = OTHERS[name](pipe)
@@ -157,6 +158,7 @@ def test_a_pipeline_without_a_transformer_is_refused_by_load_and_recorded(pipe):
     assert recorder.trajectories == ()
 
 
+@pytest.mark.moderate
 def test_an_autoencoder_tiny_has_a_preview_and_the_bytes_of_the_plain_call(pipe):
     flux = fnb.load(without(pipe, vae=tiny_vae()))
     trajectory = fnb.run(flux, "a fox", steps=2, **SIZE)
@@ -183,6 +185,7 @@ def test_a_picture_that_is_not_finite_is_an_error_of_a_run(pipe, dtype):
         flux.decode(torch.zeros(1, 16, 4, 4))
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("output", ["pil", "pt", "np"])
 def test_a_picture_that_is_not_finite_is_a_warning_of_a_recording(pipe, output):
     spoil_decoder(pipe)
@@ -268,6 +271,7 @@ def test_a_failure_of_the_bookkeeping_is_one_warning_and_the_call_is_unharmed(pi
     assert torch.equal(call(pipe), plain)
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("name", ["words_of", "_maps", "take", "register"])
 def test_a_failure_of_the_attention_capture_loses_the_attention_alone(pipe, monkeypatch, name):
     owner = recording if name == "words_of" else attention.AttentionCapture

@@ -120,6 +120,7 @@ def test_a_call_after_one_that_raised_inside_the_block_is_recorded_whole(toy_pip
     assert [trajectory.finished for trajectory in recorder.trajectories] == [False, True]
 
 
+@pytest.mark.moderate
 def test_blocks_nest_and_each_sees_its_own_calls(toy_pipe):
     with fnb.recording(toy_pipe) as outer:
         call(toy_pipe)

@@ -42,6 +42,7 @@ def test_guidance_changes_the_picture_and_one_turns_it_off(toy_guided):
     assert fnb.run(toy_guided, "a red fox", steps=2).image.tobytes() != off.image.tobytes()
 
 
+@pytest.mark.moderate
 def test_embedded_guidance_has_the_bytes_of_the_plain_call():
     flux = fnb.load(toy_pipeline(guidance_embeds=True))
     trajectory = fnb.run(flux, "a red fox", steps=2, guidance=4.0)
@@ -248,6 +249,7 @@ def test_an_interrupt_ends_a_loop_of_runs_and_the_unfinished_trajectory_remains(
     assert fnb.run(toy, toy_trajectory.recipe).image.tobytes() == toy_trajectory.image.tobytes()
 
 
+@pytest.mark.moderate
 def test_an_interrupted_run_returns_on_request(toy):
     before = fnb.last
     trajectory = fnb.run(toy, "a fox", steps=2, on_step=interrupt_at(0), on_interrupt="return")
@@ -256,6 +258,7 @@ def test_an_interrupted_run_returns_on_request(toy):
         fnb.run(toy, "a fox", on_interrupt="ignore")
 
 
+@pytest.mark.moderate
 def test_a_run_that_on_step_stops_returns_and_is_no_interrupted_one(toy):
     before = fnb.last
     assert len(fnb.run(toy, "a fox", steps=3, on_step=lambda _: fnb.STOP)) == 1 and fnb.last is before
@@ -306,6 +309,7 @@ def test_a_velocity_that_is_no_number_stops_the_run(toy, bad):
     assert fnb.run(toy, "a fox", steps=1).finished
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize(
     ("dtype", "advice"), [(torch.bfloat16, 'dtype="float32"'), (torch.float16, 'dtype="bfloat16" or dtype="float32"')]
 )

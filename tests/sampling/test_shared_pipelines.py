@@ -218,6 +218,7 @@ def test_a_recorded_call_beside_background_work_gives_one_trajectory_of_its_own(
     assert (trajectory.recipe.prompt, trajectory.recipe.seed, trajectory.recipe.steps) == ("a red dog", 5, 3)
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("recorded", [False, True], ids=["plain", "recorded"])
 def test_a_run_in_the_middle_of_a_call_changes_neither(flux, recorded):
     block = fnb.recording if recorded else lambda _: contextlib.nullcontext()
@@ -261,6 +262,7 @@ def test_many_calls_beside_an_explorer_of_pocket(recorded):
 
 
 # ------------------------------------------------------------------------------------- two handles over shared modules
+@pytest.mark.moderate
 @under("cpu", *STATEFUL)
 def test_two_handles_that_evaluate_at_the_same_time_give_their_own_bytes(handles):
     jobs = [(handles[0], "a fox", 1), (handles[1], "a blue cat", 2)]
@@ -274,6 +276,7 @@ def test_two_handles_that_evaluate_at_the_same_time_give_their_own_bytes(handles
         assert [each.result(LIMIT) for each in together] == alone
 
 
+@pytest.mark.moderate
 @under(*STATEFUL)
 def test_raw_transformer_calls_in_two_threads_give_their_own_outputs(handles):
     transformer = handles[0].pipe.transformer
@@ -284,6 +287,7 @@ def test_raw_transformer_calls_in_two_threads_give_their_own_outputs(handles):
         assert [torch.equal(each.result(LIMIT), own) for each, own in zip(together, alone, strict=True)] == [True, True]
 
 
+@pytest.mark.moderate
 @under("lean-fp8")
 def test_a_layer_in_8_bits_stays_cast_while_a_thread_computes_with_it(handles, monkeypatch):
     transformer = handles[0].pipe.transformer
@@ -303,6 +307,7 @@ def test_a_layer_in_8_bits_stays_cast_while_a_thread_computes_with_it(handles, m
     assert torch.equal(first.result(LIMIT), alone[0])
 
 
+@pytest.mark.moderate
 @under("cpu", *STATEFUL)
 @pytest.mark.parametrize("name", ["text_encoder", "text_encoder_2"])
 def test_a_prompt_is_encoded_with_all_weights_while_another_thread_encodes(handles, name):
@@ -356,6 +361,7 @@ def run_of(flux, prompt):
     return lambda: content(fnb.run(flux, prompt, steps=1, **SIZE))
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
 @pytest.mark.parametrize("pair", ["call, run", "call, run with attention", "run, call", "run, run of another handle"])
 def test_a_prompt_is_padded_as_its_own_call_asks(flux, monkeypatch, name, pair):
@@ -384,6 +390,7 @@ def test_a_prompt_is_padded_as_its_own_call_asks(flux, monkeypatch, name, pair):
 
 
 # -------------------------------------------------------------------------------------------------------- attention
+@pytest.mark.moderate
 @pytest.mark.parametrize("place", ["between two steps", "inside an evaluation"])
 @pytest.mark.parametrize("other", ["another handle", "a plain call"])
 def test_attention_maps_are_those_of_their_own_call(flux, place, other):
@@ -422,6 +429,7 @@ def test_a_recording_holds_no_steps_of_another_thread(flux, other):
     assert recorder.trajectories == ()
 
 
+@pytest.mark.moderate
 def test_recordings_in_two_threads_hold_their_own_calls(flux):
     def recorded(prompt):
         with fnb.recording(flux.pipe) as recorder:
@@ -466,6 +474,7 @@ def test_a_sibling_recorded_alone_is_recorded_whole(pipe):
     assert levels_are_its_own(trajectory) and len(trajectory) == 2 and trajectory.recipe is None
 
 
+@pytest.mark.moderate
 def test_a_scheduler_exchanged_inside_the_block_is_recorded_with_its_own_levels(pipe):
     from diffusers import FlowMatchEulerDiscreteScheduler
 

@@ -85,11 +85,13 @@ def evaluate_again(run, monkeypatch):
     return len(measured), json.loads((run / "again.json").read_text())
 
 
+@pytest.mark.moderate
 def test_an_evaluation_measures_only_what_is_not_cached(run, result, monkeypatch):
     (run / "cache" / "student@4.json").unlink()
     assert evaluate_again(run, monkeypatch) == (1, result)
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize("damage", ["{", '{"key": 1}', "[]"])
 def test_a_damaged_cache_file_is_measured_again(run, result, monkeypatch, damage):
     file = run / "cache" / "teacher, unguided@4.json".replace(", ", "-")
@@ -105,6 +107,7 @@ def test_a_measurement_that_cannot_be_cached_is_reported_and_returned(tmp_path, 
     assert "teacher@28 is not cached" in capsys.readouterr().err and not (tmp_path / "teacher@28.json").exists()
 
 
+@pytest.mark.moderate
 def test_measurements_of_other_weights_are_not_used(run, result, monkeypatch):
     student = run / "student.safetensors"
     before = student.read_bytes()
@@ -158,6 +161,7 @@ def test_a_student_is_the_same_from_a_file_and_from_a_folder(run, tmp_path, netw
     assert not torch.equal(from_file.transformer.proj_out.weight, networks.denoiser.transformer.proj_out.weight)
 
 
+@pytest.mark.moderate
 def test_the_monitor_measures_what_the_student_is_selected_by(networks):
     monitor = Monitor(networks.judge, Renderer(CPU), networks.vae, networks.tokens, count=4)
     networks.denoiser.train()
@@ -187,6 +191,7 @@ def test_the_default_guidance_of_an_evaluation_is_that_of_the_preset(result):
     assert result["config"]["guidance"] == TINY.distillation.guidance
 
 
+@pytest.mark.moderate
 def test_the_guidance_command_prints_one_line_per_strength(run, capsys, monkeypatch):
     monkeypatch.setattr(Monitor, "__call__", lambda self, model, steps, guidance: {f"fd_{steps[0]}": guidance})
     main(["guidance", "--model", str(run), "--preset", "tiny", "--count", "4", "--strengths", "1", "2", "--steps", "3"])
@@ -246,6 +251,7 @@ def evaluator(networks):
     return Evaluator(networks.judge, Renderer(CPU), networks.vae, EvalConfig(count=4, seeds=1, prompts=4, noises=6))
 
 
+@pytest.mark.moderate
 def test_measurements_are_deterministic(networks, evaluator):
     sampler = make_sampler(networks.denoiser, networks.vae, networks.tokens, device=CPU, steps=2)
     one, again = (evaluator.score(7, "seen", evaluator.sample(sampler, 7, "seen")) for _ in range(2))
@@ -253,6 +259,7 @@ def test_measurements_are_deterministic(networks, evaluator):
     assert np.array_equal(evaluator.diversity(sampler).vendi, evaluator.diversity(sampler).vendi)
 
 
+@pytest.mark.moderate
 def test_renders_are_diverse_and_have_no_alignment(evaluator):
     diversity = evaluator.diversity(None)
     assert diversity.align is None and (diversity.vendi > 1).all() and len(diversity.entropy) == 4
@@ -266,6 +273,7 @@ def test_random_features_are_deterministic_and_respond_to_blur():
     assert (blurred - one).abs().mean() > 1e-3
 
 
+@pytest.mark.moderate
 def test_latents_do_not_depend_on_the_batch():
     vae, renderer = build_autoencoder(TINY.sizes).eval(), Renderer(CPU)
     layout = lay_out(fixed_scenes(3, 0, held_out=False), random.Random(0))

@@ -170,6 +170,7 @@ def test_the_first_of_two_objects_is_the_left_one():
     assert attributes.first[0] == attributes.first[1] and attributes.arrangement.tolist() == [1, 1]
 
 
+@pytest.mark.moderate
 def test_an_object_is_rendered_in_its_box():
     layout = lay_out([Scene(("apple",), "white")], random.Random(3))
     picture = Renderer("cpu")(layout)[0]

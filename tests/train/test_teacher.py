@@ -63,12 +63,14 @@ def shipped(run, tmp_path_factory):
     return ship(run, tmp_path_factory.mktemp("shipped"), TINY.sizes)
 
 
+@pytest.mark.moderate
 def test_muon_trains_a_teacher(tmp_path):
     log = train(run_folder(tmp_path), "--optimizer", "muon", "--learning-rate", "0.01")
     assert log[-1]["optimizer"] == "muon" and log[-1]["iterations"] == 2
     assert (tmp_path / "transformer.safetensors").exists()
 
 
+@pytest.mark.moderate
 def test_the_validation_loss_is_the_same_function_for_both_optimizers(run, tmp_path):
     (adamw,) = validations(train(tmp_path / "adamw", "--learning-rate", "0", "--start", str(run)))
     (muon,) = validations(train(tmp_path / "muon", "--learning-rate", "0", "--start", str(run), "--optimizer", "muon"))
@@ -78,18 +80,21 @@ def test_the_validation_loss_is_the_same_function_for_both_optimizers(run, tmp_p
     assert adamw == muon != moved
 
 
+@pytest.mark.moderate
 def test_a_shipped_teacher_continues_with_the_loss_of_its_run(run, shipped, tmp_path):
     (from_run,) = validations(train(tmp_path / "run", "--learning-rate", "0", "--start", str(run)))
     (from_shipped,) = validations(train(tmp_path / "shipped", "--learning-rate", "0", "--start", str(shipped)))
     assert from_shipped == pytest.approx(from_run, rel=1e-3)  # the shipped autoencoder is in half precision
 
 
+@pytest.mark.moderate
 def test_a_continued_run_can_be_shipped(shipped, tmp_path):
     train(tmp_path / "run", "--start", str(shipped))
     again = ship(tmp_path / "run", tmp_path / "again", TINY.sizes)
     assert (again / "base" / "vae").is_dir() and (again / "judge.safetensors").exists()
 
 
+@pytest.mark.moderate
 def test_the_card_keeps_the_previous_training_of_a_continued_teacher(shipped, tmp_path):
     before = json.loads((shipped / "card.json").read_text())["training"]["teacher"]
     to = Path(shutil.copytree(shipped, tmp_path / "to"))
@@ -99,6 +104,7 @@ def test_the_card_keeps_the_previous_training_of_a_continued_teacher(shipped, tm
     assert json.loads((to / "card.json").read_text())["training"]["teacher"]["previous"] == before
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize(("start", "iterations"), [(False, 500), (True, 100)])
 def test_pretrained_weights_get_a_short_warmup(run, tmp_path, monkeypatch, start, iterations):
     warmups = []
@@ -131,6 +137,7 @@ def test_the_error_for_a_missing_autoencoder_names_the_command(tmp_path):
         train(tmp_path)
 
 
+@pytest.mark.moderate
 def test_another_autoencoder_is_rejected(run, tmp_path):
     with pytest.raises(StorageError, match="two autoencoders"):
         train(run_folder(tmp_path, seed=1), "--start", str(run))
@@ -143,6 +150,7 @@ def test_the_shipped_tokenizers_agree_with_the_built_ones():
         assert torch.equal(ids, built)
 
 
+@pytest.mark.moderate
 def test_the_validation_loss_does_not_depend_on_the_batch():
     torch.manual_seed(0)
     vae = build_autoencoder(TINY.sizes).eval()

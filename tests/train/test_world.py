@@ -28,6 +28,7 @@ def test_about_a_tenth_of_combinations_is_held_out():
     assert 0.08 < sum(is_held_out(*pair) for pair in pairs) / len(pairs) < 0.12
 
 
+@pytest.mark.moderate
 def test_training_scenes_have_no_held_out_combination():
     rng = random.Random(0)
     assert not any(draw_scene(rng).held_out for _ in range(2000))
@@ -38,6 +39,7 @@ def test_held_out_scenes_can_be_requested():
     assert all(draw_scene(rng, held_out=True).held_out for _ in range(200))
 
 
+@pytest.mark.moderate
 def test_every_caption_fits_the_text_encoders():
     tokens = Tokens.of(POCKET.sizes)
     captions = [caption for _, caption in draw_captioned(random.Random(1), 3000)]
@@ -56,6 +58,7 @@ def test_tokenizers_ignore_case():
     assert tokens.clip("A Fox").input_ids == tokens.clip("a fox").input_ids
 
 
+@pytest.mark.moderate
 def test_captions_have_no_unknown_token():
     tokens = Tokens.of(POCKET.sizes)
     captions = [caption for _, caption in draw_captioned(random.Random(2), 2000)]

@@ -67,7 +67,7 @@ VIEWS = {
 def check(view, trajectory, folder):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", message="Deprecated in traitlets")  # ipywidgets 7 itself
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of the oldest libraries, within themselves
         try:
             VIEWS[view](trajectory, folder)
         except FluxnbError as problem:

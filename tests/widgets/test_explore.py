@@ -56,6 +56,7 @@ def content(text: str) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------------- displayed data
+@pytest.mark.moderate
 def test_cells_are_json_and_frames_are_webp():
     widget = explore(grid(trajectories=True))
     assert len(json.loads(json.dumps(widget.cells))) == 12
@@ -98,6 +99,7 @@ def test_a_large_seed_is_sent_as_text():
     assert ["seed", "18446744073709551615"] in json.loads(json.dumps(explore([cell]).cells))[0]["facts"]
 
 
+@pytest.mark.moderate
 def test_prompts_with_a_common_prefix_are_named_by_the_rest():
     common = "a photograph of a house on a hill in the evening,"
     axis = explore(grid(prompts=[f"{common} pencil", f"{common} oil"])).data["axes"][0]
@@ -124,6 +126,7 @@ def test_the_axes_of_a_list_of_cells_are_the_fields_that_differ():
     assert [(axis["name"], len(axis["values"])) for axis in axes] == [("prompt", 1), ("seed", 2), ("steps", 1)]
 
 
+@pytest.mark.moderate
 def test_cells_without_steps_have_a_note_about_keep():
     widget = explore(grid())
     assert all(cell["sigmas"] == [] for cell in widget.cells) and "keep=fnb.Keep()" in widget.data["scrub_note"]
@@ -158,12 +161,14 @@ def test_unknown_shows_and_sizes_are_refused(wrong):
         explore(grid(), **wrong)
 
 
+@pytest.mark.moderate
 def test_repr_has_the_count_and_no_memory_address():
     assert repr(explore(grid())) == "Explorer(12 of 12 cells)"
     unfinished = dataclasses.replace(grid(), cells=grid().cells[:5], finished=False)
     assert repr(explore(unfinished)) == "Explorer(5 of 12 cells, stopped)"
 
 
+@pytest.mark.moderate
 def test_the_mime_bundle_has_a_fallback_image():
     bundle, _ = explore(grid())._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
@@ -172,6 +177,7 @@ def test_the_mime_bundle_has_a_fallback_image():
 
 
 # ------------------------------------------------------------------------------------------------------- while sampling
+@pytest.mark.moderate
 def test_cells_are_received_in_the_background():
     gate = threading.Semaphore(0)
     widget = explore(FakeStream(grid(), gate=gate))
@@ -183,6 +189,7 @@ def test_cells_are_received_in_the_background():
     assert [cell.recipe for cell in widget.grid] == [cell.recipe for cell in grid()]
 
 
+@pytest.mark.moderate
 def test_each_cell_is_sent_at_once_and_all_of_them_at_every_doubling(monkeypatch):
     sent, resent = [], []
     monkeypatch.setattr(Explorer, "send", lambda self, message, buffers=None: sent.append((message, buffers)))
@@ -217,6 +224,7 @@ def test_an_error_while_sampling_is_displayed_and_raised_by_wait():
     assert len(widget.cells) == 2 and cells.closed and not widget.grid.finished
 
 
+@pytest.mark.moderate
 def test_a_step_callback_that_returns_stop_is_no_error(toy):
     def first_only(step):
         return fnb.STOP if step.index == 1 else None
@@ -263,6 +271,7 @@ def test_a_second_stream_of_a_model_stops_the_first(monkeypatch):
     second.wait(20)
 
 
+@pytest.mark.moderate
 def test_a_stream_of_a_real_model_is_explored(toy):
     cells = fnb.stream(toy, prompts="a red fox", seeds=[0, 2**64 - 1], steps=[1, 2], keep=fnb.Keep())
     assert isinstance(cells, fnb.Stream) and dict(cells.axes)["steps"] == (1, 2)
@@ -272,6 +281,7 @@ def test_a_stream_of_a_real_model_is_explored(toy):
 
 
 # ------------------------------------------------------------------------------------------------------ stars and files
+@pytest.mark.moderate
 def test_starred_cells_are_exported_as_png_with_their_recipes(tmp_path):
     widget = explore(grid(), folder=tmp_path / "best")
     widget.stars = [5, 1]
@@ -280,6 +290,7 @@ def test_starred_cells_are_exported_as_png_with_their_recipes(tmp_path):
     assert widget.export() == paths and len(list((tmp_path / "best").iterdir())) == 2
 
 
+@pytest.mark.moderate
 def test_a_save_message_is_answered_with_a_text(tmp_path, monkeypatch):
     replies = []
     monkeypatch.setattr(Explorer, "send", lambda self, content, buffers=None: replies.append(content["text"]))
@@ -290,6 +301,7 @@ def test_a_save_message_is_answered_with_a_text(tmp_path, monkeypatch):
     assert "no starred cell" in replies[0] and replies[1] == f"1 picture written to {tmp_path / 'best'}"
 
 
+@pytest.mark.moderate
 def test_an_unwritable_folder_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
     widget = explore(grid(), folder=tmp_path / "file" / "best")
@@ -298,6 +310,7 @@ def test_an_unwritable_folder_is_a_storage_error(tmp_path):
         widget.export()
 
 
+@pytest.mark.moderate
 def test_a_star_of_no_cell_is_ignored(tmp_path):
     widget = explore(grid())
     widget.stars = [99, -1, 2]
@@ -311,6 +324,7 @@ def test_a_file_name_is_valid_for_any_prompt(prompt):
 
 
 # ------------------------------------------------------------------------------------------------------------- the page
+@pytest.mark.moderate
 def test_the_page_of_a_sweep_contains_every_cell(tmp_path):
     sweep = grid(trajectories=True)
     found = content(sweep.to_html(tmp_path / "grid.html").read_text())
@@ -318,12 +332,14 @@ def test_the_page_of_a_sweep_contains_every_cell(tmp_path):
     assert [fnb.Recipe.from_json(cell["recipe"]) for cell in found["data"]["cells"]] == [c.recipe for c in sweep]
 
 
+@pytest.mark.moderate
 def test_the_widget_writes_the_same_page(tmp_path):
     sweep = grid(trajectories=True)
     widget = explore(sweep, size=512)
     assert widget.to_html(tmp_path / "a.html").read_text() == sweep.to_html(tmp_path / "b.html").read_text()
 
 
+@pytest.mark.moderate
 def test_a_prompt_with_markup_is_escaped(tmp_path):
     text = grid(prompts=[NASTY]).to_html(tmp_path / "grid.html").read_text()
     assert text.count("</script>") == 1 and text.count("</style>") == 1 and "<b>bold" not in text
@@ -335,6 +351,7 @@ def test_a_page_makes_no_network_request(tmp_path):
     assert "default-src 'none'" in text and not re.search(r"https?://(?!www\.w3\.org)", text)
 
 
+@pytest.mark.moderate
 def test_a_failed_write_leaves_no_file(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError):

@@ -206,6 +206,7 @@ def test_a_lab_works_again_after_a_failure(bench):
     assert len(lab.wait(10).grid) == 4 and lab.problem is None and lab.state["message"] == ""
 
 
+@pytest.mark.moderate
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

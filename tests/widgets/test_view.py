@@ -29,6 +29,7 @@ def notebook(monkeypatch):
     return shown
 
 
+@pytest.mark.moderate
 def test_in_a_notebook_the_output_of_a_finished_widget_is_html_alone(notebook):
     for widget in (scrub(trajectory()), explore(grid())):
         data, _ = widget._repr_mimebundle_()
