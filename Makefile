@@ -1,6 +1,6 @@
 # People and CI run the same targets. Every target creates the environment it needs.
 #   make demo   from a prompt to a film strip, a grid and a page        make test   everything that is checked
-#   make lab    the notebooks, in JupyterLab                            make quick  the checks of a minute
+#   make lab    the notebooks, in JupyterLab                            make quick  the checks of a minute and a half
 #   make colab  the tests again, on the versions that Colab preinstalls
 # VENV=path   another place for the environment      PYTHON=python3.12   another Python to create it with
 # PIP_ARGS=.. arguments for pip, for instance an index that has the CPU build of torch

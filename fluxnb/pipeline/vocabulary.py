@@ -90,10 +90,11 @@ class Vocabulary:
 
 
 def vocabulary_of(model: str, pipe: Any) -> Vocabulary | None:
-    """The vocabulary of a model whose text encoders have no subwords, None for any other."""
-    if model not in EXAMPLES:
+    """The vocabulary of a model whose text encoders have no subwords; None for any other, or without its tokenizer."""
+    tokenizer = getattr(pipe, "tokenizer_2", None)
+    if model not in EXAMPLES or not hasattr(tokenizer, "get_vocab"):  # the notice is an extra; no call depends on it
         return None
-    pieces = pipe.tokenizer_2.get_vocab()
+    pieces = tokenizer.get_vocab()
     words = {piece.removeprefix("▁") for piece in pieces if piece.startswith("▁") and piece != "▁"}
     return Vocabulary(words=tuple(sorted(words)), examples=EXAMPLES[model])
 

@@ -123,6 +123,11 @@ def test_other_models_have_no_vocabulary():
     assert vocabulary_of("schnell", SimpleNamespace()) is None
 
 
+@pytest.mark.parametrize("pipe", [SimpleNamespace(), SimpleNamespace(tokenizer_2=None)], ids=["no part", "None"])
+def test_pocket_without_its_tokenizer_has_no_vocabulary(pipe):
+    assert vocabulary_of("pocket", pipe) is None
+
+
 @pytest.mark.slow
 def test_a_run_of_pocket_warns_of_unknown_words():
     with pytest.warns(fnb.PromptWarning, match="not trained on 'mountain'"):
