@@ -91,8 +91,9 @@ class Vocabulary:
 
 def vocabulary_of(model: str, pipe: Any) -> Vocabulary | None:
     """The vocabulary of a model whose text encoders have no subwords; None for any other, or without its tokenizer."""
+    # The notice is an extra: no call may fail for want of it.
     tokenizer = getattr(pipe, "tokenizer_2", None)
-    if model not in EXAMPLES or not hasattr(tokenizer, "get_vocab"):  # the notice is an extra; no call depends on it
+    if model not in EXAMPLES or tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return None
     pieces = tokenizer.get_vocab()
     words = {piece.removeprefix("▁") for piece in pieces if piece.startswith("▁") and piece != "▁"}
