@@ -25,14 +25,14 @@ from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, StorageError, shorten
 from fluxnb.io.a1111 import parameters
 from fluxnb.io.comfyui import workflow_or_none
+from fluxnb.io.containers import MOST_CHUNKS
+from fluxnb.io.containers import PNG as SIGNATURE
 from fluxnb.io.files import atomic_write, open_regular, read_bytes, user_path
 from fluxnb.records.recipe import LARGEST_SIDE, LONGEST_JSON, Recipe
 
 __all__ = ["check_png", "decode_png", "encode_png", "largest_png", "open_recipe", "read_picture", "write_png"]
 
 KEYWORD = b"fluxnb"
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-MOST_CHUNKS = 100_000
 
 
 @entry_point("image", "recipe", numerics='numerics="exact"')
