@@ -20,6 +20,7 @@ __all__ = ["Header", "StoredTensor", "gguf_header", "safetensors_header"]
 
 LONGEST_HEADER = 16 * 2**20  # bytes; that of FLUX.1 in one file has 0.2 MB
 MOST_TENSORS = 100_000
+MOST_DIMENSIONS = 8  # of a tensor; a GGUF file has at most 4
 MOST_FIELDS = 10_000  # of metadata in a GGUF file
 MOST_STRINGS = 1_000_000  # of an array in a GGUF file
 ALIGNMENT = 32  # of the tensors in a GGUF file that states none
@@ -109,6 +110,8 @@ def _parsed(stream: BinaryIO) -> Header:
 
 def _entry(name: str, values: Mapping[str, Any], end: int, size: int) -> StoredTensor:
     dtype, shape, (start, stop) = values["dtype"], tuple(values["shape"]), values["data_offsets"]
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"{shorten(name)} has {len(shape)} dimensions")
     if any(type(number) is not int or not 0 <= number <= size for number in (*shape, start, stop)):
         raise ValueError(f"the place of {shorten(name)}")
     if 8 * (stop - start) != math.prod(shape) * BITS[dtype] or end + stop > size:
