@@ -17,9 +17,9 @@ from fluxnb.errors import InputError
 from fluxnb.io.comfy_levels import SCHEDULERS, Table, levels
 from fluxnb.io.comfyui import MODELS, TEMPLATE_TOKENS, estimated_tokens
 from fluxnb.io.imported import Imported, imported, quoted, refusal
-from fluxnb.io.model_files import LOSSY, known_model
+from fluxnb.io.model_files import has_fewer_bits, is_vae_of_flux1, known_model
 from fluxnb.io.weighted_text import without_weights
-from fluxnb.records.recipe import LONGEST_TEXT, MOST_STEPS
+from fluxnb.records.recipe import LARGEST_SIDE, LONGEST_TEXT, MOST_STEPS
 
 __all__ = ["is_graph", "is_window_form", "read_graph"]
 
@@ -241,7 +241,7 @@ def _note_what_follows(reading: Reading, sampler: Node) -> None:
 def _note_decoder(reading: Reading, node: Node) -> None:
     loader, _ = reading.source(node, "vae")
     file = loader.inputs.get("vae_name")
-    if loader.kind == "VAELoader" and isinstance(file, str) and not re.search(r"(^|[/\\_-])(ae|flux.*vae.*)\.", file):
+    if loader.kind == "VAELoader" and isinstance(file, str) and not is_vae_of_flux1(file):
         reading.differs.append(f"Node {loader.id[:20]} (VAELoader) decodes with {quoted(file)}.")
 
 
@@ -315,8 +315,8 @@ def _size(reading: Reading, sampler: Node) -> tuple[int, int]:
         latent.refuse(f"a recipe begins with noise, as {' and '.join(LATENTS)} do")
     height, width = reading.number(latent, "height"), reading.number(latent, "width")
     for name, side in (("height", height), ("width", width)):
-        if side != int(side) or side % 16 or not 16 <= side <= 8192:
-            latent.refuse(f"its {name} is {quoted(side)}, and multiples of 16 up to 8192 are possible")
+        if side != int(side) or side % 16 or not 16 <= side <= LARGEST_SIDE:
+            latent.refuse(f"its {name} is {quoted(side)}, and multiples of 16 up to {LARGEST_SIDE} are possible")
     count = reading.value(latent, "batch_size", 1)
     if count != 1:
         reading.differs.append(f"It is one of {quoted(count)} pictures of a batch, and the recipe repeats the first.")
@@ -353,9 +353,10 @@ def _table(reading: Reading, node: Node) -> Table:
     if node.kind == "ModelSamplingAuraFlow":
         shift, size = reading.number(node, "shift"), 1000
     else:
-        high, low = reading.number(node, "max_shift"), reading.number(node, "base_shift")
-        area = _real(reading.number(node, "width")) * _real(reading.number(node, "height"))
-        mu = low + (area / 256 - 256) * (high - low) / (4096 - 256)
+        high, low, width, height = (
+            _real(reading.number(node, name)) for name in ("max_shift", "base_shift", "width", "height")
+        )
+        mu = low + (width * height / 256 - 256) * (high - low) / (4096 - 256)
         shift, size = (math.exp(mu) if abs(mu) < 10 else math.inf), 10_000
     if not 0.01 <= shift <= 100:
         node.refuse(f"it shifts the levels by {shift:g}, and 0.01 to 100 are possible")
@@ -368,8 +369,8 @@ def _loaded(reading: Reading, node: Node, table: Table | None) -> Model:
     if name is None:
         node.refuse(f"its file is {quoted(file)}, and FLUX.1 schnell and dev are known")
     stored = reading.value(node, "weight_dtype", "default")
-    if LOSSY.search(file.lower()) or stored not in ("default", "fp16", "bf16") or "GGUF" in node.kind:
-        weights = file if LOSSY.search(file.lower()) else f"{file} as {stored}"
+    if has_fewer_bits(file) or stored not in ("default", "fp16", "bf16") or "GGUF" in node.kind:
+        weights = file if has_fewer_bits(file) else f"{file} as {stored}"
         reading.differs.append(f"Node {node.id[:20]} ({node.kind}) holds weights in fewer bits: {quoted(weights)}.")
     default = Table(1000, 1.0) if name == "schnell" else Table(10_000, math.exp(SHIFT_OF_DEV))
     return Model(name, table or default)
@@ -495,7 +496,7 @@ def _require_text_loader(reading: Reading, node: Node) -> None:
         node.refuse(f"its type is {quoted(kind)}", "set its type to flux")
     files = [file for name in ("clip_name1", "clip_name2") if isinstance(file := node.inputs.get(name), str)]
     for file in files:
-        if LOSSY.search(file.lower()):
+        if has_fewer_bits(file):
             reading.differs.append(f"Node {node.id[:20]} ({node.kind}) holds weights in fewer bits: {quoted(file)}.")
 
 

@@ -26,6 +26,7 @@ LONGEST_KEYWORD = 80  # bytes with its end, by the standard of PNG
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 
 MAKE, MODEL, DESCRIPTION, SOFTWARE, USER_COMMENT = 0x010F, 0x0110, 0x010E, 0x0131, 0x9286
+TAGS = (MAKE, MODEL, DESCRIPTION, SOFTWARE, USER_COMMENT)  # the texts that are read, each once
 EXIF_FOLDER = 0x8769
 MOST_TAGS = 200
 
@@ -37,7 +38,7 @@ class Contents:
     Arguments:
         texts: the text chunks of a PNG with a known keyword; the first of each.
         other: keywords of further text chunks, at most ten.
-        exif: texts of EXIF by their tag.
+        exif: the texts of EXIF that are read, by their tag.
         document: the value of a JSON file.
         size: width and height of the picture, where its header states them.
     """
@@ -184,7 +185,7 @@ def _webp(stream: Any) -> Contents:
 
 # ---------------------------------------------------------------------------------------------------------------- EXIF
 def _exif(data: bytes) -> dict[int, str]:
-    """The texts of an EXIF block by their tag; damaged entries are left out."""
+    """The texts of an EXIF block by their tag, those of a damaged folder left out."""
     if data[:4] not in (b"II*\0", b"MM\0*"):
         return {}
     order = "<" if data[:2] == b"II" else ">"
@@ -209,7 +210,7 @@ def _tags(data: bytes, order: str, place: int, folders: list[int]) -> dict[int, 
         tag, kind, length, value = struct.unpack(f"{order}HHII", entry)
         if tag == EXIF_FOLDER:
             folders.append(value)
-        elif kind in (1, 2, 7) and length <= LONGEST_TEXT:
+        elif tag in TAGS and tag not in texts and kind in (1, 2, 7) and length <= LONGEST_TEXT:
             body = entry[8 : 8 + length] if length <= 4 else data[value : value + length]
             texts[tag] = _comment(body) if tag == USER_COMMENT else _decoded(body.rstrip(b"\0"))
     return texts

@@ -13,7 +13,7 @@ from fluxnb.errors import FluxnbError, InputError, shorten
 from fluxnb.io import other_programs as others
 from fluxnb.io.comfy_import import is_graph, is_window_form, read_graph, window_form_refusal
 from fluxnb.io.containers import DESCRIPTION, MAKE, MODEL, SOFTWARE, USER_COMMENT, Contents, contents_of, parse_json
-from fluxnb.io.files import open_regular
+from fluxnb.io.files import disk_errors, open_regular
 from fluxnb.io.imported import Imported, imported, shorten_text
 from fluxnb.records.recipe import Recipe
 
@@ -48,7 +48,7 @@ def import_recipe(file: str | Path | bytes | bytearray | memoryview | Mapping[st
         return _document(file)
     if isinstance(file, bytes | bytearray | memoryview):
         return _contents(contents_of(io.BytesIO(file)))
-    with open_regular(file) as stream:
+    with open_regular(file) as stream, disk_errors(Path(file), doing="read"):
         return _contents(contents_of(stream))
 
 

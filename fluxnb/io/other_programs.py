@@ -11,7 +11,7 @@ from fluxnb.io.comfy_levels import SCHEDULERS, Table, levels
 from fluxnb.io.comfyui import MODELS
 from fluxnb.io.containers import DESCRIPTION, MODEL, Contents
 from fluxnb.io.imported import Imported, imported, quoted, refusal
-from fluxnb.io.model_files import LOSSY, known_model
+from fluxnb.io.model_files import has_fewer_bits, known_model
 from fluxnb.io.weighted_text import without_weights
 from fluxnb.records.recipe import LONGEST_TEXT, MOST_STEPS
 
@@ -265,7 +265,7 @@ def _model(source: str, name: object, differs: list[str], *, exact: bool = False
     model = known_model(name) if isinstance(name, str) else None
     if model is None:
         raise refusal(f"the model {quoted(name)} of {source}", "FLUX.1 schnell and dev are known")
-    if LOSSY.search(str(name).lower()):
+    if has_fewer_bits(str(name)):
         differs.append(f"Weights in fewer bits: {quoted(name)}.")
     return model
 
@@ -287,8 +287,8 @@ def _mapping(source: str, value: object) -> Mapping[str, Any]:
 
 
 def _text(source: str, name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise refusal(f"{name}: {quoted(value)} of {source}", "a text is needed")
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        raise refusal(f"{name}: {quoted(value)} of {source}", f"a text of at most {LONGEST_TEXT} characters is needed")
     return value
 
 

@@ -7,7 +7,7 @@ import re
 __all__ = ["without_weights"]
 
 _SEGMENT = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^()\[\]\\]+|\\")
-_WEIGHT = re.compile(r":\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*\Z")
+_WEIGHT = re.compile(r":\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*\Z")
 
 
 def without_weights(text: str, *, brackets: str = "()") -> tuple[str, tuple[str, ...]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import json
 import math
 import struct
+import time
 import tracemalloc
 import zlib
 
@@ -18,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 import fluxnb as fnb
 from fluxnb.errors import FluxnbError, InputError, StorageError
 from fluxnb.io.comfyui import MODELS
+from fluxnb.io.containers import USER_COMMENT
 from fluxnb.io.png import encode_png
 from fluxnb.records.recipe import Recipe
 from tests.io.test_comfyui import comfy_recipes
@@ -403,6 +406,44 @@ def test_many_large_texts_take_little_memory():
 @pytest.mark.moderate
 def test_deep_brackets_are_read_in_linear_time():
     assert fnb.import_recipe(graph(n6={"text": "(" * 9_000 + "fox" + ")" * 9_000})).recipe.prompt == "fox"
+
+
+def exif_of(tag, count, body):
+    """A PNG whose EXIF has `count` entries from `tag` on, or of it alone, that all have the same text."""
+    tags = [tag] * count if isinstance(tag, int) else list(tag)[:count]
+    place = 10 + 12 * len(tags)
+    entries = b"".join(struct.pack("<HHII", each, 2, len(body), place) for each in tags)
+    return picture(chunk(b"eXIf", b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + body))
+
+
+@pytest.mark.parametrize("tag", [range(1000, 1200), USER_COMMENT], ids=["many", "one"])
+def test_tags_of_exif_that_share_a_text_take_the_memory_of_one(tag):
+    data = exif_of(tag, 200, b"UNICODE\0" + b"a\0" * 250_000)
+    tracemalloc.start()
+    started = time.process_time()
+    with pytest.raises(InputError):
+        fnb.import_recipe(data)
+    peak, seconds = tracemalloc.get_traced_memory()[1], time.process_time() - started
+    tracemalloc.stop()
+    assert peak < 15_000_000 and seconds < 2  # 200 times the text are 100 MB
+
+
+LONG = {
+    "the file of a VAE": graph(n39={"vae_name": "-flux" * 2_000 + "vae" * 2_000}),
+    "the file of a text encoder": graph(n40={"clip_name1": "1" * 1_000_000}),
+    "the file of a model": {**MFLUX, "model": "schnell" + "-1" * 500 + "1" * 1_000_000},
+    "a weight": graph(n6={"text": "(a:" + "1" * 19_000 + "x)"}),
+    "a prompt": {"sui_image_params": {**SWARM, "prompt": "(" * 100_000 + ":1" * 10**6 + ")" * 100_000}},
+    "a number": graph(DEV, n30={"max_shift": 10**308, "base_shift": -(10**308)}),
+}
+
+
+@pytest.mark.parametrize("what", LONG)
+def test_a_long_value_is_read_or_refused_in_linear_time(what):
+    started = time.process_time()
+    with contextlib.suppress(InputError):
+        fnb.import_recipe(LONG[what])
+    assert time.process_time() - started < 0.5
 
 
 def test_a_file_that_does_not_exist_is_a_storage_error(tmp_path):

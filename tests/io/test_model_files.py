@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fluxnb.io.model_files import LOSSY, known_model
+from fluxnb.io.model_files import LONGEST_NAME, has_fewer_bits, is_vae_of_flux1, known_model
 
 KNOWN = {
     "flux1-schnell.safetensors": "schnell",
@@ -37,5 +37,18 @@ def test_a_file_of_another_model_is_not(name):
 
 
 def test_names_of_smaller_weights_are_found():
-    lossy = [name for name in KNOWN if LOSSY.search(name.lower())]
+    lossy = [name for name in KNOWN if has_fewer_bits(name)]
     assert len(lossy) == 6
+
+
+def test_a_name_longer_than_the_bound_is_not_known():
+    assert (
+        known_model("x/" * 240 + "flux1-dev.sft") == "dev"
+        and known_model("x/" * LONGEST_NAME + "flux1-dev.sft") is None
+    )
+    assert is_vae_of_flux1("flux/ae.safetensors") and not is_vae_of_flux1("x/" * LONGEST_NAME + "ae.safetensors")
+
+
+@pytest.mark.parametrize("name", ["ae.safetensors", "FLUX1\\ae.sft", "my_flux-vae-bf16.safetensors"])
+def test_a_vae_of_flux1_is_known(name):
+    assert is_vae_of_flux1(name) and not is_vae_of_flux1(name.replace("ae", "oa"))
