@@ -69,13 +69,13 @@ def check_model(folder: Path, parts: Mapping[str, Path] | None = None) -> None:
     for name, place in places.items():
         files = list(_regular_files(place))
         config = place / CONFIGURATIONS.get(name, "config.json")
-        if config in files:
-            check_configuration(read_json(config), config)
+        settings = read_json(config) if config in files else {}
+        check_configuration(settings, config)
         for file in files:
             if re.search(r"\.safetensors\.index(\.\w+)?\.json$", file.name):
                 _check_weight_index(file)
             elif file.suffix == ".safetensors":
-                safetensors_header(file)
+                _check_weights(file, quantized="quantization_config" in settings)
     tokenizer = places.get("tokenizer", folder) / "tokenizer_config.json"
     longest = read_json(tokenizer).get("model_max_length", 1) if tokenizer.is_file() else 1
     # CLIP's prompts are padded to this length; other families give their tokenizer the length of each call.
@@ -165,6 +165,17 @@ def _regular_files(folder: Path) -> Iterator[Path]:
         if not path.is_dir():
             open_regular(path).close()
             yield path
+
+
+def _check_weights(path: Path, *, quantized: bool) -> None:
+    for name, tensor in safetensors_header(path).tensors.items():
+        # A library casts integers to the model's number format without an error. Buffers may be integers.
+        if name.endswith((".weight", ".bias")) and not tensor.is_float and not quantized:
+            raise StorageError(
+                f"{shorten(name)} in {path} holds {tensor.dtype}",
+                "weights are floats where the configuration names no quantization",
+                REMEDY,
+            )
 
 
 def _check_weight_index(path: Path) -> None:

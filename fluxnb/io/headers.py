@@ -56,6 +56,12 @@ class StoredTensor:
     start: int
     stop: int
 
+    @property
+    def is_float(self) -> bool:
+        """Whether a tensor of a safetensors file holds floats from which weights are read."""
+        # PyTorch computes with floats of at least 8 bits.
+        return self.dtype.startswith(("F", "BF")) and BITS[self.dtype] >= 8
+
 
 @dataclass(frozen=True)
 class Header:

@@ -12,7 +12,9 @@ import torch
 
 from fluxnb.arguments import entry_point
 from fluxnb.checkpoints import sources as weights
+from fluxnb.checkpoints.checksums import read_json
 from fluxnb.checkpoints.hub import hub_error
+from fluxnb.checkpoints.validation import check_index
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
 from fluxnb.families.defaults import ModelDefaults, defaults_of
 from fluxnb.families.registry import FAMILIES, family_of
@@ -175,10 +177,10 @@ def _held(source: weights.Source, chosen: Plan, gguf: Path | None) -> tuple[Any,
     large = is_large(model_size_of(folder, source.parts))
     computes = getattr(torch, chosen.dtype)
     if not large and preset.name in ("resident", "cpu"):
-        return _from_diffusers(source, computes, variant=variant, progress=False).to(device), variant
+        return _from_diffusers(source, folder, computes, variant=variant, progress=False).to(device), variant
     if preset.text_encoders == "offloaded":
         downloaded = dataclasses.replace(source, place=str(folder), local=True)
-        pipe = _from_diffusers(downloaded, computes, variant=variant, progress=large)
+        pipe = _from_diffusers(downloaded, folder, computes, variant=variant, progress=large)
         enable = pipe.enable_model_cpu_offload if preset.offload == "model" else pipe.enable_sequential_cpu_offload
         enable(device=device)
         return pipe, variant
@@ -196,10 +198,11 @@ def _held(source: weights.Source, chosen: Plan, gguf: Path | None) -> tuple[Any,
     return pipe, variant
 
 
-def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str, progress: bool) -> Any:
+def _from_diffusers(source: weights.Source, folder: Path, dtype: torch.dtype, *, variant: str, progress: bool) -> Any:
     """The pipeline as diffusers loads it, with errors as StorageError.
 
     Arguments:
+        folder: with the files of the source.
         variant: of the weight files; "" for none.
         progress: show progress bars and advice of the libraries.
     """
@@ -209,9 +212,14 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str,
         options: dict[str, Any] = {dtype_keyword(): dtype, "use_safetensors": True}
         try:
             parts = {
-                name: diffusers.FluxTransformer2DModel.from_pretrained(folder, **options)
-                for name, folder in source.parts.items()
+                name: diffusers.FluxTransformer2DModel.from_pretrained(place, **options)
+                for name, place in source.parts.items()
                 if name == "transformer"
+            }
+            parts |= {
+                name: _text_encoder(folder, name, dtype, variant=variant)
+                for name in check_index(folder)
+                if name.startswith("text_encoder")
             }
             if not source.local:
                 options["revision"] = source.revision
@@ -219,6 +227,8 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str,
                 options["variant"] = variant
             pipeline = getattr(diffusers, source.family.pipelines[0])
             pipe = pipeline.from_pretrained(source.place, **options, **parts, trust_remote_code=False)
+        except StorageError:
+            raise
         except BaseException as problem:  # safetensors, JSON, missing files and the hub raise various classes
             if not is_library_error(problem):
                 raise
@@ -233,16 +243,38 @@ def _from_diffusers(source: weights.Source, dtype: torch.dtype, *, variant: str,
     return pipe
 
 
+def _text_encoder(folder: Path, name: str, dtype: torch.dtype, *, variant: str) -> Any:
+    """A text encoder as diffusers loads it. transformers fills weights that its files lack with random numbers.
+
+    Raises:
+        StorageError: a weight is missing.
+    """
+    import transformers
+
+    kind = getattr(transformers, read_json(folder / "model_index.json")[name][1])  # `fetch` has checked it
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    if variant in weights.weight_files(folder / name):
+        options["variant"] = variant or None
+    encoder, report = kind.from_pretrained(folder / name, **options, output_loading_info=True)
+    for weight in sorted(report["missing_keys"]):
+        raise _missing(weight, name, str(folder))
+    return encoder
+
+
 def _check_loaded(pipe: Any, place: str) -> None:
     """Raise StorageError for a model of which diffusers found a weight missing, which it leaves without memory."""
     for name, part in pipe.components.items():
         for weight, tensor in part.named_parameters() if hasattr(part, "named_parameters") else ():
             if tensor.is_meta:
-                raise StorageError(
-                    f"{name} in {place} has no {shorten(weight)}",
-                    "the model's configuration requires it",
-                    "copy or download the folder again",
-                )
+                raise _missing(weight, name, place)
+
+
+def _missing(weight: str, component: str, place: str) -> StorageError:
+    return StorageError(
+        f"{component} in {place} has no {shorten(weight)}",
+        "the model's configuration requires it",
+        "copy or download the folder again",
+    )
 
 
 def remember(flux: Flux) -> Flux:

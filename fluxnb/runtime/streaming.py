@@ -69,6 +69,10 @@ class WeightReader(Mapping[str, Tensor]):
         self._open: dict[Path, Any] = {}
         self._cached: dict[str, Tensor] = {}
         self._aliases: dict[str, str] = {}
+        for path in {file: None for file, _ in self._stored.values()}:
+            self._handle(
+                path
+            )  # safetensors refuses more than our check of the header does, such as ranges that overlap
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -100,7 +104,7 @@ class WeightReader(Mapping[str, Tensor]):
             StorageError: an unknown name.
         """
         _, tensor = self._entry(name)
-        return tensor.shape, tensor.dtype.startswith(("F", "BF"))
+        return tensor.shape, tensor.is_float
 
     def _entry(self, name: str) -> tuple[Path, StoredTensor]:
         try:
@@ -203,7 +207,8 @@ def check_weights(model: nn.Module, reader: Any) -> None:
         shape, is_float = reader.stored(name)
         if shape != tuple(weight.shape) or (weight.is_floating_point() and not is_float):
             raise StorageError(
-                f"{name} in {reader.place} has the shape {shape}" + ("" if is_float else " and holds integers"),
+                f"{name} in {reader.place} has the shape {shape}"
+                + ("" if is_float else " and holds numbers of another kind"),
                 f"the model's configuration requires floats of the shape {tuple(weight.shape)}",
                 "download the folder again",
             )

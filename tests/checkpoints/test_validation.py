@@ -29,6 +29,12 @@ def change(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def change_tensors(path, change_of):
+    tensors = load_file(path)
+    change_of(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def refused(folder, match, preset="auto"):
     with pytest.raises(StorageError, match=match) as caught:
         fnb.load(folder, preset=preset)
@@ -115,13 +121,6 @@ def test_a_file_that_is_no_regular_one_is_refused(folder, name, kind):
     refused(folder, "a regular file is needed")
 
 
-def rewrite(folder, change_of):
-    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(path)
-    change_of(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
 @pytest.mark.moderate
 @pytest.mark.parametrize("preset", ["lean", "stream", "resident"])
 @pytest.mark.parametrize(
@@ -135,7 +134,7 @@ def rewrite(folder, change_of):
     ],
 )
 def test_weights_of_another_shape_or_kind_are_refused(folder, preset, change_of):
-    rewrite(folder, change_of)
+    change_tensors(folder / "transformer" / "diffusion_pytorch_model.safetensors", change_of)
     with pytest.raises(StorageError) as caught:
         assemble(folder, PRESETS[preset], device=torch.device("cpu"), dtype=torch.float32)
     assert caught.value.remedy
@@ -148,6 +147,62 @@ def test_a_text_encoder_of_another_shape_is_refused_before_the_first_prompt(fold
     save_file({**tensors, name: tensors[name][:1].clone()}, path, metadata={"format": "pt"})
     with pytest.raises(StorageError, match="has the shape"):
         assemble(folder, PRESETS["lean"], device=torch.device("cpu"), dtype=torch.float32)
+
+
+def a_weight(tensors):
+    return next(name for name in sorted(tensors) if name.endswith(".weight"))
+
+
+@pytest.mark.moderate
+@pytest.mark.parametrize("preset", ["auto", "resident", "lean"])
+@pytest.mark.parametrize("component", ["text_encoder", "text_encoder_2"])
+def test_a_text_encoder_that_lacks_a_weight_is_refused(folder, component, preset):
+    change_tensors(folder / component / "model.safetensors", lambda tensors: tensors.pop(a_weight(tensors)))
+    refused(folder, "has no|holds no", preset)
+
+
+@pytest.mark.parametrize("preset", ["auto", "lean"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "text_encoder_2/model.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ],
+)
+def test_weights_of_integers_are_refused(folder, file, preset):
+    def cast(tensors):
+        tensors[a_weight(tensors)] = tensors[a_weight(tensors)].to(torch.int32)
+
+    change_tensors(folder / file, cast)
+    refused(folder, "holds I32", preset)
+
+
+def test_integers_of_a_quantized_component_and_of_buffers_are_no_error(folder):
+    def cast(tensors):
+        tensors[a_weight(tensors)] = tensors[a_weight(tensors)].to(torch.uint8)
+
+    change_tensors(folder / "text_encoder_2" / "model.safetensors", cast)
+    change_tensors(
+        folder / "text_encoder" / "model.safetensors",
+        lambda tensors: tensors.update(position_ids=torch.arange(48)),
+    )
+    change(folder / "text_encoder_2" / "config.json", quantization_config={"load_in_8bit": True})
+    check_model(folder)
+
+
+@pytest.mark.parametrize("preset", ["auto", "lean"])
+@pytest.mark.parametrize(
+    "file", ["text_encoder_2/model.safetensors", "transformer/diffusion_pytorch_model.safetensors"]
+)
+def test_tensors_that_overlap_in_a_file_are_refused_before_the_first_prompt(folder, file, preset):
+    data = (folder / file).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["further"] = header[a_weight(header)]
+    changed = json.dumps(header).encode()
+    (folder / file).write_bytes(len(changed).to_bytes(8, "little") + changed + data[8 + length :])
+    refused(folder, "does not open|does not load", preset)
 
 
 # ------------------------------------------------------------------------------------------------------ names of models
