@@ -193,7 +193,7 @@ def _sample_rest(
         images = fetch() if fetch is not None else ()
     except KeyboardInterrupt:
         undecoded = True
-    if not trajectories:
+    if not trajectories or (trace.broken and not halted):  # an incomplete record would look like an interrupt
         if halted:
             raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to return
         raise RunError("the steps of this run could not be recorded", "the warning before names the cause")

@@ -344,3 +344,24 @@ def test_the_scheduler_of_sana_sprint_does_not_kill_the_call(pipe):
         recorded = call(pipe)
     assert torch.equal(plain, recorded)
     assert all(not trajectory.finished for trajectory in recorder.trajectories)
+
+
+# ------------------------------------------------------------------------------------- failures of a run's own recorder
+@pytest.fixture
+def breaks_at_the_third_step(monkeypatch):
+    after = recording.CallTrace._after
+
+    def failing(self, *given):
+        if len(self.steps) == 2:
+            broken()
+        after(self, *given)
+
+    monkeypatch.setattr(recording.CallTrace, "_after", failing)
+
+
+@pytest.mark.usefixtures("breaks_at_the_third_step")
+@pytest.mark.parametrize("sample", [fnb.run, fnb.sweep], ids=["run", "sweep"])
+def test_a_run_that_cannot_be_recorded_to_its_end_is_an_error_and_no_interrupt(pipe, sample):
+    prompt = {"prompts" if sample is fnb.sweep else "prompt": "a fox"}
+    with pytest.warns(fnb.RecordingWarning), pytest.raises(fnb.RunError, match="could not be recorded"):
+        sample(fnb.load(pipe), **prompt, steps=4, **SIZE)
