@@ -144,8 +144,16 @@ class _Requests:
 
     def _start(self) -> None:
         """Start the threads; in a thread of its own, since an interrupt of `Thread.start` may raise a RuntimeError."""
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except RuntimeError as problem:
+            self._problem = RunError(
+                f"concurrent={len(self._threads)}",
+                f"the system starts no more threads ({problem})",
+                f'try fnb.Remote("{self._remote.model}", concurrent=1), or end other programs',
+            )
+            self._stopped = True
         self._started = True
 
     def _arriving(self) -> Iterator[Cell]:

@@ -160,6 +160,24 @@ def test_an_error_after_the_first_cell_returns_the_finished_cells(double, remote
     assert len(double.paid) <= 7
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_threads_that_do_not_start_are_an_error_after_what_has_arrived(double, remote, monkeypatch, first):
+    start, starts = threading.Thread.start, []
+
+    def refuse(thread):
+        if thread.name == "fluxnb-remote":
+            starts.append(thread)
+            if len(starts) > first:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    received = []
+    with pytest.raises(RunError, match="concurrent=1"):
+        received.extend(fnb.stream(remote, prompts="a fox", seeds=range(3), **SMALL))
+    assert len(received) == len(double.paid) <= first
+
+
 def test_an_error_of_the_first_cell_is_raised(double, remote):
     double.faults["request"] = [status(401)] * 9
     with pytest.raises(RunError, match="HF_TOKEN"):
