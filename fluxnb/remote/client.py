@@ -29,6 +29,7 @@ PAUSES = (1.0, 2.0, 4.0)  # seconds before each further attempt where the provid
 LONGEST_PAUSE = 60.0  # seconds; a provider that requests more is not waited for
 BUSY = (429, 503)
 REDIRECTS = 3
+OWN_NETWORK = (".local", ".internal", ".localhost")
 LARGEST_RESPONSE = LARGEST_FILE * 4 // 3 + 2**16  # a picture in base64, and what surrounds it
 
 Outcome = Response | Broken
@@ -68,14 +69,7 @@ class Client:
         message = self._message(prompt, parameters)
         if isinstance(message, Broken):
             return message
-        for wait in (*PAUSES, None):
-            outcome = self._send(message)
-            if isinstance(outcome, Broken) or outcome.status not in BUSY or wait is None:
-                return outcome
-            wait = wait if outcome.retry_after is None else outcome.retry_after
-            if wait > LONGEST_PAUSE or not pause(wait, stopped):
-                return outcome
-        raise AssertionError  # unreachable: the last wait is None
+        return _repeated(lambda: self._send(message), _is_busy, stopped)
 
     def look_up(self, accepted: Wait) -> Outcome:
         """Read the state of an accepted request."""
@@ -83,15 +77,17 @@ class Client:
         if isinstance(sent, Broken):
             return sent
         url = accepted.url or f"{sent.url.partition('/v1/')[0]}/v1/predictions/{accepted.id}"
-        if not _receives_token(urlsplit(url), urlsplit(sent.url)):
+        if not _receives_token(url, urlsplit(sent.url)):
             return Broken("the address of its state belongs to another host, which must not receive the token")
         headers = {name: value for name, value in sent.headers.items() if name not in ("content-type", "prefer")}
-        return self._repeated(lambda: self._send(Message(url=url, headers=headers)))
+        return _repeated(lambda: self._send(Message(url=url, headers=headers)), _is_busy_or_broken)
 
     def download(self, url: str) -> Outcome:
         """Download a picture, without the token."""
         sent = self._message("-", {})
-        return sent if isinstance(sent, Broken) else self._repeated(lambda: self._follow(url, urlsplit(sent.url)))
+        if isinstance(sent, Broken):
+            return sent
+        return _repeated(lambda: self._follow(url, urlsplit(sent.url)), _is_busy_or_broken)
 
     # --------------------------------------------------------------------------------------------------------- messages
     def _token(self) -> tuple[str, str]:
@@ -134,43 +130,67 @@ class Client:
             outcome = exchange(hub_session(), Message(url=url), limit=LARGEST_FILE, seconds=self._seconds)
             if isinstance(outcome, Broken) or not 300 <= outcome.status < 400:
                 return outcome
-            url = urljoin(url, outcome.location)
+            try:
+                url = urljoin(url, outcome.location)
+            except ValueError:
+                url = ""
         return Broken(f"the link to its picture is redirected more than {REDIRECTS} times")
 
-    @staticmethod
-    def _repeated(send: Callable[[], Outcome]) -> Outcome:
-        """An exchange that costs nothing, repeated after a failed connection and where the provider is busy."""
-        for wait in (*PAUSES, None):
-            outcome = send()
-            busy = isinstance(outcome, Response) and outcome.status in BUSY
-            if wait is None or not (busy or isinstance(outcome, Broken)):
-                return outcome
-            wait = outcome.retry_after if isinstance(outcome, Response) and outcome.retry_after is not None else wait
-            if wait > LONGEST_PAUSE or not pause(wait, lambda: False):
-                return outcome
-        raise AssertionError  # unreachable: the last wait is None
+
+# -------------------------------------------------------------------------------------------------------------- retries
+def _repeated(
+    send: Callable[[], Outcome], again: Callable[[Outcome], bool], stopped: Callable[[], bool] = lambda: False
+) -> Outcome:
+    """The outcome of an exchange, repeated while `again` holds, with the pauses that the provider states or PAUSES."""
+    outcome = send()
+    for wait in PAUSES:
+        if not again(outcome):
+            break
+        stated = outcome.retry_after if isinstance(outcome, Response) else None
+        wait = wait if stated is None else stated
+        if wait > LONGEST_PAUSE or not pause(wait, stopped):
+            break
+        outcome = send()
+    return outcome
 
 
-def _receives_token(url: SplitResult, own: SplitResult) -> bool:
+def _is_busy(outcome: Outcome) -> bool:
+    return isinstance(outcome, Response) and outcome.status in BUSY
+
+
+def _is_busy_or_broken(outcome: Outcome) -> bool:
+    """Whether to repeat an exchange that costs nothing."""
+    return isinstance(outcome, Broken) or _is_busy(outcome)
+
+
+# ---------------------------------------------------------------------------------------------------------------- hosts
+def _parts(url: str) -> SplitResult:
+    """The parts of an address of a response, all empty if it is invalid."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
+def _receives_token(url: str, own: SplitResult) -> bool:
     """Whether a host is the endpoint's own, or for bfl one of its regions."""
-    if (url.scheme, url.netloc) == (own.scheme, own.netloc):
+    target = _parts(url)
+    if (target.scheme, target.netloc) == (own.scheme, own.netloc):
         return True
-    name = url.hostname or ""
-    return url.scheme == "https" and own.hostname == "api.bfl.ai" and name.endswith(".bfl.ai") and "@" not in url.netloc
+    region = re.fullmatch(r"[a-z0-9.-]+\.bfl\.ai", target.hostname or "") is not None
+    return region and target.scheme == "https" and own.hostname == "api.bfl.ai" and "@" not in target.netloc
 
 
 def _may_be_downloaded(url: str, own: SplitResult) -> bool:
     """Whether a link is encrypted and leads into the internet, or to the endpoint's own host."""
-    try:
-        target = urlsplit(url)
-        name = target.hostname or ""
-    except ValueError:
-        return False
+    target = _parts(url)
     if (target.scheme, target.netloc) == (own.scheme, own.netloc):
         return True
-    if target.scheme != "https" or "@" in target.netloc or "." not in name or name.endswith((".local", ".internal")):
+    name = (target.hostname or "").removesuffix(".")
+    if target.scheme != "https" or "@" in target.netloc or "." not in name or name.endswith(OWN_NETWORK):
         return False
     try:
         return ipaddress.ip_address(name).is_global
     except ValueError:
-        return True  # a name, not an address
+        # Resolvers also read names that end with a number as addresses, such as 127.1.
+        return re.search(r"\.(\d+|0x[0-9a-f]*)\Z", name) is None

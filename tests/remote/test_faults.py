@@ -190,6 +190,12 @@ def test_three_redirects_of_a_picture_are_followed_on_the_same_host(double):
         "file:///etc/passwd",
         "data:image/png;base64,AAAA",
         "https://[",
+        "https://localhost./a.png",
+        "https://files.localhost/a.png",
+        "https://files.internal./a.png",
+        "https://127.0.0.1./a.png",
+        "https://127.1/a.png",
+        "https://0x7f.0x1/a.png",
     ],
 )
 def test_a_picture_is_not_downloaded_from_this_link(link):
@@ -199,18 +205,33 @@ def test_a_picture_is_not_downloaded_from_this_link(link):
     assert client._may_be_downloaded("https://v3.fal.media/files/a.png", urlsplit("https://fal.run/fal-ai"))
 
 
+@pytest.mark.parametrize("address", ["https://[", "https://a.example.org:port/", "https://\ud800.example.org/", "\0"])
+def test_an_address_that_is_invalid_is_an_error(double, monkeypatch, address):
+    images = {"images": [{"url": address}]}
+    double.change = lambda response: {**response, **images, "output": [address], "polling_url": address}
+    for name in LINKED:
+        failed(fnb.Remote(name, timeout=1))
+    double.change = lambda response: response
+    double.faults["picture"] = [lambda handler: redirect(handler, "https://[")] * 4 * len(LINKED)
+    for name in LINKED:
+        failed(fnb.Remote(name, timeout=1), seed=4)
+
+
 def test_the_token_of_bfl_goes_to_its_regions_alone(double):
     from urllib.parse import urlsplit
 
     own = urlsplit("https://api.bfl.ai/v1/flux-2-klein-4b")
-    assert client._receives_token(urlsplit("https://api.eu.bfl.ai/v1/get_result?id=1"), own)
+    assert client._receives_token("https://api.eu.bfl.ai/v1/get_result?id=1", own)
     for other in (
         "https://bfl.ai.example.org/x",
         "http://api.eu.bfl.ai/x",
         "https://notbfl.ai/",
         "https://a@b.bfl.ai/",
+        "https://example.org\\.bfl.ai/",
+        "https://example.org%2f.bfl.ai/",
+        "https://[b.bfl.ai/",
     ):
-        assert not client._receives_token(urlsplit(other), own)
+        assert not client._receives_token(other, own)
     double.change = lambda response: {**response, "polling_url": "https://example.org/v1/get_result?id=1"}
     assert "must not receive the token" in failed(fnb.Remote("klein@bfl")).possible
 
