@@ -185,5 +185,5 @@ class PocketVAE:
 
     @functools.cached_property
     def first_stage_model(self) -> Any:
-        """The module, for nodes that look at it."""
+        """The module, for nodes that read its attributes."""
         return self.flux.pipe.vae

@@ -10,6 +10,7 @@ from typing import Any
 import folder_paths
 
 import fluxnb as fnb
+from fluxnb.io.comfyui import escaped
 
 __all__ = ["FluxnbRecipe"]
 
@@ -32,8 +33,10 @@ class FluxnbRecipe:
         return {"required": {"recipe": ("STRING", {"multiline": True, "dynamicPrompts": False})}}
 
     @classmethod
-    def IS_CHANGED(cls, recipe: str) -> str:
-        """A digest of the file, so that a changed file is read again."""
+    def IS_CHANGED(cls, recipe: str | None) -> str | float:
+        """A digest of the file, so that a changed file is read again; NaN for a linked text, read each time."""
+        if recipe is None:
+            return float("nan")
         path = None if recipe.lstrip().startswith("{") else _input_file(recipe)
         return hashlib.sha256(path.read_bytes() if path else recipe.encode()).hexdigest()
 
@@ -51,9 +54,7 @@ class FluxnbRecipe:
             logging.info("fluxnb: %s", sentence)
         found = read.recipe
         guidance = 1.0 if found.guidance is None else found.guidance
-        # ComfyUI's text nodes would read brackets as weights.
-        prompt = found.prompt.replace("(", "\\(").replace(")", "\\)")
-        return prompt, found.seed, found.steps, found.width or 1024, found.height or 1024, guidance
+        return escaped(found.prompt), found.seed, found.steps, found.width or 1024, found.height or 1024, guidance
 
 
 def _input_file(name: str) -> Path | None:

@@ -131,7 +131,7 @@ def _require_flux(latents: torch.Tensor) -> None:
 
 
 def _recorder(display: Callable[..., Any], seen: list[tuple[torch.Tensor, torch.Tensor]]) -> Callable[..., None]:
-    """A callback that keeps x and x0 of each step and then calls ComfyUI's own, which draws the preview."""
+    """A callback that copies x and x0 of each step and then calls ComfyUI's own, which draws the preview."""
 
     def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
         # Copies, since some samplers write into x; taken before the preview, which reads it only.

@@ -4,8 +4,9 @@ ComfyUI opens a PNG whose `prompt` chunk holds a graph in the API format. For FL
 templates: one loader each for the transformer, the two text encoders and the VAE, and one KSampler. For pocket it
 starts with the loader of the node pack in `comfyui/`, which ComfyUI needs to run it.
 
-A seed gives the same noise in both programs, and the noise levels agree to 1e-7 for step counts that divide 1000. Other
-counts differ more, because ComfyUI rounds levels to thousandths: 3 steps by 7e-4.
+A seed gives the same noise in both programs (`tests/comfyui/test_server.py`). The noise levels agree to 1e-7 for step
+counts that divide 1000. Other counts differ more, because ComfyUI rounds levels to thousandths: 3 steps by 7e-4
+(`tests/io/test_comfy_levels.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten
 from fluxnb.records.recipe import Recipe
 
-__all__ = ["MODELS", "ComfyModel", "comfy_workflow", "estimated_tokens", "workflow_or_none"]
+__all__ = ["MODELS", "ComfyModel", "comfy_workflow", "escaped", "estimated_tokens", "workflow_or_none"]
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def comfy_workflow(recipe: Recipe, *, browser: bool = True) -> dict[str, Any]:
     """A recipe as a ComfyUI graph in the API format, nodes by number.
 
     ComfyUI draws the same picture from it. Measured with pocket in ComfyUI 0.3.64 on a CPU, for 12 seeds and up to 4
-    steps: in float32 the final latents agree to 7e-5 and pixels to one level; in bfloat16 they agree to 37 to 55 dB,
-    as closely as bfloat16 agrees with float32. For FLUX.1 the graph, the noise and its levels are the same, and the
-    text encoders round differently; its pictures were not compared.
+    steps (`tests/comfyui/test_server.py`): in float32 the final latents agree to 7e-5 and pixels to one level; in
+    bfloat16 they agree to 37 to 55 dB, as closely as bfloat16 agrees with float32. For FLUX.1 the graph, the noise and
+    its levels are the same, and the text encoders round differently; its pictures were not compared.
 
     The API format does not hold what a seed does after a run; in the browser, set "control after generate" to "fixed".
     ComfyUI chooses the number format of the weights itself.
@@ -106,7 +107,7 @@ def workflow_or_none(recipe: Recipe) -> dict[str, Any] | None:
 
 
 def estimated_tokens(prompt: str) -> int:
-    """An estimate of the number of T5's tokens, without its vocabulary; one and a half times the number in English.
+    """An estimate of the number of T5's tokens, without its vocabulary; it is high for English text.
 
     Example:
         >>> estimated_tokens("a fox in the snow")
@@ -176,9 +177,9 @@ def _graph(recipe: Recipe, model: ComfyModel) -> dict[str, Any]:
     guidance = model.guidance if recipe.guidance is None else recipe.guidance
     graph, links = _loaders(recipe, model)
     positive = ["6", 0]
-    graph["6"] = _node("CLIPTextEncode", text=_literal(recipe.prompt), clip=links["clip"])
+    graph["6"] = _node("CLIPTextEncode", text=escaped(recipe.prompt), clip=links["clip"])
     if model.guided_by == "true_cfg":
-        graph["42"] = _node("CLIPTextEncode", text=_literal(recipe.negative or ""), clip=links["clip"])
+        graph["42"] = _node("CLIPTextEncode", text=escaped(recipe.negative or ""), clip=links["clip"])
     else:
         graph["42"] = _node("ConditioningZeroOut", conditioning=["6", 0])
     if model.guided_by == "embedded":
@@ -235,6 +236,6 @@ def _node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def _literal(prompt: str) -> str:
+def escaped(prompt: str) -> str:
     """The prompt with its brackets escaped, which ComfyUI would read as weights."""
     return prompt.replace("(", "\\(").replace(")", "\\)")

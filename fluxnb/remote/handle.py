@@ -24,7 +24,7 @@ from fluxnb.remote.responses import PARSERS, Link, Parsed, Picture, Refused, Unc
 __all__ = ["FLAGS", "Drawing", "Remote", "RemoteWarning", "Withheld"]
 
 WITHHELD, ONE_COLOR, OTHER_SEED = FLAGS = ("withheld by the filter", "one color", "drawn with another seed")
-POLL = 0.5  # seconds between two looks at an accepted request
+POLL = 0.5  # seconds before each request for the state of an accepted one
 MOST_CONCURRENT = 32
 GONE = (403, 404, 410)  # of a link that has expired
 Ended = Picture | Link | Refused | Unclear  # a response after which the provider does no more

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -199,6 +200,10 @@ def test_a_recipe_is_read_from_the_input_folder_and_from_json(pack):
     graph = json.dumps(fnb.comfy_workflow(recipe))
     assert pack.FluxnbRecipe().read(graph)[:2] == expected[:2]
     assert pack.FluxnbRecipe.IS_CHANGED("fox.png") != pack.FluxnbRecipe.IS_CHANGED(recipe.to_json())
+
+
+def test_a_linked_text_of_a_recipe_is_read_each_time(pack):
+    assert math.isnan(pack.FluxnbRecipe.IS_CHANGED(None))  # ComfyUI passes None before the linked node has run
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "none.png", "", "a\0b"])

@@ -30,6 +30,12 @@ def test_the_levels_are_those_of_comfyui(scheduler):
         assert found == pytest.approx(expected, abs=6e-7)
 
 
+@pytest.mark.parametrize(("steps", "apart"), [(1, 1e-7), (2, 1e-7), (4, 1e-7), (8, 1e-7), (20, 1e-7), (3, 7e-4)])
+def test_simple_is_the_even_schedule_rounded_to_thousandths(steps, apart):
+    found, even = levels("simple", steps, Table(1000, 1.0)), [1 - index / steps for index in range(steps)]
+    assert max(abs(a - b) for a, b in zip(found, even, strict=True)) == pytest.approx(apart, rel=0.1, abs=1e-7)
+
+
 @pytest.mark.parametrize(
     ("scheduler", "steps"),
     [(name, steps) for name in SCHEDULERS for steps in (1, 2, 3, 7, 28, 200) if (name, steps) != ("kl_optimal", 1)],
