@@ -92,7 +92,9 @@ def truncations(pipe: Any, family: Family, prompt: str, length: int) -> list[str
     Arguments:
         length: tokens that the main text encoder reads.
     """
-    found = []
+    found: list[str] = []
+    if not prompt:  # a negative prompt; of a template alone nothing is lost
+        return found
     for limit in family.limits(pipe, prompt, length):
         tokenizer = limit.tokenizer
         # A token is at least one character, except the two that mark beginning and end.

@@ -12,6 +12,7 @@ import torch
 import fluxnb as fnb
 from fluxnb.errors import InputError
 from fluxnb.families.registry import FAMILIES, MODELS, family_of
+from fluxnb.pipeline.prompts import truncations
 from tests.families.tiny import PIPELINES
 
 pytestmark = pytest.mark.slow  # importing the classes of two families takes seconds
@@ -223,6 +224,12 @@ def test_the_defaults_are_those_of_the_named_model(pipes, name):
 def test_what_a_long_prompt_loses_is_quoted(pipes, name):
     with pytest.warns(fnb.PromptWarning, match=r"Qwen3 reads 48 tokens .* ignores .*snow"):
         fnb.run(flux_of(pipes(name)), "a red fox " * 20 + "in the snow", steps=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_empty_negative_prompt_loses_nothing_at_any_length(pipes, name):
+    pipe = pipes(name)
+    assert truncations(pipe, family_of(pipe), "", 4) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- views
