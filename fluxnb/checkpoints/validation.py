@@ -7,7 +7,7 @@ and unpickles what an index of weights lists. All of these are therefore read an
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +53,19 @@ LONGEST_LIST = 64  # of a list above
 KEYS_OF_CODE = ("auto_map", "custom_pipelines", "custom_pipeline")  # name code that a library would download and run
 
 
-def check_model(folder: Path, parts: Mapping[str, Path] | None = None) -> None:
-    """Check a complete folder in diffusers' layout, without building anything.
+def check_model(folder: Path, parts: Mapping[str, Path] | None = None, *, only: Sequence[str] = ()) -> None:
+    """Check a folder in diffusers' layout, without building anything.
 
     Arguments:
         folder: with model_index.json.
         parts: components that are in another folder.
+        only: the components whose files are checked; all of them where left out.
 
     Raises:
         StorageError: a class that the pipeline does not have, code, numbers out of range, a file that is not a
             regular one, damaged weights, or an index that lists files other than safetensors of the folder.
     """
-    places = {name: folder / name for name in check_index(folder)}
+    places = {name: folder / name for name in check_index(folder) if not only or name in only}
     places.update(parts or {})
     for name, place in places.items():
         files = list(_regular_files(place))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from fluxnb.runtime.swapping import swap
 __all__ = ["LoadedPair", "load_pair"]
 
 OWN = ("transformer", "scheduler")  # what each model of a pair has for itself
+# Entries of configurations that depend on how a model was saved. The shared parts are loaded from the student's folder.
+OF_SAVING = ("transformers_version", "dtype", "torch_dtype")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,7 +54,7 @@ class LoadedPair:
     pair: Pair
     plan: Plan
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Flux]:
         return iter((self.teacher, self.student))
 
     def __repr__(self) -> str:
@@ -86,7 +89,7 @@ def load_pair(model: str | Path = "pocket", teacher: str | Path | None = None, *
             "a pair has one family",
             "give both models of one pair",
         )
-    size = model_size_of(Path(student_source.place)) if student_source.local else named_size(family.name)
+    size = model_size_of(Path(student_source.place), student_source.parts) if student_source.local else named_size(family.name)
     plan = plan_pair(pair.student, family, size, preset=preset)
     held, device = HOLDINGS[plan.preset], torch.device(plan.device)
     student = load(student_of, preset="cpu" if device.type == "cpu" else held.preset)
@@ -132,11 +135,10 @@ def _with_own_transformer(pipe: Any, source: weights.Source, shared: weights.Sou
     if not source.local:
         folder = download_pipeline(source.place, source.revision, variant=source.variant, only=OWN)
     own = {"transformer": source.parts.get("transformer", folder / "transformer"), "scheduler": folder / "scheduler"}
+    check_model(folder, source.parts, only=() if source.local else OWN)
     if source.local and shared.local:
         _check_shared(folder, Path(shared.place))
     index = read_json(folder / "model_index.json")
-    if source.local:
-        check_model(folder, source.parts)
     kind = getattr(diffusers, index["transformer"][1])
     if kind is not type(pipe.transformer):
         raise InputError(
@@ -160,7 +162,10 @@ def _check_shared(teacher: Path, student: Path) -> None:
         files = [folder / part / "config.json" for folder in (teacher, student)]
         if not all(file.is_file() for file in files):
             continue
-        one, other = ({k: v for k, v in read_json(file).items() if not k.startswith("_")} for file in files)
+        one, other = (
+            {k: v for k, v in read_json(file).items() if not k.startswith("_") and k not in OF_SAVING}
+            for file in files
+        )
         if one != other:
             raise InputError(
                 f"a {part} of {teacher.name} unlike that of {student.name}",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 
 import pytest
 import torch
 
 import fluxnb as fnb
-from fluxnb.errors import InputError, RunError
+from fluxnb.errors import InputError, RunError, StorageError
 from fluxnb.families.klein import KLEIN
 from fluxnb.families.z_image import Z_IMAGE
 from fluxnb.planning.model_size import klein_size, z_image_size
@@ -133,6 +135,34 @@ def test_models_with_different_text_encoders_are_no_pair(folders, tmp_path):
     config.write_text(config.read_text().replace('"latent_channels": 32', '"latent_channels": 16'))
     with pytest.raises(InputError, match="unlike that of"):
         fnb.load_pair(root / "student", tmp_path / "other")
+
+
+def test_a_pair_may_be_saved_by_different_versions_and_in_different_formats(folders, tmp_path):
+    root, _, _ = folders
+    shutil.copytree(root / "teacher", tmp_path / "other")
+    config = tmp_path / "other" / "text_encoder" / "config.json"
+    saved = {"transformers_version": "5.0.0", "dtype": "bfloat16"}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **saved}))
+    pair = fnb.load_pair(root / "student", tmp_path / "other")
+    assert pair.teacher.pipe.text_encoder is pair.student.pipe.text_encoder
+
+
+@pytest.mark.parametrize("index", [{"transformer": ["diffusers", "DiffusionPipeline"]}, {"extra": ["os", "system"]}])
+def test_the_index_of_a_downloaded_teacher_is_checked(folders, tmp_path, monkeypatch, index):
+    from fluxnb.checkpoints import sources
+    from fluxnb.pipeline import pairs
+
+    root, _, _ = folders
+    for part in pairs.OWN:  # as downloaded
+        shutil.copytree(root / "teacher" / part, tmp_path / "hub" / part)
+    names = json.loads((root / "teacher" / "model_index.json").read_text())
+    (tmp_path / "hub" / "model_index.json").write_text(json.dumps({**names, **index}))
+    local = sources.locate(root / "student")
+    teacher = dataclasses.replace(local, place="someone/teacher", name="someone/teacher", local=False)
+    monkeypatch.setattr(sources, "locate", lambda model, **_: local if "student" in str(model) else teacher)
+    monkeypatch.setattr(pairs, "download_pipeline", lambda *_, **__: tmp_path / "hub")
+    with pytest.raises(StorageError, match=next(iter(index))):
+        fnb.load_pair(root / "student", "someone/teacher")
 
 
 def test_the_pair_of_pocket_is_the_two_packaged_models():
