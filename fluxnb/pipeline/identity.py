@@ -28,6 +28,7 @@ SAMPLES = 16  # values read of each tensor
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map", "vocab_size")
+QUICK_SETTINGS = ("padding_side", "truncation_side", "model_max_length")  # of a tokenizer; the others take longer
 VAE_SETTINGS = ("use_tiling", "use_slicing", "tile_sample_min_size", "tile_overlap_factor")
 # Entries of configurations that do not change pictures: where a model came from, and the names of the entries that have
 # their default values, in the random order of a set.
@@ -81,18 +82,23 @@ def _settings(pipe: Any) -> dict[str, Any]:
 
 
 def change_markers(pipe: Any) -> tuple[Any, ...]:
-    """Cheap signs of a change: which objects the pipeline holds, the scheduler's shift, and the adapters.
+    """Cheap signs of a change: which objects the pipeline holds, their configurations, and the adapters.
 
     They take microseconds, so that every run can compare them. They do not cover the content of the objects, which
     `deep_markers` does.
     """
     scheduler, transformer = pipe.scheduler, getattr(pipe, "transformer", None)
     parts = tuple(id(getattr(pipe, name, None)) for name in (*COMPONENTS, *TOKENIZERS, "scheduler"))
-    # The scale of an adapter stands in every layer; with adapters loaded, the markers never compare equal.
+    configured = (pipe, scheduler, *(getattr(pipe, name, None) for name in (*COMPONENTS, "image_processor")))
+    configurations = tuple(id(config_object(part)) for part in configured)
+    tokenizers = [getattr(pipe, name, None) for name in TOKENIZERS]
+    settings = tuple(getattr(each, name, None) for each in tokenizers for name in QUICK_SETTINGS)
+    # The scale of an adapter is stored in every layer; with adapters loaded, the markers never compare equal.
     adapters = object() if getattr(transformer, "peft_config", None) else None
     return (
         *parts,
-        id(config_object(scheduler)),
+        *configurations,
+        *settings,
         getattr(scheduler, "shift", None),
         adapters,
         id(cache_config(transformer)),

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from fluxnb.pipeline.identity import identity_of
+from fluxnb.pipeline.identity import change_markers, deep_markers, identity_of
 from tests.conftest import toy_pipeline
 
 
@@ -87,6 +87,7 @@ CHANGES = {
     "VAE in bfloat16": lambda pipe: pipe.vae.to(torch.bfloat16),
     "VAE tiling": lambda pipe: pipe.vae.enable_tiling(),
     "pipeline in bfloat16": lambda pipe: pipe.to(torch.bfloat16),
+    "image processor": lambda pipe: pipe.image_processor.register_to_config(do_normalize=False),
     "padding side": lambda pipe: setattr(pipe.tokenizer_2, "padding_side", "left"),
     "weights edited in place": lambda pipe: pipe.transformer.proj_out.weight.data.mul_(1.2),
     "all weights edited": one_weight_of_each_tensor,
@@ -103,6 +104,30 @@ def test_a_change_of_the_pipeline_changes_its_identity(name):
     assert identity_of(pipe) == before
     CHANGES[name](pipe)
     assert identity_of(pipe).digest != before.digest
+
+
+@pytest.mark.moderate
+@pytest.mark.parametrize("name", sorted(CHANGES.keys() - {"weights edited in place"}))  # torch counts no edits of .data
+def test_a_change_of_the_pipeline_changes_its_markers(name):
+    pipe = toy_pipeline()
+    before = change_markers(pipe), deep_markers(pipe)
+    assert (change_markers(pipe), deep_markers(pipe)) == before
+    CHANGES[name](pipe)
+    assert (change_markers(pipe), deep_markers(pipe)) != before
+
+
+CONFIGURATIONS = {
+    **{name: CHANGES[name] for name in ("VAE scaling factor", "image processor", "padding side", "dynamic shifting")},
+    "setting of the pipeline": lambda pipe: pipe.register_to_config(is_distilled=True),  # as klein has
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_a_change_of_a_configuration_is_found_before_every_run(name):
+    pipe = toy_pipeline()
+    before, identity = change_markers(pipe), identity_of(pipe)
+    CONFIGURATIONS[name](pipe)
+    assert change_markers(pipe) != before and identity_of(pipe) != identity
 
 
 def test_two_pipelines_with_equal_weights_have_one_identity():
