@@ -1,11 +1,12 @@
-"""Family: what fluxnb has to know about a kind of model, as one frozen value.
+"""Family: how one kind of model differs from the others, as one frozen value.
 
-A family describes; it computes nothing by itself. The diffusion stays diffusers' own call, for which the family
-lists the keywords. Everything else about sampling is the same for all families.
+The diffusion stays diffusers' own call, for which the family lists the keywords. Everything
+else about sampling is the same for all families.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -101,7 +102,6 @@ class Family:
         expressed: further keywords of the call that a recipe expresses or that do not change the picture.
         models: by name, for `fnb.load`.
         pairs: teachers with their students.
-        geometry_of: the geometry of a pipeline.
         encode: (pipe, prompt, length, device) to the prompt's embeddings and a pooled vector or None.
         limits: (pipe, prompt, length) to what each encoder reads of it.
         noise: (pipe, (count, height, width), dtype, device, generators), draws the noise of a call as its pipeline
@@ -128,7 +128,6 @@ class Family:
     expressed: frozenset[str] = frozenset()
     models: Mapping[str, Model]
     pairs: tuple[Pair, ...] = ()
-    geometry_of: Callable[[Any], Geometry]
     encode: Callable[..., tuple[Embeds, Tensor | None]]
     limits: Callable[[Any, str, int], tuple[Limit, ...]]
     noise: Callable[..., Any]
@@ -140,6 +139,13 @@ class Family:
 
     def __repr__(self) -> str:
         return f"Family({self.name!r})"
+
+    def geometry_of(self, pipe: Any) -> Geometry:
+        """The geometry of a pipeline, with its transformer's number of channels."""
+        usual = self.geometry
+        numbers = usual.features if usual.layout == "tokens" else usual.channels
+        given = getattr(getattr(pipe.transformer, "config", None), "in_channels", numbers)
+        return dataclasses.replace(usual, channels=given * usual.channels // numbers)
 
     def owns(self, pipe: Any) -> bool:
         """Whether a pipeline is of this family, by the names of its classes; importing diffusers takes seconds."""

@@ -7,7 +7,6 @@ and attention maps are written for this family alone.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from fluxnb.families.family import Family, Guidance, Limit, Model
 from fluxnb.records import Geometry, Pair
 
-__all__ = ["FLUX1", "even", "scaled_from_vae", "scaled_to_vae", "size_of_vae"]
+__all__ = ["FLUX1", "even", "scaled_from_vae", "scaled_to_vae", "tokens_of_noise"]
 
 # Guidance 3.5 and 512 tokens are the defaults of FLUX.1-dev, 256 tokens those of schnell (black-forest-labs/flux).
 DEV = {"steps": 28, "guidance_kind": "embedded", "guidance": 3.5, "max_sequence_length": 512}
@@ -38,17 +37,13 @@ def limits(pipe: Any, prompt: str, length: int) -> tuple[Limit, ...]:
     )
 
 
-def noise(pipe: Any, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, generators: Any) -> Tensor:
-    """The noise of a call, drawn by the pipeline."""
+def tokens_of_noise(
+    pipe: Any, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, generators: Any
+) -> Tensor:
+    """The noise of a call as tokens of 2 x 2 cells, drawn by the pipeline."""
     channels = pipe.transformer.config.in_channels // 4
     drawn: Tensor = pipe.prepare_latents(shape[0], channels, *shape[1:], dtype, device, generators)[0]
     return drawn
-
-
-def geometry_of(pipe: Any) -> Geometry:
-    """The geometry of a pipeline, with its transformer's number of channels."""
-    channels = getattr(getattr(pipe.transformer, "config", None), "in_channels", 64) // 4
-    return dataclasses.replace(FLUX1.geometry, channels=channels)
 
 
 def scaled_to_vae(vae: Any, latents: Tensor) -> Tensor:
@@ -123,10 +118,9 @@ FLUX1 = Family(
             method="reflow, then LADD with a regression on the teacher's pairs",
         ),
     ),
-    geometry_of=geometry_of,
     encode=encode,
     limits=limits,
-    noise=noise,
+    noise=tokens_of_noise,
     given_latents=lambda x, height, width: x,
     to_vae=scaled_to_vae,
     from_vae=scaled_from_vae,

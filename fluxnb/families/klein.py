@@ -8,7 +8,6 @@ step counts share sigma 1 and nothing else.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from fluxnb.families.family import Family, Guidance, Limit, Model
-from fluxnb.families.flux1 import even
+from fluxnb.families.flux1 import even, tokens_of_noise
 from fluxnb.records import Geometry, Pair
 
 __all__ = ["KLEIN", "qwen_limit"]
@@ -45,13 +44,6 @@ def qwen_limit(pipe: Any, prompt: str, length: int, *, thinking: bool) -> tuple[
 def limits(pipe: Any, prompt: str, length: int) -> tuple[Limit, ...]:
     """Qwen3 reads `length` tokens, of which about fifteen are the template's."""
     return qwen_limit(pipe, prompt, length, thinking=False)
-
-
-def noise(pipe: Any, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, generators: Any) -> Tensor:
-    """The noise of a call, drawn by the pipeline."""
-    channels = pipe.transformer.config.in_channels // 4
-    drawn: Tensor = pipe.prepare_latents(shape[0], channels, *shape[1:], dtype, device, generators)[0]
-    return drawn
 
 
 def given_latents(x: Tensor, height: int, width: int) -> Tensor:
@@ -89,12 +81,6 @@ def _unpacked(packed: Tensor) -> Tensor:
     return rearrange(packed, "... (c ph pw) h w -> ... c (h ph) (w pw)", ph=2, pw=2)
 
 
-def geometry_of(pipe: Any) -> Geometry:
-    """The geometry of a pipeline, with its transformer's number of channels."""
-    channels = getattr(getattr(pipe.transformer, "config", None), "in_channels", 128) // 4
-    return dataclasses.replace(KLEIN.geometry, channels=channels)
-
-
 def distilled(pipe: Any) -> bool:
     """Whether the network takes no guidance according to the pipeline's configuration."""
     return bool(getattr(pipe.config, "is_distilled", False))
@@ -127,10 +113,9 @@ KLEIN = Family(
     },
     # How the student was distilled is not published: nothing is promised about its map.
     pairs=(Pair(teacher="klein-base", student="klein", kind="distribution"),),
-    geometry_of=geometry_of,
     encode=encode,
     limits=limits,
-    noise=noise,
+    noise=tokens_of_noise,
     given_latents=given_latents,
     to_vae=to_vae,
     from_vae=from_vae,

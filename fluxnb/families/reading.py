@@ -162,8 +162,7 @@ def _spatial(pipe: Any, shape: tuple[int, ...], height: int, width: int) -> Read
     exact = height % rows == 0 and width % columns == 0 and height // rows == width // columns > 0
     if factor is None and not exact:
         raise NotRecorded(f"how many pixels a latent of {type(pipe).__name__} covers is not known")
-    cell = height // rows if exact and (factor is None or (rows * factor, columns * factor) != (height, width)) else 0
-    cell = cell or factor or 1
+    cell = height // rows if exact else factor or 1
     family = family_of(pipe)
     patch = 1 if family is None else family.geometry.patch
     geometry = Geometry(channels=channels, cell=cell, patch=patch, layout="spatial")

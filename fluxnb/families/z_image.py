@@ -8,7 +8,6 @@ batch is a list.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -44,12 +43,6 @@ def noise(pipe: Any, shape: tuple[int, int, int], dtype: torch.dtype, device: to
     channels = pipe.transformer.in_channels
     drawn: Tensor = pipe.prepare_latents(shape[0], channels, *shape[1:], torch.float32, device, generators)
     return drawn
-
-
-def geometry_of(pipe: Any) -> Geometry:
-    """The geometry of a pipeline, with its transformer's number of channels."""
-    channels = getattr(getattr(pipe.transformer, "config", None), "in_channels", 16)
-    return dataclasses.replace(Z_IMAGE.geometry, channels=channels)
 
 
 def distilled(pipe: Any) -> bool:
@@ -90,7 +83,6 @@ Z_IMAGE = Family(
             teacher="z-image", student="z-image-turbo", kind="distribution", method="Decoupled-DMD, then DMDR (reward)"
         ),
     ),
-    geometry_of=geometry_of,
     encode=encode,
     limits=limits,
     noise=noise,

@@ -89,7 +89,11 @@ def load_pair(model: str | Path = "pocket", teacher: str | Path | None = None, *
             "a pair has one family",
             "give both models of one pair",
         )
-    size = model_size_of(Path(student_source.place), student_source.parts) if student_source.local else named_size(family.name)
+    size = (
+        model_size_of(Path(student_source.place), student_source.parts)
+        if student_source.local
+        else named_size(family.name)
+    )
     plan = plan_pair(pair.student, family, size, preset=preset)
     held, device = HOLDINGS[plan.preset], torch.device(plan.device)
     student = load(student_of, preset="cpu" if device.type == "cpu" else held.preset)
@@ -163,8 +167,7 @@ def _check_shared(teacher: Path, student: Path) -> None:
         if not all(file.is_file() for file in files):
             continue
         one, other = (
-            {k: v for k, v in read_json(file).items() if not k.startswith("_") and k not in OF_SAVING}
-            for file in files
+            {k: v for k, v in read_json(file).items() if not k.startswith("_") and k not in OF_SAVING} for file in files
         )
         if one != other:
             raise InputError(
