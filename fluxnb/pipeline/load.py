@@ -17,6 +17,7 @@ from fluxnb.checkpoints.hub import hub_error
 from fluxnb.checkpoints.validation import check_index
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
 from fluxnb.families.defaults import ModelDefaults, defaults_of
+from fluxnb.families.family import Family
 from fluxnb.families.registry import FAMILIES, family_of
 from fluxnb.pipeline.compat import dtype_keyword, execution_device, without_loading_output
 from fluxnb.pipeline.flux import Flux
@@ -80,11 +81,11 @@ def load(
             weights keep their place and number format. A hosted endpoint, such as "schnell@fal-ai", gives a Remote;
             nothing is loaded and no request is sent.
         preset: how to hold it in memory, see `fnb.plan`; "auto" takes the fastest that fits.
-        dtype: "float32", "bfloat16", "float16", or a torch.dtype; "auto" is float32 for small models
-            and on a CPU, else bfloat16 where the GPU has it natively and float16 where not.
-        fast: True compiles what repeats, takes the quickest attention and replays evaluations whole where that is
-            quicker, which costs half a minute or a whole one and changes roundings; "fp8" computes in 8-bit floats
-            too, which is lossy. What each of them gave stands in the plan.
+        dtype: "float32", "bfloat16", "float16", or a torch.dtype; "auto" is float32 for small models, float16
+            on a GPU without native bfloat16, else bfloat16.
+        fast: True compiles what repeats, takes the quickest attention and replays whole evaluations where that is
+            quicker. It takes 30 to 60 seconds and changes roundings. "fp8" also computes in 8-bit floats, which is
+            lossy. The plan lists what each of them gained.
         variant: of the weight files, such as "fp16" for `*.fp16.safetensors`. Left out, the files without a variant
             are read, or those of the only variant that there is.
         revision: a branch, tag or commit of the hub; "main" by default.
@@ -115,6 +116,7 @@ def load(
     # The plan comes first, so that a model that does not fit is refused before its 34 GB are downloaded.
     chosen = planning.plan(model, preset=preset, revision=revision)
     source = weights.locate(model, variant=variant, revision=revision)
+    _check_fast(source.family, fast)
     if dtype != "auto":
         chosen = dataclasses.replace(chosen, dtype=dtype)
     needed = presets_of(source.family)[chosen.preset].gguf
@@ -143,17 +145,21 @@ def _remote(name: str, provider: str, given: Mapping[str, Any]) -> Any:
     return Remote(name)
 
 
-def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, fast: bool | str) -> Plan:
-    """Compile a pipeline where `fast` or its preset requires it; the plan with what that gave."""
-    always = plan.preset in PRESETS and PRESETS[plan.preset].compiled
-    if not fast and not always:
-        return plan
-    if (family := family_of(pipe)) is not None and not family.exclusive:
+def _check_fast(family: Family, fast: bool | str) -> None:
+    """Refuse to compile the models of other families than FLUX.1, before one is loaded."""
+    if fast and not family.exclusive:
         raise InputError(
             f"fast={fast!r} for a model of {family.name}",
             "compiling is written for FLUX.1",
             "leave fast out, or type flux.pipe.transformer.compile()",
         )
+
+
+def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, fast: bool | str) -> Plan:
+    """Compile a pipeline where `fast` or its preset requires it; the plan with what that gave."""
+    always = plan.preset in PRESETS and PRESETS[plan.preset].compiled
+    if not fast and not always:
+        return plan
     report = compile_pipeline(
         pipe,
         torch.device(plan.device),
@@ -311,10 +317,10 @@ def _check_given(pipe: Any, *, preset: str, dtype: str, variant: str | None, rev
             )
 
 
-def _require_family(pipe: Any) -> None:
+def _require_family(pipe: Any) -> Family:
     if isinstance(pipe, Flux):
         raise InputError("a Flux", "it is loaded already", "use it as it is, or type fnb.load(flux.pipe)")
-    if family_of(pipe) is None:
+    if (family := family_of(pipe)) is None:
         kinds = {base.__name__ for base in type(pipe).__mro__}
         other = "record other pipelines with fnb.recording(pipe)" if "DiffusionPipeline" in kinds else None
         raise InputError(
@@ -328,9 +334,11 @@ def _require_family(pipe: Any) -> None:
             "sampling needs one",
             "give a pipeline with its transformer, or record this one with fnb.recording(pipe)",
         )
+    return family
 
 
 def _adopt(pipe: Any, *, fast: bool | str = False) -> Flux:
+    _check_fast(_require_family(pipe), fast)
     protect(pipe, execution_device(pipe))
     flux = _as_given(pipe)
     if fast:

@@ -121,6 +121,14 @@ def test_fast_is_refused_for_another_family(folders, fast):
         fnb.load(folders("klein")[0], fast=fast)
 
 
+def test_fast_is_refused_before_a_model_of_another_family_is_fetched(folders, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("fluxnb.checkpoints.sources.fetch", lambda *_, **__: fetched.append(1))
+    with pytest.raises(InputError, match=r"compiling is written for FLUX\.1"):
+        fnb.load(folders("z-image")[1], fast=True)
+    assert not fetched
+
+
 @pytest.mark.parametrize(
     ("file", "change", "reason"),
     [
