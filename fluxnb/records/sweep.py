@@ -137,8 +137,9 @@ class Sweep:
         Raises:
             InputError: a name that is no field of a recipe.
         """
+        chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         return tuple(
-            cell for cell in self.cells if all(getattr(cell.recipe, name) == value for name, value in values.items())
+            cell for cell in self.cells if all(getattr(cell.recipe, name) == value for name, value in chosen.items())
         )
 
     @property

@@ -84,6 +84,11 @@ def test_select_finds_cells_by_their_recipe():
     assert [c.key for c in grid.select(seed=2, steps=4)] == ["24"]
 
 
+def test_select_accepts_sigmas_as_a_list():
+    grid = Sweep(cells=(Cell(recipe=resolved(sigmas=(0.9, 0.5)), key="0"),), axes={"seed": (0,)})
+    assert len(grid.select(sigmas=[0.9, 0.5])) == 1 and grid.select(sigmas=[0.9, 0.4]) == ()
+
+
 def test_keep_takes_negative_indices_and_always_the_last_of_every_n():
     assert [Keep(steps=(0, -1)).wants(i, 4) for i in range(4)] == [True, False, False, True]
     assert [Keep(every=3).wants(i, 6) for i in range(6)] == [True, False, False, True, False, True]
