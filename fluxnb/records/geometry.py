@@ -1,12 +1,13 @@
 """Geometry: how the numbers of x are arranged in a picture, as plain values that a record carries.
 
 A VAE encodes a square of pixels as one latent cell. Some transformers take these latents as they are, others as tokens
-that hold the channels of several cells each. Views ask the geometry of a record, and need no model for it.
+that hold the channels of several cells each. Views read the geometry from a record and need no model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -103,10 +104,7 @@ class Geometry:
 
     def numbers(self, height: int, width: int) -> int:
         """The count of numbers in x."""
-        count = 1
-        for side in self.shape(height, width):
-            count *= side
-        return count
+        return math.prod(self.shape(height, width))
 
     def latents(self, x: State, height: int, width: int) -> Latents:
         """Rearrange x (..., tokens, features) or (..., channels, rows, columns) into latents in space.
@@ -116,9 +114,10 @@ class Geometry:
         """
         shape = self.shape(height, width)
         if tuple(x.shape[-len(shape) :]) != shape:
-            given = f"{x.shape[-2]} tokens" if self.layout == "tokens" and x.ndim > 1 else f"x of {tuple(x.shape)}"
             rows, columns = self.grid(height, width)
-            needed = f"{rows} x {columns} = {rows * columns} tokens" if self.layout == "tokens" else f"x of {shape}"
+            given, needed = f"x of {tuple(x.shape)}", f"x of {shape}"
+            if self.layout == "tokens" and x.ndim > 1 and x.shape[-1] == self.features:
+                given, needed = f"{x.shape[-2]} tokens", f"{rows} x {columns} = {rows * columns} tokens"
             raise InputError(
                 f"{given} for {height} x {width} pixels", f"that size has {needed}", "give the size of the run"
             )

@@ -37,6 +37,11 @@ def test_x_of_another_size_is_an_input_error(geometry):
         geometry.latents(geometry.arrange(torch.zeros(16, 8, 8)), 32, 32)
 
 
+def test_tokens_of_another_family_are_an_input_error_with_both_shapes():
+    with pytest.raises(InputError, match=r"x of \(4, 128\) for 32 x 32 pixels: .*x of \(4, 64\)"):
+        FLUX1.latents(torch.zeros(4, 128), 32, 32)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"channels": 0}, {"cell": 8.0}, {"patch": True}, {"layout": "rows"}, {"order": "pw ph c"}, {"cell": 96}]
 )
