@@ -1,6 +1,6 @@
 """Private and undocumented parts of diffusers, transformers and torch that fluxnb relies on.
 
-Each stands here once, with the reason why the public interface is not enough. `tests/pipeline/test_compat.py` checks
+Each is used here alone, with the reason why the public interface is not enough. `tests/pipeline/test_compat.py` checks
 them on the oldest and the newest supported versions, so that a change upstream fails there first.
 """
 
@@ -66,7 +66,7 @@ def placement_markers(pipe: Any) -> tuple[Any, ...]:
 
 
 def has_model_hooks(pipe: Any) -> bool:
-    """Whether `enable_model_cpu_offload` is on; there is no public way to ask."""
+    """Whether `enable_model_cpu_offload` is on; there is no public way to find out."""
     return bool(getattr(pipe, "_all_hooks", None))
 
 

@@ -341,9 +341,9 @@ def _draw_block(figure: Figure, sweep: Sweep, grid: _Sheet, block: dict[str, Any
 
 @entry_point("trajectory", "show", "ax", step="step=-1")
 def latent_channels(trajectory: Trajectory, step: int = -1, *, show: str = "clean", ax: Axes | None = None) -> Figure:
-    """Show the sixteen latent channels of one step as maps: purple below zero, orange above.
+    """Show the latent channels of one step as maps: purple below zero, orange above.
 
-    All channels share one scale, so a pale channel has small values. One cell is 8 x 8 pixels of the picture.
+    All channels share one scale, so a pale channel has small values. One pixel of a map is one latent cell.
 
     Arguments:
         trajectory: a Trajectory.

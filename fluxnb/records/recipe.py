@@ -75,7 +75,7 @@ class Recipe:
         sampler: "euler" follows the velocity; "renoise" goes to the clean estimate and adds fresh noise.
         sigmas: own noise levels instead of the even ones, strictly falling, within (0, 1], before any shift.
         shift: own time shift (1 is none) instead of the model's.
-        max_sequence_length: T5 tokens, 1 to 512.
+        max_sequence_length: tokens that the main text encoder reads, 1 to 512.
         model, revision, dtype: the model, its version and the number format of its transformer; "remote" for a picture
             of a hosted endpoint.
 

@@ -128,7 +128,7 @@ def klein(*, distilled: bool) -> Any:
 
 @seeded
 def z_image(*, turbo: bool) -> Any:
-    """A ZImagePipeline; Turbo is told from base by its name."""
+    """A ZImagePipeline; Turbo differs from base by its name."""
     from diffusers import ZImagePipeline, ZImageTransformer2DModel
 
     tokenizer = qwen_tokenizer()
