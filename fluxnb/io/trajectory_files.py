@@ -144,7 +144,7 @@ def open_trajectory(path: str | Path) -> Trajectory:
             f"{source} ({problem.given})", "it is not a complete trajectory file", "save it again"
         ) from problem
     except (
-        SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, OSError,
+        SafetensorError, LookupError, TypeError, ValueError, AttributeError, RecursionError, OverflowError, OSError,
     ) as problem:  # fmt: skip
         reason = shorten(f"{type(problem).__name__}: {problem}", 120)
         raise StorageError(f"{source} ({reason})", "it is not a complete trajectory file", "save it again") from problem

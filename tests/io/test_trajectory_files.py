@@ -75,6 +75,20 @@ def test_a_file_that_an_older_version_wrote_opens_as_flux1(format_):
         torch.testing.assert_close(step.latents("clean"), new.latents("clean"), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (16, 63)])
+def test_tensors_of_another_shape_in_a_file_of_an_older_version_are_a_storage_error(tmp_path, shape):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = DATA / "format_2.safetensors"
+    with safe_open(path, "pt") as opened:
+        metadata = opened.metadata()
+    tensors = {n: torch.zeros(shape) if n.endswith(".x") else t for n, t in load_file(path).items()}
+    save_file(tensors, tmp_path / "a", metadata=metadata)
+    with pytest.raises(StorageError, match="not a complete trajectory file"):
+        open_trajectory(tmp_path / "a")
+
+
 @pytest.mark.parametrize(
     "geometry", [Geometry(channels=4, layout="spatial"), Geometry(channels=4), Geometry(channels=1, order="ph pw c")]
 )
