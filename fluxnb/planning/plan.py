@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from fluxnb.arguments import entry_point
@@ -21,7 +22,6 @@ from fluxnb.checkpoints import hub
 from fluxnb.checkpoints import sources as weights
 from fluxnb.checkpoints.checksums import read_json
 from fluxnb.errors import InputError, RunError, unknown_choice
-from fluxnb.families.defaults import DEFAULTS
 from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import MODELS, family_of_class, family_of_model, name_of
@@ -235,11 +235,12 @@ def plan(
     family = _family(model, folder)
     presets = _presets(family, preset)
     model_size = _model_size(model, folder)
-    workload = _workload(model_size, size, _default_steps(model, folder) if steps is None else steps)
+    defaults = _defaults(model, folder, family)
+    workload = _workload(model_size, size, defaults.get("steps", Workload().steps) if steps is None else steps)
     workload = dataclasses.replace(
         workload,
         text=workload.text if family.exclusive or not is_large(model_size) else 512,  # the length of Qwen3's prompts
-        evaluations=2 if _named_defaults(model).get("guidance_kind") == "true_cfg" else 1,
+        evaluations=2 if defaults.get("guidance_kind") == "true_cfg" else 1,
     )
     downloaded = _downloaded_gib(model) if hardware is None else 0.0
     request = _Request(
@@ -367,19 +368,20 @@ def _family(model: str | Path, folder: Path | None) -> Family:
     return family_of_model(str(model)) or FLUX1
 
 
-def _named_defaults(model: str | Path) -> Mapping[str, Any]:
-    """The defaults of a model with a name, also by its repository; empty for others."""
-    name = name_of(str(model))
-    return MODELS[name].defaults if name else {}
-
-
-def _default_steps(model: str | Path, folder: Path | None) -> int:
-    if folder is None or ((known := family_of_model(str(model))) is not None and not known.exclusive):
-        steps = _named_defaults(model).get("steps")
-    else:
-        guided = read_json(folder / "transformer" / "config.json").get("guidance_embeds")
-        steps = DEFAULTS["dev"]["steps"] if guided else None
-    return int(steps or Workload().steps)
+def _defaults(model: str | Path, folder: Path | None, family: Family) -> Mapping[str, Any]:
+    """The defaults of a model with a name, also by its repository; of others those that its configurations give."""
+    if name := name_of(str(model)):
+        return MODELS[name].defaults
+    if folder is None:
+        return {}
+    index, transformer = folder / "model_index.json", folder / "transformer" / "config.json"
+    settings = {**(read_json(index) if index.is_file() else {}), "_name_or_path": str(model)}
+    # What a family reads from a loaded pipeline.
+    described = SimpleNamespace(
+        config=SimpleNamespace(**settings),
+        transformer=SimpleNamespace(config=SimpleNamespace(**read_json(transformer))),
+    )
+    return family.configured(described)
 
 
 def _downloaded_gib(model: str | Path) -> float:

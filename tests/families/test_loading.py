@@ -97,6 +97,21 @@ def test_the_plan_of_a_named_model_fits_its_machine(name, machine, preset):
     assert {option.preset.name for option in plan.options} == set(presets_of(fnb_family(name)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_plan_of_a_folder_has_the_steps_of_its_model(folders, name):
+    folder = folders(name)[1]
+    assert fnb.plan(folder).steps == fnb.load(folder).defaults.steps == MODELS[name].defaults["steps"]
+
+
+@pytest.mark.parametrize(("teacher", "student"), [("klein-base", "klein"), ("z-image", "z-image-turbo")])
+def test_the_plan_of_a_teacher_in_a_folder_has_two_evaluations_a_step(folders, teacher, student):
+    def seconds_of_a_step(name):
+        one, two = (fnb.plan(folders(name)[1], "colab-a100", steps=steps).seconds for steps in (1, 2))
+        return two - one
+
+    assert seconds_of_a_step(teacher) == pytest.approx(2 * seconds_of_a_step(student), rel=1e-6)
+
+
 def fnb_family(name):
     from fluxnb.families.registry import family_of_model
 
