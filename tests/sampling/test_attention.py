@@ -93,7 +93,7 @@ def test_single_blocks_chosen_by_index_are_those_after_the_double_ones(toy_pipe)
     assert torch.equal(one.trajectories[0][0].attention, other.trajectories[0][0].attention)
 
 
-def test_only_the_steps_that_are_kept_are_looked_at(toy):
+def test_attention_is_recorded_for_the_kept_steps_only(toy):
     trajectory = fnb.run(toy, "a fox", steps=4, keep=fnb.Keep(attention="all", steps=(0, -1)))
     assert ["attention" in step.tensors for step in trajectory] == [True, False, False, True]
     assert trajectory.attention("fox").shape == (2, 4, 4)
@@ -113,7 +113,7 @@ def test_a_word_in_letters_counts_all_of_them(toy):
     assert trajectory.attention("Zebra").shape == (1, 4, 4)
 
 
-def test_the_same_word_twice_is_two_words_and_is_asked_for_as_one(toy):
+def test_the_same_word_twice_is_two_words_and_is_selected_as_one(toy):
     trajectory = fnb.run(toy, "a fox, a cat", steps=1, keep=LOOK)
     assert trajectory.words == ("a", "fox", "a", "cat")
     both = trajectory[0].attention[:, 0] + trajectory[0].attention[:, 2]
@@ -149,7 +149,7 @@ def test_a_batch_has_the_words_and_maps_of_each_of_its_prompts(toy_pipe):
     assert batch[0][0].attention.data_ptr() != batch[1][0].attention.data_ptr()
 
 
-def test_under_true_cfg_the_evaluation_with_the_prompt_is_looked_at(toy_guided):
+def test_under_true_cfg_the_evaluation_with_the_prompt_is_recorded(toy_guided):
     pipe = toy_guided.pipe
     pipe.set_progress_bar_config(disable=True)
     with fnb.recording(pipe, keep=LOOK) as recorder:
@@ -175,7 +175,7 @@ def test_a_call_that_is_given_embeddings_has_no_words_and_is_recorded_all_the_sa
         trajectory.attention("fox")
 
 
-def test_image_to_image_is_looked_at_from_its_first_step(toy_pipe):
+def test_image_to_image_is_recorded_from_its_first_step(toy_pipe):
     from diffusers import FluxImg2ImgPipeline
 
     pipe = FluxImg2ImgPipeline(**toy_pipe.components)
@@ -187,7 +187,7 @@ def test_image_to_image_is_looked_at_from_its_first_step(toy_pipe):
 
 
 @pytest.mark.moderate
-def test_an_ip_adapter_is_looked_through(toy_pipe):
+def test_attention_of_a_model_with_an_ip_adapter_is_recorded(toy_pipe):
     from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 
     pipe = toy_pipeline()
@@ -231,7 +231,7 @@ def test_every_hook_is_gone_afterwards_also_on_error(toy_pipe):
     assert hooks_in(toy_pipe.transformer) == before and untouched(toy_pipe)
 
 
-def test_after_a_call_that_broke_off_the_next_one_is_looked_at_from_the_start(toy_pipe):
+def test_the_call_after_an_interrupted_one_is_recorded_from_its_first_step(toy_pipe):
     broken = []
 
     def fail(*_):
@@ -251,7 +251,7 @@ def test_after_a_call_that_broke_off_the_next_one_is_looked_at_from_the_start(to
 
 
 @pytest.mark.moderate
-def test_blocks_that_nest_look_each_for_themselves(toy_pipe):
+def test_nested_blocks_record_independently(toy_pipe):
     keeps = fnb.Keep(attention="double"), fnb.Keep(attention="single")
     with fnb.recording(toy_pipe, keep=keeps[0]) as outer, fnb.recording(toy_pipe, keep=keeps[1]) as inner:
         call(toy_pipe, steps=2)
@@ -277,7 +277,7 @@ def test_on_step_sees_the_maps_as_they_come(toy):
 
 def test_maps_and_words_are_saved_and_opened(toy, tmp_path):
     trajectory = fnb.run(toy, "a red fox", steps=2, keep=LOOK)
-    opened = fnb.open_trajectory(fnb.save(trajectory, tmp_path / "walk"))
+    opened = fnb.open_trajectory(fnb.save(trajectory, tmp_path / "trajectory"))
     assert opened.words == trajectory.words
     assert all(torch.equal(a.attention, b.attention) for a, b in zip(opened, trajectory, strict=True))
     damaged = dataclasses.replace(trajectory, words=("a",))
@@ -300,7 +300,7 @@ class Other:
         (lambda pipe: pipe.transformer.transformer_blocks[0].attn.set_processor(Other()), "computed by Other"),
     ],
 )
-def test_a_model_that_cannot_be_looked_into_is_told_before_it_runs(change, says):
+def test_a_model_whose_attention_cannot_be_recorded_is_refused_before_it_runs(change, says):
     pipe = toy_pipeline()
     change(pipe)
     with pytest.raises(InputError, match=says), fnb.recording(pipe, keep=LOOK):
@@ -318,12 +318,12 @@ def test_a_model_that_cannot_be_looked_into_is_told_before_it_runs(change, says)
         ({"attention": "all", "heads": (2,)}, "heads 0 to 1"),
     ],
 )
-def test_blocks_and_heads_that_are_not_there_are_told(toy_pipe, given, says):
+def test_blocks_and_heads_that_do_not_exist_are_refused(toy_pipe, given, says):
     with pytest.raises(InputError, match=says), fnb.recording(toy_pipe, keep=fnb.Keep(**given)):
         raise AssertionError("nothing runs")
 
 
-def test_a_walk_tells_which_words_it_has(toy):
+def test_the_error_for_an_unknown_word_lists_the_words_of_the_trajectory(toy):
     trajectory = fnb.run(toy, "a red fox", steps=1, keep=LOOK)
     with pytest.raises(InputError, match="'a', 'red' and 'fox'"):
         trajectory.attention("cat")
@@ -335,7 +335,7 @@ def test_a_walk_tells_which_words_it_has(toy):
         _ = fnb.run(toy, "a fox", steps=1)[0].attention
 
 
-def test_more_words_than_a_head_has_numbers_are_all_looked_for(toy_pipe):
+def test_more_words_than_a_head_has_numbers_are_all_recorded(toy_pipe):
     prompt = " ".join(["fox", "cat", "dog", "snow", "red"] * 5)  # 25 words, and heads of 16 numbers
     with fnb.recording(toy_pipe, keep=LOOK) as recorder:
         call(toy_pipe, prompt=prompt, steps=1)
@@ -343,12 +343,12 @@ def test_more_words_than_a_head_has_numbers_are_all_looked_for(toy_pipe):
     assert maps.shape == (6, 25) and bool((maps > 0).all())
 
 
-def test_another_kind_of_transformer_is_told():
+def test_another_kind_of_transformer_is_refused():
     with pytest.raises(InputError, match="FluxTransformer2DModel"), capture_attention(torch.nn.Identity()):
         raise AssertionError("nothing runs")
 
 
-def test_looking_may_stand_alone(toy_pipe):
+def test_attention_is_captured_outside_of_a_recording(toy_pipe):
     with capture_attention(toy_pipe.transformer) as attention:
         attention.aim([words_of(toy_pipe.tokenizer_2, "a red fox", 48)])
         call(toy_pipe, steps=1)

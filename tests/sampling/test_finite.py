@@ -31,39 +31,39 @@ def test_numbers_pass(numbers, trajectory):
     numbers.settle()
 
 
-def test_at_once_the_step_itself_is_told(numbers, trajectory):
+def test_an_immediate_check_reports_the_step_itself(numbers, trajectory):
     with pytest.raises(fnb.RunError, match="step 1 "):
         numbers.check(BAD, lambda item: trajectory.steps[1], late=False)
 
 
-def test_late_the_next_step_tells_of_the_one_before(numbers, trajectory):
+def test_a_late_check_reports_the_previous_step_at_the_next_one(numbers, trajectory):
     numbers.check(BAD, lambda item: trajectory.steps[1], late=True)
     with pytest.raises(fnb.RunError, match="step 1 "):
         numbers.check(GOOD, lambda item: trajectory.steps[2], late=True)
 
 
-def test_the_last_step_is_told_when_the_walk_is_settled(numbers, trajectory):
+def test_the_last_step_is_reported_when_the_check_is_settled(numbers, trajectory):
     numbers.check(BAD, lambda item: trajectory.steps[2], late=True)
     with pytest.raises(fnb.RunError, match="step 2 "):
         numbers.settle()
 
 
-def test_what_is_told_is_not_told_again(numbers, trajectory):
+def test_a_failure_is_reported_once(numbers, trajectory):
     numbers.check(BAD, lambda item: trajectory.steps[2], late=True)
     with pytest.raises(fnb.RunError):
         numbers.settle()
     numbers.settle()
 
 
-def test_the_picture_that_broke_is_the_one_that_is_asked_for(numbers, trajectory):
-    asked = []
+def test_the_step_of_the_affected_picture_is_requested(numbers, trajectory):
+    requested = []
     with pytest.raises(fnb.RunError, match="bfloat16"):
-        numbers.check(BAD, lambda item: asked.append(item) or trajectory.steps[0], late=False)
-    assert asked == [1]
+        numbers.check(BAD, lambda item: requested.append(item) or trajectory.steps[0], late=False)
+    assert requested == [1]
 
 
 @pytest.mark.moderate
-def test_a_walk_stopped_by_hand_shows_no_picture_of_no_numbers(monkeypatch):
+def test_an_interrupted_trajectory_that_is_not_finite_has_no_picture(monkeypatch):
     flux, made = fnb.load(toy_pipeline()), []
 
     def spoil(module, given, out):

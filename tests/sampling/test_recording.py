@@ -26,7 +26,7 @@ def untouched(pipe):
 
 
 def assert_lawful(trajectory, count):
-    """A walk whose numbers hang together."""
+    """A trajectory whose numbers are consistent."""
     assert trajectory.finished and len(trajectory) == count == len(trajectory.sigmas) - 1
     for step, sigma, following in zip(trajectory, trajectory.sigmas, trajectory.sigmas[1:], strict=False):
         assert (step.sigma, step.dt) == (sigma, following - sigma)
@@ -68,7 +68,7 @@ def test_it_keeps_what_the_scheduler_was_given_and_gave(toy_pipe):
         assert torch.equal(step.x, x[0]) and torch.equal(step.v, v[0]) and torch.equal(step.x_next, x_next[0])
 
 
-def test_the_walk_begins_with_the_noise_of_the_seed(toy_pipe):
+def test_the_trajectory_begins_with_the_noise_of_the_seed(toy_pipe):
     from fluxnb.records.latents import pack
 
     with fnb.recording(toy_pipe) as recorder:
@@ -93,7 +93,7 @@ def test_methods_are_patched_during_a_call_and_at_no_other_time(toy_pipe):
 
 
 @pytest.mark.parametrize("broken_at", [0, 1, 2])
-def test_a_call_that_raises_leaves_an_unfinished_walk_and_the_pipeline_as_before(toy_pipe, broken_at):
+def test_a_call_that_raises_leaves_an_unfinished_trajectory_and_the_pipeline_as_before(toy_pipe, broken_at):
     bare, passed = call(toy_pipe), []
 
     def fail(*_):
@@ -121,7 +121,7 @@ def test_a_call_after_one_that_raised_inside_the_block_is_recorded_whole(toy_pip
 
 
 @pytest.mark.moderate
-def test_blocks_nest_and_each_sees_its_own_calls(toy_pipe):
+def test_blocks_nest_and_each_records_its_own_calls(toy_pipe):
     with fnb.recording(toy_pipe) as outer:
         call(toy_pipe)
         with fnb.recording(toy_pipe) as inner:
@@ -142,14 +142,14 @@ def test_blocks_that_end_out_of_order_leave_nothing_behind(toy_pipe):
     assert untouched(toy_pipe)
 
 
-def test_a_run_inside_a_users_block_is_seen_too(toy):
+def test_a_run_inside_a_block_is_recorded_too(toy):
     with fnb.recording(toy.pipe) as recorder:
         trajectory = fnb.run(toy, "a fox", steps=2, sampler="renoise")
     assert torch.equal(recorder.trajectories[0].final, trajectory.final)
     assert untouched(toy.pipe)
 
 
-def test_a_batch_gives_one_walk_per_picture(toy_pipe):
+def test_a_batch_gives_one_trajectory_per_picture(toy_pipe):
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     bare = call(toy_pipe, prompt=["a fox", "a cat"], generator=[g.clone_state() for g in generators])
     with fnb.recording(toy_pipe) as recorder:
@@ -175,7 +175,7 @@ def test_true_cfg_is_recorded_as_the_combined_velocity(toy_pipe):
     assert recorder.trajectories[0].recipe is None  # the scale passes by nowhere that can be watched
 
 
-def test_image_to_image_starts_where_its_strength_says(toy_pipe):
+def test_image_to_image_starts_at_the_step_of_its_strength(toy_pipe):
     from diffusers import FluxImg2ImgPipeline
 
     pipe = FluxImg2ImgPipeline(**toy_pipe.components)
@@ -235,7 +235,7 @@ def test_a_compiled_transformer_is_recorded(toy_pipe):
     assert_lawful(recorder.trajectories[0], 3)
 
 
-def test_keep_says_what_stays(toy_pipe):
+def test_keep_determines_which_tensors_remain(toy_pipe):
     with fnb.recording(toy_pipe, keep=fnb.Keep(steps=(1,), tensors=("v",))) as recorder:
         call(toy_pipe)
     assert [sorted(step.tensors) for step in recorder.trajectories[0]] == [[], ["v"], []]
@@ -267,7 +267,7 @@ def test_no_record_holds_the_pipeline():
         ({"prompt": ""}, False),
     ],
 )
-def test_the_recipe_is_told_where_the_call_tells_it_and_else_left_out(toy_pipe, options, known):
+def test_a_call_has_a_recipe_where_its_arguments_determine_one(toy_pipe, options, known):
     with fnb.recording(toy_pipe) as recorder:
         seen = call(toy_pipe, **options)
     recipe = recorder.trajectories[0].recipe
@@ -278,7 +278,7 @@ def test_the_recipe_is_told_where_the_call_tells_it_and_else_left_out(toy_pipe, 
         assert again.image.tobytes() == expected.numpy().tobytes()
 
 
-def test_a_used_generator_has_no_seed_to_tell(toy_pipe):
+def test_a_used_generator_has_no_known_seed(toy_pipe):
     generator = torch.Generator().manual_seed(3)
     torch.randn(1, generator=generator)
     with fnb.recording(toy_pipe) as recorder:
@@ -286,6 +286,6 @@ def test_a_used_generator_has_no_seed_to_tell(toy_pipe):
     assert recorder.trajectories[0].recipe is None
 
 
-def test_what_is_no_pipeline_is_told():
+def test_an_object_that_is_no_pipeline_is_refused():
     with pytest.raises(InputError, match="scheduler"), fnb.recording("pocket"):
         pass

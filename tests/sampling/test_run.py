@@ -93,7 +93,7 @@ def test_the_global_random_state_is_left_alone(toy):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_the_recipe_of_a_walk_is_full_and_repeats_it(toy, toy_trajectory):
+def test_the_recipe_of_a_trajectory_is_complete_and_repeats_it(toy, toy_trajectory):
     recipe = toy_trajectory.recipe
     assert recipe.height == recipe.width == 64 and recipe.model and recipe.revision and recipe.dtype == "float32"
     assert fnb.run(toy, recipe).image.tobytes() == toy_trajectory.image.tobytes()
@@ -129,13 +129,13 @@ def test_a_recipe_of_another_model_is_drawn_by_this_one(toy, toy_guided):
         ({"sampler": "ddim"}, "known are"),
     ],
 )
-def test_what_cannot_be_run_is_told_before_anything_runs(toy, given, says):
+def test_invalid_arguments_are_refused_before_anything_runs(toy, given, says):
     with counted(toy.pipe) as counts, pytest.raises(InputError, match=says):
         fnb.run(toy, given.pop("prompt", "a fox"), **given)
     assert sum(counts.values()) == 0
 
 
-def test_a_run_without_a_model_is_told():
+def test_a_run_without_a_model_is_refused():
     with pytest.raises(InputError, match="flux is a Flux"):
         fnb.run("pocket", "a fox")
 
@@ -190,7 +190,7 @@ def ctrl_c():
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize("keep", [None, fnb.Keep(attention="all")], ids=["plain", "attention"])
-def test_ctrl_c_while_the_model_computes_leaves_the_walk_so_far_and_nothing_else_in_memory(
+def test_ctrl_c_while_the_model_computes_leaves_the_trajectory_so_far_and_nothing_else_in_memory(
     toy, toy_trajectory, at, keep
 ):
     def press(*_):
@@ -216,7 +216,7 @@ def test_ctrl_c_while_the_model_computes_leaves_the_walk_so_far_and_nothing_else
 
 @pytest.mark.moderate
 @pytest.mark.parametrize("at", [0, 1, 2, 3])
-def test_a_stopped_walk_holds_its_own_memory_alone(toy, toy_trajectory, at):
+def test_a_stopped_trajectory_holds_its_own_memory_alone(toy, toy_trajectory, at):
     def run():
         return fnb.run(toy, toy_trajectory.recipe, on_step=lambda step: fnb.STOP if step.index == at else None)
 
@@ -330,7 +330,7 @@ def test_a_velocity_that_is_no_number_names_step_dtype_and_what_to_try(dtype, ad
 
 
 @pytest.mark.moderate
-def test_out_of_memory_is_told_with_what_to_try(toy):
+def test_out_of_memory_is_reported_with_what_to_try(toy):
     def burst(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
@@ -363,8 +363,8 @@ def test_the_progress_bar_settings_of_the_user_stay(toy):
     assert toy.pipe._progress_bar_config == before
 
 
-def test_a_walk_saves_and_opens(toy_trajectory, tmp_path):
-    opened = fnb.open_trajectory(fnb.save(toy_trajectory, tmp_path / "walk"))
+def test_a_trajectory_saves_and_opens(toy_trajectory, tmp_path):
+    opened = fnb.open_trajectory(fnb.save(toy_trajectory, tmp_path / "trajectory"))
     assert opened.recipe == toy_trajectory.recipe and opened.preview == toy_trajectory.preview
     assert opened.image.tobytes() == toy_trajectory.image.tobytes()
     assert all(torch.equal(a.clean, b.clean) for a, b in zip(opened, toy_trajectory, strict=True))
@@ -382,7 +382,7 @@ def test_the_last_clean_frame_is_the_picture(toy, toy_trajectory):
     assert fnb.film(toy, toy_trajectory)[-1].tobytes() == toy_trajectory.image.tobytes()
 
 
-def test_a_linear_film_needs_no_decoder_and_tells_its_error(toy, toy_trajectory):
+def test_a_linear_film_needs_no_decoder_and_reports_its_error(toy, toy_trajectory):
     with counted(toy.pipe) as counts:
         film = fnb.film(toy, toy_trajectory, by="linear")
     assert counts["decoder"] == 0 and film[0].size == (64, 64) and film.error == toy.preview.error > 0
@@ -405,7 +405,7 @@ def test_steps_that_kept_nothing_are_not_in_the_film(toy, toy_trajectory):
     )
 
 
-def test_a_picture_is_on_its_way_before_its_walk_is_written_down(toy, monkeypatch):
+def test_decoding_begins_before_the_trajectory_is_copied(toy, monkeypatch):
     from fluxnb.pipeline.flux import Flux
     from fluxnb.sampling import recording
 
