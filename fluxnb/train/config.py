@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 OPTIMIZERS = ("adamw", "muon")
 
@@ -107,19 +109,21 @@ POCKET = Preset(
         reflow=Schedule(seconds=180.0, batch=512, learning_rate=2e-4, warmup=100, cooldown=0.5, ema=0.998),
     ),
 )
+# Of both models that train in seconds.
+TINY_SIZES: Mapping[str, Any] = {
+    "vae_channels": (8, 8, 16, 16),
+    "double_blocks": 1,
+    "single_blocks": 1,
+    "heads": 2,
+    "head_dim": 16,
+    "rope_axes": (4, 6, 6),
+    "text_width": 32,
+    "text_layers": 1,
+    "pooled_width": 32,
+    "pooled_layers": 1,
+}
 TINY = Preset(
-    sizes=Sizes(
-        vae_channels=(8, 8, 16, 16),
-        double_blocks=1,
-        single_blocks=1,
-        heads=2,
-        head_dim=16,
-        rope_axes=(4, 6, 6),
-        text_width=32,
-        text_layers=1,
-        pooled_width=32,
-        pooled_layers=1,
-    ),
+    sizes=Sizes(**TINY_SIZES),
     autoencoder=Schedule(seconds=0.0, iterations=4, batch=4, learning_rate=1e-3, scenes=32, warmup=1),
     judge=Schedule(seconds=0.0, iterations=4, batch=8, learning_rate=1e-3, scenes=32, warmup=1),
     teacher=Schedule(

@@ -78,19 +78,7 @@ POCKET = Preset(
     paddings=((CAPTION_TOKENS, 0.9), (64, 0.03), (128, 0.03), (256, 0.02), (512, 0.02)),
 )
 TINY = Preset(
-    sizes=Sizes(
-        default_size=64,
-        vae_channels=(8, 8, 16, 16),
-        double_blocks=1,
-        single_blocks=1,
-        heads=2,
-        head_dim=16,
-        rope_axes=(4, 6, 6),
-        text_width=32,
-        text_layers=1,
-        pooled_width=32,
-        pooled_layers=1,
-    ),
+    sizes=Sizes(default_size=64, **first.TINY_SIZES),
     autoencoder=Schedule(seconds=0.0, iterations=2, batch=2, learning_rate=1e-3, scenes=16, warmup=1),
     autoencoder_sizes=(64, 32),
     teacher=Schedule(
