@@ -195,10 +195,10 @@ def _is_a(value: object, hint: Any) -> bool:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_is_a(value, each) for each in inner)
-    if hint in (int, float) and isinstance(value, bool):
-        return False
     if hint in (int, float) and getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()  # a number of numpy or torch
+    if hint in (int, float) and isinstance(value, bool):
+        return False
     if _is_list(hint) and len(inner) == 1:
         if isinstance(value, str | bytes) or not isinstance(value, origin):
             return False

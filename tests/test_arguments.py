@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import ArgumentError
@@ -102,3 +104,14 @@ def test_an_error_inside_the_function_is_not_taken_for_a_wrong_call():
     with pytest.raises(TypeError, match="object of type 'int'") as caught:
         broken(3)
     assert not isinstance(caught.value, ArgumentError)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), np.float64(0.5)])
+def test_a_truth_value_and_a_fraction_are_no_whole_numbers(value):
+    @entry_point(count="count=1")
+    def repeat(count: int):
+        return count
+
+    assert repeat(np.int64(2)) == repeat(torch.tensor(2)) == 2
+    with pytest.raises(ArgumentError, match="count is a whole number"):
+        repeat(value)
