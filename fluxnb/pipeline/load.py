@@ -35,6 +35,7 @@ from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.compat import is_library_error
 from fluxnb.runtime.compilation import compile_pipeline
 from fluxnb.runtime.exclusive import protect
+from fluxnb.runtime.streaming import WeightReader, buffers_of_floats
 
 __all__ = ["handle_of", "load", "remember"]
 
@@ -245,7 +246,7 @@ def _from_diffusers(source: weights.Source, folder: Path, dtype: torch.dtype, *,
                 "a file is missing, damaged, or not safetensors",
                 "copy or download the folder again",
             ) from problem
-    _check_loaded(pipe, source.place)
+    _check_loaded(pipe, folder, source.parts, variant=variant)
     return pipe
 
 
@@ -263,21 +264,27 @@ def _text_encoder(folder: Path, name: str, dtype: torch.dtype, *, variant: str) 
         options["variant"] = variant or None
     encoder, report = kind.from_pretrained(folder / name, **options, output_loading_info=True)
     for weight in sorted(report["missing_keys"]):
-        raise _missing(weight, name, str(folder))
+        raise _missing(weight, name, folder)
     return encoder
 
 
-def _check_loaded(pipe: Any, place: str) -> None:
-    """Raise StorageError for a model of which diffusers found a weight missing, which it leaves without memory."""
-    for name, part in pipe.components.items():
-        for weight, tensor in part.named_parameters() if hasattr(part, "named_parameters") else ():
-            if tensor.is_meta:
-                raise _missing(weight, name, place)
+def _check_loaded(pipe: Any, folder: Path, parts: Mapping[str, Path], *, variant: str) -> None:
+    """Raise StorageError where diffusers found a weight missing, which it leaves without memory, or a buffer."""
+    for name in ("transformer", "vae"):
+        model = getattr(pipe, name)
+        if model is None:
+            continue
+        missing = [weight for weight, tensor in model.named_parameters() if tensor.is_meta]
+        if buffers := buffers_of_floats(model):
+            reader = WeightReader(parts.get(name, folder / name), variant=variant)
+            missing += [buffer for buffer in buffers if buffer not in reader]
+        for weight in missing:
+            raise _missing(weight, name, folder)
 
 
-def _missing(weight: str, component: str, place: str) -> StorageError:
+def _missing(weight: str, component: str, folder: Path) -> StorageError:
     return StorageError(
-        f"{component} in {place} has no {shorten(weight)}",
+        f"{component} in {folder} has no {shorten(weight)}",
         "the model's configuration requires it",
         "copy or download the folder again",
     )

@@ -27,6 +27,7 @@ from fluxnb.runtime.compat import modules_in_float32, set_execution_device, tied
 __all__ = [
     "TensorSetter",
     "WeightReader",
+    "buffers_of_floats",
     "build_without_memory",
     "check_weights",
     "load_by_layer",
@@ -193,6 +194,7 @@ def check_weights(model: nn.Module, reader: Any) -> None:
     """Check that a reader has every weight of a model built without memory, in its shape and as floats.
 
     An assignment would take a tensor of any shape, and a bias of one number would then be added to every feature.
+    Without its stored statistics, a batch norm would have those of a new one.
 
     Arguments:
         reader: a WeightReader or GgufReader.
@@ -201,8 +203,9 @@ def check_weights(model: nn.Module, reader: Any) -> None:
         StorageError: a weight is missing, has another shape or another kind of numbers.
     """
     _alias_tied_weights(model, reader)
+    buffers = buffers_of_floats(model)
     for name, weight in model.state_dict(keep_vars=True).items():
-        if weight.device.type != "meta":
+        if weight.device.type != "meta" and name not in buffers:
             continue
         shape, is_float = reader.stored(name)
         if shape != tuple(weight.shape) or (weight.is_floating_point() and not is_float):
@@ -212,6 +215,12 @@ def check_weights(model: nn.Module, reader: Any) -> None:
                 f"the model's configuration requires floats of the shape {tuple(weight.shape)}",
                 "download the folder again",
             )
+
+
+def buffers_of_floats(model: nn.Module) -> list[str]:
+    """Names of the buffers of floats that a model's files hold, such as the statistics of a batch norm."""
+    stored = model.state_dict().keys()
+    return [name for name, buffer in model.named_buffers() if buffer.is_floating_point() and name in stored]
 
 
 def build_without_memory(build: Callable[[], nn.Module], dtype: torch.dtype) -> Any:

@@ -236,7 +236,7 @@ def test_a_transformer_in_a_gguf_file_is_read_from_the_hub_without_its_other_wei
     assert not [name for name in gguf_hub.sent if name.startswith("transformer/") and name.endswith(".safetensors")]
 
 
-@pytest.mark.slow  # diffusers 0.39 asks for the file list at an address that a test cannot replace
+@pytest.mark.slow  # diffusers 0.39 requests the file list from an address that a test cannot replace
 def test_a_transformer_in_several_files_loads_after_its_gguf_file(gguf_hub):
     fnb.load(REPO, preset="gguf-q8")
     flux = fnb.load(REPO, preset="cpu", dtype="float32")

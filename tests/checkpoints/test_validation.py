@@ -18,6 +18,7 @@ from fluxnb.errors import StorageError
 from fluxnb.planning.presets import PRESETS
 from fluxnb.runtime.assembly import assemble
 from tests.conftest import toy_pipeline
+from tests.families.tiny import klein
 
 
 @pytest.fixture
@@ -161,6 +162,15 @@ def test_a_text_encoder_that_lacks_a_weight_is_refused(folder, component, preset
     refused(folder, "has no|holds no", preset)
 
 
+@pytest.mark.moderate
+@pytest.mark.parametrize("preset", ["resident", "text-by-layer"])
+@pytest.mark.parametrize("name", ["bn.running_mean", "bn.running_var"])
+def test_a_vae_that_lacks_a_statistic_of_its_batch_norm_is_refused(tmp_path, name, preset):
+    klein(distilled=True).save_pretrained(tmp_path)
+    change_tensors(tmp_path / "vae" / "diffusion_pytorch_model.safetensors", lambda tensors: tensors.pop(name))
+    refused(tmp_path, "has no|holds no", preset)
+
+
 @pytest.mark.parametrize("preset", ["auto", "lean"])
 @pytest.mark.parametrize(
     "file",
@@ -227,7 +237,7 @@ def test_a_name_holds_no_folder_of_the_user(given, name):
     assert public_name(given) == name
 
 
-def test_a_hub_id_is_kept_if_its_repository_is_in_the_cache(tmp_path, monkeypatch):
+def test_a_hub_id_remains_whole_if_its_repository_is_in_the_cache(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
