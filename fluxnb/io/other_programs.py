@@ -40,7 +40,7 @@ def read_a1111(text: str) -> Imported:
     """
     if len(text) > 3 * LONGEST_TEXT:
         raise refusal(f"a parameters text of {len(text)} characters", f"at most {3 * LONGEST_TEXT} are read")
-    lines = text.strip().split("\n")
+    lines = text.rstrip().split("\n")
     settings = _settings(lines[-1])
     if len(settings) < 3 or "Steps" not in settings:
         raise refusal("a parameters text without settings", "its last line has Steps, Sampler and Seed")
@@ -48,7 +48,7 @@ def read_a1111(text: str) -> Imported:
         (i for i, line in enumerate(lines[:-1]) if line.strip().startswith("Negative prompt:")), len(lines) - 1
     )
     prompt = "\n".join(lines[:start])
-    negative = "\n".join(lines[start:-1]).strip().removeprefix("Negative prompt:").strip()
+    negative = "\n".join(lines[start:-1]).lstrip().removeprefix("Negative prompt:").removeprefix(" ")
     ours, forge = settings.get("Version") == "fluxnb", settings.get("Version", "").startswith("f")
     source = "fluxnb" if ours else "forge" if forge else "a1111"
     differs: list[str] = []

@@ -6,7 +6,11 @@ import re
 
 __all__ = ["without_weights"]
 
-_SEGMENT = re.compile(r"\\[()\[\]\\]|[()\[\]]|[^()\[\]\\]+|\\")
+# Escaped characters, brackets, and the text between them.
+_SEGMENTS = {
+    "()": re.compile(r"\\[()]|[()]|[^()\\]+|\\"),
+    "()[]": re.compile(r"\\[()\[\]\\]|[()\[\]]|[^()\[\]\\]+|\\"),
+}
 _WEIGHT = re.compile(r":\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*\Z")
 
 
@@ -24,14 +28,13 @@ def without_weights(text: str, *, brackets: str = "()") -> tuple[str, tuple[str,
         ('a red fox (alone)', ('(red:1.2)',))
     """
     opening, closing = brackets[::2], brackets[1::2]
-    escapable = brackets + ("\\" if len(brackets) > 2 else "")
     parts: list[str] = []
     open_at: list[tuple[int, str]] = []
     weights: list[str] = []
-    for segment in _SEGMENT.findall(text):
+    for segment in _SEGMENTS[brackets].findall(text):
         if len(segment) == 2 and segment[0] == "\\":
-            parts.append(segment[1] if segment[1] in escapable else segment)
-        elif segment in opening and segment:
+            parts.append(segment[1])
+        elif segment in opening:
             open_at.append((len(parts), segment))
             parts.append(segment)
         elif segment in closing and open_at and opening[closing.index(segment)] == open_at[-1][1]:

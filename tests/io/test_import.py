@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import fluxnb as fnb
 from fluxnb.errors import FluxnbError, InputError, StorageError
+from fluxnb.io.a1111 import parameters
 from fluxnb.io.comfyui import MODELS
 from fluxnb.io.containers import USER_COMMENT
 from fluxnb.io.png import encode_png
@@ -285,6 +286,14 @@ def test_our_own_parameters_text_gives_the_recipe_back(recipe):
         text = opened.text["parameters"]
     read = fnb.import_recipe(png(parameters=text))
     assert (read.recipe, read.source, read.differs) == (recipe, "fluxnb", ())
+
+
+@pytest.mark.parametrize("text", [" a fox ", "\\(a", "a \\\\(b) \\", "\\\\)", "[a (b]) c", "((a:1.2", "a\n\n b", "]["])
+def test_spaces_backslashes_and_brackets_of_a_prompt_come_back(text):
+    recipe = SCHNELL.replace(prompt=text, model="pocket-base", guidance=1.5, negative=text)
+    assert fnb.import_recipe(fnb.comfy_workflow(recipe, browser=False)).recipe.prompt == text
+    read = fnb.import_recipe(png(parameters=parameters(recipe))).recipe
+    assert (read.prompt, read.negative) == (text, text)
 
 
 SWARM = {"prompt": "a fox", "model": "FLUX1/flux1-schnell-fp8", "seed": 5, "steps": 4, "cfgscale": 1.0, "width": 1024,
