@@ -86,7 +86,7 @@ def _contents(contents: Contents) -> Imported:
 
 def _text(text: str) -> Imported:
     """The recipe of a text that is JSON or the `parameters` of A1111."""
-    if text.lstrip()[:1] == "{":
+    if text.lstrip()[:1] == "{" and "\nSteps: " not in text:  # a prompt may begin with a brace, too
         return _document(parse_json(text))
     return others.read_a1111(text)
 

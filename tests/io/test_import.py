@@ -288,8 +288,10 @@ def test_our_own_parameters_text_gives_the_recipe_back(recipe):
     assert (read.recipe, read.source, read.differs) == (recipe, "fluxnb", ())
 
 
-@pytest.mark.parametrize("text", [" a fox ", "\\(a", "a \\\\(b) \\", "\\\\)", "[a (b]) c", "((a:1.2", "a\n\n b", "]["])
-def test_spaces_backslashes_and_brackets_of_a_prompt_come_back(text):
+@pytest.mark.parametrize(
+    "text", [" a fox ", "\\(a", "a \\\\(b) \\", "\\\\)", "[a (b]) c", "((a:1.2", "a\n\n b", "][", "{red|blue} fox"]
+)
+def test_spaces_backslashes_brackets_and_braces_of_a_prompt_come_back(text):
     recipe = SCHNELL.replace(prompt=text, model="pocket-base", guidance=1.5, negative=text)
     assert fnb.import_recipe(fnb.comfy_workflow(recipe, browser=False)).recipe.prompt == text
     read = fnb.import_recipe(png(parameters=parameters(recipe))).recipe
