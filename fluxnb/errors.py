@@ -10,6 +10,7 @@ import difflib
 import os
 import re
 import sys
+import sysconfig
 import traceback
 import warnings
 from collections.abc import Iterable
@@ -127,8 +128,10 @@ def shorten_line(text: str, limit: int = 200) -> str:
 
 
 def _is_internal(filename: str) -> bool:
-    """Whether a frame is one of this package or of an installed one, and not of the caller's own code."""
-    return os.path.dirname(os.path.abspath(__file__)) in filename or "site-packages" in filename
+    """Whether a frame is one of this package, an installed one or the standard library, not the caller's own code."""
+    folders = (os.path.dirname(os.path.abspath(__file__)), sysconfig.get_path("stdlib"))
+    installed = {"site-packages", "dist-packages"} & set(re.split(r"[/\\]", filename))
+    return bool(installed) or any(filename.startswith(folder + os.sep) for folder in folders)
 
 
 def _place(frame: traceback.FrameSummary) -> str:
