@@ -99,16 +99,14 @@ class View(anywidget.AnyWidget):
         data = {**data, "text/plain": repr(self)}
         if self._fallback is not None:
             data["image/png"] = base64.b64encode(self._fallback).decode("ascii")
-        if displays_widgets_only():
-            if self._is_complete and (text := self._html()) is not None:
-                data["text/html"] = text
-            return data, metadata
-        data.pop(WIDGET, None)
-        if self._is_complete:
-            data["text/html"] = self._html()
-        else:
-            data["text/html"] = host(self._view, key=self.key, text=self._absent)
-            self._reserve()
+        text = self._html() if self._is_complete else None  # None as well for a stream that failed at its first cell
+        if not displays_widgets_only():
+            data.pop(WIDGET, None)
+            if text is None:
+                text = host(self._view, key=self.key, text=self._absent)
+                self._reserve()
+        if text is not None:
+            data["text/html"] = text
         return data, metadata
 
     if hasattr(anywidget.AnyWidget, "_ipython_display_"):  # ipywidgets 7, whose own method displays the widget alone

@@ -52,6 +52,13 @@ def test_a_stream_has_a_place_for_the_widget_and_an_output_that_is_filled_at_its
     assert last_name == name and update and text.count("<figcaption>") == 6
 
 
+def test_a_stream_that_failed_at_its_first_cell_has_the_output_of_a_live_widget(notebook):
+    widget = explore(FakeStream(grid(seeds=[0, 1]), breaks_at=0))
+    widget._worker.join(20)
+    data, _ = widget._repr_mimebundle_()
+    assert WIDGET not in data and f'data-fluxnb="{widget.key}"' in data["text/html"]
+
+
 @pytest.mark.parametrize("variable", [*view.WIDGET_HOSTS, "FLUXNB_DISPLAY"])
 def test_in_a_host_of_single_frames_the_widget_is_beside_the_html(notebook, monkeypatch, variable):
     monkeypatch.setenv(variable, "widget")
