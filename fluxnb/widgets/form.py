@@ -99,10 +99,10 @@ def format_value(value: Any) -> str:
     """Format a value as a user would type it into the form.
 
     Example:
-        >>> format_value(range(3)), format_value(4)
-        ('0, 1, 2', '4')
+        >>> format_value(range(3)), format_value(seed for seed in (5, 7)), format_value(4)
+        ('0, 1, 2', '5, 7', '4')
     """
-    if isinstance(value, Sequence | range) and not isinstance(value, str):
+    if isinstance(value, Iterable) and not isinstance(value, str):
         return ", ".join(str(each) for each in value)
     return str(value)
 

@@ -411,14 +411,17 @@ class Lab(GridView):
             "recipe": self._open_recipe,
         }
 
-    def _request(self, content: dict[str, Any], _: Any) -> None:
+    def _request(self, content: dict[str, Any], _: Any) -> str:
         fields = content.get("fields") or {}
         try:
             self.generate(**{str(name): str(text) for name, text in fields.items()})
         except Exception as problem:  # displayed below the form
-            self.problem = problem
             message, remedy = _message_and_remedy(problem)
-            self.state = {**self.state, **_state("failed", message=message, remedy=remedy)}
+            if self.running:  # a second press; the request under way goes on
+                return f"{message} {remedy}"
+            self.problem = problem
+            self.state = _state("failed", message=message, remedy=remedy)
+        return ""
 
     def _show_run(self, content: dict[str, Any], _: Any) -> str:
         """Display the images and the settings of an earlier run."""

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import threading
 
+import numpy as np
 import pytest
 import traitlets
 from PIL import Image
@@ -178,6 +179,18 @@ def test_generate_while_sampling_is_refused(bench):
     lab.wait(10)
 
 
+def test_a_second_press_while_sampling_is_refused_and_the_sampling_goes_on(bench):
+    engine = Engine(free=False)
+    lab = bench(engine)
+    press(lab)
+    lab._on_message(lab, {"kind": "generate", "request": 2, "fields": dict(lab.fields)}, [])
+    assert lab.state["phase"] == "running" and lab.problem is None
+    ((reply, _),) = [each for each in sent(lab, "reply") if each[0]["request"] == 2]
+    assert "lab.cancel" in reply["text"]
+    engine.go.release(100)
+    assert lab.wait(10).state["phase"] == "finished"
+
+
 def test_an_error_while_sampling_is_displayed_with_its_remedy(bench):
     lab = bench(Engine(RunError("512 px ran out of GPU memory", "smaller pictures need less", "try height=256")))
     press(lab)
@@ -241,6 +254,12 @@ def test_an_unknown_message_is_ignored(bench, content):
     lab._on_message(lab, content, [])
     lab.wait(10)
     assert lab.state["phase"] in ("idle", "finished")
+
+
+@pytest.mark.parametrize("seeds", [{1}, (1 for _ in range(1)), np.arange(1, 2), range(1, 2), "1", 1])
+def test_seeds_are_a_text_a_number_or_any_numbers(bench, seeds):
+    lab = bench(Engine()).generate(seeds=seeds, steps=1).wait(10)
+    assert [cell.recipe.seed for cell in lab.grid] == [1]
 
 
 def test_numbers_and_ranges_are_parsed():
