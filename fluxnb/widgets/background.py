@@ -117,10 +117,15 @@ def outcome(problem: Exception | None, *, done: int, total: int) -> str:
     return "finished" if done >= total else "stopped"
 
 
+def _kernel() -> Any:
+    """The IPython kernel of this process, None outside of a notebook."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython.get_ipython(), "kernel", None) if ipython is not None else None
+
+
 def current_cell() -> str | None:
     """The id of the notebook cell that is being executed, None where the host sends none."""
-    ipython = sys.modules.get("IPython")
-    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython is not None else None
+    kernel = _kernel()
     parent = getattr(kernel, "get_parent", lambda _: None)("shell") or {}
     metadata = parent.get("metadata") or {}
     cell = metadata.get("cellId") or (metadata.get("colab") or {}).get("cell_id")
@@ -160,8 +165,7 @@ def _stop_on_interrupt() -> None:
     A kernel ignores SIGINT between two cells. When a cell ends it restores the handler that it saved before, so that
     replacing the saved one is enough. An interrupt of a cell raises KeyboardInterrupt there and stops nothing else.
     """
-    ipython = sys.modules.get("IPython")
-    kernel = getattr(ipython.get_ipython(), "kernel", None) if ipython is not None else None
+    kernel = _kernel()
     if getattr(kernel, "saved_sigint_handler", None) is not signal.SIG_IGN:
         return
 
@@ -169,4 +173,4 @@ def _stop_on_interrupt() -> None:
         _stop_all()
 
     with contextlib.suppress(AttributeError):
-        kernel.saved_sigint_handler = stop  # type: ignore[union-attr]
+        kernel.saved_sigint_handler = stop

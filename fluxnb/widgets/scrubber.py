@@ -1,6 +1,6 @@
 """The scrubber: every step of one or several trajectories, browsed by sigma without the kernel.
 
-The front end is in `static/`; `fluxnb.html.page` builds self-contained pages from the same files.
+The front end is in `front-end/src`; `fluxnb.html.page` builds self-contained pages from the same files.
 """
 
 from __future__ import annotations
