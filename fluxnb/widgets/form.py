@@ -143,7 +143,7 @@ def fields_of(recipe: Recipe, names: Sequence[str]) -> tuple[dict[str, str], lis
         "width": recipe.width,
         "height": recipe.height,
         "guidance": recipe.guidance,
-        "negative": recipe.negative,
+        "negative": recipe.negative or "",  # none clears the field
     }
     known = {name: format_value(value) for name, value in values.items() if name in names and value is not None}
     defaults = {"sampler": "euler", "sigmas": None, "shift": None}

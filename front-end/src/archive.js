@@ -63,7 +63,7 @@ export function zipped(files) {
       [bytes.length, 4],
       [title.length, 2],
       [0, 2],
-    ); // prettier-ignore
+    );
     const local = concatenate([encodeIntegers(true, [0x04034b50, 4]), fields, title, bytes]);
     entries.push(
       concatenate([
@@ -72,7 +72,7 @@ export function zipped(files) {
         encodeIntegers(true, [0, 2], [0, 2], [0, 2], [0, 4], [offset, 4]),
         title,
       ]),
-    ); // prettier-ignore
+    );
     locals.push(local);
     offset += local.length;
   }
@@ -88,6 +88,6 @@ export function zipped(files) {
     [directory.length, 4],
     [offset, 4],
     [0, 2],
-  ); // prettier-ignore
+  );
   return concatenate([...locals, directory, end]);
 }

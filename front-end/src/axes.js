@@ -52,7 +52,7 @@ export function makeAxes(changed) {
       select,
       values.map((value, i) => [i, value, full[i]]),
       state.pages[axis],
-    ); // prettier-ignore
+    );
     select.addEventListener("change", () => turnPage(Number(select.value) - state.pages[axis], axis));
     label.append(select);
     const position = make("span", "fluxnb-page-position", `${state.pages[axis] + 1} of ${values.length}`);

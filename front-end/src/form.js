@@ -47,10 +47,11 @@ export function changedFields(before, after) {
 }
 
 /**
- * @param {{ fields: Record<string, string>, examples: string[], press: () => void, changed: () => void }} options
- *   `press` starts and stops; `changed` is called after a field has been edited.
+ * @param {{ fields: Record<string, string>, examples: string[], press: () => void, generate: () => void,
+ *   changed: () => void }} options `press` is called by the button, `generate` by the key Enter in a field, `changed`
+ *   after a field has been edited.
  */
-export function makeForm({ fields, examples, press, changed }) {
+export function makeForm({ fields, examples, press, generate, changed }) {
   const node = make("form", "fluxnb-form");
   const short = make("div", "fluxnb-fields");
   /** @type {Record<string, any>} */
@@ -83,7 +84,7 @@ export function makeForm({ fields, examples, press, changed }) {
     const isField = /** @type {Element} */ (event.target).tagName === "INPUT";
     if (!isField || event.key !== "Enter" || event.ctrlKey || event.metaKey || event.isComposing) return;
     event.preventDefault();
-    press();
+    generate();
   });
 
   function makeExamples() {
@@ -96,8 +97,9 @@ export function makeForm({ fields, examples, press, changed }) {
   function drawSeeds() {
     set({ seeds: randomSeeds(countNumbers(inputs.seeds.value)) });
   }
-  function set(texts) {
-    for (const [name, text] of Object.entries(texts)) if (inputs[name]) inputs[name].value = text;
+  /** Fill in the fields of these names; a value that is null leaves its field as it is. */
+  function set(values) {
+    for (const [name, input] of Object.entries(inputs)) input.value = values[name] ?? input.value;
     changed();
   }
 

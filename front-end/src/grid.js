@@ -5,7 +5,7 @@ import { makeAxes, severalValues } from "./axes.js";
 import { commonFacts, factNodes } from "./compare.js";
 import { make, makeButton } from "./dom.js";
 import { download } from "./download.js";
-import { makeKeyList } from "./keys.js";
+import { makeKeyList } from "./keylist.js";
 import { frameAt, levels, SHOW_KEYS } from "./levels.js";
 import { makePlayback } from "./playback.js";
 import { makeTable } from "./table.js";
@@ -156,14 +156,14 @@ export function makeGrid(root, source, kernel) {
       ...(comparable ? [compare] : []),
       starAll,
       makeButton("", "clear", "clear the choice (esc)", clearSelection),
-    ); // prettier-ignore
+    );
     const saveTitle = `save as PNG with recipes into ${source.data.folder}`;
     starBar.replaceChildren(
       make("span", "", `★ ${starred.size} starred`),
       ...(kernel ? [makeButton("fluxnb-save", "save to folder", saveTitle, save)] : []),
       makeButton("fluxnb-download", "download", "as PNG with recipes; several in a ZIP archive", downloadStarred),
       makeButton("", "unstar all", "", () => star([...starred])),
-    ); // prettier-ignore
+    );
   }
 
   // Update the text around the table: common facts, progress and keyboard help.

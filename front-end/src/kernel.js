@@ -54,20 +54,25 @@ export function connectGrid(root, model, options = {}) {
     },
     // The connection of a widget ends when its kernel restarts or stops; its contents remain.
     comm_live_update: () => (options.reply ?? grid.showMessage)(goneText(kernelStatus(model))),
-    "change:data": grid.refresh,
+    "change:data"() {
+      grid.refresh();
+      showMarks(); // those of another run may have arrived before its data
+    },
     "change:cells": grid.refresh,
     "change:frames": grid.refresh,
     "change:stars": () => grid.stars(model.get("stars")),
     "change:choices": () => grid.choices(model.get("choices")),
     "change:sigma": () => grid.goToSigma(model.get("sigma")),
   };
+  function showMarks() {
+    grid.stars(model.get("stars"));
+    grid.choices(model.get("choices"));
+  }
   for (const [name, handler] of Object.entries(handlers)) model.on(name, handler);
-  grid.stars(model.get("stars"));
-  grid.choices(model.get("choices"));
+  showMarks();
   grid.goToSigma(model.get("sigma"));
   return {
     grid,
-    source,
     requests,
     close() {
       for (const [name, handler] of Object.entries(handlers)) model.off(name, handler);

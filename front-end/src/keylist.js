@@ -1,5 +1,6 @@
 // @ts-check
-// The list of keys of a view, behind a button and the key "?".
+// The list of keys that a view displays, behind a button and the key "?". What a key does is in TABLE_KEYS and
+// GLOBAL_KEYS of grid.js, and in COMMON_KEYS and MODE_KEYS of viewer.js; tooltips of buttons name their keys as well.
 
 import { make, makeButton } from "./dom.js";
 

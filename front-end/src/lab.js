@@ -27,7 +27,7 @@ function labView(root, model) {
 
   root.classList.add("fluxnb", "fluxnb-lab");
   const { examples } = model.get("form");
-  const form = makeForm({ fields: model.get("fields"), examples, press, changed: formChanged });
+  const form = makeForm({ fields: model.get("fields"), examples, press, generate, changed: formChanged });
   const status = make("div", "fluxnb-lab-status");
   const progress = make("progress");
   const statusText = make("span", "fluxnb-progress-text");
@@ -53,27 +53,26 @@ function labView(root, model) {
     },
     hasForm: true,
     useRecipe(cell) {
-      const facts = new Map(cell.facts);
+      const seeds = new Map(cell.facts).get("seed"); // as text, because JavaScript would round a large number
       const recipe = JSON.parse(cell.recipe);
-      const texts = { prompt: facts.get("prompt"), negative: facts.get("negative"), seeds: facts.get("seed") };
-      const numbers = { steps: recipe.steps, width: recipe.width, height: recipe.height, guidance: recipe.guidance };
-      for (const [name, value] of Object.entries(numbers)) texts[name] = value ?? undefined;
-      form.set(
-        Object.fromEntries(Object.entries(texts).flatMap(([n, v]) => (v === undefined ? [] : [[n, String(v)]]))),
-      );
+      form.set({ ...recipe, negative: recipe.negative ?? "", seeds });
     },
   });
 
-  function press() {
-    if (running()) {
-      form.button.disabled = true;
-      form.button.textContent = "stopping";
-      requests.send({ kind: "cancel" }, { text: "stopping after the current step …" });
-      return;
-    }
+  function stop() {
+    form.button.disabled = true;
+    form.button.textContent = "stopping";
+    requests.send({ kind: "cancel" }, { text: "stopping after the current step …" });
+  }
+  function generate() {
+    if (running()) return;
     root.dataset.clicked = String(performance.now());
     delete root.dataset.first;
     requests.send({ kind: "generate", fields: form.values });
+  }
+  function press() {
+    if (running()) stop();
+    else generate();
   }
   function formChanged() {
     drawStale();
@@ -156,8 +155,8 @@ function labView(root, model) {
   }
 
   on(root, "keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running()) press();
-    else if (event.key === "Escape" && running() && form.node.contains(event.target)) press();
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) generate();
+    else if (event.key === "Escape" && running() && form.node.contains(event.target)) stop();
     else return;
     event.preventDefault();
     event.stopPropagation();

@@ -57,7 +57,7 @@ export function pageMounter(mount, render) {
         place,
         data,
         urls.map((url, number) => url ?? images(number)),
-      ); // prettier-ignore
+      );
     let view = data && !models.live.has(key) ? contents() : null;
     let close = () => view?.close();
     function connect(name, model) {

@@ -79,7 +79,7 @@ export function makeRequests(model, show, changed = () => {}) {
         open.set(
           number,
           setTimeout(() => fail(waitingText(kernelStatus(model))), timeout),
-        ); // prettier-ignore
+        );
         fetches.set(number, ([buffer], text) => {
           if (buffer === undefined) return fail(text);
           fetches.delete(number);

@@ -5,7 +5,7 @@
 import { describeCells, drawDifference } from "./compare.js";
 import { make, makeButton, suppressShortcuts } from "./dom.js";
 import { copyImage, copyText, download } from "./download.js";
-import { makeKeyList } from "./keys.js";
+import { makeKeyList } from "./keylist.js";
 import { SHOW_KEYS } from "./levels.js";
 import { makeStage } from "./stage.js";
 
@@ -44,8 +44,9 @@ function makeSlider(name, max, value, onChange) {
   return { label, range };
 }
 
-// `host` provides cell(id), label(id, others), url(id), picture(id), preview(id), original(id), neighbor(right, down), star(ids), starred(id),
-// select(id), selected(id), onClose(ids), and in a lab useRecipe(id). The playback bar moves into the viewer while it is open, so that the noise level can be changed there.
+// `host` provides cell(id), label(id, others), url(id), picture(id), preview(id), original(id), neighbor(right, down),
+// star(ids), starred(id), select(id), selected(id), onClose(ids), and in a lab useRecipe(id). The playback bar moves into
+// the viewer while it is open, so that the noise level can be changed there.
 export function makeViewer(root, playback, host) {
   // An output iframe (Colab, VS Code) is as tall as its content, so a modal dialog could open outside the visible part.
   const framed = window.self !== window.top;
@@ -222,17 +223,19 @@ export function makeViewer(root, playback, host) {
   // The difference of the original pixels, where the page has them or the kernel sends them; otherwise of previews.
   async function drawDifferenceOf(canvas, ids) {
     const side = Math.max(...ids.map(host.preview));
-    showDifference(canvas, ids.map(host.url), side ? `preview, ${side} px · ` : ""); // prettier-ignore
+    showDifference(canvas, ids.map(host.url), side ? `preview, ${side} px · ` : "");
     const originals = side && host.original ? ids.map((id) => (host.preview(id) ? host.original(id) : null)) : [];
     if (!originals.some(Boolean)) return;
+    const { request } = canvas.dataset; // another one is drawn if the noise level changes in the meantime
     const pngs = await Promise.all(originals).catch(() => null);
-    if (!pngs || pngs.some((png, i) => !png && host.preview(ids[i])) || !canvas.isConnected) return;
+    if (canvas.dataset.request !== request || !canvas.isConnected) return;
+    if (!pngs || pngs.some((png, i) => !png && host.preview(ids[i]))) return;
     const sources = pngs.map((png) => png && URL.createObjectURL(new Blob([png], { type: "image/png" })));
     await showDifference(
       canvas,
       sources.map((url, i) => url ?? host.url(ids[i])),
       "",
-    ); // prettier-ignore
+    );
     for (const url of sources) if (url) URL.revokeObjectURL(url);
   }
   function showDifference(canvas, urls, prefix) {

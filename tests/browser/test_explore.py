@@ -369,6 +369,30 @@ def test_with_a_kernel_downloads_and_differences_use_the_original_pixels(page, t
     assert not page.errors
 
 
+def test_original_pixels_that_arrive_after_the_noise_level_has_changed_are_not_displayed(page, tmp_path):
+    widget = fnb.explore(grid(seeds=[0, 1], steps=[4], size=320, trajectories=True), size=100)
+    open_widget(page, widget, "jupyterlab-light", tmp_path)
+    originals = [base64.b64encode(widget._original({"run": 0, "number": n}, [])).decode() for n in range(2)]
+    focus_table(page)
+    press(page, " ", "ArrowRight", " ", "Enter", "4")
+    text = page.locator(".fluxnb-difference-text")
+    text.filter(has_text="preview, 100 px").wait_for()
+    press(page, ",")
+    text.filter(has_text="preview, 320 px").wait_for()
+    before = text.text_content()
+    page.evaluate(
+        """(originals) => {
+          const bytes = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
+          for (const { kind, request, number } of model.sent.filter(({ kind }) => kind === "original"))
+            model.trigger("msg:custom", { kind: "reply", request, text: "" }, [bytes(originals[number])]);
+        }""",
+        originals,
+    )
+    page.wait_for_timeout(300)
+    assert text.text_content() == before
+    assert page.evaluate("model.sent.filter(({ kind }) => kind === 'original').length") == 2
+
+
 # ----------------------------------------------------------------------------------------------------------------- text
 def test_markup_in_a_prompt_is_displayed_as_text_everywhere(opened):
     page = opened(grid(prompts=[NASTY, "a barn"], seeds=[0, 1], steps=[1, 2]))

@@ -52,6 +52,14 @@ def test_a_click_on_a_picture_enlarges_it_and_its_settings_can_be_used(opened):
     ]
 
 
+def test_the_settings_of_a_picture_without_a_negative_prompt_clear_its_field(opened):
+    page = opened("a fox", negative="")
+    field(page, "negative").fill("blur")
+    page.locator(".fluxnb-tile").first.click()
+    page.locator("dialog.fluxnb-viewer").get_by_role("button", name="use settings").click()
+    assert field(page, "negative").input_value() == "" and page.evaluate("model.get('fields').negative") == ""
+
+
 def test_code_recipe_and_image_can_be_copied(opened):
     page = opened('a "red" fox\'s den')
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -96,6 +104,30 @@ def test_enter_requests_the_texts_of_the_form_and_the_request_is_displayed(opene
     field(page, "seeds").press("Enter")
     (request,) = sent(page)
     assert request["kind"] == "generate" and request["fields"] == {**FIELDS, "seeds": "18446744073709551615"}
+
+
+def test_enter_in_a_field_while_sampling_requests_nothing_and_escape_stops(opened):
+    page = opened("a fox")
+    page.evaluate("() => model.set('state', { ...model.get('state'), phase: 'running' })")
+    field(page, "seeds").press("Enter")
+    field(page, "seeds").press("Control+Enter")
+    assert sent(page) == []
+    field(page, "seeds").press("Escape")
+    assert [message["kind"] for message in sent(page)] == ["cancel"]
+
+
+def test_stars_and_choices_of_another_run_remain_in_whichever_order_its_traits_arrive(opened):
+    page = opened("a fox")
+    for run, names in enumerate((["data", "stars", "choices"], ["stars", "choices", "data"]), start=2):
+        page.evaluate(
+            """([names, run]) => {
+              const traits = { data: { ...model.get("data"), run }, stars: [1], choices: [2, 0] };
+              for (const name of names) model.set(name, traits[name]);
+            }""",
+            [names, run],
+        )
+        assert page.locator(".fluxnb-tile").nth(1).get_attribute("aria-label").endswith("starred"), names
+        assert page.locator(".fluxnb-badge").all_text_contents() == ["2", "", "1", ""], names
 
 
 def test_an_earlier_run_is_requested_by_its_button(opened):

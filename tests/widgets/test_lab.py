@@ -387,6 +387,16 @@ def test_a_dropped_picture_fills_in_the_form(bench):
     assert "GIF89a" in lab.sent[-1][0]["text"]
 
 
+def test_a_dropped_picture_without_a_negative_prompt_clears_its_field(bench):
+    from fluxnb.io.png import encode_png
+    from fluxnb.records.recipe import Recipe
+
+    lab = bench(Engine(), negative="blur")
+    picture = encode_png(Image.new("RGB", (64, 64)), Recipe(prompt="an owl", height=64, width=64))
+    lab._on_message(lab, {"kind": "recipe", "request": 1}, [picture])
+    assert lab.fields["prompt"] == "an owl" and lab.fields["negative"] == ""
+
+
 def test_notices_of_the_job_are_displayed(bench):
     def generate(arguments, on_step):
         return dataclasses.replace(Engine()(arguments, on_step), notices=["CLIP reads 77 tokens."])
