@@ -19,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import fluxnb as fnb
 from fluxnb.errors import FluxnbError, InputError, StorageError
+from fluxnb.io import containers, other_programs
 from fluxnb.io.a1111 import parameters
 from fluxnb.io.comfyui import MODELS
 from fluxnb.io.containers import USER_COMMENT
@@ -455,6 +456,56 @@ def test_a_long_value_is_read_or_refused_in_linear_time(what):
     with contextlib.suppress(InputError):
         fnb.import_recipe(LONG[what])
     assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    ("within", "above"),
+    [
+        ({"98": node("a" * 500)}, {"98": node("a" * 501)}),
+        ({"98": node("Note", **{f"n{n}": n for n in range(1000)})},
+         {"98": node("Note", **{f"n{n}": n for n in range(1001)})}),
+        ({f"n{n}": node("Note") for n in range(10_000 - len(graph()))},
+         {f"n{n}": node("Note") for n in range(10_001 - len(graph()))}),
+    ],
+    ids=["class", "inputs", "nodes"],
+)  # fmt: skip
+def test_a_graph_has_bounds(within, above):
+    assert fnb.import_recipe({**graph(), **within}).recipe == SCHNELL
+    with pytest.raises(InputError):
+        fnb.import_recipe({**graph(), **above})
+
+
+def test_more_than_twenty_differences_are_counted():
+    changes = {f"n{n}": node(f"Sharpen{n}", image=["8", 0]) for n in range(30)}
+    differs = fnb.import_recipe({**graph(), **changes}).differs
+    assert len(differs) == 21 and differs[-1] == "There are 10 further differences."
+
+
+def test_a_parameters_text_has_bounds(monkeypatch):
+    further = ", ".join(f"n{n}: 1" for n in range(5))
+    assert fnb.import_recipe(png(parameters=f"{A1111}, {further}")).recipe.seed == 9
+    with pytest.raises(InputError, match="at most 60000"):
+        fnb.import_recipe(png(parameters="a" * 60_001 + A1111))
+    first = A1111.replace("Steps:", f"{further}, Steps:")
+    for name in ("MOST_SETTINGS", "LONGEST_SETTINGS"):
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="without settings"):
+            patch.setattr(other_programs, name, 5)
+            fnb.import_recipe(png(parameters=first))
+
+
+@pytest.mark.parametrize("bound", ["MOST_CHUNKS", "MOST_SEGMENTS", "MOST_TAGS", "LONGEST_TEXT"])
+def test_what_comes_after_a_bound_of_a_picture_is_not_read(monkeypatch, bound):
+    text = chunk(b"tEXt", b"parameters\0" + A1111.encode())
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0110], exif[0x0131] = "prompt:" + json.dumps(graph()), "model", "software"
+    buffer = io.BytesIO()
+    TINY.save(buffer, "JPEG", exif=exif)
+    given = {"MOST_CHUNKS": picture(chunk(b"tEXt", b"a\0b"), text), "LONGEST_TEXT": picture(text)}
+    data = given.get(bound, buffer.getvalue())
+    assert fnb.import_recipe(data).source in ("forge", "comfyui")
+    monkeypatch.setattr(containers, bound, {"LONGEST_TEXT": len(A1111)}.get(bound, 1 if bound != "MOST_TAGS" else 0))
+    with pytest.raises(InputError, match="without a recipe"):
+        fnb.import_recipe(data)
 
 
 def test_a_file_that_does_not_exist_is_a_storage_error(tmp_path):

@@ -156,6 +156,15 @@ def test_an_uncompressed_itxt_chunk_is_read():
     assert open_recipe(png(chunk(b"iTXt", b"fluxnb\0\0\0\0\0" + GOOD))) == Recipe(prompt="a")
 
 
+def test_a_recipe_after_the_bound_of_chunks_is_not_read(monkeypatch):
+    data = SIGNATURE + chunk(b"tEXt", b"a\0b") + chunk(b"tEXt", b"fluxnb\0" + GOOD) + chunk(b"IEND", b"")
+    monkeypatch.setattr("fluxnb.io.png.MOST_CHUNKS", 2)
+    assert open_recipe(data)
+    monkeypatch.setattr("fluxnb.io.png.MOST_CHUNKS", 1)
+    with pytest.raises(StorageError):
+        open_recipe(data)
+
+
 def test_a_missing_file_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="No such file"):
         open_recipe(tmp_path / "none.png")
