@@ -80,11 +80,8 @@ export function makeGrid(root, source, kernel) {
     label,
     url: (id) => source.url(frameOf(id)),
     picture,
-    // The longest side of the displayed image in pixels if it does not have the original pixels, otherwise 0.
-    preview(id) {
-      const { final, preview, width, height } = source.cells[id];
-      return frameOf(id) === final ? preview : Math.max(width, height);
-    },
+    // Whether the displayed image does not have the original pixels of the cell.
+    preview: (id) => frameOf(id) !== source.cells[id].final || source.cells[id].preview > 0,
     original: kernel?.original && ((id) => (frameOf(id) === source.cells[id].final ? kernel.original(id) : null)),
     starred: (id) => state.starred.has(id),
     star,

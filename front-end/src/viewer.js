@@ -222,9 +222,9 @@ export function makeViewer(root, playback, host) {
 
   // The difference of the original pixels, where the page has them or the kernel sends them; otherwise of previews.
   async function drawDifferenceOf(canvas, ids) {
-    const side = Math.max(...ids.map(host.preview));
-    showDifference(canvas, ids.map(host.url), side ? `preview, ${side} px · ` : "");
-    const originals = side && host.original ? ids.map((id) => (host.preview(id) ? host.original(id) : null)) : [];
+    const reduced = ids.some(host.preview);
+    showDifference(canvas, ids.map(host.url), reduced);
+    const originals = reduced && host.original ? ids.map((id) => (host.preview(id) ? host.original(id) : null)) : [];
     if (!originals.some(Boolean)) return;
     const { request } = canvas.dataset; // another one is drawn if the noise level changes in the meantime
     const pngs = await Promise.all(originals).catch(() => null);
@@ -234,14 +234,14 @@ export function makeViewer(root, playback, host) {
     await showDifference(
       canvas,
       sources.map((url, i) => url ?? host.url(ids[i])),
-      "",
+      false,
     );
     for (const url of sources) if (url) URL.revokeObjectURL(url);
   }
-  function showDifference(canvas, urls, prefix) {
+  function showDifference(canvas, urls, reduced) {
     return drawDifference(canvas, urls, state.gain).then((statistics) => {
       if (statistics === null) return;
-      const text = prefix + statistics;
+      const text = reduced ? `preview, ${Math.max(canvas.width, canvas.height)} px · ${statistics}` : statistics;
       differenceText.textContent = text;
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `${accessibleName("difference")}: ${text}`);

@@ -378,7 +378,7 @@ def test_original_pixels_that_arrive_after_the_noise_level_has_changed_are_not_d
     text = page.locator(".fluxnb-difference-text")
     text.filter(has_text="preview, 100 px").wait_for()
     press(page, ",")
-    text.filter(has_text="preview, 320 px").wait_for()
+    text.filter(has_text="preview, 40 px").wait_for()  # the linear preview of a step
     before = text.text_content()
     page.evaluate(
         """(originals) => {
