@@ -7,6 +7,8 @@ import urllib.request
 
 import pytest
 
+from tests.browser.waiting import expect, wait_for_images, wait_for_value
+
 SCRUB = """from tests.scenes import grid, trajectory
 import fluxnb as fnb
 scrubber = fnb.scrub([trajectory(steps=1), trajectory(steps=4)])
@@ -33,10 +35,11 @@ def save(page) -> None:
     page.wait_for_function("() => !window.jupyterapp.shell.currentWidget.context.model.dirty")
 
 
-def visible_grids(page) -> list[str]:
+def wait_for_grids(page, *cells: str) -> None:
+    """Wait until the displayed grids have these numbers of cells."""
     # A notebook hides cells outside of the window, so that only what an output itself hides counts.
     script = "(nodes) => nodes.filter((node) => !node.closest('[hidden]')).map((node) => node.dataset.cells)"
-    return page.locator(".fluxnb-explore").evaluate_all(script)
+    wait_for_value(page, lambda: page.locator(".fluxnb-explore").evaluate_all(script), list(cells))
 
 
 def end_kernels(lab) -> None:
@@ -60,7 +63,8 @@ def test_a_saved_notebook_displays_every_widget_again(run_notebook, page, lab, f
     page.locator(".jp-OutputArea-output", has_text="DONE").wait_for(timeout=60_000)
     wait_for_all(page)
     # Live: the stars of the explorer arrive in Python, and the lab has its form.
-    assert page.locator(".fluxnb-lab").count() == 1 and visible_grids(page) == ["4", "6", "4"]
+    expect(page.locator(".fluxnb-lab")).to_have_count(1)
+    wait_for_grids(page, "4", "6", "4")
     page.locator(".fluxnb-explore").first.locator(".fluxnb-tile").first.focus()
     page.keyboard.press("s")
     code = "print(explorer.stars, [len(cell.steps) if 0 else cell.recipe.seed for cell in explorer.starred])"
@@ -72,7 +76,7 @@ def test_a_saved_notebook_displays_every_widget_again(run_notebook, page, lab, f
       await future.done;
       return text.trim();
     }"""
-    assert page.evaluate(read, code) == "[0] [0]"
+    wait_for_value(page, lambda: page.evaluate(read, code), "[0] [0]")
     save(page)
 
     # With the kernel: the outputs connect to the widgets again.
@@ -89,7 +93,8 @@ def test_a_saved_notebook_displays_every_widget_again(run_notebook, page, lab, f
     content["metadata"]["kernelspec"]["name"] = "none-of-these"
     reopen(page, lab, front, name)
     wait_for_all(page)
-    assert visible_grids(page) == ["4", "6", "4"] and page.locator(ERRORS).count() == 0
+    wait_for_grids(page, "4", "6", "4")
+    assert page.locator(ERRORS).count() == 0
 
     # Not trusted: the pictures as a sheet.
     foreign = lab.notebooks / f"foreign-{name}"
@@ -98,6 +103,6 @@ def test_a_saved_notebook_displays_every_widget_again(run_notebook, page, lab, f
     foreign.write_text(json.dumps(content))
     reopen(page, lab, front, foreign.name)
     page.locator(".jp-OutputArea img").first.wait_for(state="attached", timeout=60_000)
-    sizes = page.locator(".jp-OutputArea img").evaluate_all("(n) => n.map((i) => i.naturalWidth)")
-    assert len([size for size in sizes if size > 0]) == 1 + 4 + 6 + 4 and page.locator(ERRORS).count() == 0
+    wait_for_images(page, ".jp-OutputArea img", 1 + 4 + 6 + 4)
+    assert page.locator(ERRORS).count() == 0
     assert page.locator(".fluxnb-explore").count() == 0, "no script has run"
