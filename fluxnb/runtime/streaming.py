@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ PAGE = 4096  # bytes of a page of memory
 TensorSetter = Callable[[nn.Module, str, Tensor], None]  # stores a tensor under a name in a layer
 
 
-class WeightReader(Mapping[str, Tensor]):
+class WeightReader:
     """The weights of a component, read from its safetensors files by name.
 
     Arguments:
@@ -75,22 +75,20 @@ class WeightReader(Mapping[str, Tensor]):
                 path
             )  # safetensors refuses more than our check of the header does, such as ranges that overlap
 
-    def __len__(self) -> int:
-        return len(self._stored)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
     def __contains__(self, name: object) -> bool:
         return name in self._stored or name in self._aliases
 
     def __repr__(self) -> str:
-        return f"WeightReader({self.folder.name!r}, {len(self)} tensors)"
+        return f"WeightReader({self.folder.name!r}, {len(self._stored)} tensors)"
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self._cached:
             return self._cached[name]
-        tensor = self._handle(self._entry(name)[0]).get_tensor(self._aliases.get(name, name))
+        path = self._entry(name)[0]
+        try:
+            tensor = self._handle(path).get_tensor(self._aliases.get(name, name))
+        except SafetensorError as problem:  # such as a number format that PyTorch lacks
+            raise _does_not_open(path, problem) from problem
         if self.cache:
             tensor = self._cached[name] = tensor.pin_memory() if torch.cuda.is_available() else tensor.clone()
         return tensor if self.memory_mapped or self.cache else tensor.clone()
@@ -150,12 +148,16 @@ class WeightReader(Mapping[str, Tensor]):
             try:
                 self._open[path] = safe_open(path, framework="pt", device="cpu")
             except (SafetensorError, OSError) as problem:
-                raise StorageError(
-                    f"{path} does not open ({shorten(str(problem), 120)})",
-                    "it is missing, damaged or not safetensors",
-                    "download the file again",
-                ) from problem
+                raise _does_not_open(path, problem) from problem
         return self._open[path]
+
+
+def _does_not_open(path: Path, problem: object) -> StorageError:
+    return StorageError(
+        f"{path} does not open ({shorten(str(problem), 120)})",
+        "it is missing, damaged or not safetensors",
+        "download the file again",
+    )
 
 
 def _stored_tensors(folder: Path, variant: str) -> dict[str, tuple[Path, StoredTensor]]:
@@ -184,10 +186,7 @@ def _header(file: Path) -> Header:
     try:
         return safetensors_header(file)
     except StorageError as problem:
-        raise StorageError(
-            f"{file} does not open ({problem.given})", "it is missing, damaged or not safetensors",
-            "download the file again",
-        ) from problem  # fmt: skip
+        raise _does_not_open(file, problem.given) from problem
 
 
 def check_weights(model: nn.Module, reader: Any) -> None:

@@ -17,6 +17,7 @@ from fluxnb.planning.presets import PRESETS
 from fluxnb.planning.requirements import Workload
 from fluxnb.runtime.assembly import assemble
 from tests.conftest import toy_pipeline
+from tests.io.test_headers import safetensors
 from tests.plain_calls import plain_call
 
 CPU = torch.device("cpu")
@@ -268,6 +269,17 @@ def test_an_index_that_points_outside_its_folder_stays_inside(tmp_path):
     with pytest.raises(StorageError) as caught:
         WeightReader(tmp_path)["w"]
     assert ".." not in str(caught.value)
+
+
+def test_a_weight_of_a_number_format_that_pytorch_lacks_is_a_storage_error(tmp_path):
+    from fluxnb.runtime.streaming import WeightReader, load_by_layer
+
+    entry = {"dtype": "F6_E2M3", "shape": [8], "data_offsets": [0, 6]}
+    (tmp_path / "model.safetensors").write_bytes(safetensors({"bias": entry}, bytes(6)))
+    with pytest.raises(StorageError, match="does not open"):
+        WeightReader(tmp_path)["bias"]
+    with pytest.raises(StorageError):  # passing a reader to a function reads no weight
+        load_by_layer(torch.nn.Linear(8, 8, device="meta"), WeightReader(tmp_path), torch.device("cpu"))
 
 
 @pytest.mark.moderate
