@@ -87,7 +87,15 @@ from fluxnb.display import connect as _connect
 __version__ = "0.1.0"
 
 # No `__all__`: pydoc would print every method of every class in it, 3,400 lines, instead of the list above.
-__getattr__, __dir__ = _lazy.attach_stub(__name__, __file__)[:2]
+_attribute, __dir__ = _lazy.attach_stub(__name__, __file__)[:2]
+
+
+def __getattr__(name: str) -> object:
+    if name == "last":  # changes with each interrupted run, and lazy_loader retains what it has returned
+        from fluxnb.sampling import run
+
+        return run.last
+    return _attribute(name)
 
 
 def _figure(record: object) -> bytes:

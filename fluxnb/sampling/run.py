@@ -13,7 +13,7 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.schedule import require_supported
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
-from fluxnb.sampling.sampler import STOP, sample
+from fluxnb.sampling.sampler import Interrupted, StepCallback, sample
 
 __all__ = ["OnStep", "last", "resolve", "run"]
 
@@ -92,22 +92,21 @@ def run(
     started = time.perf_counter()
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started
-    stopped = []
-
-    def callback(step: Step, _: ResolvedRecipe) -> Any:
-        value = None if on_step is None else on_step(step)
-        if value is STOP:
-            stopped.append(step.index)
-        return value
-
-    given = None if on_step is None else callback
-    trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=given)
+    interrupted = False
+    try:
+        trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=_step_callback(on_step))
+    except Interrupted as interrupt:
+        interrupted, (trajectory,) = True, interrupt.trajectories
     trajectory = dataclasses.replace(trajectory, seconds={**trajectory.seconds, "encode": spent})
-    if not trajectory.finished and not stopped and on_interrupt == "raise":
+    if interrupted and on_interrupt == "raise":
         global last
         last = trajectory
         raise KeyboardInterrupt
     return trajectory
+
+
+def _step_callback(on_step: OnStep | None) -> StepCallback | None:
+    return None if on_step is None else lambda step, _: on_step(step)
 
 
 @entry_point()

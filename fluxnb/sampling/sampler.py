@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import enum
 import gc
@@ -25,7 +24,7 @@ from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.attention import attention_modules, words_of
 from fluxnb.sampling.recording import CallTrace
 
-__all__ = ["STOP", "FiniteCheck", "StepCallback", "sample", "sample_batch"]
+__all__ = ["STOP", "FiniteCheck", "Interrupted", "StepCallback", "sample", "sample_batch"]
 
 
 class _Stop(enum.Enum):
@@ -36,6 +35,20 @@ class _Stop(enum.Enum):
 
 
 STOP: Final = _Stop.STOP
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt after the first evaluation.
+
+    Arguments:
+        trajectories: of the pictures of the batch, with the steps that were sampled.
+    """
+
+    def __init__(self, trajectories: Sequence[Trajectory]) -> None:
+        super().__init__()
+        self.trajectories = trajectories
+
+
 StepCallback = Callable[[Step, ResolvedRecipe], Any]
 Decoded = tuple[Image.Image | None, float]  # a picture and the seconds that decoding it took
 
@@ -83,6 +96,9 @@ def sample_batch(
         known: for each recipe, the first steps of another trajectory with the same beginning, equally many; their
             evaluations are not repeated.
         decode: False leaves the pictures to the caller.
+
+    Raises:
+        Interrupted: the call was interrupted; what was sampled before is decoded.
     """
     first, prompts = recipes[0], Encoded.batch(encoded)
     each = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
@@ -90,14 +106,18 @@ def sample_batch(
     prefix = _known_prefix(flux, first, known, generators)
     rest: Sequence[Trajectory] = ()
     decoded: list[Decoded] = []
+    interrupted = False
     if prefix.count < first.steps:
-        rest, decoded = _sample_rest(
+        rest, decoded, interrupted = _sample_rest(
             flux, recipes, prompts, generators, prefix, keep=keep, on_step=on_step, decode=decode
         )
     if decode and not decoded:
         ends = [(part.steps[-1], part.finished) for part in rest] or [(steps[-1], True) for steps in prefix.steps]
-        decoded = [_decode_end(flux, recipe, *end) for recipe, end in zip(recipes, ends, strict=True)]
-    return [
+        try:
+            decoded = [_decode_end(flux, recipe, *end) for recipe, end in zip(recipes, ends, strict=True)]
+        except KeyboardInterrupt:
+            rest, interrupted = _unfinished(rest), True
+    trajectories = [
         _joined(
             flux,
             recipe,
@@ -110,6 +130,9 @@ def sample_batch(
         )
         for item, recipe in enumerate(recipes)
     ]
+    if interrupted:
+        raise Interrupted(trajectories)
+    return trajectories
 
 
 def _known_prefix(
@@ -136,22 +159,27 @@ def _sample_rest(
     keep: Keep,
     on_step: StepCallback | None,
     decode: bool,
-) -> tuple[Sequence[Trajectory], list[Decoded]]:
-    """Sample the steps after the prefix: their trajectories, and with `decode` the pictures of a completed call."""
+) -> tuple[Sequence[Trajectory], list[Decoded], bool]:
+    """Sample the steps after the prefix.
+
+    Returns:
+        Their trajectories; with `decode` the pictures of a completed call; whether the call was interrupted.
+    """
     first, finite = recipes[0], FiniteCheck(recipes)
     if keep.attention is not None:
         attention_modules(flux.pipe.transformer, keep.attention, keep.heads)  # raises before anything runs
     view = flux.view(first, generators)
-    halted: list[object] = []
+    stopped = interrupted = False
     failure: FluxnbError | None = None
 
     def on_velocity(v: Tensor, step: Callable[[int], Step]) -> None:
+        nonlocal stopped
         finite.check(v, step, late=v.is_cuda and on_step is None)
         for item, recipe in enumerate(recipes if on_step is not None else ()):
             now = step(item)
             now = dataclasses.replace(now, index=now.index + prefix.count)
             if on_step is not None and on_step(now, recipe) is STOP:
-                halted.append(STOP)
+                stopped = True
                 interrupt(view)
 
     given = {"max_sequence_length": first.max_sequence_length, "output_type": "latent"}
@@ -164,18 +192,19 @@ def _sample_rest(
         on_velocity=on_velocity,
     )
     with flux.lock:
-        completed, fetch, undecoded = False, None, False
+        completed = undecoded = False
+        fetch: Callable[[], Sequence[Image.Image]] | None = None
         try:
             with trace.observed():
                 flux.denoise(view, first, encoded, generators=generators, latents=prefix.latents, done=prefix.count)
             completed = True
         except KeyboardInterrupt:
-            halted.append(KeyboardInterrupt)
+            interrupted = True
         except torch.cuda.OutOfMemoryError:
             failure = flux.plan.out_of_memory(f"{first.height} x {first.width} px with {flux.model}")
         try:
             # What the pipeline returns may be denormalized already; x after the last step is the same for all families.
-            x = trace.last_x if decode and completed and not halted else None
+            x = trace.last_x if decode and completed and not stopped else None
             if x is not None and flux.can_decode:
                 finite.settle()
                 started = time.perf_counter()
@@ -183,7 +212,7 @@ def _sample_rest(
         except KeyboardInterrupt:
             undecoded = True
         trajectories = trace.finish()  # a GPU decodes while the trajectories are copied from it
-    if failure is not None or halted:
+    if failure is not None or stopped or interrupted:
         _free_memory(flux.pipe)
     if failure is not None:
         raise failure  # outside the except: a traceback would keep the tensors alive
@@ -193,27 +222,24 @@ def _sample_rest(
         images = fetch() if fetch is not None else ()
     except KeyboardInterrupt:
         undecoded = True
-    if not trajectories or (trace.broken and not halted):  # an incomplete record would look like an interrupt
-        if halted:
-            raise KeyboardInterrupt  # stopped before the first evaluation: there is nothing to return
+    if interrupted and not trajectories:
+        raise KeyboardInterrupt  # before the first evaluation: there is nothing to return
+    if not trajectories or (trace.broken and not stopped and not interrupted):
         raise RunError("the steps of this run could not be recorded", "the warning before names the cause")
     if undecoded:  # every step is there, and no picture
-        trajectories = tuple(dataclasses.replace(each, finished=False) for each in trajectories)
-        return trajectories, [(None, 0.0) for _ in trajectories]
+        return _unfinished(trajectories), [(None, 0.0) for _ in trajectories], True
     decoded: list[Decoded] = [(image, (time.perf_counter() - started) / len(images)) for image in images]
-    return trajectories, decoded
+    return trajectories, decoded, interrupted
+
+
+def _unfinished(trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+    return tuple(dataclasses.replace(each, finished=False) for each in trajectories)
 
 
 def _decode_end(flux: Flux, recipe: ResolvedRecipe, last: Step, completed: bool) -> Decoded:
-    """The picture after this step; for an interrupted trajectory that of the clean estimate.
-
-    None for a pipeline without a VAE, and where the decoding is interrupted.
-    """
+    """The picture after this step, for an incomplete trajectory that of the clean estimate; None without a VAE."""
     started, x = time.perf_counter(), last.x_next if completed else last.clean.to(last.x.dtype)
-    image = None
-    if flux.can_decode:
-        with contextlib.suppress(KeyboardInterrupt):
-            image = flux.decode_state(x, recipe.height, recipe.width)
+    image = flux.decode_state(x, recipe.height, recipe.width) if flux.can_decode else None
     return image, time.perf_counter() - started
 
 

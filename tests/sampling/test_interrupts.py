@@ -153,9 +153,38 @@ def test_an_interrupt_while_the_picture_of_a_stopped_run_is_decoded_gives_its_st
         raise KeyboardInterrupt
 
     hook = flux.pipe.vae.decoder.register_forward_pre_hook(interrupt)
-    trajectory = fnb.run(flux, "a fox", steps=2, on_step=lambda _: fnb.STOP, **SIZE)
+    trajectory = fnb.run(flux, "a fox", steps=2, on_step=lambda _: fnb.STOP, on_interrupt="return", **SIZE)
     hook.remove()
     assert trajectory.image is None and not trajectory.finished and len(trajectory) == 1
+
+
+def interrupt_at_the_last_step(step):
+    if step.index == 1:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.moderate
+@pytest.mark.parametrize("place", ["last step", "decoding", "decoding of a stopped run"])
+def test_an_interrupt_after_the_last_evaluation_is_raised(flux, place):
+    on_step = {"last step": interrupt_at_the_last_step, "decoding of a stopped run": lambda _: fnb.STOP}.get(place)
+
+    def interrupt(*_):
+        if place != "last step":
+            raise KeyboardInterrupt
+
+    expected = fnb.run(flux, "a fox", steps=2, **SIZE)
+    flux.pipe.vae.decoder.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fnb.run(flux, "a fox", steps=2, on_step=on_step, **SIZE)
+    assert torch.equal(fnb.last[0].v, expected[0].v)
+    assert (fnb.last.image is not None) == fnb.last.finished == (place == "last step")
+    assert len(fnb.last) == (1 if place == "decoding of a stopped run" else 2)
+
+
+@pytest.mark.moderate
+def test_an_interrupt_at_the_last_step_of_a_cell_ends_a_sweep(flux):
+    grid = fnb.sweep(flux, prompts="a fox", seeds=range(3), steps=2, on_step=interrupt_at_the_last_step, **SIZE)
+    assert not grid.finished and len(grid) == 0
 
 
 # ----------------------------------------------------------------------------------------------------- runs in a run
