@@ -18,7 +18,7 @@ from fluxnb.families.registry import family_of_class
 from fluxnb.io.files import open_regular
 from fluxnb.io.headers import safetensors_header
 
-__all__ = ["CONFIGURATIONS", "check_configuration", "check_index", "check_model"]
+__all__ = ["CONFIGURATIONS", "check_configuration", "check_index", "check_model", "check_weight_file"]
 
 REMEDY = "use a folder that diffusers wrote, or download it again"
 MOST_FILES = 1000  # of a component
@@ -76,7 +76,7 @@ def check_model(folder: Path, parts: Mapping[str, Path] | None = None, *, only: 
             if re.search(r"\.safetensors\.index(\.\w+)?\.json$", file.name):
                 _check_weight_index(file)
             elif file.suffix == ".safetensors":
-                _check_weights(file, quantized="quantization_config" in settings)
+                check_weight_file(file, quantized="quantization_config" in settings)
     tokenizer = places.get("tokenizer", folder) / "tokenizer_config.json"
     longest = read_json(tokenizer).get("model_max_length", 1) if tokenizer.is_file() else 1
     # CLIP's prompts are padded to this length; other families give their tokenizer the length of each call.
@@ -168,7 +168,12 @@ def _regular_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _check_weights(path: Path, *, quantized: bool) -> None:
+def check_weight_file(path: Path, *, quantized: bool = False) -> None:
+    """Check the header of a safetensors file, and that its weights are floats unless they are quantized.
+
+    Raises:
+        StorageError: a damaged file, or weights of integers.
+    """
     for name, tensor in safetensors_header(path).tensors.items():
         # A library casts integers to the model's number format without an error. Buffers may be integers.
         if name.endswith((".weight", ".bias")) and not tensor.is_float and not quantized:

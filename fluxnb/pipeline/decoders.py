@@ -16,10 +16,9 @@ from torch import Tensor
 
 from fluxnb.arguments import entry_point
 from fluxnb.checkpoints.checksums import read_json
-from fluxnb.checkpoints.validation import check_configuration
+from fluxnb.checkpoints.validation import check_configuration, check_weight_file
 from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
 from fluxnb.io.files import user_path
-from fluxnb.io.headers import safetensors_header
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.preview import decode_latents, measure
 from fluxnb.records import STEP_QUANTITIES, Film, Trajectory
@@ -94,8 +93,13 @@ def _opened(folder: Path) -> Any:
         config = folder / "config.json"
         check_configuration(read_json(config), config)
         for file in folder.glob("*.safetensors"):
-            safetensors_header(file)
-        return AutoencoderTiny.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            check_weight_file(file)
+        vae, report = AutoencoderTiny.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        if report["missing_keys"]:  # diffusers fills them with random numbers
+            raise ValueError(f"without {min(report['missing_keys'])}")
+        return vae
     except Exception as problem:  # diffusers raises various classes
         raise StorageError(
             f"{folder} as a tiny decoder ({shorten(str(problem), 160)})",

@@ -114,6 +114,23 @@ def test_a_tiny_decoder_in_a_pickle_is_refused(toy, tmp_path):
         fnb.tiny(toy, tmp_path)
 
 
+@pytest.mark.moderate
+@pytest.mark.parametrize(
+    ("change_of", "match"),
+    [
+        (lambda tensors: tensors.pop(a_weight(tensors)), "without decoder"),
+        (lambda tensors: tensors.update({a_weight(tensors): tensors[a_weight(tensors)].int()}), "holds I32"),
+    ],
+)
+def test_a_tiny_decoder_that_lacks_a_weight_or_holds_integers_is_refused(toy, tmp_path, change_of, match):
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path)
+    change_tensors(tmp_path / "diffusion_pytorch_model.safetensors", change_of)
+    with pytest.raises(StorageError, match=match):
+        fnb.tiny(toy, tmp_path)
+
+
 @pytest.mark.parametrize("name", ["transformer/diffusion_pytorch_model.safetensors", "vae/config.json"])
 @pytest.mark.parametrize("kind", ["fifo", "device"])
 def test_a_file_that_is_no_regular_one_is_refused(folder, name, kind):
