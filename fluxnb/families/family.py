@@ -107,8 +107,8 @@ class Family:
         noise: (pipe, (count, height, width), dtype, device, generators), draws the noise of a call as its pipeline
             does.
         given_latents: (x, height, width) to what the pipeline takes as `latents=`.
-        to_vae: (vae, latents in space) to what the VAE decodes, in the dtype and the order of operations of the
-            pipeline.
+        to_vae: (vae, latents in space in the dtype of the VAE) to what the VAE decodes, in the order of operations of
+            the pipeline.
         from_vae: (vae, what the VAE encoded) to latents in space, in the scale of the transformer.
         configured: the defaults that a pipeline's configuration gives.
         exclusive: abilities that only FLUX.1 has: presets, compilation, attention maps.

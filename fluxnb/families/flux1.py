@@ -47,10 +47,9 @@ def tokens_of_noise(
 
 
 def scaled_to_vae(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as the VAE decodes them: in its dtype, without the scale and shift of the transformer's."""
-    z = latents.to(vae.dtype)
+    """Latents as the VAE decodes them, without the scale and shift of the transformer's."""
     # In the order of the pipelines; another order may change the last bit.
-    return (z / (vae.config.get("scaling_factor") or 1.0)) + (vae.config.get("shift_factor") or 0.0)
+    return (latents / (vae.config.get("scaling_factor") or 1.0)) + (vae.config.get("shift_factor") or 0.0)
 
 
 def scaled_from_vae(vae: Any, encoded: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ def given_latents(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def to_vae(vae: Any, latents: Tensor) -> Tensor:
-    """Latents as the VAE decodes them: in its dtype, with the mean and the deviation of its batch norm."""
-    z = _packed(latents.to(vae.dtype))
+    """Latents as the VAE decodes them, with the mean and the deviation of its batch norm."""
+    z = _packed(latents)
     mean, deviation = _statistics(vae, z)
     return _unpacked(z * deviation + mean)
 

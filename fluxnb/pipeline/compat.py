@@ -20,6 +20,7 @@ __all__ = [
     "apply_rope",
     "cache_config",
     "calculate_shift",
+    "compute_dtype",
     "config_object",
     "dtype_keyword",
     "empirical_shift",
@@ -181,6 +182,19 @@ def forward_hooks(module: Any) -> list[Any]:
 def tensor_version(tensor: Tensor) -> int | None:
     """How often a tensor was written in place, or None in inference mode, where torch does not count."""
     return None if tensor.is_inference() else int(tensor._version)
+
+
+def compute_dtype(model: Any) -> torch.dtype:
+    """The number format that a model of diffusers computes with.
+
+    Its property `dtype` searches all modules for hooks first, which takes most of a millisecond; they need be searched
+    only where weights are stored in a format that nothing computes with.
+    """
+    first = next(iter(model.parameters()), None)
+    if first is not None and first.is_floating_point() and first.itemsize >= 2:
+        return first.dtype
+    dtype: torch.dtype = model.dtype
+    return dtype
 
 
 # The loggers that warn about truncated prompts; fluxnb warns itself and quotes the right words.

@@ -26,7 +26,7 @@ from fluxnb.families.defaults import DefaultChanges, ModelDefaults
 from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import family_of, pair_of
-from fluxnb.pipeline.compat import execution_device, has_model_hooks, is_caching, placement_markers
+from fluxnb.pipeline.compat import compute_dtype, execution_device, has_model_hooks, is_caching, placement_markers
 from fluxnb.pipeline.identity import Identity, change_markers, deep_markers, identity_of
 from fluxnb.pipeline.preview import decode_latents, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
@@ -191,14 +191,10 @@ class Flux:
         self.unidentified = now.unknown
         return now.unknown
 
-    def refresh_if_changed(self, *, deep: bool = False) -> None:
-        """`refresh` where markers of the pipeline have changed.
-
-        Arguments:
-            deep: also find weights that were written in place, which takes a few milliseconds.
-        """
+    def refresh_if_changed(self) -> None:
+        """`refresh` where markers of the pipeline have changed; reading them takes about a millisecond."""
         objects, content = self._markers
-        if change_markers(self.pipe) != objects or (deep and deep_markers(self.pipe) != content):
+        if change_markers(self.pipe) != objects or deep_markers(self.pipe) != content:
             self.refresh()
 
     @property
@@ -214,10 +210,7 @@ class Flux:
     @property
     def dtype(self) -> str:
         """The number format of the transformer: "float32", "bfloat16" or "float16"."""
-        first = next(iter(self.pipe.transformer.parameters())).dtype
-        # The first weight is quick to read, and right unless weights are stored smaller than they are computed with.
-        plain = first.is_floating_point and first.itemsize >= 2
-        return str(first if plain else self.pipe.transformer.dtype).removeprefix("torch.")
+        return str(compute_dtype(self.pipe.transformer)).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:

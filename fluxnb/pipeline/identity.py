@@ -84,8 +84,7 @@ def _settings(pipe: Any) -> dict[str, Any]:
 def change_markers(pipe: Any) -> tuple[Any, ...]:
     """Cheap signs of a change: which objects the pipeline holds, their configurations, and the adapters.
 
-    They take microseconds, so that every run can compare them. They do not cover the content of the objects, which
-    `deep_markers` does.
+    They take microseconds. They do not cover the content of the objects, which `deep_markers` does.
     """
     scheduler, transformer = pipe.scheduler, getattr(pipe, "transformer", None)
     parts = tuple(id(getattr(pipe, name, None)) for name in (*COMPONENTS, *TOKENIZERS, "scheduler"))
@@ -106,7 +105,7 @@ def change_markers(pipe: Any) -> tuple[Any, ...]:
 
 
 def deep_markers(pipe: Any) -> int:
-    """A hash that changes when the content of a pipeline's models changes; it takes about a millisecond a model.
+    """A hash that changes when the content of a pipeline's models changes; it takes well under a millisecond a model.
 
     It covers weights that were replaced or written in place (by their version counters), adapters and their scales,
     attention processors, tiling and training mode. Weights that an offload moves keep their hash.
@@ -114,17 +113,27 @@ def deep_markers(pipe: Any) -> int:
     found: list[Any] = []
     for name in COMPONENTS:
         model = getattr(pipe, name, None)
-        for _, module in _modules(model) if isinstance(model, nn.Module) else ():
-            processor = vars(module).get("processor") or module._modules.get("processor")
-            found += (type(module), id(processor), module.training, _adapters(module))
-            for weight in module._parameters.values():
-                if weight is None:
-                    continue
-                # A sequential offload makes new parameters on the meta device after each call.
-                known = 0 if weight.device.type == "meta" else id(weight)
-                found += (known, tensor_version(weight), weight.dtype, tuple(weight.shape))
-        found += (getattr(model, setting, None) for setting in VAE_SETTINGS)
+        if isinstance(model, nn.Module):
+            _add_markers(model, found, set())
+        found += [getattr(model, setting, None) for setting in VAE_SETTINGS]
     return hash(tuple(found))
+
+
+def _add_markers(module: nn.Module, found: list[Any], known: set[int]) -> None:
+    known.add(id(module))
+    content = vars(module)
+    children = content["_modules"]
+    processor = content.get("processor") or children.get("processor")
+    found += [type(module), id(processor), module.training]
+    if "scaling" in content:
+        found.append(_adapters(module))
+    for weight in content["_parameters"].values():
+        if weight is not None:
+            # A sequential offload makes new parameters on the meta device after each call.
+            found += [0 if weight.is_meta else id(weight), tensor_version(weight), weight.dtype, weight.shape]
+    for child in children.values():
+        if child is not None and id(child) not in known:
+            _add_markers(child, found, known)
 
 
 # ------------------------------------------------------------------------------------------------------------ modules

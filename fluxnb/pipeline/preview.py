@@ -24,7 +24,7 @@ from fluxnb.checkpoints.checksums import sampled_fingerprint
 from fluxnb.families.flux1 import scaled_from_vae, scaled_to_vae
 from fluxnb.families.registry import family_of
 from fluxnb.io.files import atomic_write, read_bytes
-from fluxnb.pipeline.compat import execution_device
+from fluxnb.pipeline.compat import compute_dtype, execution_device
 from fluxnb.pipeline.state import state_of
 from fluxnb.records.latents import LinearRGB, fit_linear
 
@@ -129,7 +129,7 @@ def decode_latents(
     Arguments:
         to_vae: of the pipeline's family; by default the scale that the autoencoder's configuration states.
     """
-    z = to_vae(vae, latents.to(device=device, dtype=vae.dtype))
+    z = to_vae(vae, latents.to(device=device, dtype=compute_dtype(vae)))
     return processor.postprocess(vae.decode(z, return_dict=False)[0], output_type=output_type)
 
 

@@ -110,17 +110,18 @@ def bound_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs:
     """The arguments of a call by name, positional ones included; pipelines disagree on their order."""
     while isinstance(function, _Patch | functools.partial):
         function = function.original if isinstance(function, _Patch) else function.func
+    if not args:
+        return dict(kwargs)
     plain = getattr(function, "__func__", None)
     try:
-        if plain is None:
-            bound = dict(inspect.signature(function).bind_partial(*args, **kwargs).arguments)
-        else:
-            bound = dict(list(_signature(plain).bind_partial(None, *args, **kwargs).arguments.items())[1:])  # no self
-    except (TypeError, ValueError):
-        return dict(kwargs)  # the call is about to raise its own error
-    # What a `**` parameter takes, as that of modular pipelines, is named as well.
-    return {**bound, **{name: value for name, value in kwargs.items() if name not in bound}}
+        names = _positional.__wrapped__(function) if plain is None else _positional(plain)[1:]
+    except (TypeError, ValueError):  # without a signature
+        names = ()
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-# Reading a signature takes as long as a small matrix product, and there are only a handful of these functions.
-_signature = functools.lru_cache(maxsize=64)(inspect.signature)
+@functools.lru_cache(maxsize=64)  # reading a signature takes as long as a small matrix product
+def _positional(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the parameters that may be given by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(name for name, each in inspect.signature(function).parameters.items() if each.kind in kinds)

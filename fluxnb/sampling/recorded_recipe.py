@@ -206,7 +206,7 @@ class Surroundings:
         markers: tuple[Any, ...] = ()
         hooked: tuple[tuple[nn.Module, tuple[Any, ...]], ...] = ()
         try:
-            flux.refresh_if_changed(deep=True)
+            flux.refresh_if_changed()
             markers, reason, hooked = _markers(pipe), next(_reasons(pipe, flux), ""), _hooked(pipe)
         except Exception as problem:  # parts of an unexpected kind
             reason = f"the pipeline cannot be identified ({type(problem).__name__}: {problem})"

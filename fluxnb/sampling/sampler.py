@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import gc
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -255,9 +256,9 @@ def _joined(
     numerics: str,
 ) -> Trajectory:
     """The trajectory of a recipe: its known and its sampled steps as one, reduced to what is to be kept."""
-    steps = before + tuple(
-        dataclasses.replace(step, index=step.index + len(before)) for step in (after.steps if after else ())
-    )
+    steps = after.steps if after else ()
+    if before:
+        steps = before + tuple(dataclasses.replace(step, index=step.index + len(before)) for step in steps)
     image, decoding = decoded
     return Trajectory(
         image=image,
@@ -318,7 +319,7 @@ class FiniteCheck:
 
     def __init__(self, recipes: Sequence[ResolvedRecipe]) -> None:
         self._recipes = recipes
-        self._pending: tuple[Tensor, Any, Callable[[int], Step]] | None = None
+        self._pending: tuple[Tensor, Tensor, Any, Callable[[int], Step]] | None = None
 
     def check(self, v: Tensor, step: Callable[[int], Step], *, late: bool) -> None:
         """Check the velocities (batch, ...) of a step; `step` makes the record of one picture's.
@@ -329,11 +330,12 @@ class FiniteCheck:
             RunError: a velocity is not finite; with `late` one of the step before.
         """
         self.settle()
-        finite = torch.isfinite(v).flatten(1).all(1).to("cpu", non_blocking=True)
+        # The sum of a velocity with one value that is not finite is not finite; it takes one pass over the memory.
+        sums = v.flatten(1).sum(1, dtype=torch.float32).to("cpu", non_blocking=True)
         copied = torch.cuda.Event() if v.is_cuda else None
         if copied is not None:
             copied.record()
-        self._pending = finite, copied, step
+        self._pending = v, sums, copied, step
         if not late:
             self.settle()
 
@@ -342,9 +344,12 @@ class FiniteCheck:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        finite, copied, step = pending
+        v, sums, copied, step = pending
         if copied is not None:
             copied.synchronize()
+        if all(math.isfinite(each) for each in sums.tolist()):
+            return
+        finite = torch.isfinite(v).flatten(1).all(1)  # the sum of finite values above 1e34 may overflow
         if not bool(finite.all()):
             item = int((~finite).nonzero()[0])
             raise _not_finite(step(item), self._recipes[item])

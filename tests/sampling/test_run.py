@@ -9,7 +9,9 @@ import torch
 
 import fluxnb as fnb
 from fluxnb.errors import InputError, RunError
+from fluxnb.pipeline.identity import identity_of
 from tests.conftest import toy_pipeline
+from tests.pipeline.test_identity import CHANGES
 from tests.plain_calls import counted, plain_call
 
 
@@ -440,3 +442,17 @@ def test_a_scheduler_that_is_not_supported_is_refused_before_the_prompt_is_encod
     with pytest.raises(fnb.InputError, match="sampling with UniPCMultistepScheduler"):
         fnb.sweep(flux, prompts="a fox")
     assert not encoded
+
+
+@pytest.mark.moderate
+@pytest.mark.parametrize(
+    "name", ["attention processor", "all weights edited", "VAE scaling factor", "VAE tiling", "scheduler shift"]
+)
+def test_the_recipe_of_a_run_after_a_change_has_the_revision_of_the_changed_pipeline(name):
+    pipe = toy_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    flux = fnb.load(pipe)
+    before = fnb.run(flux, "a fox", steps=1).recipe.revision
+    CHANGES[name](pipe)
+    after = fnb.run(flux, "a fox", steps=1).recipe.revision
+    assert after != before and after.endswith(identity_of(pipe).digest)
