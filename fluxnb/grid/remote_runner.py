@@ -49,7 +49,7 @@ class RemoteRunner:
             RunError: an error of the endpoint, after what was requested before has been yielded.
 
         Warns:
-            RemoteWarning: a picture was withheld, or is of one color.
+            RemoteWarning: a picture was withheld, or is of one color, or a prompt is longer than the model reads.
         """
         missing: list[ResolvedRecipe] = []
         for recipe in recipes:
@@ -60,6 +60,8 @@ class RemoteRunner:
                 missing.append(recipe)
         if missing:
             self.remote.require_token()
+            for text in filter(None, dict.fromkeys(self.remote.length_warning(recipe.prompt) for recipe in missing)):
+                warn_caller(text, RemoteWarning)
         waiting = Waiting(self)
         while missing:
             requests = _Requests(self, missing)

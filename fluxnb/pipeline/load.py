@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, overload
 
 import torch
 
@@ -29,7 +29,7 @@ from fluxnb.planning.plan import Plan, convert_out_of_memory, is_large
 from fluxnb.planning.presets import PRESETS, all_presets, presets_of
 from fluxnb.planning.requirements import Workload
 from fluxnb.records.recipe import DTYPES
-from fluxnb.remote.endpoints import endpoint_of
+from fluxnb.remote.endpoints import EndpointName, endpoint_of
 from fluxnb.remote.handle import Remote
 from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.compat import is_library_error
@@ -40,11 +40,6 @@ from fluxnb.runtime.streaming import WeightReader, buffers_of_floats
 __all__ = ["handle_of", "load", "remember"]
 
 _PIPELINES = tuple(name for family in FAMILIES for name in family.pipelines)
-
-if TYPE_CHECKING:
-    Loaded = Flux  # the text of a name has no type: fnb.Remote("schnell@fal-ai") has the type of an endpoint
-else:
-    Loaded = Flux | Remote
 
 
 def handle_of(pipe: Any) -> Flux | None:
@@ -58,6 +53,20 @@ def handle_of(pipe: Any) -> Flux | None:
     return Flux(pipe, **facts) if facts else remember(_as_given(pipe))
 
 
+@overload
+def load(  # type: ignore[overload-overlap]  # the name of an endpoint is a str as well
+    model: EndpointName, preset: Literal["auto"] = "auto"
+) -> Remote: ...
+@overload
+def load(
+    model: str | Path | Any = "pocket",
+    preset: str = "auto",
+    *,
+    dtype: str | torch.dtype = "auto",
+    fast: bool | str = False,
+    variant: str | None = None,
+    revision: str | None = None,
+) -> Flux: ...
 @entry_point(
     preset='preset="auto"',
     dtype='dtype="bfloat16"',
@@ -73,7 +82,7 @@ def load(
     fast: bool | str = False,
     variant: str | None = None,
     revision: str | None = None,
-) -> Loaded:
+) -> Flux | Remote:
     """A model ready to run.
 
     Arguments:

@@ -64,6 +64,11 @@ class Client:
             raise InputError(f"the token in {variable}", "it has characters that no token has", "copy it again")
         return variable
 
+    def preview(self, prompt: str, parameters: Mapping[str, Any]) -> Message | Broken:
+        """The request for a picture with a placeholder for its token, which is not read."""
+        variable, _ = self._endpoint.token_in_use()
+        return self._message(prompt, parameters, token="hf_placeholder" if variable == HUB_VARIABLE else "placeholder")
+
     def request(self, prompt: str, parameters: Mapping[str, Any], stopped: Callable[[], bool]) -> Outcome:
         """Request a picture. What was or may have been accepted is not sent again."""
         message = self._message(prompt, parameters)
@@ -107,8 +112,9 @@ class Client:
         variable, token = self._token()
         return variable, re.fullmatch(r"[!-~]{1,4096}", token) is not None
 
-    def _message(self, prompt: str, parameters: Mapping[str, Any]) -> Message | Broken:
-        _, token = self._token()
+    def _message(self, prompt: str, parameters: Mapping[str, Any], *, token: str = "") -> Message | Broken:
+        """A request with the given token, or else with that of the environment."""
+        token = token or self._token()[1]
         endpoint = self._endpoint
         if endpoint.provider != "bfl":
             try:

@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from fluxnb.errors import InputError, shorten
 from fluxnb.families.defaults import DEFAULTS, ModelDefaults
 from fluxnb.families.registry import MODELS
 from fluxnb.records.recipe import REMOTE_DTYPE, Recipe, ResolvedRecipe
 
-__all__ = ["ENDPOINTS", "Endpoint", "endpoint_of", "parameters", "resolve"]
+__all__ = ["ENDPOINTS", "Endpoint", "EndpointName", "endpoint_of", "parameters", "resolve"]
 
 NAME = re.compile(r"(?P<model>[\w.-]+)@(?P<provider>[\w.-]+)(?::(?P<id>[\w.:/-]+))?")
 HUB_HOST = "router.huggingface.co"
@@ -29,6 +29,9 @@ HUB_VARIABLE = "HF_TOKEN"
 LARGEST_SEED = 2**53 - 1  # JSON numbers above it may be rounded
 
 Size = tuple[int, int]  # width and height in pixels
+EndpointName = Literal[
+    "schnell@fal-ai", "schnell@together", "schnell@replicate", "schnell@hf-inference", "klein@fal-ai", "klein@bfl"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +84,7 @@ class Endpoint:
 
     def describe(self) -> str:
         """Host, token and what is sent, as text; no request is sent, and no token is part of it."""
-        variable, host = self._token_in_use()
+        variable, host = self.token_in_use()
         token = f"{variable} is set" if variable else f"none is set; set {' or '.join(self.variables)}"
         return "\n".join(
             [
@@ -95,7 +98,7 @@ class Endpoint:
             ]
         )
 
-    def _token_in_use(self) -> tuple[str, str]:
+    def token_in_use(self) -> tuple[str, str]:
         """The variable of the token that a request would have, "" for none, and the host it would go to."""
         if self.variable != HUB_VARIABLE and os.environ.get(self.variable):
             return self.variable, self.host

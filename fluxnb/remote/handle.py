@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from PIL import Image
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import FluxnbError, InputError, RunError, UnavailableError
 from fluxnb.families.defaults import ModelDefaults
+from fluxnb.io.comfyui import estimated_tokens
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.remote.client import BUSY, Client, Outcome
 from fluxnb.remote.endpoints import ENDPOINTS, Endpoint, endpoint_of, parameters, resolve
@@ -32,7 +33,7 @@ FINISHED_ONLY = "an endpoint gives the finished picture alone"
 
 
 class RemoteWarning(UserWarning):
-    """An endpoint withheld a picture or sent an unusual one, or an error ended a sweep of paid pictures."""
+    """A picture was withheld or is unusual, a prompt is longer than the model reads, or an error ended a paid sweep."""
 
 
 class Withheld(RunError):
@@ -152,6 +153,35 @@ class Remote:
             InputError: a value that the endpoint does not honor.
         """
         return resolve(self.endpoint, recipe)
+
+    @entry_point("recipe")
+    def request_of(self, recipe: Recipe) -> dict[str, Any]:
+        """The request for a recipe, as "url" and "body". It is not sent, and no token is part of it.
+
+        Raises:
+            InputError: a value that the endpoint does not honor.
+            RunError: this version of huggingface_hub builds no request.
+
+        Example:
+            >>> remote = Remote("schnell@fal-ai")
+            >>> remote.request_of(Recipe(prompt="a fox", seed=3))["body"]["seed"]
+            3
+        """
+        resolved = self.resolve(recipe)
+        message = self._client.preview(resolved.prompt, parameters(self.endpoint, resolved))
+        if isinstance(message, Broken):
+            raise RunError(f"a request of {self.model}", message.reason, "try another version of huggingface_hub")
+        return {"url": message.url, "body": dict(message.body or {})}
+
+    def length_warning(self, prompt: str) -> str:
+        """A sentence for a prompt that may be longer than the model reads, "" for others. No tokenizer is loaded."""
+        limit, estimate = self.defaults.max_sequence_length, estimated_tokens(prompt)
+        if self.endpoint.model != "schnell" or estimate <= limit:  # the estimate is for T5
+            return ""
+        return (
+            f"a prompt of {estimate} tokens or somewhat fewer, as estimated from its words: {self.model} reads {limit} "
+            "and ignores the rest. Put what matters first, or shorten the prompt."
+        )
 
     def require_token(self) -> None:
         """Raise InputError if there is no token; no request is sent."""

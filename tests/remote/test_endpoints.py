@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import fluxnb as fnb
 from fluxnb.errors import InputError, UnavailableError
-from fluxnb.remote.endpoints import ENDPOINTS, endpoint_of, parameters, resolve
+from fluxnb.remote.endpoints import ENDPOINTS, EndpointName, endpoint_of, parameters, resolve
 
 NAMES = [endpoint.name for endpoint in ENDPOINTS]
 
@@ -242,3 +243,34 @@ def test_the_command_line_prints_the_plan_of_an_endpoint(capsys):
     assert main(["plan", "klein@bfl"]) == 0
     text = capsys.readouterr().out
     assert "api.bfl.ai" in text and "BFL_API_KEY" in text
+
+
+def test_the_names_for_type_checkers_are_those_of_the_table():
+    assert get_args(EndpointName) == tuple(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_request_of_a_recipe_holds_what_is_sent_and_no_token(name, monkeypatch):
+    monkeypatch.setenv("BFL_API_KEY", "bfl-n0tAToken")
+    request = fnb.load(name).request_of(fnb.Recipe(prompt="a fox", seed=3))
+    assert request["url"].startswith("https://")
+    assert "a fox" in str(request["body"]) and "n0tAToken" not in str(request) and "placeholder" not in str(request)
+
+
+def test_the_request_of_a_recipe_goes_to_the_host_of_the_token_in_use(monkeypatch):
+    remote, recipe = fnb.load("schnell@fal-ai"), fnb.Recipe(prompt="a fox")
+    assert remote.request_of(recipe)["url"] == "https://router.huggingface.co/fal-ai/fal-ai/flux/schnell"
+    monkeypatch.setenv("FAL_KEY", "n0tAToken")
+    assert remote.request_of(recipe)["url"] == "https://fal.run/fal-ai/flux/schnell"
+
+
+def test_the_request_of_a_recipe_that_is_not_honored_is_an_error():
+    with pytest.raises(InputError, match="takes 1 to 12"):
+        fnb.load("schnell@fal-ai").request_of(fnb.Recipe(prompt="a fox", steps=28))
+
+
+def test_a_prompt_that_may_be_longer_than_schnell_reads_has_a_warning():
+    remote = fnb.load("schnell@together")
+    assert remote.length_warning("a fox in the snow") == ""
+    assert "reads 256" in remote.length_warning("a fox in the snow " * 60)
+    assert fnb.load("klein@bfl").length_warning("a fox in the snow " * 60) == ""  # its encoder is another

@@ -227,6 +227,17 @@ def test_a_withheld_picture_is_a_warning_and_the_other_cells_are_drawn(double, r
     assert len(grid) == 5 and not grid.finished
 
 
+def test_a_long_prompt_has_one_warning_before_its_pictures_are_requested(double, remote):
+    long = "a fox in the snow " * 60
+    with pytest.warns(fnb.RemoteWarning, match="reads 256 and ignores the rest") as raised:
+        assert len(fnb.sweep(remote, prompts=[long, "a cat"], seeds=[1, 2])) == 4
+    assert len(raised) == 1
+    with warnings.catch_warnings(), pytest.raises(fnb.RemoteWarning):
+        warnings.simplefilter("error")
+        fnb.sweep(remote, prompts=long, seeds=3)
+    assert len(double.paid) == 4
+
+
 def test_a_flagged_picture_is_stored_with_its_flag_and_not_requested_again(double, remote, tmp_path):
     double.encode = lambda seed, width, height: one_color(width, height) if seed == 1 else picture(seed, width, height)
     with pytest.warns(fnb.RemoteWarning, match="seed 1: the picture is flagged: one color"):
