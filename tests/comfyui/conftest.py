@@ -6,6 +6,7 @@ installed as well. Without COMFYUI_HOME these tests are skipped.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -71,7 +72,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = os.environ.get("COMFYUI_HOME")
     if not home:
         pytest.skip("no ComfyUI: set COMFYUI_HOME to its folder and COMFYUI_PYTHON to its Python")
-    folder = tmp_path_factory.mktemp("comfyui")
+    with serving(home, tmp_path_factory.mktemp("comfyui")) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def serving(home: str, folder: Path) -> Iterator[Server]:
+    """A running ComfyUI of the program in `home`, with its models, nodes, inputs and outputs in `folder`."""
     for name in MODEL_FILES:
         (folder / "models" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "models" / name).touch()
