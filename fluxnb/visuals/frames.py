@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from fluxnb.errors import InputError, unknown_choice
 from fluxnb.records import Cell, Film, Step, Sweep, Trajectory
-from fluxnb.records.latents import Decode
+from fluxnb.records.latents import Decode, LinearRGB
 from fluxnb.visuals.labels import NAMES, cell_labels, distinct_labels, label_of, name_of, pair_note
 from fluxnb.visuals.overlays import normalized_attention, overlay, steps_with_attention
 
@@ -28,6 +29,8 @@ __all__ = ["SHOWS", "Decode", "FrameSet", "at_most", "describe", "frame_sets", "
 SHOWS = ("clean", "x", "v", "noise")
 # Pixels of one payload. A million takes 0.05 to 0.15 seconds as WebP, and half of that where the search is short.
 MANY_PIXELS, MOST_PIXELS, LONGEST_SIDE = 12_000_000, 40_000_000, 4096
+
+MOST_CELLS = 2**16  # of a latent, from which principal components are computed: all of 2048 x 2048 pixels
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,13 +102,16 @@ def frames_of(
             "a trajectory without tensors or a picture", "x and v are needed", "run again with keep=fnb.Keep()"
         )
     if decode is None:
-        draw, by = _draw_without_model(trajectory)
+        linear, by = _linear_map(trajectory)
     else:
-        draw, by = decode, _decoder_name("decoder", getattr(decode, "error", None))
+        by = _decoder_name("decoder", getattr(decode, "error", None))
     frames: dict[str, tuple[Image.Image, ...]] = {}
     for show in shows:
-        latents = [step.latents(show).float() for step in steps]
-        frames[show] = tuple(draw(torch.stack(latents))) if latents else ()
+        latents = (step.latents(show).float() for step in steps)
+        if decode is None:  # step by step, since a step of 8192 pixels has 64 MB
+            frames[show] = tuple(picture for each in latents for picture in linear.pictures(each[None]))
+        else:
+            frames[show] = tuple(decode(torch.stack(list(latents)))) if steps else ()
     return FrameSet(
         label=label or label_of(trajectory),
         caption=trajectory.caption,
@@ -307,9 +313,10 @@ def _trajectories_in(record: Any) -> Sequence[object]:
     return [record] if isinstance(record, Trajectory | Film) else list(record)
 
 
-def _draw_without_model(trajectory: Trajectory) -> tuple[Decode, str]:
+def _linear_map(trajectory: Trajectory) -> tuple[LinearRGB, str]:
+    """The trajectory's own preview, or its principal components, with the name of the map."""
     if trajectory.preview is not None:
-        return trajectory.preview.pictures, _decoder_name("linear", trajectory.preview.error)
+        return trajectory.preview, _decoder_name("linear", trajectory.preview.error)
     return _principal_components(trajectory), "the three principal directions of the latents"
 
 
@@ -319,24 +326,22 @@ def _decoder_name(by: str, error: float | None) -> str:
     return f"{by} (rms {error:.2g} from the VAE)" if error else by
 
 
-def _principal_components(trajectory: Trajectory) -> Decode:
-    """Map latents to RGB by the three principal components of the last clean estimate.
+def _principal_components(trajectory: Trajectory) -> LinearRGB:
+    """The map of latents to RGB by the three principal components of the last clean estimate.
 
-    Cells that are not finite do not count, and are black.
+    Cells that are not finite do not count.
     """
     kept = [step for step in trajectory.steps if step.kept]
-    last: Float[Tensor, "channels _h _w"] = kept[-1].latents("clean").double()
-    cells = last.flatten(1).T
+    last: Float[Tensor, "channels _h _w"] = kept[-1].latents("clean") if kept else torch.zeros(3, 1, 1)
+    cells = last.flatten(1)
+    cells = cells[:, :: max(1, cells.shape[1] // MOST_CELLS)].T.double()
     cells = cells[cells.isfinite().all(1)]
     center = cells.mean(0).nan_to_num()  # of no cell at all it is NaN
-    # The eigenvectors of 16 x 16 products are those of the cells, of which a picture of 8192 pixels has a million.
     variances, directions = torch.linalg.eigh((cells - center).T @ (cells - center) / max(len(cells) - 1, 1))
-    spread, axes = variances.flip(0)[:3].clamp_min(0).sqrt().float(), directions.T.flip(0)[:3].float()
-
-    def draw(latents: Tensor) -> list[Image.Image]:
-        components = torch.einsum("kc,nchw->nhwk", axes, latents.float() - center.float()[:, None, None])
-        # Two standard deviations of the last estimate fill the range from black to full color.
-        scaled = (0.5 + components / (4 * spread.clamp_min(1e-6))).nan_to_num(nan=0.0).clamp(0, 1)
-        return [Image.fromarray(frame.numpy()) for frame in (scaled * 255).round().to(torch.uint8)]
-
-    return draw
+    # Latents may have one or two channels; the others are zeros.
+    spread = functional.pad(variances.flip(0), (0, 2))[:3].clamp_min(0).sqrt()
+    axes = functional.pad(directions.T.flip(0), (0, 0, 0, 2))[:3]
+    # Two standard deviations of the last estimate fill the range from black to full color.
+    weight = axes / (4 * spread.clamp_min(1e-6))[:, None]
+    red, green, blue = (0.5 - weight @ center).tolist()
+    return LinearRGB(weight=tuple(map(tuple, weight.tolist())), bias=(red, green, blue), error=0.0)

@@ -10,6 +10,8 @@ from PIL import Image
 
 from fluxnb.errors import InputError
 from fluxnb.records import Film
+from fluxnb.records.geometry import Geometry
+from fluxnb.visuals import frames as frames_module
 from fluxnb.visuals.frames import _limits as limits
 from fluxnb.visuals.frames import frame_sets, frames_of, payload, webp
 from tests.scenes import PREVIEW, grid, trajectory
@@ -129,6 +131,32 @@ def test_many_pictures_are_reduced_to_forty_million_pixels():
     film = dataclasses.replace(film, frames=large, sigmas=(0.5,) * 40, steps=tuple(range(40)))
     longest, effort = limits(frame_sets(film))
     assert 1000 < longest < 1500 and 40 * longest * longest / 2 <= 40e6 and effort == 1
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_latents_of_few_channels_have_principal_components(channels):
+    geometry = Geometry(channels=channels, layout="spatial")
+    tensors = {name: torch.randn(channels, 8, 8) for name in ("x", "v", "x_next")}
+    record = trajectory(steps=1, size=64, preview=False)
+    step = dataclasses.replace(record[0], tensors=tensors, geometry=geometry)
+    (frame,) = frames_of(dataclasses.replace(record, steps=(step,), geometry=geometry)).frames["clean"]
+    assert frame.size == (8, 8) and np.asarray(frame)[..., 0].std() > 5
+
+
+def test_a_trajectory_without_tensors_and_preview_has_its_picture():
+    record = trajectory(steps=2, preview=False, keep=False)
+    frame_set = frames_of(record)
+    assert frame_set.final is record.image and frame_set.frames["clean"] == ()
+
+
+@pytest.mark.moderate
+def test_the_principal_components_of_large_latents_are_those_of_a_part_of_their_cells():
+    record = trajectory(steps=1, size=1024, preview=False)
+    (frame,) = frames_of(record, shows=["clean"]).frames["clean"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames_module, "MOST_CELLS", 4096)
+        (of_a_part,) = frames_of(record, shows=["clean"]).frames["clean"]
+    assert abs(np.asarray(frame, int) - np.asarray(of_a_part, int)).mean() < 3
 
 
 def test_a_trajectory_of_a_single_cell_has_principal_components():
