@@ -3,18 +3,23 @@
 import dataclasses
 import json
 import random
+import shutil
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file
 
+from fluxnb.records.latents import pack, unpack
 from fluxnb.train.data import captions, scenes, stream, vocabulary
-from fluxnb.train.pocket2 import config, networks, teacher
+from fluxnb.train.pocket2 import config, distillation, networks, teacher
 from fluxnb.train.pocket2.__main__ import main
+from fluxnb.train.stages.loop import Rank
 
 pytestmark = pytest.mark.slow
 
 TINY = config.TINY
+CPU = Rank(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +83,7 @@ def test_training_of_the_teacher_continues_from_a_file(run, tmp_path):
 
 
 def test_batches_have_about_the_same_number_of_tokens(run):
-    from fluxnb.train.stages.loop import Rank
-
-    rank, shapes = Rank(0, 1, torch.device("cpu")), config.SHAPES[:3]
+    rank, shapes = CPU, config.SHAPES[:3]
     sized = [(s, torch.zeros(4, 16, s.height // 8, s.width // 8)) for s, _ in shapes]
     tables = [teacher.Table(s, z, torch.zeros(4, 77).short(), torch.zeros(4, 48).short()) for s, z in sized]
     preset = dataclasses.replace(config.POCKET, tokens=65536, shapes=shapes, paddings=((48, 0.5), (512, 0.5)))
@@ -96,3 +99,44 @@ def test_the_compile_stage_times_a_step_of_every_shape(tmp_path, capsys):
     assert [(line["shape"], line["padding"]) for line in lines] == [
         ([64, 64], 48), ([32, 48], 48), ([64, 64], 64), ([32, 48], 64),
     ]  # fmt: skip
+
+
+def test_a_student_is_distilled_from_the_teacher_and_differs_from_it(run):
+    main(["student", "--preset", "tiny", "--out", str(run)])
+    teacher = networks.load_denoiser(TINY.sizes, run / "teacher.safetensors").transformer.state_dict()
+    for name in ("warm", "student"):
+        state = load_file(run / f"{name}.safetensors")
+        assert set(state) == set(teacher)
+        assert any(not torch.equal(value.float(), teacher[key]) for key, value in state.items())
+    main(["samples", "--preset", "tiny", "--out", str(run), "--steps", "1", "--transformer", "student"])
+    assert (run / "samples-student.png").stat().st_size > 1000
+
+
+def test_ladd_alone_has_no_reflow(run, tmp_path):
+    shutil.copyfile(run / "teacher.safetensors", tmp_path / "teacher.safetensors")
+    main(["student", "--preset", "tiny", "--out", str(tmp_path), "--ladd-only"])
+    assert (tmp_path / "ladd.safetensors").is_file() and not (tmp_path / "warm.safetensors").exists()
+
+
+def test_a_pair_is_the_teachers_sample_from_its_noise(run):
+    model = networks.load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    with torch.no_grad():  # a new network predicts zero, and noise would be its picture
+        model.transformer.proj_out.weight.normal_(std=0.2)
+    tables = distillation.draw_pairs(model, TINY, CPU)
+    assert [table.shape for table in tables] == [shape for shape, _ in TINY.shapes]
+    table = tables[1]  # not square
+    clip, t5 = (ids[:4].long() for ids in (table.pairs.clip_ids, table.pairs.t5_ids))
+    noise = unpack(table.pairs.noise[:4].float(), table.shape.height, table.shape.width)
+    settings = TINY.distillation
+    empty = tuple(ids for ids in vocabulary.Tokenizers()([""]))
+    again = teacher.sample(model, clip, t5, noise, settings.teacher_steps, guidance=settings.guidance, empty=empty)
+    assert torch.allclose(pack(again), table.pairs.clean[:4].float(), atol=1e-2)
+    assert not torch.allclose(table.pairs.clean, table.pairs.noise, atol=0.1)
+
+
+def test_a_longer_padding_changes_the_sequence_and_not_the_pooled_vector(run):
+    model = networks.load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    pairs = distillation.draw_pairs(model, TINY, CPU)[0].pairs
+    rows = torch.arange(2)
+    (pooled, sequence), (again, longer) = (distillation.encode(model, pairs, rows, n) for n in (48, 64))
+    assert torch.equal(pooled, again) and sequence.shape[1] == 48 and longer.shape[1] == 64

@@ -26,7 +26,13 @@ def image_ids(height: int, width: int, device: torch.device) -> Tensor:
 
 
 class Denoiser(nn.Module):
-    """Text encoders and transformer as one network, from packed tokens and captions to a velocity."""
+    """Text encoders and transformer as one network, from packed tokens and captions to a velocity.
+
+    Attributes:
+        text_encoder: CLIP, of which only the pooled output is used, as in FLUX.
+        text_encoder_2: T5, one vector per token.
+        transformer: of FLUX's class.
+    """
 
     def __init__(self, text_encoder: nn.Module, text_encoder_2: nn.Module, transformer: nn.Module):
         super().__init__()
@@ -36,18 +42,29 @@ class Denoiser(nn.Module):
         """Prompt encodings: pooled (B, d) and sequence (B, L, e). As in FLUX, padding is not masked."""
         return self.text_encoder(clip_ids).pooler_output, self.text_encoder_2(t5_ids)[0]
 
-    def forward(self, tokens: Tensor, sigma: Tensor, pooled: Tensor, sequence: Tensor) -> Tensor:
-        """Velocity (B, 64, 64) of packed tokens (B, 64, 64) at sigma (B,)."""
-        side = round(tokens.shape[1] ** 0.5)
+    def forward(
+        self, tokens: Tensor, sigma: Tensor, pooled: Tensor, sequence: Tensor, grid: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Velocity (B, rows columns, 64) of packed tokens at sigma (B,).
+
+        Args:
+            grid: rows and columns of the tokens; None for a square picture.
+        """
         return self.transformer(
             hidden_states=tokens,
             timestep=sigma,
             pooled_projections=pooled,
             encoder_hidden_states=sequence,
-            img_ids=image_ids(side, side, tokens.device),
+            img_ids=image_ids(*(grid or square_grid(tokens)), tokens.device),
             txt_ids=torch.zeros(sequence.shape[1], 3, device=tokens.device),
             return_dict=False,
         )[0]
+
+
+def square_grid(tokens: Tensor) -> tuple[int, int]:
+    """Rows and columns of the packed tokens (B, n, ...) of a square picture."""
+    side = round(tokens.shape[1] ** 0.5)
+    return side, side
 
 
 def build_denoiser(sizes: Sizes) -> Denoiser:

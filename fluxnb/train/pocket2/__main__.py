@@ -1,4 +1,4 @@
-"""`python -m fluxnb.train.pocket2 STAGE`: compile, autoencoder, teacher, samples. On several GPUs with `torchrun`."""
+"""`python -m fluxnb.train.pocket2 STAGE`; `--help` lists the stages. On several GPUs with `torchrun`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ STAGES = {
     "compile": "compile the teacher's training steps and time them",
     "autoencoder": "train the autoencoder",
     "teacher": "train the teacher",
+    "student": "sample the teacher's pairs and distill it",
     "samples": "draw a contact sheet of the teacher's pictures",
 }
 
@@ -24,7 +25,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     preset, rank = PRESETS[options.preset], Rank.join()
     options.out.mkdir(parents=True, exist_ok=True)
-    run = {"compile": _compile, "autoencoder": _autoencoder, "teacher": _teacher, "samples": _samples}
+    run = {
+        "compile": _compile,
+        "autoencoder": _autoencoder,
+        "teacher": _teacher,
+        "student": _student,
+        "samples": _samples,
+    }
     run[options.stage](options, preset, rank)
     rank.leave()
 
@@ -48,7 +55,16 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--start", type=Path, help="file of pretrained weights")
             stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
             stage.add_argument("--cooldown", type=float, help="last share of the iterations, in which the rate falls")
+        if name == "student":
+            stage.add_argument("--ladd-only", action="store_true", help="without reflow and regression")
+            stage.add_argument("--pairs", type=int, help="pairs of the teacher, on all devices together")
+            stage.add_argument("--guidance", type=float, help="of the teacher's samples")
+            stage.add_argument("--tokens", type=int, help="tokens in a batch per device")
+            stage.add_argument("--warm-seconds", type=float, help="duration of the reflow")
+            stage.add_argument("--seconds", type=float, help="duration of LADD")
+            stage.add_argument("--compile", choices=("dynamic", "none"), default="dynamic")
         if name == "samples":
+            stage.add_argument("--transformer", help="name of a student's file, instead of the teacher's")
             stage.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a picture, in pixels")
             stage.add_argument("--steps", type=int, default=28)
             stage.add_argument("--guidance", type=float, default=1.5)
@@ -78,12 +94,24 @@ def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     train_teacher(preset, options.out, rank, options.start, options.compile)
 
 
+def _student(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.pocket2.distillation import distill
+
+    settings = dataclasses.replace(preset.distillation, **_given(options, "pairs", "guidance", "tokens"))
+    warm, student = settings.warm, dataclasses.replace(settings.student, **_given(options, "seconds"))
+    if options.warm_seconds is not None:
+        warm = dataclasses.replace(warm, seconds=options.warm_seconds)
+    preset = dataclasses.replace(preset, distillation=dataclasses.replace(settings, warm=warm, student=student))
+    distill(preset, options.out, rank, alone=options.ladd_only, compiled=options.compile != "none")
+
+
 def _samples(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     from fluxnb.train.pocket2.samples import save_sheet
 
     side = preset.sizes.default_size
     shape = Shape(*(options.size or (side, side)))
-    print(save_sheet(preset.sizes, options.out, shape, rank.device, steps=options.steps, guidance=options.guidance))
+    settings = {"steps": options.steps, "guidance": options.guidance, "transformer": options.transformer}
+    print(save_sheet(preset.sizes, options.out, shape, rank.device, **settings))
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -23,6 +23,35 @@ class Sizes(first.Sizes):
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """Sampling of the teacher's pairs, and the schedules of reflow and LADD; `batch` of a schedule is not used.
+
+    Attributes:
+        warm: the reflow that LADD starts from.
+        student: LADD.
+        pairs: sampled from the teacher, on all devices together.
+        teacher_steps, guidance: of the teacher's samples.
+        tokens: number of image and text tokens in a batch per device.
+        critic_rate: learning rate of the critic.
+        critic_only: iterations without an adversarial loss; in as many more, its weight rises linearly.
+        adversarial_weight, regression_weight: of the losses.
+        save_every: seconds between two saved students.
+    """
+
+    warm: Schedule
+    student: Schedule
+    pairs: int = 131_072
+    teacher_steps: int = 28
+    guidance: float = 1.5
+    tokens: int = 98_304
+    critic_rate: float = 1e-3
+    critic_only: int = 300
+    adversarial_weight: float = 0.1
+    regression_weight: float = 1.0
+    save_every: float = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Preset:
     """Sizes and schedules of a model.
 
@@ -34,6 +63,7 @@ class Preset:
         tokens: number of image and text tokens in a batch of the teacher per device, for every shape.
         shapes: shapes of the teacher's pictures, with their shares of the batches.
         paddings: numbers of T5 tokens to which captions are padded, with their shares of the batches.
+        distillation: of the student.
         caption_dropout: share of captions that are replaced by "", for classifier-free guidance (2207.12598).
     """
 
@@ -44,6 +74,7 @@ class Preset:
     tokens: int
     shapes: tuple[tuple[Shape, float], ...]
     paddings: tuple[tuple[int, float], ...]
+    distillation: Distillation
     caption_dropout: float = 0.1
 
 
@@ -76,6 +107,10 @@ POCKET = Preset(
     tokens=196_608,
     shapes=SHAPES,
     paddings=((CAPTION_TOKENS, 0.9), (64, 0.03), (128, 0.03), (256, 0.02), (512, 0.02)),
+    distillation=Distillation(
+        warm=Schedule(seconds=200.0, batch=0, learning_rate=5e-4, warmup=100, ema=0.998),
+        student=Schedule(seconds=300.0, batch=0, learning_rate=2e-4, warmup=100, cooldown=0.5, ema=0.998),
+    ),
 )
 TINY = Preset(
     sizes=Sizes(default_size=64, **first.TINY_SIZES),
@@ -87,5 +122,13 @@ TINY = Preset(
     tokens=256,
     shapes=((Shape(64, 64), 0.5), (Shape(32, 48), 0.5)),
     paddings=((CAPTION_TOKENS, 0.5), (64, 0.5)),
+    distillation=Distillation(
+        warm=Schedule(seconds=0.0, iterations=2, batch=0, learning_rate=1e-3, warmup=1),
+        student=Schedule(seconds=0.0, iterations=3, batch=0, learning_rate=1e-4, warmup=1),
+        pairs=24,
+        teacher_steps=2,
+        tokens=256,
+        critic_only=1,
+    ),
 )
 PRESETS = {"pocket": POCKET, "tiny": TINY}

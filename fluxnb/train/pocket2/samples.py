@@ -10,8 +10,9 @@ from PIL import Image
 
 from fluxnb.train.data.layouts import Shape
 from fluxnb.train.data.vocabulary import Tokenizers
+from fluxnb.train.networks.denoiser import Denoiser, with_transformer
 from fluxnb.train.pocket2.config import Sizes
-from fluxnb.train.pocket2.networks import Denoiser, load_denoiser
+from fluxnb.train.pocket2.networks import load_denoiser
 from fluxnb.train.pocket2.teacher import sample
 
 PROMPTS = (
@@ -51,9 +52,21 @@ def sample_sheet(
     return sheet
 
 
-def save_sheet(sizes: Sizes, out: Path, shape: Shape, device: torch.device, *, steps: int, guidance: float) -> Path:
-    """Save the sheet of the teacher in `out` as `out`/samples.png."""
+def save_sheet(
+    sizes: Sizes,
+    out: Path,
+    shape: Shape,
+    device: torch.device,
+    *,
+    steps: int,
+    guidance: float,
+    transformer: str | None = None,
+) -> Path:
+    """Save a sheet of the teacher in `out`, or of a student's transformer, as `out`/samples.png or by its name."""
     model = load_denoiser(sizes, out / "teacher.safetensors").to(device)
+    if transformer is not None:
+        model = with_transformer(model, out / f"{transformer}.safetensors").to(device)
     vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(device)
-    sample_sheet(model, vae, shape, steps=steps, guidance=guidance).save(out / "samples.png")
-    return out / "samples.png"
+    path = out / ("samples.png" if transformer is None else f"samples-{transformer}.png")
+    sample_sheet(model, vae, shape, steps=steps, guidance=guidance).save(path)
+    return path

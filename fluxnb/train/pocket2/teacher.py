@@ -29,9 +29,10 @@ from fluxnb.train.data.layouts import Shape
 from fluxnb.train.data.stream import draw_chunks
 from fluxnb.train.data.vocabulary import CAPTION_TOKENS, CLIP_TOKENS, Tokenizers
 from fluxnb.train.networks.build import count_parameters
+from fluxnb.train.networks.denoiser import Denoiser
 from fluxnb.train.pocket2.autoencoder import VALIDATION_SEED, encode
 from fluxnb.train.pocket2.config import Preset
-from fluxnb.train.pocket2.networks import Denoiser, build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.pocket2.networks import build_denoiser, load_denoiser, save_denoiser
 from fluxnb.train.stages.loop import Average, Log, Pace, Rank, optimizer_step
 from fluxnb.train.stages.optimizers import BLOCKS, DECAY, Muon, MuonAndAdamW, make_adamw
 
@@ -95,7 +96,7 @@ def train_teacher(
         start=None if start is None else start.name,
     )
     if cuda and compiled != "none":
-        _compile_blocks(model, dynamic=compiled == "dynamic")
+        compile_blocks(model, dynamic=compiled == "dynamic")
 
     def loss_of(batch: Batch) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
@@ -142,7 +143,7 @@ def _optimizer(model: Denoiser, schedule: Schedule) -> MuonAndAdamW:
     return MuonAndAdamW(Muon(inside.values(), weight_decay=DECAY), rest, schedule.muon_lr_ratio)
 
 
-def _compile_blocks(model: Denoiser, dynamic: bool) -> None:
+def compile_blocks(model: Denoiser, dynamic: bool) -> None:
     """Compile each kind of block, which takes far less time than compiling the network."""
     torch._dynamo.config.cache_size_limit = 128
     # The tiling analysis of torch 2.11 fails with an AssertionError on blocks with dynamic shapes.
@@ -161,7 +162,7 @@ def compile_steps(preset: Preset, rank: Rank, compiled: str) -> None:
     optimizer = _optimizer(model, preset.teacher)
     cuda = rank.device.type == "cuda"
     if cuda and compiled != "none":
-        _compile_blocks(model, dynamic=compiled == "dynamic")
+        compile_blocks(model, dynamic=compiled == "dynamic")
     paddings = dict.fromkeys([preset.paddings[0][0], preset.paddings[-1][0]])
     for padding, shape in itertools.product(paddings, dict(preset.shapes)):
         table = Table(
@@ -190,13 +191,18 @@ def cache(
 ) -> list[Table]:
     """Latents and token ids of scenes; each shape has as many as its share of the pictures in batches."""
     device = renderer.device
-    used = {shape: share / (shape.tokens + CAPTION_TOKENS) for shape, share in preset.shapes}
-    counts = [(shape, max(8, round(scenes * each / sum(used.values())))) for shape, each in used.items()]
-    found: dict[Shape, list[tuple[Tensor, Tensor, Tensor]]] = {shape: [] for shape in used}
+    counts = scene_counts(preset, scenes)
+    found: dict[Shape, list[tuple[Tensor, Tensor, Tensor]]] = {shape: [] for shape, _ in counts}
     for chunk in draw_chunks(counts, seed, workers=workers):
         latents = encode(vae, renderer, chunk.layout.to(device), chunk.shape)
         found[chunk.shape].append((latents, chunk.clip_ids.to(device), chunk.t5_ids.to(device)))
     return [Table(shape, *map(torch.cat, zip(*parts, strict=True))) for shape, parts in found.items()]
+
+
+def scene_counts(preset: Preset, scenes: int) -> list[tuple[Shape, int]]:
+    """How many of `scenes` each shape has: its share of the pictures in batches of equally many tokens, at least 8."""
+    used = {shape: share / (shape.tokens + CAPTION_TOKENS) for shape, share in preset.shapes}
+    return [(shape, max(8, round(scenes * each / sum(used.values())))) for shape, each in used.items()]
 
 
 def draw_batches(tables: list[Table], preset: Preset, rank: Rank, empty: tuple[Tensor, ...]) -> Iterator[Batch]:

@@ -79,29 +79,31 @@ def ladd_losses(
     level: Tensor,
     noise: tuple[Tensor, Tensor],
     weights: Tensor,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The losses of student and critic in one pass over a batch of B rows.
 
     Args:
         student, teacher, critic: the networks; the teacher's weights get no gradient.
-        x: the student's input, (B, 64, 64).
+        x: the student's input, packed, (B, tokens, 64).
         sigma: its noise level, (B,).
-        clean: guided latents of the teacher for the same captions, (B, 64, 64).
-        target: the velocity of the odd rows, (B // 2, 64, 64).
+        clean: guided latents of the teacher for the same captions, like x.
+        target: the velocity of the odd rows, (B // 2, tokens, 64).
         prompts: pooled (B, d) and sequence (B, L, e).
         level: the renoise level (B,), the same for fake and real latents.
-        noise: one for the fake and one for the real latents, (B, 64, 64) each.
+        noise: one for the fake and one for the real latents, each like x.
         weights: adversarial weight and regression weight, (2,).
+        grid: rows and columns of the tokens; None for a square picture.
 
     Returns:
         The sum of both losses, in which each network gets the gradient of its own loss only; critic loss and
         regression error, (2,); mean logits of real and fake latents, (2, B); the student's velocity.
     """
     pooled, sequence = prompts
-    velocity = student(x, sigma, pooled, sequence).float()
+    velocity = student(x, sigma, pooled, sequence, grid).float()
     guess = x - sigma[:, None, None] * velocity
     at = level[:, None, None]
-    fake = block_features(teacher.transformer, interpolate(guess, noise[0], at), level, pooled, sequence)
+    fake = block_features(teacher.transformer, interpolate(guess, noise[0], at), level, pooled, sequence, grid=grid)
     # Real latents with the captions of other rows: without them the critic may ignore the captions.
     few = max(1, len(x) // 4)
     with torch.no_grad():
@@ -112,13 +114,15 @@ def ladd_losses(
             torch.cat((level, level[:few])),
             torch.cat((pooled, pooled.roll(1, 0)[:few])),
             torch.cat((sequence, sequence.roll(1, 0)[:few])),
+            grid=grid,
         )
     real, mismatched = [part[: len(x)] for part in both], [part[len(x) :] for part in both]
     # The student's loss uses detached heads; the critic's loss uses detached features.
     frozen = {name: tensor.detach() for name, tensor in critic.named_parameters()}
-    adversarial = functional_call(critic, frozen, (fake, level, pooled))
-    on_real, on_fake = critic(real, level, pooled), critic([part.detach() for part in fake], level, pooled)
-    on_mismatched = critic(mismatched, level[:few], pooled.roll(1, 0)[:few])
+    adversarial = functional_call(critic, frozen, (fake, level, pooled, grid))
+    on_real = critic(real, level, pooled, grid)
+    on_fake = critic([part.detach() for part in fake], level, pooled, grid)
+    on_mismatched = critic(mismatched, level[:few], pooled.roll(1, 0)[:few], grid)
     loss_of_critic = critic_loss(on_real, on_fake, on_mismatched)
     regression = (velocity[1::2] - target).square().mean()
     total = loss_of_critic - weights[0] * adversarial.mean() + weights[1] * regression
