@@ -10,17 +10,19 @@ import { build } from "esbuild";
 const VIEWS = ["scrubber", "explore", "lab"];
 const target = fileURLToPath(new URL("../fluxnb/widgets/static/", import.meta.url));
 
-// Names are not shortened: a page calls `mount` of the module that it contains.
+// Names are shortened, since saved notebooks and pages contain these files. The names that a page and anywidget use
+// stand in the footer.
 const { outputFiles } = await build({
   entryPoints: VIEWS.map((view) => fileURLToPath(new URL(`src/${view}.js`, import.meta.url))),
   outdir: target,
   bundle: true,
-  format: "esm",
+  format: "iife",
+  globalName: "view",
+  footer: { js: "const { mountPage, default: widget } = view;\nexport { mountPage, widget as default };" },
   target: ["es2022", "chrome111", "firefox113", "safari16.4"],
   charset: "utf8",
   legalComments: "none",
-  minifyWhitespace: true,
-  minifySyntax: true,
+  minify: true,
   write: false,
   logLevel: "warning",
 });

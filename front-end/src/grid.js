@@ -5,8 +5,8 @@ import { makeAxes, severalValues } from "./axes.js";
 import { commonFacts, factNodes } from "./compare.js";
 import { make, makeButton } from "./dom.js";
 import { download } from "./download.js";
-import { makeKeyList } from "./keylist.js";
-import { frameAt, levels, SHOW_KEYS } from "./levels.js";
+import { makeKeyList, pressKey } from "./keys.js";
+import { frameAt, levels } from "./levels.js";
 import { makePlayback } from "./playback.js";
 import { makeTable } from "./table.js";
 import { followGround } from "./theme.js";
@@ -59,7 +59,7 @@ export function makeGrid(root, source, kernel) {
   const message = make("div", "fluxnb-message");
   const foot = make("div", "fluxnb-foot");
   const note = make("span", "fluxnb-note");
-  const keyList = makeKeyList(keys);
+  const keyList = makeKeyList(() => [...cellKeys(), ...gridKeys()]);
   message.setAttribute("role", "status");
   progress.setAttribute("aria-label", "finished cells");
   smaller.setAttribute("aria-label", "smaller cells");
@@ -186,27 +186,6 @@ export function makeGrid(root, source, kernel) {
     root.dataset.cells = String(finished.length);
   }
 
-  /** @returns {[string, string][]} */
-  function keys() {
-    const axisCount = severalValues(source.data.axes).length;
-    const canScrub = playback.levels.length > 1;
-    const entries = [
-      ["← → ↑ ↓", "move"],
-      ["enter", "enlarge the cell, or compare the chosen ones"],
-      ["space", "choose for a comparison"],
-      ["s", "star"],
-      canScrub && [", .", "noise level"],
-      canScrub && ["p", "play"],
-      playback.levels.length > 1 && source.data.shows.length > 1 && ["x v c n", "displayed quantity"],
-      axisCount > 2 && ["page up, page down", "other pages"],
-      ["+ −", "size of the cells"],
-      axisCount > 1 && ["t", "swap rows and columns"],
-      ["esc", "clear the choice"],
-      ["?", "this list"],
-    ];
-    return /** @type {[string, string][]} */ (entries.filter(Boolean));
-  }
-
   function showMessage(text) {
     message.textContent = text;
   }
@@ -264,42 +243,59 @@ export function makeGrid(root, source, kernel) {
     table.side = state.side || defaultSide();
   }
 
-  const TABLE_KEYS = {
-    ArrowRight: () => table.move(1, 0),
-    ArrowLeft: () => table.move(-1, 0),
-    ArrowDown: () => table.move(0, 1),
-    ArrowUp: () => table.move(0, -1),
-    Home: table.toStart,
-    End: table.toEnd,
-    PageDown: () => axes.turnPage(1),
-    PageUp: () => axes.turnPage(-1),
-    Enter() {
-      if (state.selected.length > 1) viewer.open(state.selected);
-      else if (table.focusedCell() !== undefined) viewer.open([table.focusedCell()]);
-    },
-    " ": () => select(table.focusedCell()),
-    s: () => star([table.focusedCell()]),
-    Escape: clearSelection,
+  // ------------------------------------------------------------------------------------------------------------- keys
+  function openFocused() {
+    if (state.selected.length > 1) viewer.open(state.selected);
+    else if (table.focusedCell() !== undefined) viewer.open([table.focusedCell()]);
+  }
+  /**
+   * The keys of the focused cell.
+   * @returns {import("./keys.js").Keys[]}
+   */
+  function cellKeys() {
+    const paged = severalValues(source.data.axes).length > 2;
+    return [
+      {
+        keys: "← → ↑ ↓",
+        text: "move",
+        on: {
+          ArrowRight: () => table.move(1, 0),
+          ArrowLeft: () => table.move(-1, 0),
+          ArrowDown: () => table.move(0, 1),
+          ArrowUp: () => table.move(0, -1),
+        },
+      },
+      { keys: "home end", text: "start and end of the row", on: { Home: table.toStart, End: table.toEnd } },
+      { keys: "enter", text: "enlarge the cell, or compare the chosen ones", on: { Enter: openFocused } },
+      { keys: "space", text: "choose for a comparison", on: { " ": () => select(table.focusedCell()) } },
+      { keys: "s", text: "star", on: { s: () => star([table.focusedCell()]) } },
+      ...(paged ? [pageKeys] : []),
+      { keys: "esc", text: "clear the choice", on: { Escape: clearSelection } },
+    ];
+  }
+  const pageKeys = {
+    keys: "page up, page down",
+    text: "other pages",
+    on: { PageUp: () => axes.turnPage(-1), PageDown: () => axes.turnPage(1) },
   };
-  const GLOBAL_KEYS = {
-    ",": () => playback.move(-1),
-    ".": () => playback.move(1),
-    p: playback.toggle,
-    "+": () => resize(1.25),
-    "=": () => resize(1.25),
-    "-": () => resize(1 / 1.25),
-    t: axes.swap,
-    "?": () => keyList.toggle(),
-    ...Object.fromEntries(Object.entries(SHOW_KEYS).map(([letter, show]) => [letter, () => playback.display(show)])),
-  };
+  /**
+   * The keys that act on the grid wherever the focus is in it.
+   * @returns {import("./keys.js").Keys[]}
+   */
+  function gridKeys() {
+    const larger = () => resize(1.25);
+    return [
+      ...playback.keys(),
+      { keys: "+ −", text: "size of the cells", on: { "+": larger, "=": larger, "-": () => resize(1 / 1.25) } },
+      ...(severalValues(source.data.axes).length > 1
+        ? [{ keys: "t", text: "swap rows and columns", on: { t: axes.swap } }]
+        : []),
+      keyList.entry,
+    ];
+  }
   root.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || /** @type {Element} */ (event.target).tagName === "SELECT")
-      return;
-    const action = (table.contains(event.target) && TABLE_KEYS[event.key]) || GLOBAL_KEYS[event.key];
-    if (!action) return;
-    action();
-    event.preventDefault();
-    event.stopPropagation();
+    const target = /** @type {Element} */ (event.target);
+    if (target.tagName !== "SELECT") pressKey([...(table.contains(target) ? cellKeys() : []), ...gridKeys()], event);
   });
   const observer = new ResizeObserver(resizeCells);
   observer.observe(root);

@@ -11,8 +11,6 @@
 
 const EQUAL_FINAL_IMAGE = new Set(["x", "clean"]); // at sigma 0; velocity and noise have no value there
 const TOLERANCE = 1e-6;
-/** @type {Record<string, string>} */
-export const SHOW_KEYS = { x: "x", v: "v", c: "clean", n: "noise" };
 
 // All noise levels of the trajectories in falling order, and 0 if any of them has a final image.
 export function levels(trajectories) {

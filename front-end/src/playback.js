@@ -1,6 +1,9 @@
 // @ts-check
 import { make, makeButton, suppressShortcuts } from "./dom.js";
-import { SHOW_KEYS } from "./levels.js";
+
+/** @type {Record<string, string>} */
+const SHOW_KEYS = { x: "x", v: "v", c: "clean", n: "noise" };
+const letterOf = (show) => Object.keys(SHOW_KEYS).find((letter) => SHOW_KEYS[letter] === show);
 
 // Playback controls of a view: a play button, a slider over the noise levels and buttons for the displayed quantity.
 // They hold the current level and quantity, and call `changed` after every change.
@@ -22,7 +25,7 @@ export function makePlayback({ shows, playKey, isConnected, changed, moved = (_s
   choice.setAttribute("role", "group");
   choice.setAttribute("aria-label", "displayed quantity");
   const buttons = shows.map(({ key, name }) => {
-    const letter = Object.keys(SHOW_KEYS).find((letter) => SHOW_KEYS[letter] === key);
+    const letter = letterOf(key);
     const button = makeButton("fluxnb-show", name, letter && `${name} (${letter})`, () => display(key));
     choice.append(button);
     return { key, button };
@@ -75,20 +78,37 @@ export function makePlayback({ shows, playKey, isConnected, changed, moved = (_s
     }, interval);
   }
 
+  function move(by) {
+    stop();
+    go(state.index + by);
+    report();
+  }
+  // Entries of a table of keys. With one quantity there is nothing to choose.
+  const showKeys = () => {
+    const known = shows.filter(({ key }) => letterOf(key));
+    const on = Object.fromEntries(known.map(({ key }) => [letterOf(key), () => display(key)]));
+    return known.length > 1 ? [{ keys: Object.keys(on).join(" "), text: "displayed quantity", on }] : [];
+  };
+
   return {
     bar,
     choice,
+    showKeys,
+    keys: () =>
+      state.levels.length < 2
+        ? []
+        : [
+            { keys: ", .", text: "noise level", on: { ",": () => move(-1), ".": () => move(1) } },
+            { keys: playKey, text: "play", on: { [playKey]: toggle } },
+            ...showKeys(),
+          ],
     range,
     go,
     goToSigma,
     display,
     stop,
     toggle,
-    move(by) {
-      stop();
-      go(state.index + by);
-      report();
-    },
+    move,
     moveTo(index) {
       stop();
       go(index);

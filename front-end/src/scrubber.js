@@ -6,7 +6,8 @@
 // markup.
 
 import { frameUrl, make, makeButton } from "./dom.js";
-import { frameAt, levels, SHOW_KEYS } from "./levels.js";
+import { keyLine, pressKey } from "./keys.js";
+import { frameAt, levels } from "./levels.js";
 import { pageMounter, register } from "./output.js";
 import { makePlayback } from "./playback.js";
 import { followGround } from "./theme.js";
@@ -58,10 +59,8 @@ function mount(root, data, urls, moved) {
   const playback = makePlayback({ shows: data.shows, playKey: "space", isConnected, changed: draw, moved });
   const foot = make("div", "fluxnb-foot");
   const sigmas = levels(data.trajectories);
-  foot.append(make("span", "fluxnb-note", data.note));
-  if (sigmas.length > 1) {
-    foot.append(make("span", "fluxnb-help", "← → step · space play · x v c n show · + − 0 zoom, drag to move"));
-  }
+  const help = make("span", "fluxnb-help");
+  foot.append(make("span", "fluxnb-note", data.note), help);
   // Attention to a prompt word: a dark overlay on every frame, transparent where the attention is high.
   const words = data.words ?? [];
   const wordChoice = make("div", "fluxnb-words");
@@ -72,7 +71,6 @@ function mount(root, data, urls, moved) {
     wordChoice.append(button);
     return button;
   });
-  if (words.length > 0) foot.append(make("span", "fluxnb-help", "w next word · bright where the image attends to it"));
   // The controls remain visible while a tall grid scrolls behind them.
   const controls = make("div", "fluxnb-controls");
   if (sigmas.length > 1) controls.append(playback.bar);
@@ -131,22 +129,38 @@ function mount(root, data, urls, moved) {
     state.zoom = by === 0 ? 0 : Math.max(0, Math.min(ZOOMS.length - 1, state.zoom + by));
     applyZoom();
   }
+  const levelKeys = {
+    keys: "← →",
+    text: "step",
+    on: {
+      ArrowRight: () => playback.move(1),
+      ArrowUp: () => playback.move(1),
+      ArrowLeft: () => playback.move(-1),
+      ArrowDown: () => playback.move(-1),
+      PageUp: () => playback.move(5),
+      PageDown: () => playback.move(-5),
+      Home: () => playback.moveTo(0),
+      End: () => playback.moveTo(sigmas.length - 1),
+    },
+  };
+  /** @type {import("./keys.js").Keys[]} */
+  const keys = [
+    ...(sigmas.length > 1
+      ? [levelKeys, { keys: "space", text: "play", on: { " ": playback.toggle } }, ...playback.showKeys()]
+      : []),
+    {
+      keys: "+ − 0",
+      text: "zoom, drag to move",
+      on: { "+": () => zoom(1), "=": () => zoom(1), "-": () => zoom(-1), 0: () => zoom(0) },
+    },
+    ...(words.length > 0
+      ? [{ keys: "w", text: "next word, bright where the image attends to it", on: { w: selectNextWord } }]
+      : []),
+  ];
+  help.textContent = keyLine(keys);
   on(root, "keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === " " && event.target.matches(".fluxnb-show, .fluxnb-word")) return; // space presses the button
-    const moves = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 5, PageDown: -5 };
-    if (event.key in moves) playback.move(moves[event.key]);
-    else if (event.key === "Home") playback.moveTo(0);
-    else if (event.key === "End") playback.moveTo(sigmas.length - 1);
-    else if (event.key === " ") playback.toggle();
-    else if (event.key === "+" || event.key === "=") zoom(1);
-    else if (event.key === "-") zoom(-1);
-    else if (event.key === "0") zoom(0);
-    else if (event.key === "w" && words.length > 0) selectNextWord();
-    else if (event.key in SHOW_KEYS) playback.display(SHOW_KEYS[event.key]);
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
+    const pressesButton = event.key === " " && event.target.matches(".fluxnb-show, .fluxnb-word");
+    if (!pressesButton) pressKey(keys, event);
   });
   for (const { box } of panels) {
     on(box, "dblclick", () => zoom(state.zoom ? 0 : 3));

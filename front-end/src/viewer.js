@@ -5,35 +5,11 @@
 import { describeCells, drawDifference } from "./compare.js";
 import { make, makeButton, suppressShortcuts } from "./dom.js";
 import { copyImage, copyText, download } from "./download.js";
-import { makeKeyList } from "./keylist.js";
-import { SHOW_KEYS } from "./levels.js";
+import { makeKeyList, pressKey } from "./keys.js";
 import { makeStage } from "./stage.js";
 
 const MODES = { side: "side by side", slider: "slider", flick: "flick", difference: "difference" };
 const FLICK_INTERVAL = 600; // milliseconds
-/** @type {Record<string, [string, string][]>} */
-const KEYS = {
-  alone: [
-    ["← → ↑ ↓", "neighbors"],
-    ["space", "choose for a comparison"],
-  ],
-  side: [],
-  slider: [
-    ["← →", "another B"],
-    ["shift ← →", "another A"],
-    ["w", "swap A and B"],
-    ["d", "divider"],
-  ],
-  flick: [
-    ["← → space", "flick"],
-    ["f", "automatic"],
-  ],
-  difference: [
-    ["← →", "another B"],
-    ["shift ← →", "another A"],
-    ["w", "swap A and B"],
-  ],
-};
 
 function makeSlider(name, max, value, onChange) {
   const label = make("label", "fluxnb-tool", name);
@@ -153,19 +129,6 @@ export function makeViewer(root, playback, host) {
     drawStar();
     drawChoice();
     draw();
-  }
-
-  /** @returns {[string, string][]} */
-  function keys() {
-    const now = mode();
-    return [
-      ...(now === "alone" ? [] : /** @type {[string, string][]} */ ([["1 2 3 4", "how to compare"]])),
-      ...KEYS[now],
-      ["+ − 0", "zoom; so does the wheel, and dragging moves"],
-      ...(playback.levels.length > 1 ? /** @type {[string, string][]} */ ([[", . p", "noise level, play"]]) : []),
-      ["s", "star"],
-      ["esc", "back to the grid"],
-    ];
   }
 
   function accessibleName(now) {
@@ -352,46 +315,77 @@ export function makeViewer(root, playback, host) {
     host.onClose(state.ids);
   }
 
-  const COMMON_KEYS = {
-    Escape: dismiss,
-    "+": () => stage.zoom(1.5),
-    "=": () => stage.zoom(1.5),
-    "-": () => stage.zoom(1 / 1.5),
-    0: () => stage.zoom(0),
-    s: starDisplayed,
-    ",": () => playback.move(-1),
-    ".": () => playback.move(1),
-    p: playback.toggle,
-    "?": () => keyList.toggle(),
-    ...Object.fromEntries(Object.keys(MODES).map((mode, i) => [String(i + 1), () => setMode(mode)])),
-    ...Object.fromEntries(Object.entries(SHOW_KEYS).map(([letter, show]) => [letter, () => playback.display(show)])),
-  };
-  const PAIR_KEYS = {
-    ArrowRight: (shift) => nextInPair(1, shift ? "a" : "b"),
-    ArrowLeft: (shift) => nextInPair(-1, shift ? "a" : "b"),
-    w: () => setPair({ a: state.b, b: state.a }),
-  };
-  const MODE_KEYS = {
-    alone: {
-      ArrowLeft: () => showNeighbor(-1, 0),
-      ArrowRight: () => showNeighbor(1, 0),
-      ArrowUp: () => showNeighbor(0, -1),
-      ArrowDown: () => showNeighbor(0, 1),
-      " ": chooseDisplayed,
+  // ------------------------------------------------------------------------------------------------------------- keys
+  /** @typedef {import("./keys.js").Keys} Keys */
+  /** @type {Keys[]} */
+  const pairKeys = [
+    {
+      keys: "← → (shift)",
+      text: "another B (A)",
+      on: {
+        ArrowRight: (shift) => nextInPair(1, shift ? "a" : "b"),
+        ArrowLeft: (shift) => nextInPair(-1, shift ? "a" : "b"),
+      },
     },
-    slider: { ...PAIR_KEYS, d: () => divider.range.focus() },
-    flick: { ArrowRight: () => flick(1), ArrowLeft: () => flick(-1), " ": () => flick(1), f: () => toggleFlicker() },
-    difference: PAIR_KEYS,
+    { keys: "w", text: "swap A and B", on: { w: () => setPair({ a: state.b, b: state.a }) } },
+  ];
+  /** @type {Record<string, Keys[]>} */
+  const modeKeys = {
+    alone: [
+      {
+        keys: "← → ↑ ↓",
+        text: "neighbors",
+        on: {
+          ArrowLeft: () => showNeighbor(-1, 0),
+          ArrowRight: () => showNeighbor(1, 0),
+          ArrowUp: () => showNeighbor(0, -1),
+          ArrowDown: () => showNeighbor(0, 1),
+        },
+      },
+      { keys: "space", text: "choose for a comparison", on: { " ": chooseDisplayed } },
+    ],
+    side: [],
+    slider: [...pairKeys, { keys: "d", text: "divider", on: { d: () => divider.range.focus() } }],
+    flick: [
+      {
+        keys: "← → space",
+        text: "flick",
+        on: { ArrowRight: () => flick(1), ArrowLeft: () => flick(-1), " ": () => flick(1) },
+      },
+      { keys: "f", text: "automatic", on: { f: () => toggleFlicker() } },
+    ],
+    difference: pairKeys,
   };
+  const names = Object.keys(MODES);
+  const modeChoice = {
+    keys: names.map((_, i) => i + 1).join(" "),
+    text: "how to compare",
+    on: Object.fromEntries(names.map((name, i) => [String(i + 1), () => setMode(name)])),
+  };
+  const larger = () => stage.zoom(1.5);
+  const zoomKeys = {
+    keys: "+ − 0",
+    text: "zoom; so does the wheel, and dragging moves",
+    on: { "+": larger, "=": larger, "-": () => stage.zoom(1 / 1.5), 0: () => stage.zoom(0) },
+  };
+  /** @returns {Keys[]} */
+  function keys() {
+    return [
+      ...(mode() === "alone" ? [] : [modeChoice]),
+      ...modeKeys[mode()],
+      zoomKeys,
+      ...playback.keys(),
+      { keys: "s", text: "star", on: { s: starDisplayed } },
+      { keys: "esc", text: "back to the grid", on: { Escape: dismiss } },
+      keyList.entry,
+    ];
+  }
   dialog.addEventListener("keydown", (event) => {
     event.stopPropagation(); // the table behind uses the same keys
-    if (event.ctrlKey || event.metaKey || event.altKey || event.key === "Tab") return;
-    const isSliderKey = event.target.type === "range" && /^(Arrow|Page|Home|End)/.test(event.key);
-    const isButtonKey = event.target.tagName === "BUTTON" && (event.key === " " || event.key === "Enter");
-    const action = MODE_KEYS[mode()]?.[event.key] ?? COMMON_KEYS[event.key];
-    if (isSliderKey || isButtonKey || !action) return;
-    action(event.shiftKey);
-    event.preventDefault();
+    const target = /** @type {HTMLElement & { type: string }} */ (event.target);
+    const isSliderKey = target.type === "range" && /^(Arrow|Page|Home|End)/.test(event.key);
+    const isButtonKey = target.tagName === "BUTTON" && (event.key === " " || event.key === "Enter");
+    if (!isSliderKey && !isButtonKey) pressKey(keys(), event);
   });
   dialog.addEventListener("cancel", (event) => {
     event.preventDefault(); // the browser's own handling of Escape

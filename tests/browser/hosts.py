@@ -77,8 +77,8 @@ const decode = (_, value) => (value?.base64 === undefined ? value : bytes(value.
 const traits = JSON.parse(document.getElementById("traits").textContent, decode);
 {model}
 window.model = model;
-{view}_default.initialize?.({{ model }});
-window.close_view = {view}_default.render({{ model, el: document.getElementById("host") }});
+view.default.initialize?.({{ model }});
+window.close_view = view.default.render({{ model, el: document.getElementById("host") }});
 </script></body></html>"""
 
 
@@ -92,7 +92,6 @@ def page_of(view: str, traits: dict[str, Any], host: Host) -> str:
         traits=encoded.replace("<", "\\u003c"),
         script=script(view),
         model=_MODEL,
-        view=view,
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 from fluxnb.widgets import explore, scrub
 from tests.browser.hosts import HOSTS, open_widget
 from tests.browser.test_hosts import lab_with_runs
+from tests.browser.waiting import expect
 from tests.scenes import grid, trajectory
 
 AXE = Path(__file__).parents[2] / "front-end" / "node_modules" / "axe-core" / "axe.min.js"
@@ -61,19 +62,22 @@ def test_by_touch_cells_are_chosen_compared_swiped_starred_and_exported(chromium
     page = context.new_page()
     page.goto(path.as_uri())
     page.locator(".fluxnb-explore[data-cells]").wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing lies beside the page"
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")  # nothing lies beside the page
     for number in (0, 4):
         page.locator(".fluxnb-badge").nth(number).tap()
         page.locator(".fluxnb-star").nth(number).tap()
+        expect(page.locator(".fluxnb-star").nth(number)).to_have_text("★")
     page.get_by_role("button", name="compare").tap()
     dialog = page.locator("dialog.fluxnb-viewer")
-    assert dialog.locator("img").count() == 2
+    expect(dialog.locator("img")).to_have_count(2)
     box = dialog.bounding_box()
     assert box["x"] >= 0 and box["x"] + box["width"] <= viewport["width"]
     dialog.get_by_role("button", name="close").tap()
+    expect(dialog).to_be_hidden()
 
     page.locator(".fluxnb-tile").nth(0).tap(position={"x": 40, "y": 60})
     image = dialog.locator("img")
+    expect(image).to_have_count(1)
     before = image.get_attribute("alt")
     swipe(page, dialog.locator(".fluxnb-box").bounding_box())
     page.wait_for_function("(alt) => document.querySelector('dialog img').alt !== alt", arg=before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 import re
 import zipfile
@@ -16,6 +17,7 @@ from PIL import Image
 
 import fluxnb as fnb
 from tests.browser.hosts import open_widget
+from tests.browser.waiting import expect, wait_until
 from tests.scenes import grid
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
@@ -146,14 +148,15 @@ def test_every_control_has_a_key(opened):
     assert (root(page).get_attribute("data-show"), root(page).get_attribute("data-rows")) == ("clean", "steps")
     width = page.locator(".fluxnb-tile").first.bounding_box()["width"]
     press(page, "+")
-    assert page.locator(".fluxnb-tile").first.bounding_box()["width"] > width
+    wait_until(page, lambda: page.locator(".fluxnb-tile").first.bounding_box()["width"] > width)
     focus_table(page)
     press(page, "Escape")
     assert page.locator("[role=gridcell][aria-selected=true]").count() == 0
     press(page, "Enter")
     viewer(page).wait_for()
     press(page, "Escape")
-    assert not viewer(page).is_visible() and focused(page).startswith("a house"), "the focus returns to the cell"
+    expect(viewer(page)).to_be_hidden()
+    wait_until(page, lambda: focused(page).startswith("a house"))  # the focus returns to the cell
 
 
 def test_every_control_has_an_accessible_name(opened):
@@ -204,7 +207,7 @@ def test_every_displayed_frame_decodes(opened):
 def test_a_click_opens_the_viewer_and_arrows_go_to_the_neighbors(opened):
     page = opened()
     page.locator(".fluxnb-tile").nth(4).click()
-    assert viewer(page).locator("img").count() == 1
+    expect(viewer(page).locator("img")).to_have_count(1)
     assert viewer(page).locator("img").get_attribute("alt") == "a house, seed 1, 2 steps"
     press(page, "ArrowRight", "ArrowUp")
     assert viewer(page).locator("img").get_attribute("alt") == "a house, seed 0, 4 steps"
@@ -232,9 +235,9 @@ def test_the_slider_divides_two_images(opened):
     page.mouse.down()
     page.mouse.move(place["x"] + place["width"] / 4, place["y"] + 50, steps=4)
     page.mouse.up()
-    assert "25%" in box.locator(".fluxnb-top-layer").evaluate(clip)
-    press(page, "d", "ArrowRight")
-    assert "26%" in box.locator(".fluxnb-top-layer").evaluate(clip), "the divider has its own keys"
+    wait_until(page, lambda: "25%" in box.locator(".fluxnb-top-layer").evaluate(clip))
+    press(page, "d", "ArrowRight")  # the divider has its own keys
+    wait_until(page, lambda: "26%" in box.locator(".fluxnb-top-layer").evaluate(clip))
     page.locator(".fluxnb-stage").focus()
     press(page, "ArrowRight")
     assert box.locator(".fluxnb-top-layer img").get_attribute("alt") == "4 steps", "the arrows choose another B"
@@ -270,7 +273,7 @@ def test_the_difference_image_is_four_times_the_pixel_difference(opened):
     rgba = canvas.evaluate("(c) => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
     rgb = [value for i, value in enumerate(rgba) if i % 4 != 3]
     assert rgb == [min(255, 4 * value) for value in deltas]
-    assert f"largest {max(deltas)}" in page.locator(".fluxnb-difference-text").text_content()
+    expect(page.locator(".fluxnb-difference-text")).to_contain_text(f"largest {max(deltas)}")
 
 
 def test_all_images_zoom_and_pan_together(opened):
@@ -281,7 +284,8 @@ def test_all_images_zoom_and_pan_together(opened):
     page.mouse.move(place["x"] + 40, place["y"] + 40)
     for _ in range(3):
         page.mouse.wheel(0, -100)
-    page.wait_for_function("() => Number(document.querySelector('dialog').dataset.zoom) > 1.5")
+    zoomed = math.exp(3 * 80 / 300)  # a turn of the wheel counts as at most 80 pixels
+    wait_until(page, lambda: abs(float(viewer(page).get_attribute("data-zoom")) - zoomed) < 1e-9)
     page.mouse.down()
     page.mouse.move(place["x"] + 90, place["y"] + 70, steps=4)
     page.mouse.up()
@@ -363,7 +367,7 @@ def test_with_a_kernel_downloads_and_differences_use_the_original_pixels(page, t
     page.wait_for_function(
         "() => /^4×/.test(document.querySelector('.fluxnb-difference-text').textContent)", timeout=10_000
     )
-    assert text in page.locator(".fluxnb-difference-text").text_content()
+    expect(page.locator(".fluxnb-difference-text")).to_contain_text(text)
     mean = float(viewer(page).locator("canvas").get_attribute("data-mean"))
     assert abs(mean - deltas.mean()) < 1e-9
     assert not page.errors
@@ -410,10 +414,10 @@ def test_the_explorer_fits_a_narrow_page(opened):
     page = opened(grid(prompts=["a very long prompt " * 12], seeds=[0, 1], steps=[1, 2, 4], trajectories=True))
     page.set_viewport_size({"width": 380, "height": 780})
     page.locator(".fluxnb-narrow").wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth <= 380")
+    page.wait_for_function("document.documentElement.scrollWidth <= 380")
     page.locator(".fluxnb-tile").first.click()
-    place = viewer(page).locator("img").bounding_box()
-    assert place["x"] >= 0 and place["x"] + place["width"] <= 380
+    image = viewer(page).locator("img")
+    wait_until(page, lambda: (place := image.bounding_box())["x"] >= 0 and place["x"] + place["width"] <= 380)
     shot(page, "explore-narrow")
 
 
@@ -425,10 +429,11 @@ def test_inside_an_iframe_the_viewer_replaces_the_grid(page, tmp_path):
     inner = page.frame_locator("iframe")
     inner.locator(".fluxnb-tile").nth(1).click()
     inner.locator("dialog.fluxnb-viewer img").wait_for()
-    assert not inner.locator(".fluxnb-grid").is_visible()
-    assert inner.locator("dialog.fluxnb-viewer").bounding_box()["height"] < 800
+    expect(inner.locator(".fluxnb-grid")).to_be_hidden()
+    wait_until(page, lambda: inner.locator("dialog.fluxnb-viewer").bounding_box()["height"] < 800)
     press(page, "Escape")
-    assert inner.locator(".fluxnb-grid").is_visible() and not inner.locator("dialog").is_visible()
+    expect(inner.locator(".fluxnb-grid")).to_be_visible()
+    expect(inner.locator("dialog")).to_be_hidden()
 
 
 def test_without_javascript_and_on_paper_every_cell_is_displayed(chromium, tmp_path):
@@ -442,10 +447,10 @@ def test_without_javascript_and_on_paper_every_cell_is_displayed(chromium, tmp_p
     page = context.new_page()
     page.goto(path.as_uri())
     page.locator(".fluxnb-explore").wait_for()
-    assert page.locator("figcaption:visible").count() == 0
+    expect(page.locator("figcaption:visible")).to_have_count(0)
     page.emulate_media(media="print")
-    assert page.locator(".fluxnb-sheet figcaption:visible").count() == 4
-    assert not page.locator(".fluxnb-explore").is_visible()
+    expect(page.locator(".fluxnb-sheet figcaption:visible")).to_have_count(4)
+    expect(page.locator(".fluxnb-explore")).to_be_hidden()
     context.close()
 
 
@@ -468,11 +473,11 @@ def test_a_preview_is_named_as_such_in_the_file_the_facts_and_the_difference(ope
     with page.expect_download() as waiting:
         page.get_by_role("button", name="download").click()
     assert waiting.value.suggested_filename.endswith("-preview-100px.png")
-    assert "preview" in page.locator(".fluxnb-message").text_content()
+    expect(page.locator(".fluxnb-message")).to_contain_text("preview")
     focus_table(page)
     press(page, "Enter", "4")
     page.locator(".fluxnb-difference-text", has_text="preview, 100 px").wait_for()
-    assert "pixels preview, 100 px" in page.locator(".fluxnb-facts").text_content()
+    expect(page.locator(".fluxnb-facts")).to_contain_text("pixels preview, 100 px")
 
 
 # -------------------------------------------------------------------------------------------------------- in JupyterLab
@@ -505,9 +510,9 @@ def test_a_grid_fills_in_jupyterlab_while_another_cell_runs(run_notebook, page, 
     seen = [int(count) for count in page.evaluate("window.seen")]
     assert len(set(seen)) > 2 and seen == sorted(seen), "cells were displayed one after the other"
     page.locator(".fluxnb-explore[data-state=finished]").wait_for(timeout=120_000)
-    assert root(page).get_attribute("data-cells") == "24"
-    assert page.locator(".fluxnb-empty").count() == 0
-    assert page.locator(".fluxnb-page option").nth(1).get_attribute("title") == NASTY
+    expect(root(page)).to_have_attribute("data-cells", "24")
+    expect(page.locator(".fluxnb-empty")).to_have_count(0)
+    expect(page.locator(".fluxnb-page option").nth(1)).to_have_attribute("title", NASTY)
     assert page.evaluate("window.owned") is None
 
     focus_table(page)
@@ -528,7 +533,8 @@ def test_a_grid_fills_in_jupyterlab_while_another_cell_runs(run_notebook, page, 
     press(page, "4")
     viewer(page).locator("canvas[data-mean]").wait_for()
     press(page, "Escape")
-    assert not viewer(page).is_visible() and focused(page).endswith("3 steps")
+    expect(viewer(page)).to_be_hidden()
+    wait_until(page, lambda: focused(page).endswith("3 steps"))
     page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
     page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
     shot(page, "explore-lab-dark")
@@ -545,9 +551,10 @@ def test_a_view_opened_later_shows_all_cells_and_shares_the_stars(run_notebook, 
     ]
     run_notebook(*cells, name="twice.ipynb")
     page.locator(".fluxnb-explore[data-state=finished]").nth(1).wait_for(timeout=30_000)
-    assert [root(page).nth(i).get_attribute("data-cells") for i in (0, 1)] == ["12", "12"]
-    assert page.locator(".fluxnb-empty").count() == 0
-    assert page.locator("[role=gridcell][aria-label='seed 1, 1 step, starred']").count() == 2
+    for i in (0, 1):
+        expect(root(page).nth(i)).to_have_attribute("data-cells", "12")
+    expect(page.locator(".fluxnb-empty")).to_have_count(0)
+    expect(page.locator("[role=gridcell][aria-label='seed 1, 1 step, starred']")).to_have_count(2)
     assert not page.errors and not page.outside
 
 
@@ -558,7 +565,7 @@ def test_an_error_while_sampling_is_displayed_with_its_remedy(run_notebook, page
         name="broken.ipynb",
     )
     page.locator(".fluxnb-message", has_text="Try height=512").wait_for(timeout=30_000)
-    assert "2 of 12 cells, failed" in page.locator(".fluxnb-status").text_content()
+    expect(page.locator(".fluxnb-status")).to_contain_text("2 of 12 cells, failed")
 
 
 def test_the_data_of_a_page_contains_no_path(tmp_path):

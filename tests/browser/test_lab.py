@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from tests.browser.waiting import expect, wait_for_silence, wait_for_value
+
 NASTY = "</script><script>window.owned=1</script></style> \" ' <img src=x onerror=window.owned=2>"
 
 CELL = f"""from tests.scenes import trajectory
@@ -25,11 +27,12 @@ def test_the_scrubber_works_in_jupyterlab_and_sends_few_messages(run_notebook, p
     run_notebook(CELL, "widget.sigma = 0.5")
     root = page.locator(".fluxnb-scrubber[data-sigma]")
     root.wait_for(timeout=30_000)
-    assert NASTY in root.locator(".fluxnb-title").text_content() and page.evaluate("window.owned") is None
-    assert root.get_attribute("data-sigma") == "0.5", "a sigma set in Python moves the slider"
+    expect(root.locator(".fluxnb-title")).to_contain_text(NASTY)
+    assert page.evaluate("window.owned") is None
+    expect(root).to_have_attribute("data-sigma", "0.5")  # a sigma set in Python moves the slider
     assert root.locator("img").first.evaluate("async (i) => { await i.decode(); return i.src.slice(0, 5) }") == "blob:"
 
-    page.wait_for_timeout(500)  # remaining messages of the run itself
+    wait_for_silence(page, sent)  # the remaining messages of the run itself
     sent.clear()
     slider = root.locator("input[type=range]")
     assert slider.evaluate(SCRUB) >= 28
@@ -42,7 +45,7 @@ def test_the_scrubber_works_in_jupyterlab_and_sends_few_messages(run_notebook, p
     for key, show in (("x", "x"), ("v", "v"), ("n", "noise"), ("c", "clean")):
         page.keyboard.press(key)
         assert root.get_attribute("data-show") == show
-    page.wait_for_timeout(300)
+    wait_for_silence(page, sent)
     assert len(sent) < 16, "of 106 moves, at most one is sent in a tenth of a second"
     slider.press("End")
     read = """async () => {
@@ -53,8 +56,7 @@ def test_the_scrubber_works_in_jupyterlab_and_sends_few_messages(run_notebook, p
       await future.done;
       return text.trim();
     }"""
-    page.wait_for_timeout(300)
-    assert page.evaluate(read) == "0.0", "the last move arrives in Python"
+    wait_for_value(page, lambda: page.evaluate(read), "0.0")  # the last move arrives in Python
     assert page.locator(".jp-Notebook .jp-CodeCell").count() == 2
     assert not page.errors and not page.outside
     if shots := os.environ.get("FLUXNB_SCREENSHOTS"):

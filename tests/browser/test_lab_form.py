@@ -8,6 +8,7 @@ import pytest
 
 from fluxnb.widgets import Lab
 from tests.browser.hosts import open_widget
+from tests.browser.waiting import expect
 from tests.widgets.test_lab import FIELDS, STOP, Engine
 
 
@@ -148,7 +149,7 @@ def test_choices_and_stars_are_sent_to_python(opened):
     page.locator(".fluxnb-star").nth(2).click()
     assert page.evaluate("[model.get('choices'), model.get('stars')]") == [[0, 2], [2]]
     page.get_by_role("button", name="compare").click()
-    assert page.locator("dialog.fluxnb-viewer img").count() == 2
+    expect(page.locator("dialog.fluxnb-viewer img")).to_have_count(2)
 
 
 def test_a_preview_is_displayed_with_its_step_until_the_picture_arrives(opened):
@@ -165,7 +166,8 @@ def test_a_preview_is_displayed_with_its_step_until_the_picture_arrives(opened):
         }"""
     )
     tile = page.locator(".fluxnb-tile").nth(3)
-    assert tile.locator(".fluxnb-step").text_content() == "1 of 2" and tile.locator("img").is_visible()
+    expect(tile.locator(".fluxnb-step")).to_have_text("1 of 2")
+    expect(tile.locator("img")).to_be_visible()
     page.evaluate(
         """() => {
           const message = { kind: "cell", run: 2, number: 0, first_frame: 0, cell: window.late.cell };
@@ -207,4 +209,4 @@ def test_a_kernel_that_does_not_reply_is_reported_with_what_to_do(opened):
     page.locator(".fluxnb-run").nth(1).click()
     reply = page.locator(".fluxnb-lab-reply")
     assert "waiting for the kernel" in reply.text_content()
-    reply.filter(has_text="Restart it and run this cell again").wait_for(timeout=8000)
+    expect(reply).to_contain_text("Restart it and run this cell again")

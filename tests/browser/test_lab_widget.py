@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.waiting import expect, wait_until
+
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
 SHOTS = os.environ.get("FLUXNB_SCREENSHOTS")
 LOAD = 'import fluxnb as fnb\nflux = fnb.load("pocket")\nlab = fnb.lab(flux)\nlab'
@@ -77,21 +79,21 @@ def test_generate_fills_all_tiles(opened):
     button(page).click()
     assert phase(page, "finished") == "finished"
     tiles = page.locator(".fluxnb-tile img")
-    assert tiles.count() == 6
+    expect(tiles).to_have_count(6)
     assert all(
         tiles.evaluate_all("(n) => Promise.all(n.map(async (i) => { await i.decode(); return i.naturalWidth }))")
     )
-    assert page.locator("[role=columnheader]").all_text_contents() == ["", "1 step", "2 steps", "4 steps"]
-    assert page.locator("[role=rowheader]").all_text_contents() == ["seed 0", "seed 1"]
+    expect(page.locator("[role=columnheader]")).to_have_text(["", "1 step", "2 steps", "4 steps"])
+    expect(page.locator("[role=rowheader]")).to_have_text(["seed 0", "seed 1"])
     # Once more without one-time preparation; the duration is printed, not checked.
     button(page).click()
-    phase(page, "running")
+    page.wait_for_function("() => document.querySelector('.fluxnb-lab').dataset.first !== undefined")
     phase(page, "finished")
     milliseconds = page.evaluate(
         "() => { const d = document.querySelector('.fluxnb-lab').dataset; return d.first - d.clicked; }"
     )
     print(f"from click to first picture: {milliseconds:.0f} ms")
-    assert "6 pictures in" in page.locator(".fluxnb-progress-text").text_content()
+    expect(page.locator(".fluxnb-progress-text")).to_contain_text("6 pictures in")
     shot(page, "lab_finished")
     assert execute(page, "print(repr(lab.grid), len(lab.grids))").strip().endswith("2")
 
@@ -111,7 +113,7 @@ def test_previews_are_displayed_and_another_cell_runs_meanwhile(opened):
     )  # fmt: skip
     assert output.split() == ["True", "running"]
     page.wait_for_function("() => document.querySelector('.fluxnb-progress-text').textContent.includes('left')")
-    assert page.locator(".fluxnb-wraps .fluxnb-column-name").all_text_contents() == [f"seed {n}" for n in range(8)]
+    expect(page.locator(".fluxnb-wraps .fluxnb-column-name")).to_have_text([f"seed {n}" for n in range(8)])
     shot(page, "lab_later")
     phase(page, "finished")
     same = "again = fnb.sweep(flux, prompts='a red fox', seeds=range(8), steps=4)\n" \
@@ -134,9 +136,10 @@ def test_stop_takes_effect_within_one_step(opened):
     after = int(execute(page, "print(n[0])"))
     print(f"from stop to stopped: {seconds * 1000:.0f} ms, {after - before} evaluations")
     assert after - before <= 2, "the current one, and with guidance its second half"
-    assert "of 10 pictures" in page.locator(".fluxnb-progress-text").text_content()
+    expect(page.locator(".fluxnb-progress-text")).to_contain_text("of 10 pictures")
     shot(page, "lab_stopped")
-    assert button(page).text_content() == "generate" and button(page).is_enabled()
+    expect(button(page)).to_have_text("generate")
+    expect(button(page)).to_be_enabled()
 
 
 def test_stop_works_once_a_busy_kernel_is_free(opened):
@@ -161,7 +164,8 @@ def test_an_invalid_request_is_displayed_with_its_remedy(opened):
     fill(page, seeds="three")
     button(page).click()
     problem.wait_for()
-    assert "whole numbers" in problem.text_content() and "0-3" in page.locator(".fluxnb-remedy").text_content()
+    expect(problem).to_contain_text("whole numbers")
+    expect(page.locator(".fluxnb-remedy")).to_contain_text("0-3")
     shot(page, "lab_problem")
     fill(page, seeds="1", width="100")
     button(page).click()
@@ -171,7 +175,7 @@ def test_an_invalid_request_is_displayed_with_its_remedy(opened):
     fill(page, width="64", height="64", steps="1")
     button(page).click()
     phase(page, "finished")
-    assert not problem.is_visible()
+    expect(problem).to_be_hidden()
 
 
 def test_markup_in_a_prompt_is_text_and_a_large_seed_is_exact(opened):
@@ -180,12 +184,9 @@ def test_markup_in_a_prompt_is_text_and_a_large_seed_is_exact(opened):
     root(page).locator("textarea").first.press("Control+Enter")
     phase(page, "finished")
     assert page.evaluate("window.owned") is None
-    assert page.locator(".fluxnb-column-name").all_text_contents() == [
-        "seed 18446744073709551615",
-        "seed 9007199254740993",
-    ]
-    assert NASTY in page.locator(".fluxnb-tile").first.get_attribute("title")
-    assert page.locator(".fluxnb-title").text_content() == NASTY
+    expect(page.locator(".fluxnb-column-name")).to_have_text(["seed 18446744073709551615", "seed 9007199254740993"])
+    wait_until(page, lambda: NASTY in (page.locator(".fluxnb-tile").first.get_attribute("title") or ""))
+    wait_until(page, lambda: page.locator(".fluxnb-title").text_content() == NASTY)
     output = execute(page, f"print(lab.grid[0].recipe.prompt == {NASTY!r}, lab.grid[0].recipe.seed == 2**64 - 1)")
     assert output.split() == ["True", "True"]
     assert page.locator(".jp-Notebook .jp-CodeCell").count() == 1, "typing triggers no notebook command"

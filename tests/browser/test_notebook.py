@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.waiting import expect, wait_for_silence
+
 ROOT = Path(__file__).parents[2]
 
 CELL = """from tests.scenes import trajectory
@@ -20,7 +22,7 @@ def test_the_scrubber_works_in_notebook_7(run_notebook, page):
     root = page.locator(".fluxnb-scrubber[data-sigma]")
     root.wait_for(timeout=60_000)
     assert root.locator("img").first.evaluate("async (i) => { await i.decode(); return i.src.slice(0, 5) }") == "blob:"
-    page.wait_for_timeout(500)  # remaining messages of the run itself
+    wait_for_silence(page, sent)  # the remaining messages of the run itself
     sent.clear()
     root.locator("input[type=range]").focus()
     page.keyboard.press("Home")
@@ -30,7 +32,7 @@ def test_the_scrubber_works_in_notebook_7(run_notebook, page):
     for key in ("x", "w"):
         page.keyboard.press(key)
     assert (root.get_attribute("data-show"), root.get_attribute("data-word")) == ("x", "a")
-    page.wait_for_timeout(300)
+    wait_for_silence(page, sent)
     assert len(sent) <= 6, "a move is sent to Python, a quantity and a word are not"
     assert page.locator(".jp-Notebook .jp-CodeCell").count() == 1
     assert not page.outside
@@ -52,7 +54,7 @@ def test_the_scrubber_works_in_the_html_of_nbconvert_without_kernel_and_network(
     root.locator("input[type=range]").press("End" if root.get_attribute("data-sigma") == "1" else "Home")
     assert root.locator("img").first.get_attribute("src") != before
     root.locator(".fluxnb-word").first.click()
-    assert root.locator(".fluxnb-box img").nth(1).is_visible()
+    expect(root.locator(".fluxnb-box img").nth(1)).to_be_visible()
     if shots := os.environ.get("FLUXNB_SCREENSHOTS"):
         root.scroll_into_view_if_needed()
         page.screenshot(path=str(Path(shots) / "nbconvert.png"))

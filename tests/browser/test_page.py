@@ -3,6 +3,7 @@
 import pytest
 
 from fluxnb.html import page as html
+from tests.browser.waiting import wait_until
 from tests.scenes import grid, trajectory
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
@@ -107,8 +108,10 @@ def test_all_trajectories_zoom_and_pan_together(opened):
     page.mouse.down()
     page.mouse.move(bounds["x"] + 100, bounds["y"] + 80, steps=4)
     page.mouse.up()
-    styles = {image.get_attribute("style") for image in page.locator(".fluxnb-box img").all()}
-    assert len(styles) == 1 and "translate(0%" not in styles.pop()
+    style = "(nodes) => nodes.map((node) => node.getAttribute('style'))"
+    images = page.locator(".fluxnb-box img")
+    wait_until(page, lambda: all("translate(0%" not in each for each in images.evaluate_all(style)))
+    assert len(set(images.evaluate_all(style))) == 1
 
 
 def test_markup_in_a_prompt_is_displayed_as_text(opened):
@@ -130,7 +133,8 @@ def test_the_slider_moves_all_cells_of_a_grid(opened):
 def test_a_grid_without_trajectories_has_no_slider(opened):
     page = opened(grid(seeds=[0, 1], steps=[1, 2]))
     assert page.locator(".fluxnb-trajectory").count() == 4 and page.locator("input[type=range]").count() == 0
-    assert page.locator(".fluxnb-box img").first.evaluate("(i) => i.naturalWidth") == 128
+    width = "async (image) => { await image.decode(); return image.naturalWidth; }"
+    assert page.locator(".fluxnb-box img").first.evaluate(width) == 128
 
 
 def test_without_javascript_the_pictures_and_their_captions_are_displayed(chromium, tmp_path):
@@ -202,7 +206,8 @@ def test_markup_added_to_a_page_runs_no_script_and_sets_no_style(page, tmp_path,
     page.locator(".fluxnb-scrubber[data-sigma], .fluxnb-explore").first.wait_for()
     assert page.evaluate("window.owned") is None and page.locator("h1").is_visible()
     assert page.evaluate("document.baseURI") == path.as_uri()
-    assert sum("Content Security Policy" in text for text in violations) >= 4 and not page.outside
+    wait_until(page, lambda: sum("Content Security Policy" in text for text in violations) >= 4)
+    assert not page.outside
 
 
 @pytest.mark.parametrize("write", [lambda path: html.write(trajectory(), path), lambda path: grid().to_html(path)])

@@ -34,7 +34,7 @@ def source() -> str:
 
 
 def test_the_slider_sends_its_level_to_the_kernel_and_nothing_else():
-    assert "model.send(" not in source() and len(re.findall(r"\.save_changes\(", source())) == 1
+    assert ".send(" not in source() and len(re.findall(r"\.save_changes\(", source())) == 1
 
 
 def test_the_front_end_neither_parses_text_as_markup_nor_uses_the_network():
