@@ -16,7 +16,18 @@ from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError
 from fluxnb.metrics import distance_to_final, principal, velocity_norm
 from fluxnb.plots.captions import common_subtitle, wrap
-from fluxnb.plots.style import COLORS, FAINT, INK, MARKERS, SMALL, SOFT, axes_heading, axes_or_new, style_context
+from fluxnb.plots.style import (
+    COLORS,
+    FAINT,
+    INK,
+    MARKERS,
+    SMALL,
+    SOFT,
+    axes_heading,
+    axes_or_new,
+    make_drawable,
+    style_context,
+)
 from fluxnb.records import Trajectory
 from fluxnb.visuals.labels import distinct_labels, pair_note
 
@@ -212,6 +223,7 @@ def _add_heading_and_legend(axes: Axes, trajectories: Sequence[Trajectory], titl
     if len(trajectories) > 1:
         note = {"title": wrap(pair_note(trajectories), 46), "title_fontsize": SMALL - 0.5, "alignment": "left"}
         axes.legend(loc="best", labelcolor=INK, handlelength=1.8, **note)
+    make_drawable(axes)
 
 
 def _points(trajectory: Trajectory) -> tuple[Tensor, Tensor]:
@@ -284,6 +296,7 @@ def memory(
         axes.set(xlim=(0, end), ylim=(0, top), xlabel="seconds", ylabel="GiB")
         axes.yaxis.label.set_color(INK)
         axes_heading(axes, title, subtitle or "beside each line its name and its peak in GiB")
+        make_drawable(axes)
     return figure
 
 

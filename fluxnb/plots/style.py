@@ -10,9 +10,13 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
+
+from fluxnb.visuals.fonts import DEFAULT, drawable
 
 __all__ = [
     "COLORS",
@@ -29,6 +33,7 @@ __all__ = [
     "draw_into",
     "heading",
     "hide_axes",
+    "make_drawable",
     "new_figure",
     "style_context",
     "text_width",
@@ -46,7 +51,7 @@ TITLE, TEXT, SMALL = 11.5, 9.0, 7.5  # points
 
 _RC: Any = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # shipped with matplotlib, so figures are equal on every machine
+    "font.sans-serif": [DEFAULT],  # shipped with matplotlib, so figures are equal on every machine
     "font.size": TEXT,
     "text.color": INK,
     "text.parse_math": False,  # a prompt with two dollar signs is text
@@ -73,6 +78,11 @@ _RC: Any = {
 
 class View(Figure):
     """A matplotlib Figure that displays itself as the last line of a cell without pyplot."""
+
+    def draw(self, renderer: Any) -> None:
+        """Draw the figure, with fonts for all its texts."""
+        make_drawable(self)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         drawn, packed = io.BytesIO(), io.BytesIO()
@@ -114,6 +124,20 @@ def draw_into(figure: View, ax: Axes | None) -> Figure:
 
 def _figure_of(ax: Axes) -> Figure:
     return ax.figure if isinstance(ax.figure, Figure) else ax.figure.figure
+
+
+def make_drawable(artist: Artist) -> None:
+    """Set the fonts of all texts of a figure or of axes, so that no glyph is missing.
+
+    Characters that no font of this machine has are replaced by an empty box.
+    """
+    for text in artist.findobj(Text):
+        if isinstance(text, Text) and not (given := text.get_text()).isascii():
+            shown, families = drawable(given)
+            if shown != given:
+                text.set_text(shown)
+            if len(families) > 1:
+                text.set_family(list(families))
 
 
 def heading(figure: Figure, title: str, subtitle: str, *, left: float = 0.0, top: float = 1.0) -> None:

@@ -14,6 +14,7 @@ from fluxnb.errors import InputError, shorten, unknown_choice
 from fluxnb.io.files import atomic_write, user_path
 from fluxnb.records import Cell, Film, Sweep, Trajectory
 from fluxnb.records.recipe import RecipeFields
+from fluxnb.visuals.fonts import font_for, shortened
 from fluxnb.visuals.frames import Decode, frames_of
 from fluxnb.visuals.labels import NAMES, value_labels
 
@@ -145,14 +146,11 @@ def _matches(cell: Cell, fields: dict[str, Any]) -> bool:
 
 def _with_caption(sheet: Image.Image, text: str, height: int) -> Image.Image:
     """Add a line of text below a picture, cut to its width, in the font of the figures."""
-    from matplotlib import get_data_path
-
     captioned = Image.new("RGB", (sheet.width, sheet.height + height), "white")
     captioned.paste(sheet)
-    font = ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", height * 0.62)
-    line = " ".join(text[:500].split())
-    while line and font.getlength(line) > sheet.width - 4:
-        line = line[:-2].rstrip() + "…" if len(line) > 2 else ""
+    path, line = font_for(" ".join(text[:500].split()))
+    font = ImageFont.truetype(path, height * 0.62)
+    line = shortened(line, font, sheet.width - 4)
     place = (2, captioned.height - height / 2)
     ImageDraw.Draw(captioned).text(place, line, fill="#222222", font=font, anchor="lm")
     return captioned

@@ -19,8 +19,8 @@ from fluxnb.io.files import user_path
 from fluxnb.records import Cell, Sweep
 from fluxnb.visuals.frames import Decode
 from fluxnb.widgets.background import Worker, current_cell, outcome, stop_earlier
+from fluxnb.widgets.fallback import fallback_of_cells
 from fluxnb.widgets.grid_view import GridView, Results
-from fluxnb.widgets.view import fallback_png
 
 __all__ = ["Explorer", "explore"]
 
@@ -115,9 +115,7 @@ class Explorer(GridView):
         for cell in cells:
             results.add(cell)
         self._display(results)
-        columns = len(self.data["axes"][-1]["values"]) if self.data["axes"] else 8
-        images = [cell.image for cell in cells[:24]]
-        self._fallback = fallback_png(images, columns=min(max(columns, 4), 8), side=80, limit=24)
+        self._fallback = fallback_of_cells(cells, results.axes)
 
     def _actions(self) -> Any:
         return {**super()._actions(), "stop": lambda *_: self.stop(), "views": self._count_views}

@@ -27,6 +27,7 @@ from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.visuals.frames import Decode, webp
 from fluxnb.widgets.background import Worker, current_cell, outcome, stop_earlier
+from fluxnb.widgets.fallback import fallback_of_cells
 from fluxnb.widgets.form import (
     FIELDS,
     MAX_CELLS,
@@ -38,7 +39,6 @@ from fluxnb.widgets.form import (
     parse_numbers,
 )
 from fluxnb.widgets.grid_view import GridView, Results
-from fluxnb.widgets.view import fallback_png
 
 __all__ = ["Generate", "Job", "Lab", "StepCallback"]
 
@@ -386,7 +386,7 @@ class Lab(GridView):
         if done:
             self._grids.append(results.sweep)
             self.grid = results.sweep
-            self._fallback = fallback_png([cell.image for cell in results.received], columns=8, side=96, limit=24)
+            self._fallback = fallback_of_cells(results.received, results.axes, side=96)
         self._progress = None
         if results is self._results:
             self._resend()  # for views that are opened later

@@ -16,7 +16,8 @@ from fluxnb.html import page as html
 from fluxnb.html.front_end import script, style
 from fluxnb.records import Film, Sweep, Trajectory
 from fluxnb.visuals.frames import SHOWS, Decode, frame_sets, payload
-from fluxnb.widgets.view import View, fallback_png
+from fluxnb.widgets.fallback import fallback_png
+from fluxnb.widgets.view import View
 
 __all__ = ["Scrubber", "scrub"]
 
@@ -96,4 +97,6 @@ def scrub(
     sets = frame_sets(trajectories, shows=shows, decode=decode, labels=labels)
     data, frames = payload(trajectories, sets)
     images = [each.final or next((f[-1] for f in each.frames.values() if f), None) for each in sets]
-    return Scrubber(data, frames, fallback=fallback_png([image for image in images if image is not None]))
+    captions = [[each["label"]] for each in data["trajectories"]] if len(sets) > 1 else [[]]
+    shown = [(image, lines) for image, lines in zip(images, captions, strict=True) if image is not None]
+    return Scrubber(data, frames, fallback=fallback_png([image for image, _ in shown], [lines for _, lines in shown]))

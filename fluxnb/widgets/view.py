@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 import secrets
 import sys
@@ -12,12 +11,11 @@ from typing import Any
 
 import anywidget
 import traitlets
-from PIL import Image
 
 from fluxnb.html.output import host, output
 from fluxnb.html.page import Still
 
-__all__ = ["View", "displays_widgets_only", "fallback_png"]
+__all__ = ["View", "displays_widgets_only"]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Environments that put each output into a frame of its own, or create no widget without its own kind of output.
@@ -135,21 +133,3 @@ class View(anywidget.AnyWidget):
         text = self._html(behind=True)
         for name in self._display_ids if text is not None else ():
             display(HTML(text), display_id=name, update=True)
-
-
-def fallback_png(images: Sequence[Image.Image], *, columns: int = 8, side: int = 128, limit: int = 8) -> bytes | None:
-    """PNG bytes of a contact sheet of the first `limit` images, each `side` pixels wide; None without images."""
-    thumbnails = [
-        image.convert("RGB").resize((side, max(1, side * image.height // image.width))) for image in images[:limit]
-    ]
-    if not thumbnails:
-        return None
-    columns = max(1, min(columns, len(thumbnails)))
-    row_height = max(image.height for image in thumbnails) + 4
-    rows = -(-len(thumbnails) // columns)
-    sheet = Image.new("RGB", (columns * (side + 4) - 4, rows * row_height - 4), "white")
-    for index, image in enumerate(thumbnails):
-        sheet.paste(image, (index % columns * (side + 4), index // columns * row_height))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
