@@ -60,7 +60,7 @@ def font_for(text: str) -> tuple[Path, str]:
     return Path(best), _replaced(text, missing)
 
 
-def shortened(text: str, font: Any, width: float) -> str:
+def shortened(text: str, font: Any, width: int) -> str:
     """A line of text cut with an ellipsis to a width in pixels.
 
     Arguments:

@@ -47,7 +47,7 @@ def test_equal_trajectories_give_equal_pages():
 def test_a_page_in_a_notebook_displays_as_html_and_has_a_plain_repr():
     cell_output = page.Page(trajectory(prompt="a <b>fox</b>"))
     assert repr(cell_output) == "Page('a <b>fox</b>, toy, seed 3, 4 steps')"
-    assert "<b>fox" not in cell_output._repr_html_() and "mount(" in cell_output._repr_html_()
+    assert "<b>fox" not in cell_output._repr_html_() and "mountPage(" in cell_output._repr_html_()
 
 
 def test_without_script_the_page_displays_the_picture():
