@@ -137,7 +137,7 @@ def make_drawable(artist: Artist) -> None:
             if shown != given:
                 text.set_text(shown)
             if len(families) > 1:
-                text.set_family(list(families))
+                text.set_fontfamily(list(families))
 
 
 def heading(figure: Figure, title: str, subtitle: str, *, left: float = 0.0, top: float = 1.0) -> None:
