@@ -1,7 +1,12 @@
-"""The grid runner: claims each missing cell, samples it once and shares steps between cells.
+"""The grid runner: samples each missing cell once, in one process or in several, and shares steps between cells.
 
-Recipes with the same prompt and noise are sampled one after the other, and each starts from the longest prefix that it
-has in common with an earlier one. With a batch size above 1, several such groups are sampled in one call.
+Recipes with the same prompt and noise form a group. They are sampled one after the other, and each starts from the
+longest prefix that it has in common with an earlier one. With a batch size above 1, several groups are sampled in one
+call.
+
+Processes that share a store claim groups, so that a first evaluation is made by one of them. Each takes the first group
+that nobody has claimed, and begins again at the front of the list after each group: the claim of a process that ended is
+taken over by the next process that is free.
 """
 
 from __future__ import annotations
@@ -9,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -22,6 +28,7 @@ from fluxnb.grid.decode_workers import DecodeWorkers, Sampled
 from fluxnb.grid.store import Store, StoreWarning
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.prompts import Encoded
+from fluxnb.planning.processes import launched
 from fluxnb.records import Cell, Keep, Step, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.sampler import STOP, StepCallback, sample_batch
@@ -31,6 +38,10 @@ __all__ = ["GridRunner", "Runner", "Waiting", "prompt_key", "shared_prefixes"]
 POLL_INTERVALS = (0.05, 0.5)  # seconds between checks of cells that other processes sample, at first and at most
 DISPLAY_AFTER = 1.0  # seconds without a cell after which a display shows what a sweep waits for, and between updates
 REPORT_AFTER = 3.0  # seconds without a cell after which a sweep reports what it waits for
+LOOK_INTERVAL = 1.0  # seconds after which a sweep looks again for cells that other processes have stored
+LOOK_SHARE = 0.02  # of the time of a sweep that it may spend on that
+DECODE_COST = 0.5  # evaluations that take about as long as decoding a picture
+PROMPTS = 8  # encoded prompts that are cached; one of FLUX.1 has 2 MB
 
 
 @runtime_checkable
@@ -56,10 +67,12 @@ class SharedPrefix:
     """Recipes with the same prompt, noise and guidance: all step counts of one prompt and seed.
 
     Arguments:
-        recipes: they differ in their schedule alone.
+        key: what they have in common, see `without_schedule`.
+        recipes: those that are still to be sampled; they differ in their schedule alone.
         trajectories: those sampled so far, whose first steps later ones may share.
     """
 
+    key: ResolvedRecipe
     recipes: list[ResolvedRecipe]
     trajectories: list[Trajectory] = field(default_factory=list)
 
@@ -100,7 +113,8 @@ class GridRunner:
 
     def __post_init__(self) -> None:
         self._prompts: OrderedDict[tuple[Any, ...], tuple[Encoded, float]] = OrderedDict()
-        self._claims: dict[str, ExitStack] = {}
+        self._claims: dict[str, _Held] = {}
+        self._mutex = threading.Lock()
         self._stopped = False
 
     def cells(self, recipes: Sequence[ResolvedRecipe]) -> Generator[Cell, None, None]:
@@ -119,62 +133,121 @@ class GridRunner:
         workers = DecodeWorkers(
             self.flux, self.store, self.keep, size=size, background=self.background, batched=self.batch > 1
         )
+        pending, waiting, looks = self._ordered(shared_prefixes(missing)), Waiting(self), _Looks()
         try:
-            waiting = Waiting(self)
-            while missing:
-                claimed_elsewhere: list[ResolvedRecipe] = []
-                for groups in batches(shared_prefixes(missing), self.batch):
-                    for members in _by_schedule(groups):
-                        yield from self._sample(members, workers, claimed_elsewhere)
-                        yield from workers.finished()
-                yield from workers.finished(wait=True)
-                waiting.pause(claimed_elsewhere)
-                missing = claimed_elsewhere
+            while pending:
+                groups = self._claimed(pending)
+                if not groups:
+                    yield from workers.finished(wait=True)
+                    waiting.pause([recipe for group in pending for recipe in group.recipes])
+                else:
+                    waiting.pause([])
+                    yield from self._sample(groups, workers)
+                if not groups or looks.due():
+                    with looks:
+                        elsewhere = self._stored_elsewhere(pending)
+                    yield from elsewhere
+                pending = [group for group in pending if group.recipes]
+            waiting.pause([])
+            yield from workers.finished(wait=True)
         except KeyboardInterrupt:
             yield from workers.finished(wait=True)
             raise
         finally:
             workers.close()
             for key in list(self._claims):
-                self._release(key)
+                self._release(key, all_uses=True)
 
-    def _sample(
-        self,
-        members: Sequence[tuple[SharedPrefix, ResolvedRecipe]],
-        workers: DecodeWorkers,
-        claimed_elsewhere: list[ResolvedRecipe],
-    ) -> Iterator[Cell]:
-        """Sample recipes of one schedule; yields those that another process has finished in the meantime.
+    def _ordered(self, groups: list[SharedPrefix]) -> list[SharedPrefix]:
+        """The groups in the order in which this process tries to claim them.
 
-        Cells are yielded before the first claim and after the last one is released, since the caller may take any time
-        to request the next one.
+        Of several processes that a launcher has started, each takes the longest groups first, so that none of them is
+        left with a long one at the end, and they begin at different prompts, so that few prompts are encoded twice.
         """
-        missing: list[tuple[SharedPrefix, ResolvedRecipe]] = []
-        for group, recipe in members:
-            if (found := self.stored(recipe)) is not None:
-                yield found
-            else:
-                missing.append((group, recipe))
+        process = launched()
+        if self.store is None or process.count == 1:
+            return groups
+        prompts = {key: index for index, key in enumerate(dict.fromkeys(prompt_key(g.recipes[0]) for g in groups))}
+        first = process.rank * len(prompts) // process.count
+
+        def order(group: SharedPrefix) -> tuple[float, int]:
+            place = prompts[prompt_key(group.recipes[0])]
+            return -self._predicted_cost(group), (place - first) % len(prompts)
+
+        return sorted(groups, key=order)
+
+    def _predicted_cost(self, group: SharedPrefix) -> float:
+        """Evaluations of a group and decoded pictures times their pixels; to be compared with that of another group."""
+        first, steps = group.recipes[0], sum(recipe.steps for recipe in group.recipes)
+        evaluations = self.flux.evaluations_of(first, steps - len(group.recipes) + 1)
+        return (evaluations + DECODE_COST * len(group.recipes)) * first.height * first.width
+
+    def _claimed(self, pending: Sequence[SharedPrefix]) -> list[SharedPrefix]:
+        """Claim the first groups that can be claimed and sampled in one call; empty if others have all of them."""
+        claimed: list[SharedPrefix] = []
+        most = self.batch
+        if self.store is not None and self.batch > 1:
+            most = min(self.batch, math.ceil(len(pending) / launched().count))  # the others have their part
+        for group in pending:
+            if claimed and _batch_key(group) != _batch_key(claimed[0]):
+                continue
+            if self._claim(group.key):
+                claimed.append(group)
+                if len(claimed) == most:
+                    break
+        return claimed
+
+    def _stored_elsewhere(self, pending: Sequence[SharedPrefix]) -> list[Cell]:
+        """The cells that other processes have stored in the meantime; they are removed from their groups."""
+        cells: list[Cell] = []
+        for group in pending if self.store is not None else ():
+            for recipe in list(group.recipes):
+                if (found := self.stored(recipe)) is not None:
+                    group.recipes.remove(recipe)
+                    cells.append(found)
+        return cells
+
+    def _sample(self, groups: Sequence[SharedPrefix], workers: DecodeWorkers) -> Iterator[Cell]:
+        """Sample claimed groups and release them; yields what is finished.
+
+        In the background all schedules are sampled under one claim. Otherwise the caller may take any time to request
+        the next cell, and the claims cover a single schedule: they are released before its cells are yielded.
+        """
+        late: list[Cell] = []
+        try:
+            for members in _by_schedule(groups):
+                late += self._sample_schedule(members, workers)
+                if not self.background:
+                    break
+                yield from workers.finished()
+        finally:
+            for group in groups:
+                self._release(self.claim_key(group.key))
+        yield from workers.finished()
+        yield from late
+
+    def _sample_schedule(
+        self, members: Sequence[tuple[SharedPrefix, ResolvedRecipe]], workers: DecodeWorkers
+    ) -> list[Cell]:
+        """Sample claimed recipes of one schedule; returns the cells that another process had finished before."""
         late: list[Cell] = []
         by_shared_steps: dict[int, list[_Pending]] = {}
-        for group, recipe in missing:
-            if not self._claim(recipe):
-                claimed_elsewhere.append(recipe)
-            elif (found := self.stored(recipe)) is not None:
-                self._release(self._claim_key(recipe))
+        for group, recipe in members:
+            if (found := self.stored(recipe)) is not None:
+                group.recipes.remove(recipe)
                 late.append(found)
-            else:
-                levels = self.flux.schedule(recipe)
-                index, count = share_prefixes([each.sigmas for each in group.trajectories] + [levels])[-1]
-                count = count if self.flux.can_continue(recipe, count) else 0
-                donor = group.trajectories[index] if count else None
-                by_shared_steps.setdefault(count, []).append(_Pending(group, recipe, donor))
+                continue
+            levels = self.flux.schedule(recipe)
+            index, count = share_prefixes([each.sigmas for each in group.trajectories] + [levels])[-1]
+            count = count if self.flux.can_continue(recipe, count) else 0
+            donor = group.trajectories[index] if count else None
+            by_shared_steps.setdefault(count, []).append(_Pending(group, recipe, donor))
         for count, pending in by_shared_steps.items():
             for sampled in self._sample_together(pending, count):
                 workers.add(sampled)
             if self._stopped:
                 raise KeyboardInterrupt
-        yield from late
+        return late
 
     def _sample_together(self, pending: Sequence[_Pending], shared_steps: int) -> Iterator[Sampled]:
         """Sample claimed cells, which share equally many steps with earlier trajectories, in one call."""
@@ -200,6 +273,7 @@ class GridRunner:
             numerics = sampled.numerics if each.donor is None or len(pending) > 1 else each.donor.numerics
             trajectory = dataclasses.replace(sampled, seconds=seconds, numerics=numerics)
             each.group.trajectories.append(trajectory)
+            each.group.recipes.remove(each.recipe)
             evaluations = self.flux.evaluations_of(each.recipe, each.recipe.steps - shared_steps)
             self.evaluations += evaluations
             yield Sampled(
@@ -226,42 +300,59 @@ class GridRunner:
                 return found
         return None
 
-    def _claim_key(self, recipe: ResolvedRecipe) -> str:
-        """Key of the claim: that of a batch of one, so that only one process samples the cell for any batch size."""
-        return self._key(recipe, self.flux.numerics())
+    def claim_key(self, recipe: ResolvedRecipe) -> str:
+        """Key of the claim: one for all schedules and batch sizes of a prompt and its noise."""
+        return self._key(without_schedule(recipe), f"shared prefix, {self.flux.numerics()}")
 
     def _claim(self, recipe: ResolvedRecipe) -> bool:
+        """Claim the group of a recipe, unless another process has the claim."""
         if self.store is None:
             return True
-        key, claim = self._claim_key(recipe), ExitStack()
-        self._claims[key] = claim  # before the claim, so that an interrupt does not leave it behind
-        if claim.enter_context(self.store.claim(key)):
+        key, held = self.claim_key(recipe), _Held()
+        with self._mutex:
+            if key in self._claims:  # for a cell that is not stored yet
+                self._claims[key].uses += 1
+                return True
+            self._claims[key] = held  # before the claim, so that an interrupt does not leave it behind
+        if held.claim.enter_context(self.store.claim(key)):
             return True
         self._release(key)
         return False
 
     def holder(self, recipe: ResolvedRecipe) -> str:
         """A description of the process that samples a recipe, empty if there is none."""
-        return "" if self.store is None else self.store.holder(self._claim_key(recipe))
+        return "" if self.store is None else self.store.holder(self.claim_key(recipe))
 
-    def _release(self, key: str) -> None:
-        if (claim := self._claims.pop(key, None)) is not None:
-            claim.close()
+    def _release(self, key: str, *, all_uses: bool = False) -> None:
+        """End one use of a claim, or all of them; the claim is released at the end of the last use."""
+        with self._mutex:
+            if (held := self._claims.get(key)) is None:
+                return
+            held.uses = 0 if all_uses else held.uses - 1
+            if held.uses > 0:
+                return
+            del self._claims[key]
+        held.claim.close()
 
     def _releaser(self, recipe: ResolvedRecipe) -> Callable[[], None]:
-        key = self._claim_key(recipe)
+        """Use the claim of a sampled recipe until the returned function is called."""
+        if self.store is None:
+            return lambda: None
+        key = self.claim_key(recipe)
+        with self._mutex:
+            self._claims[key].uses += 1
         return lambda: self._release(key)
 
     # -------------------------------------------------------------------------------------------- prompts and callbacks
     def _encoded(self, recipe: ResolvedRecipe) -> tuple[Encoded, float]:
-        """The encoded prompt and the seconds it took. Recipes are sorted by prompt, so a small cache is enough."""
+        """The encoded prompt and the seconds it took. Recipes are mostly sorted by prompt, so few have to be cached."""
         key = prompt_key(recipe)
         if key not in self._prompts:
             started = time.perf_counter()
             encoded = self.flux.encode(recipe)
             self._prompts[key] = (encoded, time.perf_counter() - started)
             self.encodes += 1
-            while len(self._prompts) > self.batch:
+            while len(self._prompts) > max(self.batch, PROMPTS):
                 self._prompts.popitem(last=False)
         return self._prompts[key]
 
@@ -276,6 +367,37 @@ class GridRunner:
             return result
 
         return callback
+
+
+@dataclass(eq=False)
+class _Held:
+    """A claim of this runner.
+
+    Arguments:
+        claim: ends the claim when it is closed.
+        uses: 1 while the group is sampled, and 1 for each of its cells that is not stored yet.
+    """
+
+    claim: ExitStack = field(default_factory=ExitStack)
+    uses: int = 1
+
+
+class _Looks:
+    """Decides when a sweep looks for cells that other processes have stored; a context manager around each look."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + LOOK_INTERVAL
+
+    def due(self) -> bool:
+        """Whether it is time to look again."""
+        return time.monotonic() >= self._next
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        now = time.monotonic()
+        self._next = now + max(LOOK_INTERVAL, (now - self._started) / LOOK_SHARE)
 
 
 class Waiting:
@@ -319,9 +441,14 @@ def shared_prefixes(recipes: Sequence[ResolvedRecipe]) -> list[SharedPrefix]:
     groups: dict[ResolvedRecipe, SharedPrefix] = {}
     order = {key: index for index, key in enumerate(dict.fromkeys(prompt_key(each) for each in recipes))}
     for recipe in sorted(recipes, key=lambda each: order[prompt_key(each)]):
-        without_schedule = dataclasses.replace(recipe, steps=4, sigmas=None, shift=None)
-        groups.setdefault(without_schedule, SharedPrefix([])).recipes.append(recipe)
+        key = without_schedule(recipe)
+        groups.setdefault(key, SharedPrefix(key, [])).recipes.append(recipe)
     return list(groups.values())
+
+
+def without_schedule(recipe: ResolvedRecipe) -> ResolvedRecipe:
+    """The recipe with the schedule of four steps, which recipes of all schedules of one prompt and noise become."""
+    return dataclasses.replace(recipe, steps=4, sigmas=None, shift=None)
 
 
 def prompt_key(recipe: ResolvedRecipe) -> tuple[Any, ...]:
@@ -330,15 +457,9 @@ def prompt_key(recipe: ResolvedRecipe) -> tuple[Any, ...]:
     return (recipe.prompt, recipe.negative if guided else None, recipe.max_sequence_length, guided)
 
 
-def batches(groups: Sequence[SharedPrefix], batch: int) -> Iterator[list[SharedPrefix]]:
-    """Batches of groups that can be sampled in one call, because they differ in prompt and seed alone."""
-    compatible: dict[ResolvedRecipe, list[SharedPrefix]] = {}
-    for group in groups:
-        key = dataclasses.replace(group.recipes[0], prompt="-", seed=0, steps=4, sigmas=None, shift=None)
-        compatible.setdefault(key, []).append(group)
-    for several in compatible.values():
-        for first in range(0, len(several), batch):
-            yield several[first : first + batch]
+def _batch_key(group: SharedPrefix) -> ResolvedRecipe:
+    """What groups have in common that can be sampled in one call: everything except prompt and seed."""
+    return dataclasses.replace(group.key, prompt="-", seed=0)
 
 
 def _by_schedule(groups: Sequence[SharedPrefix]) -> Iterator[list[tuple[SharedPrefix, ResolvedRecipe]]]:

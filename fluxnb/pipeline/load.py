@@ -24,9 +24,11 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.identity import identity_of
 from fluxnb.pipeline.state import state_of
 from fluxnb.planning import plan as planning
+from fluxnb.planning.hardware import gpu_of_process
 from fluxnb.planning.model_size import model_size_of
 from fluxnb.planning.plan import Plan, convert_out_of_memory, is_large
 from fluxnb.planning.presets import PRESETS, all_presets, presets_of
+from fluxnb.planning.processes import launched
 from fluxnb.planning.requirements import Workload
 from fluxnb.records.recipe import DTYPES
 from fluxnb.remote.endpoints import EndpointName, endpoint_of
@@ -37,7 +39,7 @@ from fluxnb.runtime.compilation import compile_pipeline
 from fluxnb.runtime.exclusive import protect
 from fluxnb.runtime.streaming import WeightReader, buffers_of_floats
 
-__all__ = ["handle_of", "load", "remember"]
+__all__ = ["device_of", "handle_of", "load", "remember"]
 
 _PIPELINES = tuple(name for family in FAMILIES for name in family.pipelines)
 
@@ -85,6 +87,9 @@ def load(
 ) -> Flux | Remote:
     """A model ready to run.
 
+    A process that `torchrun`, `accelerate launch` or `fluxnb sweep` has started takes the GPU of its local rank, or the
+    one that has been made the current device.
+
     Arguments:
         model: "pocket", "pocket-base", "schnell", "dev", "klein", "klein-base", "z-image", "z-image-turbo", a folder in
             diffusers layout, a hub id, or a pipeline of FLUX.1, FLUX.2 klein or Z-Image, which is taken as it is: its
@@ -131,13 +136,14 @@ def load(
         chosen = dataclasses.replace(chosen, dtype=dtype)
     needed = presets_of(source.family)[chosen.preset].gguf
     gguf = weights.gguf_file(source, needed) if needed else None
+    device = device_of(chosen)
     with convert_out_of_memory(chosen, f"loading {source.name}"):
-        pipe, used = _held(source, chosen, gguf)
-        protect(pipe, torch.device(chosen.device))
+        pipe, used = _held(source, chosen, gguf, device=device)
+        protect(pipe, device)
     teacher_alone = source.name == "pocket" and not source.parts
     name = "pocket-base" if teacher_alone else source.name
     defaults = defaults_of(pipe, name, source.card)
-    chosen = _compiled(pipe, chosen, defaults, fast=fast)
+    chosen = _compiled(pipe, chosen, defaults, device=device, fast=fast)
     revision = weights.revision_with_gguf(source, gguf) if gguf else source.revision
     revision += f"-{used}" if used else ""
     flux = remember(Flux(pipe, model=source.name, revision=revision, defaults=defaults, plan=chosen))
@@ -165,14 +171,23 @@ def _check_fast(family: Family, fast: bool | str) -> None:
         )
 
 
-def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, fast: bool | str) -> Plan:
+def device_of(plan: Plan) -> torch.device:
+    """The device of a plan; on CUDA that of this process, which becomes the current one beside other processes."""
+    if plan.device != "cuda" or launched().count == 1:
+        return torch.device(plan.device)
+    device = gpu_of_process()
+    torch.cuda.set_device(device)
+    return device
+
+
+def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, device: torch.device, fast: bool | str) -> Plan:
     """Compile a pipeline where `fast` or its preset requires it; the plan with what that gave."""
     always = plan.preset in PRESETS and PRESETS[plan.preset].compiled
     if not fast and not always:
         return plan
     report = compile_pipeline(
         pipe,
-        torch.device(plan.device),
+        device,
         Workload(size=defaults.size, text=defaults.max_sequence_length),
         fp8=fast == "fp8",
         graphs=not plan.offload_blocks,
@@ -182,12 +197,12 @@ def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, fast: bool | st
     return dataclasses.replace(plan, preset=named, exact=False, fast=report)
 
 
-def _held(source: weights.Source, chosen: Plan, gguf: Path | None) -> tuple[Any, str]:
+def _held(source: weights.Source, chosen: Plan, gguf: Path | None, *, device: torch.device) -> tuple[Any, str]:
     """The pipeline of a source under a plan, and the variant of its files ("" for none).
 
     A small model is loaded by diffusers, others are assembled part by part.
     """
-    preset, device = presets_of(source.family)[chosen.preset], torch.device(chosen.device)
+    preset = presets_of(source.family)[chosen.preset]
     folder = weights.fetch(source, without_transformer=gguf is not None)
     variant = weights.variant_of(folder, source.variant, name=source.name)
     large = is_large(model_size_of(folder, source.parts))
@@ -359,7 +374,7 @@ def _adopt(pipe: Any, *, fast: bool | str = False) -> Flux:
     flux = _as_given(pipe)
     if fast:
         # The revision names the weights as they were given; compiling may fuse or round them.
-        plan = _compiled(pipe, flux.plan, flux.defaults, fast=fast)
+        plan = _compiled(pipe, flux.plan, flux.defaults, device=torch.device(flux.plan.device), fast=fast)
         flux = Flux(
             pipe,
             model=flux.model,

@@ -19,7 +19,7 @@ from fluxnb.errors import InputError, shorten
 from fluxnb.families.defaults import defaults_of
 from fluxnb.families.registry import pair_of
 from fluxnb.pipeline.flux import Flux
-from fluxnb.pipeline.load import load, remember
+from fluxnb.pipeline.load import device_of, load, remember
 from fluxnb.planning.model_size import model_size_of, named_size
 from fluxnb.planning.pairs import HOLDINGS, plan_pair
 from fluxnb.planning.plan import Plan, convert_out_of_memory
@@ -95,7 +95,7 @@ def load_pair(model: str | Path = "pocket", teacher: str | Path | None = None, *
         else named_size(family.name)
     )
     plan = plan_pair(pair.student, family, size, preset=preset)
-    held, device = HOLDINGS[plan.preset], torch.device(plan.device)
+    held, device = HOLDINGS[plan.preset], device_of(plan)
     student = load(student_of, preset="cpu" if device.type == "cpu" else held.preset)
     with convert_out_of_memory(plan, f"loading {teacher_source.name}"):
         pipe = _with_own_transformer(student.pipe, teacher_source, student_source, swapped=held.swapped)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
+from fluxnb.planning.processes import launched
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "CARDS",
@@ -25,6 +30,8 @@ __all__ = [
     "describe_hardware",
     "detect",
     "free_disk",
+    "gpu_of_process",
+    "total_ram",
 ]
 
 GIB = 2**30
@@ -50,6 +57,7 @@ class Hardware:
         bandwidth: GB/s of the accelerator's memory.
         pcie: GB/s between main memory and the accelerator.
         disk: GB/s read from the disk of the hub's cache.
+        gpus: number of such accelerators; 0 on a CPU. A model uses one of them.
     """
 
     device: str
@@ -64,6 +72,27 @@ class Hardware:
     bandwidth: float = 40.0
     pcie: float = 12.0
     disk: float = 1.5
+    gpus: int = 1
+
+    def share(self, processes: int) -> Hardware:
+        """The part of the machine that each of several processes has, of which each takes one GPU.
+
+        Example:
+            >>> part = describe_hardware({"vram_gib": 80, "ram_gib": 400, "cores": 64, "gpus": 4}).share(4)
+            >>> part.ram_gib, part.cores, part.vram_gib > 74
+            (100.0, 16, True)
+        """
+        if processes == 1:
+            return self
+        on_each_gpu = math.ceil(processes / max(1, self.gpus))
+        cores = max(1, self.cores // processes)
+        return dataclasses.replace(
+            self,
+            vram_gib=self.vram_gib / on_each_gpu,
+            ram_gib=self.ram_gib / processes,
+            cores=cores,
+            tflops=self.tflops / on_each_gpu if self.device != "cpu" else self.tflops * cores / self.cores,
+        )
 
     @property
     def without_accelerator(self) -> Hardware:
@@ -78,6 +107,7 @@ class Hardware:
             capability=(0, 0),
             tflops=CORE_TFLOPS * self.cores,
             bandwidth=40.0,
+            gpus=0,
         )
 
     @property
@@ -183,7 +213,7 @@ def describe_hardware(text: str | Mapping[str, Any] | Hardware) -> Hardware:
         sizes = re.findall(r"(\d+)gb", name)
         return Hardware(
             device="cpu", name=name, vram_gib=0.0, ram_gib=float(sizes[0]) * 0.85 if sizes else 13.6, cores=8,
-            disk_gib=200.0, tflops=0.4,
+            disk_gib=200.0, tflops=0.4, gpus=0,
         )  # fmt: skip
     if numbers := re.fullmatch(r"(\d+(?:\.\d+)?)gb(?:/(\d+(?:\.\d+)?)gb)?", name):
         given = {"vram_gib": float(numbers[1])}
@@ -263,21 +293,27 @@ def detect() -> Hardware:
     import torch
 
     ram, disk = available_ram(), free_disk()
+    cores, processes = available_cores(), launched().local_count
+    if processes > 1:
+        # The others may not have allocated their part yet, so that what is available is not for this process alone.
+        ram, cores = min(ram, total_ram() / processes), max(1, cores // processes)
     if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        allocated = torch.cuda.memory_allocated()
-        free += torch.cuda.memory_reserved() - allocated  # cached by this process and unused
+        gpu, gpus = gpu_of_process(), torch.cuda.device_count()
+        free, total = torch.cuda.mem_get_info(gpu)
+        allocated = torch.cuda.memory_allocated(gpu)
+        free += torch.cuda.memory_reserved(gpu) - allocated  # cached by this process and unused
         if hasattr(torch.cuda, "get_per_process_memory_fraction"):
-            free = min(free, int(torch.cuda.get_per_process_memory_fraction() * total) - allocated)
-        name, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+            free = min(free, int(torch.cuda.get_per_process_memory_fraction(gpu) * total) - allocated)
+        free = min(free, total // math.ceil(processes / gpus))
+        name, capability = torch.cuda.get_device_name(gpu), torch.cuda.get_device_capability(gpu)
         card = _card_from_driver(name)
-        units = torch.cuda.get_device_properties(0).multi_processor_count
+        units = torch.cuda.get_device_properties(gpu).multi_processor_count
         return Hardware(
             device="cuda",
             name=name,
             vram_gib=free / GIB,
             ram_gib=ram,
-            cores=available_cores(),
+            cores=cores,
             # is_bf16_supported() also counts emulation, which is too slow to use.
             bf16=capability >= (8, 0),
             disk_gib=disk,
@@ -285,6 +321,7 @@ def detect() -> Hardware:
             tflops=card.tflops if card else _estimate_tflops(capability, units),
             bandwidth=card.bandwidth if card else 400.0,
             pcie=card.pcie if card else 10.0,
+            gpus=gpus,
         )
     if torch.backends.mps.is_available():  # shared memory
         return Hardware(
@@ -292,7 +329,7 @@ def detect() -> Hardware:
             name="Apple GPU",
             vram_gib=ram,
             ram_gib=ram,
-            cores=available_cores(),
+            cores=cores,
             disk_gib=disk,
             tflops=5.0,
             bandwidth=150.0,
@@ -302,10 +339,25 @@ def detect() -> Hardware:
         name="CPU",
         vram_gib=0.0,
         ram_gib=ram,
-        cores=available_cores(),
+        cores=cores,
         disk_gib=disk,
-        tflops=CORE_TFLOPS * available_cores(),
+        tflops=CORE_TFLOPS * cores,
+        gpus=0,
     )
+
+
+def gpu_of_process() -> torch.device:
+    """The CUDA device of this process.
+
+    It is the current one where that has been set, as accelerate does when its state is created. A process that was
+    launched beside others otherwise takes the one of its local rank.
+    """
+    import torch
+
+    current, process = torch.cuda.current_device(), launched()
+    if current == 0 and process.count > 1:
+        current = process.local_rank % torch.cuda.device_count()
+    return torch.device("cuda", current)
 
 
 def available_cores(quota: Path = CPU_QUOTA) -> int:
@@ -355,18 +407,29 @@ def available_ram(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/pro
     import psutil
 
     free = float(psutil.virtual_memory().available)
+    for group, limit, used in _limits(cgroups, own):
+        try:
+            cached = re.search(r"^(?:total_)?inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+            taken = int((group / used).read_text()) - (int(cached[1]) if cached else 0)
+        except (OSError, ValueError):
+            continue
+        free = min(free, max(0, limit - taken))
+    return free / GIB
+
+
+def total_ram(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """GiB of main memory of the machine, or of the container or job that this process belongs to."""
+    import psutil
+
+    return min([psutil.virtual_memory().total, *(limit for _, limit, _ in _limits(cgroups, own))]) / GIB
+
+
+def _limits(cgroups: Path, own: Path) -> Iterator[tuple[Path, int, str]]:
+    """The limits that apply to this process: the folder of the group, bytes, and the name of the file with the usage."""
     for group in _groups(cgroups, own):
         for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            try:
-                ceiling = int((group / limit).read_text())  # "max" raises ValueError: no limit
-                cached = re.search(
-                    r"^(?:total_)?inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE
-                )
-                taken = int((group / used).read_text()) - (int(cached[1]) if cached else 0)
-            except (OSError, ValueError):
-                continue
-            free = min(free, max(0, ceiling - taken))
-    return free / GIB
+            with contextlib.suppress(OSError, ValueError):  # "max" raises ValueError: no limit
+                yield group, int((group / limit).read_text()), used
 
 
 def _groups(cgroups: Path, own: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from fluxnb.arguments import entry_point
 from fluxnb.checkpoints import hub
 from fluxnb.checkpoints import sources as weights
 from fluxnb.checkpoints.checksums import read_json
-from fluxnb.errors import InputError, RunError, unknown_choice
+from fluxnb.errors import InputError, RunError, shorten, unknown_choice
 from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import MODELS, family_of_class, family_of_model, name_of
@@ -36,6 +36,7 @@ from fluxnb.units import duration
 __all__ = ["Option", "Plan", "convert_out_of_memory", "is_large", "plan"]
 
 OFFLOAD_ABOVE = 0.8  # share of the GPU from which quantized blocks move to main memory during decoding
+MOST_PROCESSES = 1024
 LARGE = 10**9  # weights from which a model computes in 16 bits and is assembled part by part
 TINY = ModelSize(
     modulation=0, blocks=10**7, rest=0, t5=10**6, clip=10**6, vae=10**6, layer=10**5, text_layer=10**5, width=192,
@@ -76,6 +77,7 @@ class Plan:
         offload_blocks: whether part of the transformer moves to main memory during decoding.
         cache_weights: whether weights that each new prompt reads are cached in main memory.
         model, machine, size, steps: what the plan was made for; 0 where nothing was planned.
+        processes: number of processes that hold the model at the same time, each as the plan states.
         options: every preset with its requirements.
         fast: the measurements of `fast`, where it was requested.
         endpoint: of a hosted model: its host, the variable of its token, and what is sent.
@@ -99,6 +101,7 @@ class Plan:
     size: int = 0
     steps: int = 0
     machine: Hardware | None = None
+    processes: int = 1
     options: tuple[Option, ...] = ()
     fast: Any = None
     endpoint: Endpoint | None = None
@@ -127,7 +130,8 @@ class Plan:
         rows = [("", "preset", "GPU", "RAM", "a picture", "numbers", ""), *map(self._row, self.options)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
         lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
-        report = [repr(self.fast)] if self.fast is not None else []
+        report = [self._sharing] if self.processes > 1 else []
+        report += [repr(self.fast)] if self.fast is not None else []
         return "\n".join([self._headline, *(line.rstrip() for line in lines), self._footline, *report])
 
     def _repr_html_(self) -> str:
@@ -141,7 +145,8 @@ class Plan:
             for row in map(self._row, self.options)
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if self.options else ""
-        return f"<p>{html.escape(self._headline)}</p>{table}<p>{html.escape(self._footline)}</p>"
+        lines = [self._footline, self._sharing] if self.processes > 1 else [self._footline]
+        return f"<p>{html.escape(self._headline)}</p>{table}<p>{html.escape(' '.join(lines))}</p>"
 
     @property
     def _headline(self) -> str:
@@ -154,6 +159,16 @@ class Plan:
         exact = "the numbers of the plain model" if self.exact else "not the numbers of the plain model"
         download = f"{self.download_gib:.1f} GiB to download" if self.download_gib else "nothing to download"
         return f"computes in {self.dtype}, {exact}; {download}; a new prompt adds about {duration(self.prompt_seconds)}"
+
+    @property
+    def _sharing(self) -> str:
+        """What several processes hold, in a sentence."""
+        gpus = self.machine.gpus if self.machine and self.device != "cpu" else 0
+        on = f"on {gpus} GPU{'' if gpus == 1 else 's'}" if gpus else "on the CPU"
+        held = [f"{self.vram_gib:.1f} GiB of GPU memory"] if self.vram_gib else []
+        held.append(f"{self.ram_gib:.1f} GiB of RAM")
+        together = f"{self.processes * self.ram_gib:.1f} GiB of RAM together"
+        return f"{self.processes} processes, {on}; each holds {' and '.join(held)}, {together}"
 
     def _row(self, option: Option) -> tuple[str, ...]:
         required, mark = option.requirements, ">" if option.preset.name == self.preset else ""
@@ -197,6 +212,7 @@ def plan(
     size: int | None = None,
     steps: int | None = None,
     revision: str | None = None,
+    processes: int = 1,
 ) -> Plan:
     """Choose the preset for a model on this machine or a described one, before anything is downloaded.
 
@@ -213,9 +229,12 @@ def plan(
         size: of the pictures in pixels; 1024, or 128 for pocket, by default.
         steps: of each picture; the model's default where left out.
         revision: a branch, tag or commit of the hub; "main" by default.
+        processes: number of processes that share the machine, such as those of `fluxnb sweep --processes`. Each takes
+            one GPU, and an equal part of the main memory and the cores.
 
     Raises:
-        InputError: unknown model, preset or hardware, or a size or number of steps that a recipe cannot have.
+        InputError: unknown model, preset or hardware, a size or number of steps that a recipe cannot have, or a number
+            of processes that is not possible.
         StorageError: a missing folder, or one without the configurations of a pipeline, or an error of the hub.
         RunError: the requested preset, or every preset, requires more than there is.
 
@@ -223,9 +242,10 @@ def plan(
         >>> plan("schnell", "rtx-4090").preset
         'lean'
     """
+    _check_processes(model, processes)
     if (endpoint := endpoint_of(model)) is not None:
         return _of_endpoint(endpoint, preset=preset, size=size, steps=steps)
-    machine = detect() if hardware is None else describe_hardware(hardware)
+    machine = (detect() if hardware is None else describe_hardware(hardware)).share(processes)
     if preset != "auto" and preset not in all_presets():
         raise unknown_choice("preset", preset, ("auto", *all_presets()))
     model = weights.expand_user(model)
@@ -278,8 +298,21 @@ def plan(
         size=workload.size,
         steps=workload.steps,
         machine=machine,
+        processes=processes,
         options=options,
     )
+
+
+def _check_processes(model: str | Path, processes: int) -> None:
+    if isinstance(processes, bool) or not isinstance(processes, int) or not 1 <= processes <= MOST_PROCESSES:
+        given = f"processes={shorten(processes)}"
+        raise InputError(given, f"1 to {MOST_PROCESSES} are possible", "try processes=2, or one for each GPU")
+    if processes > 1 and endpoint_of(model) is not None:
+        raise InputError(
+            f"processes={processes} of {model}",
+            "one process requests several pictures of an endpoint at the same time",
+            "leave processes out",
+        )
 
 
 def _presets(family: Family, requested: str) -> dict[str, Preset]:

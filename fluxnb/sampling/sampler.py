@@ -101,6 +101,21 @@ def sample_batch(
     Raises:
         Interrupted: the call was interrupted; what was sampled before is decoded.
     """
+    # Streams and events are those of the current device, which differs from thread to thread.
+    with torch.cuda.device(flux.device) if flux.device.type == "cuda" else contextlib.nullcontext():
+        return _sample_batch(flux, recipes, encoded, keep=keep, on_step=on_step, known=known, decode=decode)
+
+
+def _sample_batch(
+    flux: Flux,
+    recipes: Sequence[ResolvedRecipe],
+    encoded: Sequence[Encoded],
+    *,
+    keep: Keep,
+    on_step: StepCallback | None,
+    known: Sequence[Sequence[Step]],
+    decode: bool,
+) -> list[Trajectory]:
     first, prompts = recipes[0], Encoded.batch(encoded)
     each = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
     generators: Generators = each if len(each) > 1 else each[0]

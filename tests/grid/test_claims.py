@@ -389,10 +389,15 @@ def test_opening_a_store_removes_void_locks_only(tmp_path):
 ONE = {"prompts": "a fox", "steps": 1, "height": 32, "width": 32}
 
 
+def claim_key(flux):
+    """The key of the claim of the group that ONE has a cell of."""
+    return runner.GridRunner(flux=flux).claim_key(fnb.sweep(flux, **ONE)[0].recipe)
+
+
 @pytest.mark.moderate
 def test_a_sweep_reports_what_it_waits_for(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "REPORT_AFTER", 0.2)
-    store, key = Store(tmp_path), fnb.sweep(toy, **ONE)[0].key
+    store, key = Store(tmp_path), claim_key(toy)
     with store.claim(key):
         timer = threading.Timer(1.0, lambda: store.path(key, ".lock").unlink())
         timer.start()
@@ -405,7 +410,7 @@ def test_a_sweep_reports_what_it_waits_for(toy, tmp_path, monkeypatch):
 @pytest.mark.parametrize("entry", ["sweep", "explore", "lab"])
 def test_a_display_shows_what_a_sweep_waits_for_while_it_waits(toy, tmp_path, monkeypatch, entry):
     monkeypatch.setattr(runner, "DISPLAY_AFTER", 0.1)
-    shown, store, key = [], Store(tmp_path), fnb.sweep(toy, **ONE)[0].key
+    shown, store, key = [], Store(tmp_path), claim_key(toy)
 
     def show(text):
         shown.append(text)
@@ -432,7 +437,7 @@ def test_a_display_shows_what_a_sweep_waits_for_while_it_waits(toy, tmp_path, mo
 
 @pytest.mark.moderate
 def test_a_sweep_that_waits_shortly_does_not_warn(toy, tmp_path):
-    store, key = Store(tmp_path), fnb.sweep(toy, **ONE)[0].key
+    store, key = Store(tmp_path), claim_key(toy)
     with store.claim(key), warnings.catch_warnings():
         warnings.simplefilter("error")
         threading.Timer(0.3, lambda: store.path(key, ".lock").unlink()).start()

@@ -16,7 +16,10 @@ from fluxnb.planning.hardware import (
     available_ram,
     describe_hardware,
     detect,
+    gpu_of_process,
+    total_ram,
 )
+from fluxnb.planning.processes import Processes, launched
 
 
 @pytest.mark.parametrize("name", [*CARDS, *MACHINES, *hardware.APPLE, *hardware.ALIASES])
@@ -151,30 +154,106 @@ def test_max_is_no_limit(tmp_path):
     assert available_ram(cgroup(tmp_path, files)) == pytest.approx(free, rel=0.2)
 
 
-def test_the_card_is_detected_from_the_driver(monkeypatch):
+@pytest.fixture
+def gpus(monkeypatch):
+    """A function that lets this process see GPUs with the given GiB of free memory, of 15 GiB each."""
     import torch
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (12 * GIB, 15 * GIB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 2 * GIB)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: GIB)
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0, raising=False)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla T4")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: types.SimpleNamespace(multi_processor_count=40))
-    # is_bf16_supported returns True on a T4, so it must not be called.
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: pytest.fail("called"))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def index(device=None):
+        return torch.cuda.current_device() if device is None else torch.device(device).index
+
+    def see(*free):
+        for name, function in {
+            "is_available": lambda: True,
+            "device_count": lambda: len(free),
+            "current_device": lambda: 0,
+            "mem_get_info": lambda device=None: (free[index(device)] * GIB, 15 * GIB),
+            "memory_reserved": lambda device=None: 2 * GIB,
+            "memory_allocated": lambda device=None: GIB,
+            "get_per_process_memory_fraction": lambda device=None: 1.0,
+            "get_device_capability": lambda *_: (7, 5),
+            "get_device_name": lambda *_: "Tesla T4",
+            "get_device_properties": lambda *_: types.SimpleNamespace(multi_processor_count=40),
+            # It returns True on a T4, so it must not be called.
+            "is_bf16_supported": lambda *_: pytest.fail("called"),
+        }.items():
+            monkeypatch.setattr(torch.cuda, name, function, raising=False)
+
+    return see
+
+
+def test_the_card_is_detected_from_the_driver(gpus):
+    gpus(12)
     here = detect()
     assert (here.device, here.bf16, here.capability, here.tflops) == ("cuda", False, (7, 5), CARDS["t4"].tflops)
     assert here.vram_gib == pytest.approx(13.0)  # free memory, and cached memory of this process
 
 
-def test_a_memory_fraction_of_the_process_limits_free_memory(monkeypatch):
+def test_a_memory_fraction_of_the_process_limits_free_memory(gpus, monkeypatch):
     import torch
 
-    test_the_card_is_detected_from_the_driver(monkeypatch)
-    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.4, raising=False)
+    gpus(12)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device=None: 0.4, raising=False)
     assert detect().vram_gib == pytest.approx(5.0)
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+def place(monkeypatch, rank, count):
+    for name, value in Processes(rank=rank, count=count, local_rank=rank, local_count=count).environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_each_launched_process_detects_the_gpu_of_its_local_rank(gpus, monkeypatch):
+    gpus(12, 6)
+    assert detect().vram_gib == pytest.approx(13.0) and detect().gpus == 2
+    place(monkeypatch, 1, 2)
+    assert detect().vram_gib == pytest.approx(7.0) and str(gpu_of_process()) == "cuda:1"
+    place(monkeypatch, 2, 4)
+    assert detect().vram_gib == pytest.approx(7.5) and str(gpu_of_process()) == "cuda:0"  # half of a card of 15 GiB
+
+
+def test_a_gpu_that_was_made_the_current_one_is_taken(gpus, monkeypatch):
+    import torch
+
+    gpus(12, 6, 3)
+    place(monkeypatch, 1, 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert str(gpu_of_process()) == "cuda:2" and detect().vram_gib == pytest.approx(4.0)
+
+
+def test_launched_processes_share_main_memory_and_cores(monkeypatch):
+    monkeypatch.setattr(hardware, "available_cores", lambda: 8)
+    monkeypatch.setattr(hardware, "available_ram", lambda: 50.0)
+    monkeypatch.setattr(hardware, "total_ram", lambda: 64.0)
+    place(monkeypatch, 0, 4)
+    assert (detect().ram_gib, detect().cores) == (16.0, 2)
+    monkeypatch.setattr(hardware, "available_ram", lambda: 10.0)
+    assert detect().ram_gib == 10.0
+
+
+@pytest.mark.parametrize("variables", [{}, {"LOCAL_RANK": "x"}, {"LOCAL_RANK": "2", "WORLD_SIZE": "2"}])
+def test_a_process_without_a_meaningful_rank_is_alone(variables):
+    assert launched(variables) == Processes()
+
+
+def test_a_process_of_the_notebook_launcher_has_a_place():
+    variables = {"LOCAL_RANK": "1", "RANK": "3", "WORLD_SIZE": "4", "NPROC": "2"}
+    assert launched(variables) == Processes(rank=3, count=4, local_rank=1, local_count=2)
+
+
+def test_a_place_is_read_from_the_environment_that_it_writes():
+    place = Processes(rank=5, count=8, local_rank=1, local_count=4)
+    assert launched(place.environment) == place
+
+
+def test_total_memory_is_limited_by_the_group_of_a_container(tmp_path):
+    (tmp_path / "memory.max").write_text(str(3 * GIB))
+    assert total_ram(tmp_path, tmp_path / "none") == 3.0
+    (tmp_path / "memory.max").write_text("max")
+    assert total_ram(tmp_path, tmp_path / "none") > 0
 
 
 @pytest.mark.parametrize(
