@@ -1,4 +1,8 @@
-"""Claims: lock files by which processes that share a folder agree which of them samples a cell.
+"""Claims: lock files by which processes that share a folder agree which of them samples what.
+
+A grid runner claims a group of cells, all step counts of a prompt and seed, for as long as it samples and writes them;
+`Store.put` and the runner of an endpoint claim a single cell. What a runner does while others have the claims of all
+that is left is `Waiting` in `runner.py`.
 
 Between processes of one machine `flock` decides, which the kernel releases with the process and which PID namespaces
 share; between machines, where network file systems do not pass `flock` on reliably, a claim is valid while its holder

@@ -5,8 +5,8 @@ longest prefix that it has in common with an earlier one. With a batch size abov
 call.
 
 Processes that share a store claim groups, so that a first evaluation is made by one of them. Each takes the first group
-that nobody has claimed, and begins again at the front of the list after each group: the claim of a process that ended is
-taken over by the next process that is free.
+that no other has claimed, and begins again at the front of the list after each group: the claim of a process that ended
+is taken over by the next process that is free.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ class Store:
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", user_path(self.folder))
         if isinstance(self.lease, bool) or not isinstance(self.lease, int | float) or not 0 < self.lease < math.inf:
-            raise InputError(f"lease={shorten(self.lease)}", "a number of seconds above 0 is needed", f"try lease={LEASE:g}")
+            raise InputError(
+                f"lease={shorten(self.lease)}", "a number of seconds above 0 is needed", f"try lease={LEASE:g}"
+            )
         object.__setattr__(self, "_claims", Claims(float(self.lease)))
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

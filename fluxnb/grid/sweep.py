@@ -3,10 +3,15 @@
 Each prompt is encoded once. Trajectories with the same prompt, seed, size and guidance share the evaluations at their
 common noise levels. For different step counts that is the first one, at sigma 1, so that {1, 2, 3, 4} steps cost 7
 evaluations instead of 10. Cells in the store are not sampled again.
+
+Several processes that sweep the same grid with the same store divide it among themselves: notebooks, the processes of
+`torchrun` and `accelerate launch`, and those that `fluxnb sweep` starts. Each receives the complete grid.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
@@ -30,7 +35,7 @@ from fluxnb.remote.handle import Remote, RemoteWarning
 from fluxnb.sampling.run import OnStep
 from fluxnb.sampling.sampler import StepCallback
 
-__all__ = ["CostEstimate", "Stream", "plan_sweep", "stream", "sweep"]
+__all__ = ["CostEstimate", "Request", "Stream", "collect", "plan_sweep", "request_of", "stream", "sweep"]
 
 MAX_BATCH = 256
 
@@ -76,8 +81,8 @@ class Stream(Iterator[Cell]):
 
 
 @dataclass(kw_only=True)
-class _Request:
-    """The validated arguments of the three entry points."""
+class Request:
+    """The validated arguments of the entry points of this module; made by `request_of`."""
 
     flux: Handle
     axes: Axes
@@ -86,12 +91,13 @@ class _Request:
     batch: int
     on_step: StepCallback | None
 
-    @property
+    @functools.cached_property
     def recipes(self) -> list[ResolvedRecipe]:
         """The recipes with the model's defaults; recipes that become equal are listed once."""
         return list(dict.fromkeys(self.flux.resolve(recipe) for recipe in self.axes))
 
     def runner(self, *, background: bool) -> Runner:
+        """A runner for the recipes; with `background` it decodes and writes in threads."""
         return runner_of(
             self.flux, self.store, keep=self.keep, batch=self.batch, on_step=self.on_step, background=background
         )
@@ -118,6 +124,9 @@ def sweep(
     """Sample a grid of images: prompts x seeds x steps and any further field of a recipe.
 
     Ctrl-C returns the finished cells in an unfinished Sweep; with a store, the same call later samples only the rest.
+
+    Processes that call this with the same grid and store divide the work: no evaluation is made twice, and each of them
+    returns the complete grid. `fluxnb sweep --help` describes several GPUs and several machines.
 
     Main arguments:
         flux: from `fnb.load`, a model or an endpoint. An endpoint draws one paid picture a cell; what it does not honor
@@ -147,7 +156,7 @@ def sweep(
         >>> len(grid), grid.evaluations                                                  # doctest: +SKIP
         (16, 28)
     """
-    request = _parse(
+    request = request_of(
         flux,
         prompts=prompts,
         seeds=seeds,
@@ -159,17 +168,23 @@ def sweep(
         on_step=on_step,
         **axes,
     )
-    recipes, runner = request.recipes, request.runner(background=True)
+    bar = tqdm(total=len(request.recipes), disable=not progress, unit="cell", leave=False)
+    with contextlib.closing(bar):
+        return collect(request, on_cell=lambda cell: bar.update(), on_wait=bar.set_postfix_str)
+
+
+def collect(request: Request, *, on_cell: Callable[[Cell], Any], on_wait: Callable[[str], None] | None = None) -> Sweep:
+    """Sample the cells of a request, with a call of `on_cell` for each as it arrives, and return the grid."""
+    flux, recipes, runner = request.flux, request.recipes, request.runner(background=True)
     started, finished = time.perf_counter(), True
     found: dict[ResolvedRecipe, Cell] = {}
-    bar = tqdm(total=len(recipes), disable=not progress, unit="cell", leave=False)
-    runner.on_wait = bar.set_postfix_str
+    runner.on_wait = on_wait
     cells = runner.cells(recipes)
     try:
         for cell in cells:
             record_timing(flux, cell)
             found[cell.recipe] = cell
-            bar.update()
+            on_cell(cell)
     except KeyboardInterrupt:
         finished = False
     except RunError as problem:
@@ -179,7 +194,6 @@ def sweep(
         warn_caller(f"the sweep ended with an error, and returns the finished cells: {problem}", RemoteWarning)
     finally:
         cells.close()
-        bar.close()
     return Sweep(
         cells=tuple(found[recipe] for recipe in recipes if recipe in found),
         axes=request.axes.displayed,
@@ -214,7 +228,7 @@ def stream(
         >>> for cell in stream(flux, prompts=["a fox"], seeds=range(4)):            # doctest: +SKIP
         ...     cell.image.show()
     """
-    request = _parse(
+    request = request_of(
         flux,
         prompts=prompts,
         seeds=seeds,
@@ -259,7 +273,7 @@ def plan_sweep(
         >>> print(plan_sweep(flux, prompts=["a fox"], seeds=range(4), steps=[1, 2, 3, 4]))   # doctest: +SKIP
         16 cells, 16 to sample; 28 evaluations (12 shared), 1 prompts to encode; about 2.1 s; about 409.2 KiB
     """
-    request = _parse(
+    request = request_of(
         flux,
         prompts=prompts,
         seeds=seeds,
@@ -286,7 +300,7 @@ def _measure_sizes(flux: Flux, recipes: list[ResolvedRecipe]) -> None:
         measure(flux, recipe)
 
 
-def _parse(
+def request_of(
     flux: Handle,
     *,
     store: str | Path | Store | None = None,
@@ -297,7 +311,12 @@ def _parse(
     measure: bool = False,
     steps: Any = None,
     **axes: Any,
-) -> _Request:
+) -> Request:
+    """The request of a grid from the arguments of `sweep`.
+
+    Raises:
+        InputError: a grid that is not possible.
+    """
     if isinstance(batch, bool) or not isinstance(batch, int) or not 1 <= batch <= MAX_BATCH:
         raise InputError(f"batch={shorten(batch)}", f"1 to {MAX_BATCH} images per call are possible", "try batch=16")
 
@@ -312,7 +331,7 @@ def _parse(
     def step_callback(step: Step, recipe: ResolvedRecipe) -> Any:
         return on_step(step) if on_step is not None else None
 
-    return _Request(
+    return Request(
         flux=flux,
         axes=Axes.of(recipe, **axes),
         store=store if store is None or isinstance(store, Store) else Store(user_path(store)),

@@ -425,7 +425,7 @@ def total_ram(cgroups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
 
 
 def _limits(cgroups: Path, own: Path) -> Iterator[tuple[Path, int, str]]:
-    """The limits that apply to this process: the folder of the group, bytes, and the name of the file with the usage."""
+    """The limits that apply to this process: folder of the group, bytes, and the name of the file with the usage."""
     for group in _groups(cgroups, own):
         for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             with contextlib.suppress(OSError, ValueError):  # "max" raises ValueError: no limit

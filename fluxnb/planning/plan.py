@@ -130,7 +130,7 @@ class Plan:
         rows = [("", "preset", "GPU", "RAM", "a picture", "numbers", ""), *map(self._row, self.options)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
         lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
-        report = [self._sharing] if self.processes > 1 else []
+        report = [self.sharing] if self.processes > 1 else []
         report += [repr(self.fast)] if self.fast is not None else []
         return "\n".join([self._headline, *(line.rstrip() for line in lines), self._footline, *report])
 
@@ -145,7 +145,7 @@ class Plan:
             for row in map(self._row, self.options)
         )
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if self.options else ""
-        lines = [self._footline, self._sharing] if self.processes > 1 else [self._footline]
+        lines = [self._footline, self.sharing] if self.processes > 1 else [self._footline]
         return f"<p>{html.escape(self._headline)}</p>{table}<p>{html.escape(' '.join(lines))}</p>"
 
     @property
@@ -161,7 +161,7 @@ class Plan:
         return f"computes in {self.dtype}, {exact}; {download}; a new prompt adds about {duration(self.prompt_seconds)}"
 
     @property
-    def _sharing(self) -> str:
+    def sharing(self) -> str:
         """What several processes hold, in a sentence."""
         gpus = self.machine.gpus if self.machine and self.device != "cpu" else 0
         on = f"on {gpus} GPU{'' if gpus == 1 else 's'}" if gpus else "on the CPU"

@@ -1,7 +1,8 @@
 """Processes that work on one grid: which of them this one is, and which GPU it takes.
 
-`torchrun`, `accelerate launch`, accelerate's `notebook_launcher` and `fluxnb sweep` describe each process that they start
-by the same environment variables: RANK and WORLD_SIZE among all processes, LOCAL_RANK and LOCAL_WORLD_SIZE on its machine.
+`torchrun`, `accelerate launch`, accelerate's `notebook_launcher` and `fluxnb sweep` describe each process that they
+start by the same environment variables: RANK and WORLD_SIZE among all processes, LOCAL_RANK and LOCAL_WORLD_SIZE on its
+machine.
 """
 
 from __future__ import annotations

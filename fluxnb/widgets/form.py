@@ -38,11 +38,16 @@ class FormFields(TypedDict, total=False):
 FIELDS = tuple(FormFields.__annotations__)
 
 
-def parse_numbers(name: str, text: str) -> list[int]:
+def parse_numbers(name: str, text: str, *, most: int = MAX_CELLS) -> list[int]:
     """Parse whole numbers and ranges.
 
+    Arguments:
+        name: of the field, for the message.
+        text: the numbers, with commas or spaces between them.
+        most: how many numbers are accepted; as many as a lab displays by default.
+
     Raises:
-        InputError: anything else, or more numbers than a lab displays.
+        InputError: anything else, or too many numbers.
 
     Example:
         >>> parse_numbers("seeds", "0-2, 7"), parse_numbers("seeds", "18446744073709551615")
@@ -55,8 +60,8 @@ def parse_numbers(name: str, text: str) -> list[int]:
         if match is None:
             raise InputError(f"{name}={shorten(text)}", "whole numbers and ranges are possible", remedy)
         first, last = int(match[1]), int(match[2] or match[1])
-        if last < first or last - first + len(numbers) >= MAX_CELLS:
-            reason = "a range runs upwards" if last < first else f"a lab shows at most {MAX_CELLS} pictures"
+        if last < first or last - first + len(numbers) >= most:
+            reason = "a range runs upwards" if last < first else f"at most {most} numbers are accepted"
             raise InputError(f"{name}={shorten(text)}", reason, remedy)
         numbers += range(first, last + 1)
     return numbers
