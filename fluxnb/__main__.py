@@ -205,10 +205,13 @@ def _launch(options: argparse.Namespace, processes: int) -> int:
     bar = tqdm(total=0, unit="cell", desc="loading", leave=False)
 
     def display(outcome: Outcome) -> None:
-        bar.total, bar.n = outcome.total, len(outcome.found)
-        bar.set_description_str("sampling" if outcome.total else "loading", refresh=False)
+        if bar.total != outcome.total:
+            bar.total = outcome.total
+            bar.set_description_str("sampling")
         killed = f", {len(outcome.killed)} killed" if outcome.killed else ""
-        bar.set_postfix_str(f"{outcome.working} processes, {outcome.evaluations} evaluations{killed}")
+        text = f"{outcome.working} processes, {outcome.evaluations} evaluations{killed}"
+        bar.set_postfix_str(text, refresh=False)
+        bar.update(len(outcome.found) - bar.n)
 
     # After the name of the command, since "--" may stand before the prompts.
     command = [sys.executable, "-m", "fluxnb", "sweep", "--worker", *options.arguments[1:]]

@@ -119,8 +119,9 @@ class Reports:
 
 
 def _interrupt_at_end_of_input() -> None:
-    with contextlib.suppress(OSError, ValueError):
-        while sys.stdin.buffer.read(4096):
+    # By descriptor: at its end, Python does not wait for a thread that holds the lock of a buffered stream.
+    with contextlib.suppress(OSError):
+        while os.read(0, 4096):
             pass
     _thread.interrupt_main()
 

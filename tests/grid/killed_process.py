@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 import fluxnb as fnb
 from fluxnb.grid import claims
 from fluxnb.grid.store import Store
+from fluxnb.planning.processes import Processes
 
 GRID = {"prompts": ["a fox", "a cat", "a dog"], "seeds": range(4), "steps": [1, 2, 3, 4], "height": 32, "width": 32}
 SMALL = {"prompts": "a fox", "seeds": range(3), "steps": [1, 2], "height": 32, "width": 32}
@@ -46,6 +47,10 @@ class Options:
         stamps: True if the file system takes that clock for modification times.
         flock: False for a file system without `flock`.
         namespace: True for a PID namespace of its own, in which the child has the process ID 1.
+        axes: the grid, None for that of `grid`.
+        rank: number of the child among `count` launched processes.
+        count: number of launched processes; 1 for none.
+        evaluated: file to which a byte is appended for each evaluation of the transformer.
     """
 
     store: str | None = None
@@ -60,6 +65,10 @@ class Options:
     stamps: bool = False
     flock: bool = True
     namespace: bool = False
+    axes: dict | None = None
+    rank: int = 0
+    count: int = 1
+    evaluated: str | None = None
 
 
 def simulate(options: Options) -> None:
@@ -99,13 +108,16 @@ def simulate(options: Options) -> None:
 def fill(flux: fnb.Flux, options: Options) -> dict:
     """Sample the grid; returns what happened."""
     cells, error, started, longest = [], None, time.monotonic(), 0.0
-    last, grid = started, GRID if options.grid else SMALL
+    last, grid = started, options.axes or (GRID if options.grid else SMALL)
+    sampled = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             store = None if options.store is None else Store(options.store, lease=options.lease)
             if options.background:
-                cells = list(fnb.sweep(flux, **grid, store=store, batch=options.batch))
+                swept = fnb.sweep(flux, **grid, store=store, batch=options.batch)
+                cells = list(swept)
+                sampled.append(swept.evaluations)
             else:
                 for cell in fnb.stream(flux, **grid, store=store):
                     cells.append(cell)
@@ -122,6 +134,7 @@ def fill(flux: fnb.Flux, options: Options) -> dict:
             for cell in cells
         },
         "made": sum(cell.made for cell in cells),
+        "evaluations": sum(sampled),
         "pid": os.getpid(),
         "error": error,
         "seconds": time.monotonic() - started,
@@ -135,6 +148,14 @@ def child(flux: fnb.Flux, options: Options) -> None:
     code = 1
     try:
         simulate(options)
+        if options.count > 1:
+            place = Processes(
+                rank=options.rank, count=options.count, local_rank=options.rank, local_count=options.count
+            )
+            os.environ.update(place.environment)
+        if options.evaluated is not None:
+            log = os.open(options.evaluated, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            flux.pipe.transformer.register_forward_hook(lambda *_: os.write(log, b".") and None)
         report = fill(flux, options)
         if options.report is not None:
             with open(f"{options.report}.part", "w") as stream:
