@@ -285,7 +285,9 @@ def _add_sweep(commands: Any) -> None:
     many.add_argument("prompts", nargs="+", metavar="PROMPT", help="one or several prompts, each in quotes")
     many.add_argument("--seeds", nargs="+", metavar="N", help="numbers and ranges such as 0-63 or 0-3 7 (default: 0)")
     many.add_argument("--steps", nargs="+", metavar="N", help="step counts such as 1 2 3 4 (default: the model's own)")
-    many.add_argument("--store", required=True, metavar="DIR", help="folder for the pictures; those in it are kept")
+    many.add_argument(
+        "--store", required=True, metavar="DIR", help="folder for the pictures; those in it are not sampled again"
+    )
     many.add_argument("--model", default="pocket", help=f"{MODELS} (default: pocket)")
     many.add_argument("--preset", default="auto", help="how to hold the model in memory, see `plan` (default: auto)")
     many.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16 (default: auto)")

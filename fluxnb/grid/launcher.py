@@ -135,7 +135,7 @@ class _Worker:
     errors: IO[bytes] | None
 
     def message(self) -> str:
-        """The end of what it wrote to its standard error; empty if the launcher's terminal has shown it."""
+        """The end of what it wrote to its standard error; empty if it went to the launcher's own."""
         if self.errors is None:
             return ""
         end = self.errors.seek(0, os.SEEK_END)
