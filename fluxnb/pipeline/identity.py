@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fluxnb.pipeline.compat import cache_config, config_object, hook_names, tensor_version
 from fluxnb.runtime.adaln_cache import CachedModulation
 
-__all__ = ["Identity", "change_markers", "deep_markers", "identity_of"]
+__all__ = ["Identity", "change_markers", "deep_markers", "identity_of", "is_random"]
 
 SAMPLES = 16  # values read of each tensor
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
@@ -33,6 +33,7 @@ VAE_SETTINGS = ("use_tiling", "use_slicing", "tile_sample_min_size", "tile_overl
 # Entries of configurations that do not change pictures: where a model came from, and the names of the entries that have
 # their default values, in the random order of a set.
 WITHOUT_EFFECT = ("_name_or_path", "_diffusers_version", "transformers_version", "_use_default_values")
+ADDRESS = b" at 0x"  # in the text of an object that has no text of its own
 # Hooks of diffusers and accelerate that move weights and leave the numbers as they are.
 HARMLESS_HOOKS = {"group_offloading", "lazy_prefetch_group_offloading", "layer_execution_tracker"}
 
@@ -142,11 +143,20 @@ def _update_with_module(digest: Any, module: nn.Module, unknown: list[str], name
     modules = _modules(module)
     for path, tensor in _tensors(modules):
         digest.update(f"{path}:{type(tensor).__name__}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-        samples += [_sample(part) for part in _payloads(tensor)]
+        for part in _payloads(tensor):
+            if isinstance(part, Tensor):
+                samples.append(_sample(part))
+            else:
+                digest.update(part)
+                if ADDRESS in part:  # different in each process, so that a store would never be read
+                    unknown.append(f"{name} has a {type(tensor).__name__} whose settings have no text")
     for values in _transferred(samples):
         digest.update(values)
     for path, part in modules:
+        digest.update(_module_settings(path, part))
         digest.update(_adapters(part))
+        if is_random(part):
+            unknown.append(f"{name} is in training mode, and its dropout is random")
         if "forward" in vars(part) and not _is_known_forward(vars(part)["forward"]):
             unknown.append(f"{name}.{path or 'forward'} has a forward method of its own".replace("..", "."))
         for hook in hook_names(part):
@@ -181,7 +191,7 @@ def _modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _tensors(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers, and weights that an adapter was fused into, each once."""
+    """Parameters, buffers, scales of 8-bit layers, and weights that an adapter was fused into, each once."""
     known: set[int] = set()
     for kind in ("_parameters", "_buffers"):
         for path, part in modules:
@@ -190,23 +200,59 @@ def _tensors(modules: Sequence[tuple[str, nn.Module]]) -> Iterator[tuple[str, Te
                     known.add(id(tensor))
                     yield f"{path}.{leaf}" if path else leaf, tensor
     for path, part in modules:
+        if (scales := _int8_scales(part)) is not None:
+            yield f"{path}.SCB", scales
         if isinstance(part, CachedModulation):  # its weights are in a file until an adapter is fused into them
             yield from ((f"{path}.{leaf}", tensor) for leaf, tensor in part.changed.items())
 
 
-def _payloads(tensor: Tensor) -> list[Tensor]:
-    """The plain tensors that hold the numbers of a parameter; a quantized one has several."""
+def _payloads(tensor: Tensor) -> Iterator[Tensor | bytes]:
+    """The plain tensors that hold the numbers of a parameter, and its settings; a quantized one has several."""
+    held = vars(tensor)
+    yield from _quantization(held.get("quant_state"))
+    if settings := {name: held[name] for name in ("quant_type", "blocksize") if name in held}:
+        yield _plain(settings)
     data = tensor.detach()
-    found: list[Tensor] = []
-    state = getattr(tensor, "quant_state", None)  # bitsandbytes keeps the scales beside the packed weights
-    for extra in (getattr(state, "absmax", None), getattr(state, "code", None)):
-        found += [extra] if isinstance(extra, Tensor) else []
     if hasattr(data, "__tensor_flatten__"):
-        names, _ = data.__tensor_flatten__()
+        names, settings = data.__tensor_flatten__()
+        yield _plain(settings)
         for name in names:
-            found += _payloads(getattr(data, name))
-        return found
-    return [*found, data.as_subclass(Tensor)]
+            yield from _payloads(getattr(data, name))
+    else:
+        yield data.as_subclass(Tensor)
+
+
+def _quantization(state: Any) -> Iterator[Tensor | bytes]:
+    """What bitsandbytes keeps beside packed weights: their scales, which may be quantized too, and settings."""
+    if state is None:
+        return
+    held = dict(vars(state))
+    yield from _quantization(held.pop("state2", None))
+    for name, value in sorted(held.items()):
+        yield value if isinstance(value, Tensor) else _plain({name: value})
+
+
+def _module_settings(path: str, module: nn.Module) -> bytes:
+    """The class of a module, and how it quantizes what it computes with."""
+    held = vars(module)
+    types = [str(held.get(name)) for name in ("weight_qtype", "activation_qtype")]  # of quanto
+    threshold = getattr(held.get("state"), "threshold", None)  # of the 8-bit layers of bitsandbytes
+    return f"{path}:{type(module).__qualname__}:{types}:{threshold}".encode()
+
+
+def _int8_scales(module: nn.Module) -> Tensor | None:
+    """The scales of an 8-bit layer of bitsandbytes, which its first call moves from the weights to the layer."""
+    weight, state = vars(module)["_parameters"].get("weight"), vars(module).get("state")
+    scales = getattr(weight, "SCB", None)
+    return scales if scales is not None else getattr(state, "SCB", None)
+
+
+def is_random(module: nn.Module) -> bool:
+    """Whether a module draws random numbers in each call: dropout in training mode."""
+    if not module.training:
+        return False
+    probability = getattr(module, "p", 0) if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
+    return isinstance(probability, int | float) and probability > 0
 
 
 def _sample(tensor: Tensor) -> Tensor:

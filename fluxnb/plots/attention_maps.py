@@ -100,15 +100,19 @@ def attention(
 
 def _rows(trajectory: Trajectory, words: str | Sequence[str] | None) -> dict[str, Float[Tensor, "steps rows columns"]]:
     """Word to attention in 0 to 1, for the requested words or those with most contrast."""
+    if not steps_with_attention(trajectory):
+        raise InputError(
+            "no attention to show", "it is recorded on request only", 'run again with keep=fnb.Keep(attention="all")'
+        )
     if words is None:
         words = words_with_most_contrast(trajectory, MOST_WORDS)
     elif isinstance(words, str):
         words = [words]
     elif not words:
         raise InputError("words=[]", "at least one word of the prompt is needed", "leave words= out to choose them")
-    if not steps_with_attention(trajectory):
+    if not words:
         raise InputError(
-            "no attention to show", "it is recorded on request only", 'run again with keep=fnb.Keep(attention="all")'
+            "attention without words", "the prompt had no words that the encoder reads", "run a prompt with words"
         )
     return {word: normalized_attention(trajectory, word) for word in words}
 

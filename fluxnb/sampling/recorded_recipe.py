@@ -21,7 +21,7 @@ from fluxnb.cleanup import undoing
 from fluxnb.errors import FluxnbError
 from fluxnb.pipeline.compat import forward_hooks, is_caching, remove_hooks, tensor_version
 from fluxnb.pipeline.flux import Flux
-from fluxnb.pipeline.identity import change_markers, deep_markers
+from fluxnb.pipeline.identity import change_markers, deep_markers, is_random
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.patched_method import own_attribute
 
@@ -258,7 +258,7 @@ def _reasons(pipe: Any, flux: Flux) -> Iterator[str]:
         yield "the call ran under torch.autocast"
     for name, part in pipe.components.items():
         for module in part.modules() if isinstance(part, nn.Module) else ():
-            if _is_random(module):
+            if is_random(module):
                 yield f"{name} is in training mode, and its dropout is random"
 
 
@@ -285,13 +285,6 @@ def _is_from_library(function: Any) -> bool:
         function = function.func
     module = getattr(function, "__module__", None) or type(function).__module__
     return str(module).split(".")[0] in LIBRARIES
-
-
-def _is_random(module: nn.Module) -> bool:
-    if not module.training:
-        return False
-    probability = getattr(module, "p", 0) if isinstance(module, nn.Dropout) else getattr(module, "dropout", 0)
-    return isinstance(probability, int | float) and probability > 0
 
 
 # ----------------------------------------------------------------------------------------- hooks and callbacks

@@ -162,6 +162,153 @@ def test_a_forward_method_of_the_users_own_is_named_as_unknown():
     assert "forward" in identity_of(pipe).unknown[0]
 
 
+def test_dropout_in_training_mode_is_named_as_unknown():
+    pipe = toy_pipeline()
+    pipe.text_encoder_2.encoder.block[0].layer[0].dropout.p = 0.5
+    assert not identity_of(pipe).unknown
+    pipe.text_encoder_2.train()
+    assert identity_of(pipe).unknown == ("text_encoder_2 is in training mode, and its dropout is random",)
+
+
+# ----------------------------------------------------------------------------------------------------- quantizations
+def torchao(name, **options):
+    def quantize(transformer):
+        library = pytest.importorskip("torchao.quantization")
+        library.quantize_(transformer, getattr(library, name)(**options))
+
+    return quantize
+
+
+def quanto(weights, activations=None):
+    def quantize(transformer):
+        library = pytest.importorskip("optimum.quanto")
+        library.quantize(transformer, weights=weights, activations=activations)
+        library.freeze(transformer)
+
+    return quantize
+
+
+def bitsandbytes(kind, **options):
+    def quantize(transformer):
+        library = pytest.importorskip("bitsandbytes").nn
+        for name, layer in list(transformer.named_modules()):
+            if isinstance(layer, torch.nn.Linear) and "blocks" in name:
+                quantized = getattr(library, f"Linear{kind}")(layer.in_features, layer.out_features, **options)
+                given = {"requires_grad": False, **options}
+                given.pop("threshold", None)
+                weight = library.Params4bit if kind == "4bit" else library.Int8Params
+                quantized.weight, quantized.bias = weight(layer.weight.data, **given), layer.bias
+                transformer.set_submodule(name, quantized.to("cpu"))
+
+    return quantize
+
+
+QUANTIZATIONS = {
+    "none": lambda transformer: None,
+    "torchao int8": torchao("Int8WeightOnlyConfig"),
+    "torchao int8, activations too": torchao("Int8DynamicActivationInt8WeightConfig"),
+    "torchao fp8": torchao("Float8WeightOnlyConfig"),
+    "torchao int4": torchao("IntxWeightOnlyConfig", weight_dtype=torch.int4),
+    "torchao int2": torchao("IntxWeightOnlyConfig", weight_dtype=torch.int2),
+    "quanto int8": quanto("qint8"),
+    "quanto int8, activations too": quanto("qint8", "qint8"),
+    "quanto int8, activations in fp8": quanto("qint8", "qfloat8"),
+    "quanto int4": quanto("qint4"),
+    "quanto fp8": quanto("qfloat8"),
+    "bitsandbytes nf4": bitsandbytes("4bit", quant_type="nf4"),
+    "bitsandbytes fp4": bitsandbytes("4bit", quant_type="fp4"),
+    "bitsandbytes nf4, plain scales": bitsandbytes("4bit", quant_type="nf4", compress_statistics=False),
+    "bitsandbytes int8": bitsandbytes("8bitLt", has_fp16_weights=False),
+    "bitsandbytes int8, outliers apart": bitsandbytes("8bitLt", has_fp16_weights=False, threshold=6.0),
+}
+
+
+def quantized(name, scale=1.0):
+    pipe = toy_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    with torch.no_grad():
+        pipe.transformer.transformer_blocks[0].attn.to_q.weight.mul_(scale)
+    QUANTIZATIONS[name](pipe.transformer)
+    return pipe
+
+
+@pytest.mark.moderate
+@pytest.mark.parametrize("name", QUANTIZATIONS)
+def test_a_quantization_of_a_model_has_an_identity_of_its_own(name):
+    pipe = quantized(name)
+    found = identity_of(pipe)
+    assert found == identity_of(quantized(name)) and not found.unknown
+    assert found != identity_of(quantized(name, scale=1.5)), "only the scales of the weights differ"
+    pipe("a fox", height=32, width=32, num_inference_steps=1, max_sequence_length=48)
+    assert identity_of(pipe) == found, "a call changes it"
+    library = name.split()[0]
+    for other in (each for each in QUANTIZATIONS if each != name and each.startswith((library, "none"))):
+        assert identity_of(quantized(other)) != found, other
+
+
+class Packed(torch.Tensor):
+    """A quantized weight as torchao makes them: plain tensors, and settings without numbers."""
+
+    @staticmethod
+    def __new__(cls, data, settings):
+        return torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=torch.float32)
+
+    def __init__(self, data, settings):
+        self.data_, self.settings = data, settings
+
+    def __tensor_flatten__(self):
+        return ["data_"], self.settings
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        return cls(args[0].data_, args[0].settings)  # detach
+
+
+def packed(settings):
+    pipe = toy_pipeline()
+    layer = pipe.transformer.proj_out
+    layer.weight = torch.nn.Parameter(Packed(layer.weight.data, settings), requires_grad=False)
+    return identity_of(pipe)
+
+
+def test_the_settings_of_a_quantized_weight_belong_to_the_identity():
+    assert packed({"activations": None}) == packed({"activations": None}) != packed({"activations": "int8"})
+
+
+def test_a_quantized_weight_whose_settings_have_no_text_is_named_as_unknown():
+    assert "Packed" in packed({"kernel": object()}).unknown[0]
+
+
+def scaled(scale, nested):
+    """A pipeline with a weight of bitsandbytes whose scales are quantized in turn."""
+    from types import SimpleNamespace
+
+    pipe = toy_pipeline()
+    inner = SimpleNamespace(absmax=torch.tensor([nested]), state2=None)
+    pipe.transformer.proj_out.weight.quant_state = SimpleNamespace(absmax=torch.tensor([scale]), state2=inner)
+    return identity_of(pipe)
+
+
+def test_scales_of_scales_belong_to_the_identity():
+    assert scaled(1.0, 1.0) == scaled(1.0, 1.0)
+    assert len({scaled(*each).digest for each in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0))}) == 3
+
+
+def test_the_scales_of_an_8_bit_layer_belong_to_the_identity_wherever_they_are():
+    from types import SimpleNamespace
+
+    found = set()
+    for scale in (1.0, 2.0):
+        pipe = toy_pipeline()
+        layer = pipe.transformer.proj_out
+        layer.weight.SCB = torch.tensor([scale])
+        before = identity_of(pipe)
+        layer.state, layer.weight.SCB = SimpleNamespace(SCB=layer.weight.SCB), None  # as its first call does
+        assert identity_of(pipe) == before
+        found.add(before.digest)
+    assert len(found) == 2
+
+
 def test_adapters_and_their_scales_belong_to_the_identity():
     peft = pytest.importorskip("peft")
     pipe = toy_pipeline()

@@ -121,6 +121,11 @@ def test_wrong_arguments_raise_a_three_part_error(call, message):
     assert caught.value.possible and caught.value.remedy
 
 
+def test_attention_without_words_is_an_error(recorded):
+    with pytest.raises(InputError, match="attention without words"):
+        plots.attention(dataclasses.replace(recorded, words=()))
+
+
 def test_the_scrubber_gets_an_overlay_for_each_word_and_step(recorded):
     data, frames = payload(recorded, frame_sets(recorded))
     assert data["words"] == ["a", "house", "on", "hill"]
