@@ -39,7 +39,9 @@ _PAGE = """<!doctype html>
 <style>{css}</style>
 </head>
 <body>
+<main data-page>
 {body}
+</main>
 </body>
 </html>
 """
@@ -55,7 +57,7 @@ const {{ data, urls }} = {content};
 mountPage({arguments});
 """
 
-_SHEET = '<div class="fluxnb-sheet">{figures}</div>'
+_SHEET = '<div class="fluxnb-sheet">{heading}{figures}</div>'
 _FIGURE = (
     '<figure><img alt="{caption}" src="{url}" data-frame="{number}" width="{width}">'
     "<figcaption>{caption}</figcaption></figure>"
@@ -170,7 +172,7 @@ def document(view: str, title: str, content: dict[str, Any], frames: Sequence[by
         frames: WebP bytes, to which `content` refers by number.
         stills: the pictures of the sheet.
     """
-    body, program = elements(view, content, frames, stills)
+    body, program = elements(view, content, frames, stills, heading=title)
     css = f"\n{_MARGINS}\n{style(view)}"
     policy = _POLICY.format(style=_source_hash(css), script=_source_hash(program))
     return _PAGE.format(policy=policy, title=html.escape(title), css=css, body=body)
@@ -193,6 +195,7 @@ def elements(
     frames: Sequence[bytes],
     stills: Sequence[Still],
     *,
+    heading: str = "",
     key: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> tuple[str, str]:
@@ -201,6 +204,7 @@ def elements(
     Frames of the sheet are stored there alone, and the script reads them from its images.
 
     Arguments:
+        heading: plain text above the sheet, for a page of its own.
         key: name of the elements. By default it is derived from the content, so that a notebook that is run again has
             the same output.
         options: further arguments for the script.
@@ -214,7 +218,8 @@ def elements(
     for number, texts in captions.items():
         caption = html.escape("; ".join(dict.fromkeys(texts)))
         figures.append(_FIGURE.format(number=number, caption=caption, width=SHEET_WIDTH, url=urls[number]))
-    sheet = _SHEET.format(figures="".join(figures)) if figures else ""
+    head = f"<h1>{html.escape(heading)}</h1>" if heading else ""
+    sheet = _SHEET.format(heading=head, figures="".join(figures)) if head or figures else ""
     name = key or f"fluxnb-{hashlib.sha256((content + sheet).encode()).hexdigest()[:12]}"
     arguments = ", ".join([f'"{name}"', "data", "urls", *([_json(options)] if options else [])])
     program = _SCRIPT.format(js=script(view), content=content, arguments=arguments)

@@ -8,6 +8,14 @@ export function make(tag, className, text) {
   return node;
 }
 
+/** The title of a view, a heading: the first of an exported page, one below the headings of a notebook. */
+export function makeTitle(root, text) {
+  const title = make("div", "fluxnb-title", text);
+  title.setAttribute("role", "heading");
+  title.setAttribute("aria-level", root.closest("[data-page]") ? "1" : "3");
+  return title;
+}
+
 // Keep JupyterLab's keyboard shortcuts from acting while this control has the focus.
 export function suppressShortcuts(node) {
   node.setAttribute("data-lm-suppress-shortcuts", "true");

@@ -11,14 +11,15 @@ async function encodePng(url, recipe) {
   canvas.height = image.naturalHeight;
   canvas.getContext("2d").drawImage(image, 0, 0);
   const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
-  return withRecipe(new Uint8Array(await blob.arrayBuffer()), recipe);
+  const bytes = new Uint8Array(await blob.arrayBuffer());
+  return recipe ? withRecipe(bytes, recipe) : bytes;
 }
 
 /**
  * @typedef {object} Picture
  * @property {string} name
  * @property {string} url of the final image in the page
- * @property {string} recipe
+ * @property {string} recipe empty for a step, whose image is a preview
  * @property {number} preview longest side of that image in pixels if it does not have the original pixels, otherwise 0
  * @property {(() => Promise<Uint8Array>) | null} original fetches a PNG with the original pixels, where that is possible
  */
@@ -39,10 +40,18 @@ export async function pngOf({ name, url, recipe, preview, original }, encode = e
   return { name: `${name}-preview-${preview}px.png`, bytes: await encode(url, recipe) };
 }
 
-/** Copy an image to the clipboard, as PNG. */
-export async function copyImage(url, recipe) {
-  const png = encodePng(url, recipe).then((bytes) => new Blob([bytes], { type: "image/png" }));
-  await navigator.clipboard.write([new ClipboardItem({ "image/png": png })]);
+/**
+ * Copy an image to the clipboard, as PNG with the original pixels where they can be had.
+ * @param {Picture} picture
+ * @returns {Promise<string>} what was copied
+ */
+export async function copyImage(picture) {
+  const png = pngOf(picture);
+  const blob = png.then(({ bytes }) => new Blob([bytes], { type: "image/png" }));
+  await navigator.clipboard.write([new ClipboardItem({ "image/png": blob })]);
+  const { name } = await png;
+  if (name === `${picture.name}.png`) return picture.recipe ? "image copied" : "preview of this step copied";
+  return `preview copied, ${picture.preview} px`;
 }
 
 /** Copy a text to the clipboard, also where a page has no permission for the clipboard but may copy its selection. */

@@ -3,7 +3,7 @@
 
 import { makeAxes, severalValues } from "./axes.js";
 import { commonFacts, factNodes } from "./compare.js";
-import { make, makeButton } from "./dom.js";
+import { make, makeButton, makeTitle } from "./dom.js";
 import { download } from "./download.js";
 import { makeKeyList, pressKey } from "./keys.js";
 import { frameAt, levels } from "./levels.js";
@@ -27,7 +27,7 @@ export function makeGrid(root, source, kernel) {
   let byPosition = new Map(); // position on the axes, joined by commas, to the number of the cell
 
   root.classList.add("fluxnb", "fluxnb-explore");
-  const title = make("div", "fluxnb-title");
+  const title = makeTitle(root, "");
   const shared = make("div", "fluxnb-shared");
   const status = make("div", "fluxnb-status");
   const progress = make("progress");
@@ -62,6 +62,8 @@ export function makeGrid(root, source, kernel) {
   const keyList = makeKeyList(() => [...cellKeys(), ...gridKeys()]);
   message.setAttribute("role", "status");
   progress.setAttribute("aria-label", "finished cells");
+  controls.setAttribute("role", "group");
+  controls.setAttribute("aria-label", "controls");
   smaller.setAttribute("aria-label", "smaller cells");
   larger.setAttribute("aria-label", "larger cells");
   status.append(progress, countText, stopButton);
@@ -82,6 +84,12 @@ export function makeGrid(root, source, kernel) {
     picture,
     // Whether the displayed image does not have the original pixels of the cell.
     preview: (id) => frameOf(id) !== source.cells[id].final || source.cells[id].preview > 0,
+    // What is copied of a cell: its picture, or the displayed frame of a step.
+    displayedPicture(id) {
+      const frame = frameOf(id);
+      if (frame === source.cells[id].final) return picture(id);
+      return { name: "step", recipe: "", preview: 0, original: null, url: source.url(frame) };
+    },
     original: kernel?.original && ((id) => (frameOf(id) === source.cells[id].final ? kernel.original(id) : null)),
     starred: (id) => state.starred.has(id),
     star,
@@ -169,6 +177,7 @@ export function makeGrid(root, source, kernel) {
     const finished = cells.flatMap((cell, id) => (cell ? [id] : []));
     const facts = new Map(finished.length ? commonFacts(finished.map((id) => cells[id])) : []);
     title.textContent = kernel?.hasForm && !finished.length ? "" : (facts.get("prompt") ?? data.title);
+    title.hidden = !title.textContent;
     facts.delete("prompt");
     shared.replaceChildren(...factNodes(facts));
     const suffixes = { running: "", stopped: ", stopped", failed: ", failed" };
@@ -253,7 +262,6 @@ export function makeGrid(root, source, kernel) {
    * @returns {import("./keys.js").Keys[]}
    */
   function cellKeys() {
-    const paged = severalValues(source.data.axes).length > 2;
     return [
       {
         keys: "← → ↑ ↓",
@@ -269,14 +277,14 @@ export function makeGrid(root, source, kernel) {
       { keys: "enter", text: "enlarge the cell, or compare the chosen ones", on: { Enter: openFocused } },
       { keys: "space", text: "choose for a comparison", on: { " ": () => select(table.focusedCell()) } },
       { keys: "s", text: "star", on: { s: () => star([table.focusedCell()]) } },
-      ...(paged ? [pageKeys] : []),
+      ...(axes.hasPages ? [pageKeys] : []),
       { keys: "esc", text: "clear the choice", on: { Escape: clearSelection } },
     ];
   }
   const pageKeys = {
     keys: "page up, page down",
     text: "other pages",
-    on: { PageUp: () => axes.turnPage(-1), PageDown: () => axes.turnPage(1) },
+    on: { PageUp: () => axes.turn(-1), PageDown: () => axes.turn(1) },
   };
   /**
    * The keys that act on the grid wherever the focus is in it.
@@ -340,6 +348,7 @@ export function makeGrid(root, source, kernel) {
     close() {
       playback.stop();
       viewer.close();
+      table.close();
       observer.disconnect();
       endTheme();
     },

@@ -5,7 +5,7 @@
 // `mountPage`. Text (a prompt, a label) is only ever assigned to textContent or to an attribute, never parsed as
 // markup.
 
-import { frameUrl, make, makeButton } from "./dom.js";
+import { frameUrl, make, makeButton, makeTitle } from "./dom.js";
 import { keyLine, pressKey } from "./keys.js";
 import { frameAt, levels } from "./levels.js";
 import { pageMounter, register } from "./output.js";
@@ -32,7 +32,7 @@ function mount(root, data, urls, moved) {
 
   root.classList.add("fluxnb", "fluxnb-scrubber");
   root.replaceChildren();
-  const title = make("div", "fluxnb-title", data.title);
+  const title = makeTitle(root, data.title);
   const stage = make("div", "fluxnb-stage");
   const several = data.trajectories.length > 1;
   stage.style.setProperty("--fluxnb-columns", data.columns || Math.min(data.trajectories.length, 4));
@@ -73,6 +73,8 @@ function mount(root, data, urls, moved) {
   });
   // The controls remain visible while a tall grid scrolls behind them.
   const controls = make("div", "fluxnb-controls");
+  controls.setAttribute("role", "group");
+  controls.setAttribute("aria-label", "controls");
   if (sigmas.length > 1) controls.append(playback.bar);
   if (sigmas.length > 1 && data.shows.length > 1) controls.append(playback.choice);
   if (words.length > 0) controls.append(wordChoice);

@@ -15,11 +15,28 @@ import { frameUrl } from "./dom.js";
  * @property {Map<string, Preview>} previews of unfinished cells, by their position joined by commas
  */
 
-/** @returns {Source} */
+const PRELOADED = 16; // images of one turn
+
+/**
+ * Load the frames of a page after the first view. References keep them decoded in the browser, so that moving the slider
+ * only swaps them.
+ */
+function preload(urls) {
+  /** @type {HTMLImageElement[]} */
+  const images = [];
+  function next() {
+    for (const url of urls.slice(images.length, images.length + PRELOADED)) {
+      images.push(Object.assign(new Image(), { src: url }));
+    }
+    if (images.length < urls.length) setTimeout(next, 30);
+  }
+  setTimeout(next, 200);
+  return images;
+}
+
+/** @returns {Source & { images: HTMLImageElement[] }} */
 export function pageSource(data, urls) {
-  // References keep the images decoded in the browser, so that moving the slider only swaps them.
-  const images = urls.map((url) => Object.assign(new Image(), { src: url }));
-  return { data, cells: data.cells, url: (number) => images[number]?.src, previews: new Map() };
+  return { data, cells: data.cells, url: (number) => urls[number], previews: new Map(), images: preload(urls) };
 }
 
 /**

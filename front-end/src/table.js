@@ -15,7 +15,22 @@ export function makeTable({ open, select, star, url, label, cell, preview }) {
   const state = { row: 0, column: 0, side: 0, wraps: false };
   const node = make("div", "fluxnb-frame");
   const table = make("div", "fluxnb-grid");
-  let tiles = []; // rows of { node, image, badge, mark, id, frame }
+  table.setAttribute("aria-label", "pictures");
+  let tiles = []; // rows of { node, image, badge, mark, id, frame, row, column, away }
+  let latest = null; // the arguments of the latest `fill`
+  // Tiles that are scrolled far out of the frame take their current image when they come near.
+  const observer = new IntersectionObserver(
+    (entries) => {
+      const all = new Map(tiles.flat().map((tile) => [tile.node, tile]));
+      for (const { target, isIntersecting } of entries) {
+        const tile = all.get(target);
+        if (!tile) continue;
+        tile.away = !isIntersecting;
+        if (isIntersecting && latest) fillTile(tile, ...latest);
+      }
+    },
+    { root: node, rootMargin: "100%" },
+  );
   table.setAttribute("role", "grid");
   table.setAttribute("aria-multiselectable", "true");
   node.append(table);
@@ -34,7 +49,13 @@ export function makeTable({ open, select, star, url, label, cell, preview }) {
     return row;
   }
   function makeTile(row, column) {
-    const tile = { node: suppressShortcuts(make("div", "fluxnb-tile")), image: make("img"), id: undefined };
+    const tile = {
+      row,
+      column,
+      node: suppressShortcuts(make("div", "fluxnb-tile")),
+      image: make("img"),
+      id: undefined,
+    };
     tile.step = make("span", "fluxnb-step");
     tile.badge = makeButton("fluxnb-badge", "", "choose for a comparison (space)", () => select(tile.id));
     tile.badge.tabIndex = -1;
@@ -84,29 +105,34 @@ export function makeTable({ open, select, star, url, label, cell, preview }) {
       rowNodes.unshift(makeRow(...headers));
     }
     table.replaceChildren(...rowNodes);
+    observer.disconnect();
+    each((tile) => observer.observe(tile.node));
     focus(state.row, state.column, focused);
   }
 
   // Show the current frames. cellAt(row, column) is the number of a cell, undefined if it is not finished; frame(id) is
   // the number of its current frame. Called up to sixty times a second, so only what changed is touched.
   function fill(cellAt, frame) {
-    each((tile, row, column) => {
-      const id = cellAt(row, column);
-      const number = id === undefined ? undefined : frame(id);
-      if (id !== undefined && tile.id !== id) describe(tile, id);
-      if (id === undefined) fillPreview(tile, preview(row, column));
-      else if (number !== tile.frame) {
-        const source = url(number);
-        if (source === undefined) return;
-        tile.frame = number;
-        tile.image.src = source;
-        tile.step.textContent = "";
-      }
-      const isEmpty = tile.frame === undefined;
-      tile.node.classList.toggle("fluxnb-empty", isEmpty);
-      tile.image.hidden = isEmpty;
-      tile.mark.hidden = tile.badge.hidden = id === undefined;
-    });
+    latest = [cellAt, frame];
+    each((tile) => fillTile(tile, cellAt, frame));
+  }
+  function fillTile(tile, cellAt, frame) {
+    const id = cellAt(tile.row, tile.column);
+    if (tile.away && tile.id === id && tile.frame !== undefined) return;
+    const number = id === undefined ? undefined : frame(id);
+    if (id !== undefined && tile.id !== id) describe(tile, id);
+    if (id === undefined) fillPreview(tile, preview(tile.row, tile.column));
+    else if (number !== tile.frame) {
+      const source = url(number);
+      if (source === undefined) return;
+      tile.frame = number;
+      tile.image.src = source;
+      tile.step.textContent = "";
+    }
+    const isEmpty = tile.frame === undefined;
+    tile.node.classList.toggle("fluxnb-empty", isEmpty);
+    tile.image.hidden = isEmpty;
+    tile.mark.hidden = tile.badge.hidden = id === undefined;
   }
   // Show the preview of an unfinished cell.
   function fillPreview(tile, latest) {
@@ -173,6 +199,7 @@ export function makeTable({ open, select, star, url, label, cell, preview }) {
       each((tile, row, column) => tile.id === id && focus(row, column, false));
     },
     takeFocus: () => focus(state.row, state.column),
+    close: () => observer.disconnect(),
     // The number of cells that should fit beside each other.
     get columns() {
       return Math.min(tiles[0]?.length ?? 1, state.wraps ? 4 : Number.POSITIVE_INFINITY);

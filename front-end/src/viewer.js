@@ -20,9 +20,9 @@ function makeSlider(name, max, value, onChange) {
   return { label, range };
 }
 
-// `host` provides cell(id), label(id, others), url(id), picture(id), preview(id), original(id), neighbor(right, down),
-// star(ids), starred(id), select(id), selected(id), onClose(ids), and in a lab useRecipe(id). The playback bar moves into
-// the viewer while it is open, so that the noise level can be changed there.
+// `host` provides cell(id), label(id, others), url(id), picture(id), displayedPicture(id), preview(id), original(id),
+// neighbor(right, down), star(ids), starred(id), select(id), selected(id), onClose(ids), and in a lab useRecipe(id). The
+// playback bar moves into the viewer while it is open, so that the noise level can be changed there.
 export function makeViewer(root, playback, host) {
   // An output iframe (Colab, VS Code) is as tall as its content, so a modal dialog could open outside the visible part.
   const framed = window.self !== window.top;
@@ -74,15 +74,12 @@ export function makeViewer(root, playback, host) {
   next.setAttribute("aria-label", "next");
   steps.append(previous, next);
   const single = {
-    "copy image": (id) => copyImage(host.url(id), host.cell(id).recipe),
-    "copy code": (id) => copyText(host.cell(id).code),
-    "copy recipe": (id) => copyText(host.cell(id).recipe),
-    download: (id) => download([host.picture(id)]),
+    "copy image": (id) => copyImage(host.displayedPicture(id)),
+    "copy code": (id) => copyText(host.cell(id).code).then(() => "code copied"),
+    "copy recipe": (id) => copyText(host.cell(id).recipe).then(() => "recipe copied"),
+    download: (id) => download([host.picture(id)]).then(([name]) => `downloaded ${name}`),
   };
-  const done = { "copy image": "image copied", "copy code": "code copied", "copy recipe": "recipe copied" };
-  for (const [name, act] of Object.entries(single)) {
-    copies.append(makeButton("", name, "", () => run(act, done[name] ?? "downloaded")));
-  }
+  for (const [name, act] of Object.entries(single)) copies.append(makeButton("", name, "", () => run(act)));
   if (host.useRecipe) copies.append(makeButton("", "use settings", "fill in the form", useSettings));
   copies.append(reply);
   foot.append(keyList.node);
@@ -269,10 +266,9 @@ export function makeViewer(root, playback, host) {
     choose.setAttribute("aria-pressed", String(chosen));
   }
   // Act on the displayed cell and report how it went.
-  async function run(act, text) {
+  async function run(act) {
     try {
-      await act(displayed()[0]);
-      reply.textContent = text;
+      reply.textContent = await act(displayed()[0]);
     } catch (problem) {
       reply.textContent = `not possible here: ${problem.message}`;
     }

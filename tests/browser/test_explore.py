@@ -17,6 +17,7 @@ from PIL import Image
 
 import fluxnb as fnb
 from tests.browser.hosts import open_widget
+from tests.browser.test_page import SCRUB
 from tests.browser.waiting import expect, wait_until
 from tests.scenes import grid
 
@@ -106,6 +107,41 @@ def test_rows_and_columns_are_selectable_and_further_axes_are_pages(opened):
     assert (root(page).get_attribute("data-rows"), root(page).get_attribute("data-columns")) == ("steps", "prompt")
     page.locator(".fluxnb-axis", has_text="columns").locator("select").select_option(label="steps")
     assert (root(page).get_attribute("data-rows"), root(page).get_attribute("data-columns")) == ("prompt", "steps")
+
+
+def test_rows_beyond_what_one_table_holds_are_pages(opened):
+    page = opened(grid(seeds=range(130), steps=[1, 2], size=16))
+    expect(page.locator(".fluxnb-tile")).to_have_count(240)
+    assert page.locator(".fluxnb-page option").all_text_contents() == ["seed 0 – seed 119", "seed 120 – seed 129"]
+    page.get_by_label("next seed").click()
+    expect(page.locator(".fluxnb-tile")).to_have_count(20)
+    assert page.locator("[role=rowheader]").first.text_content() == "seed 120"
+    assert page.locator(".fluxnb-tile img").first.get_attribute("alt") == "seed 120, 1 step"
+    focus_table(page)
+    press(page, "PageDown")
+    assert page.locator("[role=rowheader]").first.text_content() == "seed 0"
+
+
+def test_a_grid_of_200_cells_follows_the_slider_within_a_display_frame(opened):
+    page = opened(grid(seeds=range(50), steps=[1, 2, 3, 4], size=32, trajectories=True))
+    times = page.get_by_label("noise level").evaluate(SCRUB)
+    assert len(times) == 100 and sorted(times)[95] <= 20, sorted(times)[-5:]  # 50 frames a second
+
+
+def test_tiles_outside_of_the_window_have_the_current_frame_when_they_come_into_view(opened):
+    page = opened(grid(seeds=range(50), steps=[1, 2, 3, 4], size=32, trajectories=True))
+    page.get_by_label("noise level").fill("0")
+    last = page.locator(".fluxnb-row").last.locator(".fluxnb-tile img")
+    last.last.scroll_into_view_if_needed()
+    sources = "(nodes) => nodes.map((node) => node.getAttribute('src'))"
+    wait_until(page, lambda: len(set(last.evaluate_all(sources))) == 1)  # all steps start with the same estimate
+
+
+def test_a_page_has_one_heading_of_the_first_level_inside_its_main_part(opened):
+    page = opened()
+    headings = page.get_by_role("main").get_by_role("heading", level=1)
+    expect(headings).to_have_count(1)
+    expect(headings).to_have_text("2 prompts × 3 seeds × 3 step counts, toy")
 
 
 def test_an_unfinished_cell_is_an_empty_tile(opened):
@@ -370,6 +406,43 @@ def test_with_a_kernel_downloads_and_differences_use_the_original_pixels(page, t
     expect(page.locator(".fluxnb-difference-text")).to_contain_text(text)
     mean = float(viewer(page).locator("canvas").get_attribute("data-mean"))
     assert abs(mean - deltas.mean()) < 1e-9
+    assert not page.errors
+
+
+def test_a_copied_image_has_the_original_pixels_or_is_called_a_preview(opened, page):
+    opened(grid(seeds=[0, 1], steps=[2], size=320, trajectories=True), size=100)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator(".fluxnb-tile").first.click()
+    reply, copy = page.locator("dialog .fluxnb-reply"), viewer(page).get_by_role("button", name="copy image")
+    copy.click()
+    expect(reply).to_have_text("preview copied, 100 px")
+    page.locator(".fluxnb-stage").focus()
+    press(page, ",")
+    copy.click()
+    expect(reply).to_have_text("preview of this step copied")
+
+
+def test_with_a_kernel_the_original_pixels_are_copied(page, tmp_path):
+    widget = fnb.explore(grid(seeds=[0], steps=[1], size=320), size=100)
+    open_widget(page, widget, "jupyterlab-light", tmp_path)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """(png) => {
+          const buffer = () => new DataView(Uint8Array.from(atob(png), (c) => c.charCodeAt(0)).buffer);
+          model.send = ({ kind, request }) => kind === "original" && setTimeout(() =>
+            model.trigger("msg:custom", { kind: "reply", request, text: "" }, [buffer()]), 20);
+        }""",
+        base64.b64encode(widget._original({"run": 0, "number": 0}, [])).decode(),
+    )
+    page.locator(".fluxnb-tile").first.click()
+    viewer(page).get_by_role("button", name="copy image").click()
+    expect(page.locator("dialog .fluxnb-reply")).to_have_text("image copied")
+    size = """async () => {
+      const [item] = await navigator.clipboard.read();
+      const image = await createImageBitmap(await item.getType("image/png"));
+      return image.width;
+    }"""
+    assert page.evaluate(size) == 320
     assert not page.errors
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fluxnb.html import page as html
-from tests.browser.waiting import wait_until
+from tests.browser.waiting import expect, wait_until
 from tests.scenes import grid, trajectory
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
@@ -89,6 +89,14 @@ def test_every_control_has_a_key(opened):
     assert sigma(page) == 0
     page.keyboard.press("Home")
     assert sigma(page) == 1
+
+
+def test_the_displayed_keys_are_those_that_do_something(opened):
+    page = opened(trajectory(steps=4), shows=["clean", "x"])
+    assert "c x displayed quantity" in page.locator(".fluxnb-help").text_content()
+    page = opened(trajectory(steps=4), shows=["clean"])
+    assert "displayed quantity" not in page.locator(".fluxnb-help").text_content()
+    assert "w next word" not in page.locator(".fluxnb-help").text_content()
 
 
 def test_play_runs_to_the_final_image_and_stops(opened):
@@ -192,6 +200,16 @@ def test_a_trajectory_without_attention_has_no_word_buttons(opened):
     assert opened(trajectory()).locator(".fluxnb-words").count() == 0
 
 
+def test_a_page_has_one_heading_of_the_first_level_inside_its_main_part(opened, chromium, tmp_path):
+    page = opened([trajectory(steps=1), trajectory(steps=4)])
+    expect(page.get_by_role("main").get_by_role("heading", level=1)).to_have_text("a house on a hill")
+    context = chromium.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(html.write(trajectory(steps=1), tmp_path / "page.html").as_uri())
+    expect(page.get_by_role("main").get_by_role("heading", level=1)).to_have_count(1)
+    context.close()
+
+
 ADDED = """<script>window.owned = "script"</script><img src="x" onerror="window.owned = 'handler'">
 <style>h1 { display: none }</style><base href="https://example.org/"></body>"""
 
@@ -204,7 +222,7 @@ def test_markup_added_to_a_page_runs_no_script_and_sets_no_style(page, tmp_path,
     page.on("console", lambda entry: violations.append(entry.text))
     page.goto(path.as_uri())
     page.locator(".fluxnb-scrubber[data-sigma], .fluxnb-explore").first.wait_for()
-    assert page.evaluate("window.owned") is None and page.locator("h1").is_visible()
+    assert page.evaluate("window.owned") is None and page.locator("h1", has_text="a heading").is_visible()
     assert page.evaluate("document.baseURI") == path.as_uri()
     wait_until(page, lambda: sum("Content Security Policy" in text for text in violations) >= 4)
     assert not page.outside
