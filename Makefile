@@ -2,6 +2,7 @@
 #   make demo   from a prompt to a film strip, a grid and a page        make test   everything that is checked
 #   make lab    the notebooks, in JupyterLab                            make quick  the checks of a minute and a half
 #   make colab  the tests again, on the versions that Colab preinstalls
+#   make docs   the documentation site
 # VENV=path   another place for the environment      PYTHON=python3.12   another Python to create it with
 # PIP_ARGS=.. arguments for pip, for instance an index that has the CPU build of torch
 
@@ -28,10 +29,10 @@ PARALLEL := OMP_NUM_THREADS=1
 # A process that is done takes tests from the others. nbval is for notebooks alone, and its import takes seconds.
 SPREAD := -n auto --dist worksteal -p no:nbval
 
-.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval hero front-end front-end-check clean
+.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval docs hero front-end front-end-check clean
 
 help:
-	@sed -n '2,7s/^# //p' Makefile
+	@sed -n '2,8s/^# //p' Makefile
 
 env: $(STAMP)
 
@@ -112,10 +113,18 @@ front-end/node_modules/.package-lock.json: front-end/package-lock.json
 	cd front-end && npm ci --silent --no-audit --no-fund
 	@touch $@
 
+# The documentation site, in docs/_build/html, from the committed notebooks. The pages of the gallery are sampled first.
+docs: docs/_build/gallery/gallery/words.html
+	$(STEADY) $(BIN)/python -m sphinx -b html -W --keep-going -q docs docs/_build/html
+	@echo "the site is docs/_build/html/index.html"
+
+docs/_build/gallery/gallery/words.html: docs/gallery.py fluxnb/pocket/card.json $(wildcard fluxnb/widgets/static/*) $(STAMP)
+	$(STEADY) $(BIN)/python docs/gallery.py
+
 # The picture at the top of the README.
 hero: $(STAMP)
 	$(STEADY) $(BIN)/python docs/hero.py
 
 clean:
-	rm -rf build dist $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist docs/_build docs/_generated $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(COLAB)/*' -prune -exec rm -rf {} +

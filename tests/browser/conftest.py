@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+AXE = ROOT / "front-end" / "node_modules" / "axe-core" / "axe.min.js"
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -49,6 +50,15 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    """The program of axe-core, which finds violations of accessibility rules."""
+    if not AXE.exists():
+        reason = f"axe-core is missing: make front-end installs it ({AXE})"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+    return AXE.read_text(encoding="utf-8")
 
 
 @pytest.fixture

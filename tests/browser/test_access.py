@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -14,20 +12,11 @@ from tests.browser.test_hosts import lab_with_runs
 from tests.browser.waiting import expect
 from tests.scenes import grid, trajectory
 
-AXE = Path(__file__).parents[2] / "front-end" / "node_modules" / "axe-core" / "axe.min.js"
 RUN = """async () => {
   const { violations } = await axe.run(document, { resultTypes: ["violations"] });
   const serious = violations.filter(({ impact }) => impact === "serious" || impact === "critical");
   return serious.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.html} ${node.failureSummary}`));
 }"""
-
-
-@pytest.fixture(scope="module")
-def axe() -> str:
-    if not AXE.exists():
-        reason = f"axe-core is missing: make front-end installs it ({AXE})"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
-    return AXE.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,156 @@
+"""The documentation site: `make docs` builds it into docs/_build/html.
+
+Pages that Sphinx reads from elsewhere are written beside the others first: the notebooks as they are committed, which
+are not executed, and tables of the recorded measurements. Nothing is loaded from the network when a page is viewed:
+formulas become MathML, and every script and font is part of the site.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.utils.math import latex2mathml
+from sphinx.application import Sphinx
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+sys.path[:0] = [str(ROOT), str(DOCS)]
+
+from tables import tables  # noqa: E402
+
+import fluxnb  # noqa: E402
+
+project = "fluxnb"
+author = "the fluxnb authors"
+copyright = author
+version = release = fluxnb.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "_generated"]
+suppress_warnings = ["mystnb.unknown_mime_type"]  # of a widget's state, which committed outputs do not hold
+smartquotes_action = "D"  # dashes alone; quotes belong to values such as "euler"
+
+# Markdown and notebooks
+nb_execution_mode = "off"
+nb_render_markdown_format = "commonmark"
+myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_heading_anchors = 3
+
+# Docstrings: single backticks are code, and signatures state types by their last name
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 90
+python_use_unqualified_type_names = True
+napoleon_numpy_docstring = False
+napoleon_use_param = False
+napoleon_use_rtype = False
+napoleon_preprocess_types = False
+napoleon_custom_sections = [("Main arguments", "params_style"), ("Other arguments", "params_style")]
+
+# HTML
+html_theme = "furo"
+html_title = "fluxnb"
+html_static_path = ["_static"]
+html_favicon = "_static/icon.svg"
+html_css_files = ["site.css"]
+html_extra_path = ["_build/gallery"]
+html_copy_source = False
+html_show_sphinx = False
+html_theme_options = {"top_of_page_buttons": []}
+
+
+# ------------------------------------------------------------------------------------------------------------- formulas
+def visit_math(translator: Any, node: nodes.math) -> None:
+    """Write a formula as MathML, which browsers display themselves."""
+    translator.body.append(latex2mathml.tex2mathml(node.astext()))
+    raise nodes.SkipNode
+
+
+def visit_math_block(translator: Any, node: nodes.math_block) -> None:
+    """Write a formula on lines of its own as MathML."""
+    mathml = latex2mathml.tex2mathml(node.astext(), as_block=True)
+    translator.body.append(f'<div class="formula">{mathml}</div>')
+    raise nodes.SkipNode
+
+
+# ----------------------------------------------------------------------------------------------------------- docstrings
+CODE = re.compile(r"(`[^`]*`)")
+ENTRY = re.compile(r"^(\w[\w, ]*?) {2,}(\S.*)$")
+
+
+def process_docstring(*event: Any) -> None:
+    """Turn plain text into reStructuredText: bars are no substitutions, the names that a module lists become a list."""
+    _, what, _, _, _, lines = event
+    if what == "module":
+        lines[:] = [ENTRY.sub(r"* `\1`: \2", line) for line in lines]
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = CODE.split(line)
+            parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+            lines[number] = "".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------------------------- pages
+def write(path: Path, data: bytes) -> None:
+    """Write a file unless it holds the same bytes, so that Sphinx does not read it again."""
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists() or path.read_bytes() != data:
+        path.write_bytes(data)
+
+
+def copy_pages(app: Sphinx) -> None:
+    """Copy the notebooks, their attachments as files of their own, and write the tables."""
+    folder = DOCS / "notebooks"
+    folder.mkdir(exist_ok=True)
+    committed = {path.name: path for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for path in folder.glob("*.ipynb"):
+        if path.name not in committed:
+            path.unlink()
+    for path in committed.values():
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        for cell in notebook["cells"]:
+            for name, data in cell.pop("attachments", {}).items():
+                file = f"{path.stem}-{name}"
+                write(folder / file, base64.b64decode(data["image/png"]))
+                cell["source"] = "".join(cell["source"]).replace(f"attachment:{name}", file)
+        write(folder / path.name, json.dumps(notebook).encode())
+    for name, text in tables().items():
+        write(DOCS / "_generated" / f"{name}.md", text.encode())
+
+
+# -------------------------------------------------------------------------------------------------------- accessibility
+PARAMETERS = re.compile(r"<dl>\n((?:<dd>.*?</dd>\n)+)</dl>\n")  # of a long signature: a list without terms
+
+
+def spans(items: str) -> str:
+    """The parameters of a signature, each on a line of its own."""
+    return items.replace("<dd>", '<span class="parameter">').replace("</dd>", "</span>")
+
+
+def complete_page(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Let the keyboard scroll code and tables, make signatures no lists, give captions of the navigation a level."""
+    if "body" in context:
+        body = re.sub(r'<(pre|div class="table-wrapper[^"]*")>', r'<\1 tabindex="0">', context["body"])
+        context["body"] = PARAMETERS.sub(lambda found: f'<span class="parameters">{spans(found[1])}</span>', body)
+    if "furo_navigation_tree" in context:
+        tree = context["furo_navigation_tree"]
+        context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
+
+
+def setup(app: Sphinx) -> None:
+    """Register the renderer of formulas, the copied pages, and what is changed on the way."""
+    app.add_html_math_renderer("mathml", (visit_math, None), (visit_math_block, None))
+    app.connect("builder-inited", copy_pages)
+    app.connect("autodoc-process-docstring", process_docstring, priority=100)  # before napoleon
+    app.connect("html-page-context", complete_page, priority=900)  # after furo
+
+
+html_math_renderer = "mathml"

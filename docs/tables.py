@@ -1,0 +1,131 @@
+"""Tables of the documentation from recorded measurements, in Markdown; `conf.py` writes them to files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fluxnb.families.defaults import DEFAULTS, ModelDefaults
+from fluxnb.families.registry import MODELS
+from tests.benchmarks import table as gpu
+
+ROOT = Path(__file__).parents[1]
+FULL, COST = (ROOT / "tests" / "benchmarks" / "results" / name for name in ("fullsize.json", "recording.json"))
+CARD = ROOT / "fluxnb" / "pocket" / "card.json"
+
+# Settings of the evaluation and how they are named, in the order of the table.
+SETTINGS = {
+    "renders": "fresh renders, the ceiling",
+    "teacher@28": "pocket-base, 28 steps, guidance 1.5",
+    "teacher@4": "pocket-base, 4 steps, guidance 1.5",
+    "teacher, unguided@4": "pocket-base, 4 steps, no guidance",
+    "teacher@1": "pocket-base, 1 step, no guidance",
+    "student@4": "**pocket, 4 steps**",
+    "student@1": "**pocket, 1 step**",
+    "reflow@4": "reflow alone, 4 steps",
+    "reflow@1": "reflow alone, 1 step",
+}
+QUANTITIES = {
+    "object/seen": ("objects, seen", 100, 1),
+    "object/held_out": ("objects, held out", 100, 1),
+    "everything/seen": ("all right, seen", 100, 1),
+    "sign/seen": ("sign spelled right", 100, 1),
+    "fd": ("Fréchet distance", 1, 4),
+}
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def comparisons(results: dict[str, Any]) -> str:
+    """What was expected of the presets before they were measured, and what was measured."""
+    rows = [
+        [each["title"], each["expected"], f"{each['value']:.3g}", "yes" if each["holds"] else "**no**"]
+        for each in results["comparisons"]
+    ]
+    return markdown(["quantity", "expected", "measured", "holds"], rows)
+
+
+def recording(results: dict[str, Any]) -> str:
+    """What recording costs on a GPU."""
+    resident = results["resident"]
+    pairs = resident["recording on/off, each pair"]
+    seconds, steps = resident["seconds of a plain call"], resident["steps"]
+    added = resident["recording on/off, median of pairs"] - 1
+    rows = [
+        ["a plain call", f"{seconds:.2f} s, {steps} steps, {resident['pixels']} px"],
+        ["added by recording, median of pairs", f"{added:.1%} ({min(pairs) - 1:+.1%} to {max(pairs) - 1:+.1%})"],
+        ["added by recording with attention", f"{resident['attention on/off'] - 1:.0%}"],
+        ["GPU memory added to the peak", f"{resident['GPU MiB that recording adds to the peak']:.0f} MiB"],
+        ["the same bytes as unrecorded", "yes" if all(resident["same bytes"].values()) else "no"],
+        ["a linear preview, on the GPU", f"{results['preview']['ms a step on cuda']:.1f} ms a step"],
+    ]
+    return f"{results['device']}, torch {results['torch']}; {results['what']}.\n\n" + markdown(["", "measured"], rows)
+
+
+def evaluation(card: dict[str, Any]) -> str:
+    """What the judge finds in the pictures of the shipped models."""
+    rows = []
+    for name, title in SETTINGS.items():
+        measured = card["evaluation"]["settings"][name]
+        values = [
+            f"{measured[key]['value'] * factor:.{digits}f}" if measured.get(key, {}).get("value") is not None else "-"
+            for key, (_, factor, digits) in QUANTITIES.items()
+        ]
+        rows.append([title, *values])
+    return markdown(["in %, the last column aside", *(title for title, _, _ in QUANTITIES.values())], rows)
+
+
+def models() -> str:
+    """The models that have a name."""
+    rows = []
+    for name, model in MODELS.items():
+        defaults = ModelDefaults(**{"size": 1024, **DEFAULTS[name]})
+        where = f"[{model.repo}](https://huggingface.co/{model.repo})" if model.repo else "ships with fluxnb"
+        guidance = "-" if defaults.guidance is None else f"{defaults.guidance:g}"
+        rows.append([f"`{name}`", where, str(defaults.steps), guidance, f"{defaults.size}", model.licence])
+    return markdown(["name", "weights", "steps", "guidance", "pixels", "license"], rows)
+
+
+def parts(card: dict[str, Any]) -> str:
+    """The parts of pocket and their sizes."""
+    names = {
+        "transformer": "transformer",
+        "text_encoder": "CLIP text encoder",
+        "text_encoder_2": "T5 text encoder",
+        "vae": "VAE",
+    }
+    rows = [[title, f"{card['parameters'][name] / 1e6:.2f} million"] for name, title in names.items()]
+    return markdown(["part", "parameters"], rows)
+
+
+def training(card: dict[str, Any]) -> str:
+    """How long each stage of the training of pocket took."""
+    rows = [[name, f"{stage['seconds']:.0f}"] for name, stage in card["training"].items()]
+    return markdown(["stage", "seconds"], rows) + f"\n{card['hardware']}\n"
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """The sentences of the model card."""
+    notes = "\n".join(f"- {note}" for note in card["notes"])
+    return f"{card['method']}\n\n{card['data']}\n\n{notes}\n\nLicense: {card['license']}\n"
+
+
+def tables() -> dict[str, str]:
+    """Every table by the name of the file that pages include."""
+    full, card, cost = (json.loads(path.read_text(encoding="utf-8")) for path in (FULL, CARD, COST))
+    return {
+        "gpu": gpu.table(full),
+        "comparisons": comparisons(full),
+        "recording": recording(cost),
+        "evaluation": evaluation(card),
+        "models": models(),
+        "parts": parts(card),
+        "training": training(card),
+        "card": card_text(card),
+    }
