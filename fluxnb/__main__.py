@@ -22,8 +22,8 @@ SEVERAL_GPUS = """\
 several GPUs
   Without --processes, one process is started for each GPU. Each loads the model once and takes its
   own GPU. The processes share the work through the folder of --store: all step counts of a prompt
-  and seed are sampled by one of them, so that no evaluation is made twice, and long ones are sampled
-  first. A process that is killed is replaced, and what it had not finished is sampled by another.
+  and seed are sampled by one of them, so that no evaluation is made twice, and long ones come first.
+  A process that is killed is replaced, and what it had not finished is sampled by another.
   `fluxnb plan MODEL --processes N` prints what each process holds.
 
   The pictures are those of one process, byte for byte. In Python, the grid is read from the store:
@@ -33,7 +33,7 @@ several GPUs
   The same under a launcher of PyTorch or accelerate, also with a script of your own that calls
   fnb.load and fnb.sweep in place of `-m fluxnb sweep`:
     torchrun --nproc-per-node 8 -m fluxnb sweep "a fox" --seeds 0-63 --store pictures
-    accelerate launch --multi_gpu --num_processes 8 -m fluxnb sweep "a fox" --seeds 0-63 --store pictures
+    accelerate launch --multi_gpu --num_processes 8 -m fluxnb sweep "a fox" --store pictures
 
 several machines
   Start the command on each machine, with a --store that all of them see, such as a folder of NFS.
@@ -44,8 +44,8 @@ several machines
   The cells of a machine that stops answering are sampled by the others after 30 seconds.
 
 on a CPU
-  The number of threads decides the last digits of a picture and is part of its address in the store.
-  Set OMP_NUM_THREADS=1 for several processes, and for the Python that reads their pictures.
+  The number of threads decides the last digits of a picture and is part of its address in the
+  store. Set OMP_NUM_THREADS=1 for several processes, and for the Python that reads their pictures.
 
 exit status
   0 if the grid is complete, 1 if a task failed, 2 for wrong arguments, 130 after an interrupt.
@@ -110,9 +110,8 @@ def plan(options: argparse.Namespace) -> int:
     """Print which preset a model would use, its cost, and why the others were refused; downloads nothing."""
     import fluxnb as fnb
 
-    print(
-        fnb.plan(options.model, options.on, preset=options.preset, size=options.size, processes=options.processes or 1)
-    )
+    given = {"preset": options.preset, "size": options.size, "processes": options.processes}
+    print(fnb.plan(options.model, options.on, **given))
     return 0
 
 
@@ -268,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--on", metavar="MACHINE", help="colab-t4, rtx-3060-12gb, 12gb/32gb, ... (default: this machine)")
     look.add_argument("--preset", default="auto", help="one preset, to plan with it or to print why it is refused")
     look.add_argument("--size", type=int, help="height and width in pixels (default: the model's own)")
-    look.add_argument("--processes", type=int, metavar="N", help="processes that share the machine (default: 1)")
+    look.add_argument("--processes", type=int, default=1, metavar="N", help="that share the machine (default: 1)")
     look.set_defaults(command=plan)
     _add_sweep(commands)
     return parser

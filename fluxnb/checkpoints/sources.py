@@ -20,6 +20,7 @@ from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
 from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import FAMILIES, MODELS, family_of_class
+from fluxnb.installation import restore_command
 from fluxnb.io.files import user_path
 
 __all__ = [
@@ -43,7 +44,6 @@ HUB = {name: model.repo for name, model in MODELS.items() if model.repo}
 NAMES = tuple(MODELS)
 POCKET = Path(__file__).parents[1] / "pocket"
 HUB_ID = r"[\w.-]+/[\w.-]+"
-REINSTALL = "run pip install --force-reinstall fluxnb"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,9 +142,9 @@ def check_revision(model: str | Path, revision: str | None) -> None:
 def _packaged(name: str) -> Source:
     base, student = POCKET / "base", POCKET / "transformer"
     if not (base / "model_index.json").is_file():
-        raise StorageError(f"no weights in {POCKET}", "the wheel contains them", REINSTALL)
+        raise StorageError(f"no weights in {POCKET}", "the package contains them", f"run {restore_command()}")
     card = _card(POCKET)
-    verify(POCKET, card, remedy=REINSTALL)
+    verify(POCKET, card, remedy=f"run {restore_command()}")
     parts = {"transformer": student} if name == "pocket" and student.is_dir() else {}
     folders = [base, *parts.values()]
     # Without a student, "pocket" is the teacher.

@@ -128,11 +128,23 @@ def _interrupt_at_end_of_input() -> None:
 
 @dataclass(kw_only=True)
 class _Worker:
-    """A running worker: its place, its process, and the file with its standard error if that is not the launcher's."""
+    """A running worker.
+
+    Arguments:
+        place: among the workers.
+        process: of the operating system.
+        stop: its standard input, which is closed to stop it.
+        output: its standard output, with the reports.
+        errors: its standard error, None if it writes to that of the launcher.
+        reader: the thread that reads its output.
+    """
 
     place: Processes
     process: subprocess.Popen[str]
+    stop: Any
+    output: Any
     errors: IO[bytes] | None
+    reader: threading.Thread = field(init=False)
 
     def message(self) -> str:
         """The end of what it wrote to its standard error; empty if it went to the launcher's own."""
@@ -198,16 +210,17 @@ class Launcher:
             env={**os.environ, **place.environment, "PYTHONPATH": os.pathsep.join(_import_path())},
             start_new_session=True,
         )
-        worker = _Worker(place=place, process=process, errors=errors)
+        worker = _Worker(place=place, process=process, stop=process.stdin, output=process.stdout, errors=errors)
         self._workers.append(worker)
         self.outcome.working = len(self._workers)
-        threading.Thread(target=self._read, args=(worker,), name="fluxnb-reports", daemon=True).start()
+        worker.reader = threading.Thread(target=self._read, args=(worker,), name="fluxnb-reports", daemon=True)
+        worker.reader.start()
 
     def _read(self, worker: _Worker) -> None:
         """Queue the reports of a worker, and None at their end."""
-        if worker.process.stdout is not None:
-            for line in worker.process.stdout:
-                with contextlib.suppress(ValueError):
+        with worker.output:
+            for line in worker.output:
+                with contextlib.suppress(ValueError):  # the last line of one that was killed
                     self._reports.put((worker, json.loads(line)))
         worker.process.wait()
         self._reports.put((worker, None))
@@ -260,6 +273,7 @@ class Launcher:
             for worker in self._workers:
                 worker.process.kill()
                 worker.process.wait()
+                worker.reader.join()
                 _close(worker)
 
 
@@ -271,9 +285,8 @@ def _import_path() -> Iterator[str]:
 
 
 def _stop(worker: _Worker) -> None:
-    if worker.process.stdin is not None:
-        with contextlib.suppress(OSError):
-            worker.process.stdin.close()
+    with contextlib.suppress(OSError):
+        worker.stop.close()
 
 
 def _close(worker: _Worker) -> None:

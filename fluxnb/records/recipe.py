@@ -19,6 +19,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten, unknown_choice
+from fluxnb.installation import update_command
 
 __all__ = ["DTYPES", "REMOTE_DTYPE", "SAMPLERS", "Recipe", "RecipeFields", "ResolvedRecipe"]
 
@@ -149,7 +150,7 @@ class Recipe:
             raise InputError(
                 f"recipe format {shorten(version)}",
                 f"this fluxnb reads formats {READABLE[0]} to {READABLE[-1]}",
-                "if a newer fluxnb wrote it, run pip install -U fluxnb",
+                f"if a newer fluxnb wrote it, run {update_command()}",
             )
         if version == 1:
             _text("numerics", fields.pop("numerics", "exact"))
