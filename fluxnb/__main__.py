@@ -22,7 +22,7 @@ SEVERAL_GPUS = """\
 several GPUs
   Without --processes, one process is started for each GPU. Each loads the model once and takes its
   own GPU. The processes share the work through the folder of --store: all step counts of a prompt
-  and seed are sampled by one of them, so that no evaluation is made twice, and long ones come first.
+  and seed are sampled by one of them, so that no evaluation is made twice. Long ones come first.
   A process that is killed is replaced, and what it had not finished is sampled by another.
   `fluxnb plan MODEL --processes N` prints what each process holds.
 

@@ -40,7 +40,7 @@ def pictures(server, **options) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 8, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [8, *(pytest.param(count, marks=pytest.mark.long) for count in (2, 4))])
 def test_processes_make_each_evaluation_once_and_the_bytes_of_one_process(server, tmp_path, count):
     places = {"store": str(tmp_path / "store"), "log": str(tmp_path / "log"), "evaluated": str(tmp_path / "evaluated")}
     children = [server.start(axes=GRID, background=True, rank=rank, count=count, **places) for rank in range(count)]
