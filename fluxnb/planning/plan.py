@@ -25,6 +25,7 @@ from fluxnb.errors import InputError, RunError, shorten, unknown_choice
 from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import MODELS, family_of_class, family_of_model, name_of
+from fluxnb.planning.display import Row, as_html, as_text, sentence
 from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
 from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of, named_size
 from fluxnb.planning.presets import Preset, all_presets, presets_of
@@ -127,26 +128,19 @@ class Plan:
         if not self.options:
             lines = [f"Plan({self.preset} on {self.device}, exact={self.exact}: {self.why})"]
             return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.refused])
-        rows = [("", "preset", "GPU", "RAM", "a picture", "numbers", ""), *map(self._row, self.options)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-        lines = ["  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]]) for row in rows]
-        report = [self.sharing] if self.processes > 1 else []
-        report += [repr(self.fast)] if self.fast is not None else []
-        return "\n".join([self._headline, *(line.rstrip() for line in lines), self._footline, *report])
+        return as_text(self._headline, self.line, self._rows, [*self._notes, *([repr(self.fast)] if self.fast else [])])
 
     def _repr_html_(self) -> str:
         if self.endpoint is not None:
             return f"<pre>{html.escape(self.endpoint.describe())}</pre>"
-        head = "".join(f"<th>{each}</th>" for each in ("", "preset", "GPU", "RAM", "a picture", "numbers", ""))
-        body = "".join(
-            f"<tr{' style=font-weight:600' if row[0] else ''}>"
-            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
-            + "</tr>"
-            for row in map(self._row, self.options)
-        )
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if self.options else ""
-        lines = [self._footline, self.sharing] if self.processes > 1 else [self._footline]
-        return f"<p>{html.escape(self._headline)}</p>{table}<p>{html.escape(' '.join(lines))}</p>"
+        return as_html(self._headline, self.line if self.options else "", self._rows, self._notes)
+
+    @property
+    def line(self) -> str:
+        """The line of Python that loads the model with this preset."""
+        known = self.model in weights.NAMES or "/" in self.model  # of a folder only the name is known here
+        model = f'"{self.model}"' if known else "folder"
+        return f'flux = fnb.load({model}, preset="{self.preset}")'
 
     @property
     def _headline(self) -> str:
@@ -170,17 +164,30 @@ class Plan:
         together = f"{self.processes * self.ram_gib:.1f} GiB of RAM together"
         return f"{self.processes} processes, {on}; each holds {' and '.join(held)}, {together}"
 
-    def _row(self, option: Option) -> tuple[str, ...]:
-        required, mark = option.requirements, ">" if option.preset.name == self.preset else ""
-        return (
-            mark,
-            option.preset.name,
-            f"{required.vram_gib:.1f} GiB" if required.vram_gib else "-",
-            f"{required.ram_gib:.0f} GiB",
-            duration(required.seconds),
-            "exact" if option.preset.exact else "lossy",
-            f"no: {option.refused}" if option.refused else option.preset.description,
-        )
+    @property
+    def _notes(self) -> list[str]:
+        return [self._footline, self.sharing] if self.processes > 1 else [self._footline]
+
+    @property
+    def _rows(self) -> list[Row]:
+        """The presets: the chosen one, the others that fit from the best on, and those that were refused."""
+        chosen = self.preset
+        order = sorted(self.options, key=lambda each: (each.preset.name != chosen, bool(each.refused), each.cost))
+        return [
+            Row(
+                fits=not option.refused,
+                chosen=option.preset.name == chosen,
+                cells=(
+                    option.preset.name,
+                    f"{option.requirements.vram_gib:.1f} GiB" if option.requirements.vram_gib else "-",
+                    f"{option.requirements.ram_gib:.0f} GiB",
+                    duration(option.requirements.seconds),
+                    "exact" if option.preset.exact else "lossy",
+                ),
+                remark=sentence(option.refused or option.preset.description),
+            )
+            for option in order
+        ]
 
 
 @contextlib.contextmanager

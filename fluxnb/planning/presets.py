@@ -19,7 +19,7 @@ class Preset:
 
     Arguments:
         name: as in `fnb.load(preset=...)`.
-        description: one clause, printed in a plan.
+        description: one clause with subject and verb, printed in a plan as a sentence.
         text_encoders: "resident" on the device; "by layer", each layer read for its call; or "offloaded" by diffusers.
         adaln_cache: whether the adaLN cache replaces the modulation layers.
         storage: how the weights of the blocks are stored, see `fluxnb.runtime.quantisation`.
@@ -59,30 +59,42 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            name="resident", description="everything on the device", text_encoders="resident", adaln_cache=False,
+            name="resident", description="all weights are on the device", text_encoders="resident", adaln_cache=False,
             devices=("cuda", "mps"),
         ),
-        Preset(name="lean", description="an adaLN cache in place of 3.2 billion weights", devices=("cuda", "mps")),
-        Preset(name="lean-fp8", description="and 8-bit storage, computed in 16", storage="fp8", penalty=1.6),
+        Preset(name="lean", description="an adaLN cache replaces 3.2 billion weights", devices=("cuda", "mps")),
         Preset(
-            name="lean-fp8-rows", description="and 8-bit arithmetic, compiled", storage="fp8-rows", penalty=5.0,
-            library="torchao", compiled=True,
+            name="lean-fp8", description="the blocks are stored in 8 bits and computed in 16", storage="fp8",
+            penalty=1.6,
         ),
         Preset(
-            name="lean-int8", description="and 8-bit integer arithmetic, compiled", storage="int8", penalty=5.0,
-            library="torchao", compiled=True,
+            name="lean-fp8-rows", description="the blocks are computed in 8 bits, compiled", storage="fp8-rows",
+            penalty=5.0, library="torchao", compiled=True,
         ),
-        Preset(name="lean-nf4", description="and 4-bit storage", storage="nf4", penalty=2.5, library="bitsandbytes"),
-        Preset(name="gguf-q8", description="a GGUF file of 12.7 GB", storage="gguf-q8", penalty=1.6, library="gguf"),
-        Preset(name="gguf-q4", description="a GGUF file of 6.8 GB", storage="gguf-q4", penalty=2.5, library="gguf"),
+        Preset(
+            name="lean-int8", description="the blocks are computed in 8-bit integers, compiled", storage="int8",
+            penalty=5.0, library="torchao", compiled=True,
+        ),
+        Preset(
+            name="lean-nf4", description="the blocks are stored in 4 bits", storage="nf4", penalty=2.5,
+            library="bitsandbytes",
+        ),
+        Preset(
+            name="gguf-q8", description="the blocks are read from a GGUF file of 12.7 GB", storage="gguf-q8",
+            penalty=1.6, library="gguf",
+        ),
+        Preset(
+            name="gguf-q4", description="the blocks are read from a GGUF file of 6.8 GB", storage="gguf-q4",
+            penalty=2.5, library="gguf",
+        ),
         Preset(name="stream", description="layers are streamed from main memory", offload="leaf"),
         Preset(name="stream-mapped", description="layers are streamed from the page cache", offload="mapped"),
         Preset(
-            name="model-offload", description="diffusers' offload of one model at a time", text_encoders="offloaded",
-            adaln_cache=False, offload="model",
+            name="model-offload", description="diffusers moves one model at a time to the device",
+            text_encoders="offloaded", adaln_cache=False, offload="model",
         ),
         Preset(
-            name="sequential-offload", description="diffusers' offload of one layer at a time",
+            name="sequential-offload", description="diffusers moves one layer at a time to the device",
             text_encoders="offloaded", adaln_cache=False, offload="sequential",
         ),
         Preset(name="cpu", description="weights are read from the page cache", devices=("cuda", "mps", "cpu")),

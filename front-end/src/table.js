@@ -29,7 +29,7 @@ export function makeTable({ open, select, star, url, label, cell, preview }) {
         if (isIntersecting && latest) fillTile(tile, ...latest);
       }
     },
-    { root: node, rootMargin: "100%" },
+    { root: node, rootMargin: "25%" },
   );
   table.setAttribute("role", "grid");
   table.setAttribute("aria-multiselectable", "true");
