@@ -200,6 +200,7 @@ def _launch(options: argparse.Namespace, processes: int) -> int:
     from tqdm.auto import tqdm
 
     from fluxnb.grid.launcher import Launcher, Outcome
+    from fluxnb.grid.store import Store
 
     bar = tqdm(total=0, unit="cell", desc="loading", leave=False)
 
@@ -215,7 +216,8 @@ def _launch(options: argparse.Namespace, processes: int) -> int:
     # After the name of the command, since "--" may stand before the prompts.
     command = [sys.executable, "-m", "fluxnb", "sweep", "--worker", *options.arguments[1:]]
     with contextlib.closing(bar):
-        outcome = Launcher(command, processes, on_report=display).run()
+        # Opening a store removes the locks of processes that have ended.
+        outcome = Launcher(command, processes, on_report=display, on_killed=lambda: Store(options.store)).run()
     if outcome.message:
         print(outcome.message, file=sys.stderr)
     if not outcome.finished:

@@ -164,9 +164,10 @@ def cell(number, made=True):
 def launch(tmp_path):
     """A function that runs workers with the given code; returns the outcome and how often each rank was started."""
 
-    def run(code: str, processes: int = 2, on_report=lambda outcome: None) -> tuple[Outcome, dict[int, int]]:
+    def run(code: str, processes: int = 2, **callbacks) -> tuple[Outcome, dict[int, int]]:
         command = [sys.executable, "-c", WORKER + code, str(tmp_path)]
-        outcome = Launcher(command, processes, on_report=on_report).run()
+        callbacks = {"on_report": lambda outcome: None, "on_killed": lambda: None, **callbacks}
+        outcome = Launcher(command, processes, **callbacks).run()
         ranks = [int(path.name.partition(".")[0]) for path in tmp_path.iterdir()]
         return outcome, {rank: ranks.count(rank) for rank in sorted(ranks)}
 
@@ -182,11 +183,13 @@ def test_the_outcome_counts_cells_and_evaluations_of_all_workers(launch):
 
 @pytest.mark.moderate
 def test_a_killed_worker_is_started_again(launch):
+    calls = []
     outcome, started = launch(
         "if rank == 1 and not started: cell(1); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "for n in range(6) if rank else range(1, 6): cell(n)"
+        "for n in range(6) if rank else range(1, 6): cell(n)",
+        on_killed=lambda: calls.append("killed"),
     )
-    assert outcome.finished and len(outcome.killed) == 1 and started == {0: 1, 1: 2}
+    assert outcome.finished and len(outcome.killed) == 1 and started == {0: 1, 1: 2} and calls == ["killed"]
 
 
 @pytest.mark.moderate

@@ -165,10 +165,20 @@ class Launcher:
         command: program and arguments of a worker.
         processes: number of workers.
         on_report: called with the outcome so far whenever something may have changed.
+        on_killed: called when a worker has been killed, to remove the locks of its claims. They are void already, but
+            all other workers may be busy or loading the model.
     """
 
-    def __init__(self, command: Sequence[str], processes: int, *, on_report: Callable[[Outcome], None]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        processes: int,
+        *,
+        on_report: Callable[[Outcome], None],
+        on_killed: Callable[[], Any],
+    ) -> None:
         self._command, self._processes, self._on_report = list(command), processes, on_report
+        self._on_killed = on_killed
         self._reports: SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = SimpleQueue()
         self._workers: list[_Worker] = []
         self._deaths = 0  # since the last finished cell
@@ -247,6 +257,7 @@ class Launcher:
             self.outcome.interrupted = True
         elif status < 0:
             self.outcome.killed.append(worker.process.pid)
+            self._on_killed()
             self._deaths += 1
             ended = self.outcome.interrupted or self.outcome.finished
             replace = not ended and self._deaths < max(PATIENCE, self._processes)
