@@ -56,11 +56,20 @@ def test_sweep_run_and_plain_call_agree(schedule, cached):
         assert fnb.run(flux, cell.recipe).image.tobytes() == expected, f"run, {cell.recipe.steps} steps"
 
 
+EXPLICIT = [
+    (1.0,), (1.0, 0.5), (0.9, 0.4), (1.0, 0.6, 0.3), (1.0, 0.9, 0.5, 0.1),
+    (1.0, 0.95, 0.8, 0.65, 0.5, 0.3, 0.2, 0.05),
+]  # fmt: skip
+
+
 @pytest.mark.moderate
-def test_explicit_sigmas_agree_too():
-    pipe = pipeline("linear", cached=False)
-    flux, schedules = fnb.load(pipe), [(1.0, 0.5), (1.0, 0.6, 0.3), (0.9, 0.4)]
-    for cell in fnb.sweep(flux, prompts="a red fox", seeds=3, sigmas=schedules, **SIZE):
+@pytest.mark.parametrize("cached", [False, True], ids=["no cache", "first block cache"])
+def test_explicit_sigmas_agree_too(cached):
+    pipe = pipeline("linear", cached)
+    flux = fnb.load(pipe)
+    grid = fnb.sweep(flux, prompts="a red fox", seeds=3, sigmas=EXPLICIT, **SIZE)
+    assert [cell.recipe.sigmas for cell in grid] == EXPLICIT
+    for cell in grid:
         expected = plain(pipe, len(cell.recipe.sigmas), sigmas=list(cell.recipe.sigmas))
         assert cell.image.tobytes() == expected
         assert fnb.run(flux, cell.recipe).image.tobytes() == expected
