@@ -243,8 +243,8 @@ def _module_settings(path: str, module: nn.Module) -> bytes:
 def _int8_scales(module: nn.Module) -> Tensor | None:
     """The scales of an 8-bit layer of bitsandbytes, which its first call moves from the weights to the layer."""
     weight, state = vars(module)["_parameters"].get("weight"), vars(module).get("state")
-    scales = getattr(weight, "SCB", None)
-    return scales if scales is not None else getattr(state, "SCB", None)
+    places = (getattr(weight, "SCB", None), getattr(state, "SCB", None))
+    return next((scales for scales in places if isinstance(scales, Tensor)), None)
 
 
 def is_random(module: nn.Module) -> bool:
