@@ -116,7 +116,7 @@ def classify(judge: Judge, pictures: Tensor, batch: int = 256) -> tuple[Attribut
     return merged, torch.cat([features for _, features in parts])
 
 
-def save_judge(judge: Judge, path: Path) -> None:
+def save_judge(judge: nn.Module, path: Path) -> None:
     """Save the weights in half precision."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.detach().half().cpu().contiguous() for name, tensor in judge.state_dict().items()}, path)

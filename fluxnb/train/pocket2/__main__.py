@@ -16,8 +16,13 @@ STAGES = {
     "autoencoder": "train the autoencoder",
     "teacher": "train the teacher",
     "student": "sample the teacher's pairs and distill it",
+    "judge": "train the judge on renders",
+    "evaluate": "measure teacher and students by the judge",
     "samples": "draw a contact sheet of the teacher's pictures",
 }
+
+#: options of the evaluation and their defaults, the fields of `evaluation.Size`.
+EVALUATION = {"count": 1700, "seeds": 3, "prompts": 32, "noises": 64, "shares": 64}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -30,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
         "autoencoder": _autoencoder,
         "teacher": _teacher,
         "student": _student,
+        "judge": _judge,
+        "evaluate": _evaluate,
         "samples": _samples,
     }
     run[options.stage](options, preset, rank)
@@ -46,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("compile", "teacher"):
             stage.add_argument("--tokens", type=int, help="tokens in a batch per device")
             stage.add_argument("--compile", choices=("dynamic", "static", "none"), default="dynamic")
-        if name in ("autoencoder", "teacher"):
+        if name in ("autoencoder", "teacher", "judge"):
             stage.add_argument("--seconds", type=float, help="duration of the training")
             stage.add_argument("--iterations", type=int, help="number of iterations, instead of a duration")
             stage.add_argument("--rate", type=float, dest="learning_rate", help="learning rate")
@@ -63,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--warm-seconds", type=float, help="duration of the reflow")
             stage.add_argument("--seconds", type=float, help="duration of LADD")
             stage.add_argument("--compile", choices=("dynamic", "none"), default="dynamic")
+        if name == "evaluate":
+            for option, default in EVALUATION.items():
+                stage.add_argument(f"--{option}", type=int, default=default)
         if name == "samples":
             stage.add_argument("--transformer", help="name of a student's file, instead of the teacher's")
             stage.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a picture, in pixels")
@@ -96,13 +106,30 @@ def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
 
 def _student(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     from fluxnb.train.pocket2.distillation import distill
+    from fluxnb.train.pocket2.evaluation import Evaluator, Size
 
     settings = dataclasses.replace(preset.distillation, **_given(options, "pairs", "guidance", "tokens"))
     warm, student = settings.warm, dataclasses.replace(settings.student, **_given(options, "seconds"))
     if options.warm_seconds is not None:
         warm = dataclasses.replace(warm, seconds=options.warm_seconds)
     preset = dataclasses.replace(preset, distillation=dataclasses.replace(settings, warm=warm, student=student))
-    distill(preset, options.out, rank, alone=options.ladd_only, compiled=options.compile != "none")
+    monitor = None
+    if (options.out / "judge.safetensors").exists() and rank.first:
+        monitor = Evaluator(preset, options.out, Size(), rank.device).monitor
+    distill(preset, options.out, rank, alone=options.ladd_only, compiled=options.compile != "none", monitor=monitor)
+
+
+def _judge(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.pocket2.judge import train_judge
+
+    schedule = dataclasses.replace(preset.judge, **_given(options, "seconds", "iterations", "learning_rate", "scenes"))
+    train_judge(dataclasses.replace(preset, judge=schedule), options.out, rank)
+
+
+def _evaluate(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.pocket2.evaluation import Size, evaluate
+
+    evaluate(preset, options.out, rank, Size(**_given(options, *EVALUATION)))
 
 
 def _samples(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:

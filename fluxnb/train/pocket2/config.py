@@ -64,6 +64,8 @@ class Preset:
         shapes: shapes of the teacher's pictures, with their shares of the batches.
         paddings: numbers of T5 tokens to which captions are padded, with their shares of the batches.
         distillation: of the student.
+        judge: `scenes` is per device.
+        judge_width: number of features.
         caption_dropout: share of captions that are replaced by "", for classifier-free guidance (2207.12598).
     """
 
@@ -75,6 +77,8 @@ class Preset:
     shapes: tuple[tuple[Shape, float], ...]
     paddings: tuple[tuple[int, float], ...]
     distillation: Distillation
+    judge: Schedule
+    judge_width: int = 256
     caption_dropout: float = 0.1
 
 
@@ -111,6 +115,7 @@ POCKET = Preset(
         warm=Schedule(seconds=200.0, batch=0, learning_rate=5e-4, warmup=100, ema=0.998),
         student=Schedule(seconds=300.0, batch=0, learning_rate=2e-4, warmup=100, cooldown=0.5, ema=0.998),
     ),
+    judge=Schedule(seconds=240.0, batch=256, learning_rate=1e-3, scenes=400_000, ema=0.998),
 )
 TINY = Preset(
     sizes=Sizes(default_size=64, **first.TINY_SIZES),
@@ -130,5 +135,7 @@ TINY = Preset(
         tokens=256,
         critic_only=1,
     ),
+    judge=Schedule(seconds=0.0, iterations=2, batch=4, learning_rate=1e-3, scenes=16, warmup=1),
+    judge_width=64,
 )
 PRESETS = {"pocket": POCKET, "tiny": TINY}

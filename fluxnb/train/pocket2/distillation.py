@@ -163,7 +163,7 @@ def train_reflow(
         norm = optimizer_step(student, adam, pace.rate(iteration), rank)
         average.update()
         if (iteration + 1) % 250 == 0:
-            log(iteration=iteration, total=pace.total, reflow=float(loss), norm=float(norm), seconds=pace.seconds())
+            log(iteration=iteration, total=pace.total, reflow=loss.item(), norm=float(norm), seconds=pace.seconds())
     average.swap()
     log(reflow_iterations=pace.total, seconds=pace.seconds(), compile_seconds=pace.compiling)
 
