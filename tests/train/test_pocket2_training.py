@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxPipeline
 from safetensors.torch import load_file
 
 from fluxnb.records.latents import pack, unpack
@@ -140,3 +140,16 @@ def test_a_longer_padding_changes_the_sequence_and_not_the_pooled_vector(run):
     rows = torch.arange(2)
     (pooled, sequence), (again, longer) = (distillation.encode(model, pairs, rows, n) for n in (48, 64))
     assert torch.equal(pooled, again) and sequence.shape[1] == 48 and longer.shape[1] == 64
+
+
+def test_a_shipped_student_is_loaded_by_diffusers_and_draws_the_pictures_of_the_run(run, tmp_path):
+    main(["ship", "--preset", "tiny", "--out", str(run), "--to", str(tmp_path / "teacher")])
+    pipe = FluxPipeline.from_pretrained(tmp_path / "teacher")
+    pipe.set_progress_bar_config(disable=True)
+    model = networks.load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    ids = vocabulary.Tokenizers()(["a red fox"])
+    expected = pack(teacher.sample(model, *ids, noise, 2))
+    settings = {"num_inference_steps": 2, "height": 64, "width": 64, "max_sequence_length": 48}
+    latents = pipe("a red fox", latents=pack(noise), output_type="latent", **settings).images
+    torch.testing.assert_close(latents, expected, atol=5e-3, rtol=0)  # half precision

@@ -18,6 +18,7 @@ STAGES = {
     "student": "sample the teacher's pairs and distill it",
     "judge": "train the judge on renders",
     "evaluate": "measure teacher and students by the judge",
+    "ship": "write a folder for FluxPipeline.from_pretrained",
     "samples": "draw a contact sheet of the teacher's pictures",
 }
 
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         "student": _student,
         "judge": _judge,
         "evaluate": _evaluate,
+        "ship": _ship,
         "samples": _samples,
     }
     run[options.stage](options, preset, rank)
@@ -73,8 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             for option, default in EVALUATION.items():
                 stage.add_argument(f"--{option}", type=int, default=default)
-        if name == "samples":
+        if name == "ship":
+            stage.add_argument("--to", type=Path, required=True, help="folder to write, which is replaced")
+        if name in ("samples", "ship"):
             stage.add_argument("--transformer", help="name of a student's file, instead of the teacher's")
+        if name == "samples":
             stage.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a picture, in pixels")
             stage.add_argument("--steps", type=int, default=28)
             stage.add_argument("--guidance", type=float, default=1.5)
@@ -130,6 +135,13 @@ def _evaluate(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     from fluxnb.train.pocket2.evaluation import Size, evaluate
 
     evaluate(preset, options.out, rank, Size(**_given(options, *EVALUATION)))
+
+
+def _ship(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.pocket2.ship import ship
+
+    if rank.first:
+        print(ship(options.out, options.to, preset.sizes, options.transformer))
 
 
 def _samples(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:

@@ -60,7 +60,7 @@ def ship(run: Path, to: Path, sizes: Sizes) -> Path:
     if (run / "vae").is_dir() and not (run / "transformer.safetensors").exists():
         vae = AutoencoderKL.from_pretrained(run / "vae").to(torch.float16)
         vae.save_pretrained(to / "base" / "vae", safe_serialization=True)
-        _remove_origin(to / "base" / "vae" / "config.json")
+        remove_origin(to / "base" / "vae" / "config.json")
     elif (run / "vae").is_dir():
         ship_teacher(run, to, sizes)
         shutil.copyfile(run / "judge.safetensors", to / "judge.safetensors")
@@ -80,19 +80,19 @@ def ship_teacher(run: Path, to: Path, sizes: Sizes) -> None:
     if (to / "base").exists():
         shutil.rmtree(to / "base")
     pipe.save_pretrained(to / "base", safe_serialization=True)
-    _remove_origin(to / "base" / "vae" / "config.json")
+    remove_origin(to / "base" / "vae" / "config.json")
     for name in ("text_encoder", "text_encoder_2"):
-        _load_in_float32(to / "base" / name / "config.json")
+        load_in_float32(to / "base" / name / "config.json")
 
 
-def _load_in_float32(config: Path) -> None:
+def load_in_float32(config: Path) -> None:
     """Set the dtype of a text encoder's config: transformers loads in that dtype, and diffusers in float32."""
     content = json.loads(config.read_text())
     content["dtype"] = "float32"
     config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
-def _remove_origin(config: Path) -> None:
+def remove_origin(config: Path) -> None:
     """Remove the path on the training machine that the weights were loaded from."""
     content = json.loads(config.read_text())
     content.pop("_name_or_path", None)
