@@ -60,6 +60,10 @@ TRANSLATIONS: Mapping[str, tuple[str, ...]] = {
     "num_images_per_prompt": ("seeds",),
     "batch_size": ("batch",),
     "callback_on_step_end": ("on_step",),
+    "latents": ("noise",),
+    "noise": ("noise",),
+    "image": ("image",),
+    "strength": ("strength",),
     "torch_dtype": ("dtype",),
     "device": ("preset",),
     "device_map": ("preset",),
@@ -81,16 +85,13 @@ ELSEWHERE = 'fnb.run(flux, "a fox", {})'
 # Keywords of FluxPipeline.__call__ that have no counterpart here.
 PIPELINE_ONLY = (
     "callback_on_step_end_tensor_inputs",
-    "image",
     "ip_adapter_image",
     "joint_attention_kwargs",
-    "latents",
     "output_type",
     "pooled_prompt_embeds",
     "prompt_2",
     "prompt_embeds",
     "return_dict",
-    "strength",
     "timesteps",
 )
 MOST_CHECKED = 10_000  # items of a list; longer ones are checked at their beginning

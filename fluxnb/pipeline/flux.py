@@ -15,6 +15,7 @@ import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, cast
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
@@ -28,7 +29,7 @@ from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import family_of, pair_of
 from fluxnb.pipeline.compat import compute_dtype, execution_device, has_model_hooks, is_caching, placement_markers
 from fluxnb.pipeline.identity import Identity, change_markers, deep_markers, identity_of
-from fluxnb.pipeline.preview import decode_latents, preview_of
+from fluxnb.pipeline.preview import decode_latents, encode_picture, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
 from fluxnb.pipeline.schedule import Generators, pipeline_view, prepared_scheduler, unshifted_sigmas
 from fluxnb.pipeline.state import state_of
@@ -408,6 +409,42 @@ class Flux:
             x = scheduler.step(v.to(device), t, x, return_dict=False)[0]
             path.append(x)
         return path
+
+    @_no_grad
+    def initial_noise(self, recipe: ResolvedRecipe) -> State:
+        """The noise (1, ...) that a run of this recipe begins from, drawn by the pipeline from the recipe's seed."""
+        dtype: torch.dtype = getattr(torch, self.family.state_dtype or self.dtype)
+        generator = torch.Generator("cpu").manual_seed(recipe.seed)
+        noise = self.family.noise(self.pipe, (1, recipe.height, recipe.width), dtype, self.device, generator)
+        return noise.to("cpu")
+
+    @entry_point("image")
+    @_locked
+    @_no_grad
+    def encode_image(self, image: Image.Image) -> Float[Tensor, "channels height width"]:
+        """Encode a picture to latents in space (channels, rows, columns), on the CPU: the mean of the VAE's posterior.
+
+        Raises:
+            InputError: a pipeline without a VAE, or sides that are no multiples of a token's pixels.
+
+        Example:
+            >>> flux.encode_image(trajectory.image).shape                               # doctest: +SKIP
+            torch.Size([16, 16, 16])
+        """
+        self.require_vae()
+        pixels = self.geometry.pixels
+        if image.width % pixels or image.height % pixels:
+            raise InputError(
+                f"an image of {image.width} x {image.height} pixels",
+                f"both sides are multiples of {pixels}",
+                f"type image.resize(({max(1, image.width // pixels) * pixels}, "
+                f"{max(1, image.height // pixels) * pixels}))",
+            )
+        picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+        with convert_out_of_memory(self.plan, f"encoding an image with {self.model}"):
+            latents = encode_picture(self.pipe.vae, picture[None], self.device, from_vae=self.family.from_vae)
+        self.pipe.maybe_free_model_hooks()
+        return latents[0]
 
     # ------------------------------------------------------------------------------------------------ decode
     @entry_point(latents='latents=trajectory.steps[-1].latents("clean")[None]')

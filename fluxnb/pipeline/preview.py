@@ -28,7 +28,7 @@ from fluxnb.pipeline.compat import compute_dtype, execution_device
 from fluxnb.pipeline.state import state_of
 from fluxnb.records.latents import LinearRGB, fit_linear
 
-__all__ = ["decode_latents", "fit_preview", "measure", "preview_of", "samples"]
+__all__ = ["decode_latents", "encode_picture", "fit_preview", "measure", "preview_of", "samples"]
 
 Pictures = Float[Tensor, "count 3 height width"]
 
@@ -133,6 +133,16 @@ def decode_latents(
     return processor.postprocess(vae.decode(z, return_dict=False)[0], output_type=output_type)
 
 
+def encode_picture(
+    vae: Any, pictures: Tensor, device: torch.device, *, from_vae: Callable[[Any, Tensor], Tensor]
+) -> Tensor:
+    """Encode pictures (n, 3, height, width), 0 to 1, to latents on the CPU in float32: the means of the posterior."""
+    encoded = vae.encode((pictures * 2 - 1).to(device=device, dtype=compute_dtype(vae)))
+    # An AutoencoderTiny has no posterior.
+    mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+    return from_vae(vae, mean).float().cpu()
+
+
 @torch.no_grad()  # type: ignore[untyped-decorator,unused-ignore]
 def _samples_of(pipe: Any) -> tuple[Float[Tensor, "count channels _h _w"], Pictures]:
     """The sample pictures as latents on the CPU, and the VAE's reconstructions of them, 0 to 1."""
@@ -141,10 +151,7 @@ def _samples_of(pipe: Any) -> tuple[Float[Tensor, "count channels _h _w"], Pictu
     latents, pictures = [], []
     try:
         for picture in samples():
-            encoded = vae.encode((picture[None] * 2 - 1).to(device=device, dtype=vae.dtype))
-            # An AutoencoderTiny has no posterior.
-            mean = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
-            latents.append(from_vae(vae, mean).float().cpu())
+            latents.append(encode_picture(vae, picture[None], device, from_vae=from_vae))
             decoded = decode_latents(vae, pipe.image_processor, latents[-1], device, "pt", to_vae=to_vae)
             pictures.append(decoded.float().cpu())
     finally:

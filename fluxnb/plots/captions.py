@@ -16,7 +16,7 @@ def title_of(trajectory: Trajectory | Film) -> str:
     """The prompt of a trajectory, or the caption of a film."""
     if isinstance(trajectory, Film):
         return trajectory.caption
-    return "A recorded call" if trajectory.recipe is None else trajectory.recipe.prompt
+    return "No recipe" if trajectory.recipe is None else trajectory.recipe.prompt
 
 
 def subtitle_of(trajectory: Trajectory | Film) -> str:

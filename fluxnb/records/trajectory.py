@@ -135,7 +135,7 @@ class Trajectory:
     Arguments:
         image: the image; of an unfinished run the decoded clean estimate of its last step; None if a recorded call
             returned none.
-        recipe: the resolved recipe; None if a recorded call cannot be repeated by a recipe (embeddings instead of a
+        recipe: the resolved recipe; None if a call or a run cannot be repeated by a recipe (embeddings instead of a
             prompt, a generator without a known seed, an image to start from).
         recipe_missing: why there is no recipe, in one sentence; "" where there is one.
         finished: False for a run that was stopped or failed.
@@ -226,7 +226,7 @@ class Trajectory:
         if self.finished:
             count = f"{len(self.steps)} step{'' if len(self.steps) == 1 else 's'}"
         if self.recipe is None:
-            return ", ".join(part for part in ("a recorded call", self.model, count) if part)
+            return ", ".join(part for part in ("no recipe", self.model, count) if part)
         recipe = self.recipe
         extra = [recipe.sampler] if recipe.sampler != "euler" else []
         extra += [f"guidance {recipe.guidance:g}"] if recipe.guidance else []

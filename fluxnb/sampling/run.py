@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from PIL import Image
+
 from fluxnb.arguments import entry_point
 from fluxnb.errors import unknown_choice
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.schedule import require_supported
 from fluxnb.records import Keep, Step, Trajectory
+from fluxnb.records.geometry import State
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
+from fluxnb.sampling.initial_state import initial_state
 from fluxnb.sampling.sampler import Interrupted, StepCallback, sample
 
 __all__ = ["OnStep", "last", "resolve", "run"]
@@ -23,7 +27,15 @@ ON_INTERRUPT = ("raise", "return")
 last: Trajectory | None = None  # the trajectory of the latest run that was interrupted
 
 
-@entry_point("flux", "keep", "on_step", on_interrupt='on_interrupt="return"')
+@entry_point(
+    "flux",
+    "keep",
+    "on_step",
+    image="image=trajectory.image",
+    noise="noise=trajectory.x_T",
+    strength="strength=0.6",
+    on_interrupt='on_interrupt="return"',
+)
 def run(
     flux: Flux,
     prompt: str | Recipe,
@@ -37,6 +49,9 @@ def run(
     sampler: str | None = None,
     sigmas: Sequence[float] | None = None,
     shift: float | None = None,
+    noise: State | None = None,
+    image: Image.Image | None = None,
+    strength: float | None = None,
     keep: Keep | None = None,
     on_step: OnStep | None = None,
     on_interrupt: str = "raise",
@@ -58,6 +73,11 @@ def run(
         sampler: "euler" or "renoise".
         sigmas: noise levels instead of the even ones, strictly falling, within (0, 1]; as many as steps.
         shift: a time shift instead of the model's; 1 is none.
+        noise: the initial noise instead of that of the seed, in the shape of `trajectory.x_T`.
+        image: begin from this picture, mixed with the noise, instead of from noise alone (SDEdit, 2108.01073). It
+            determines the size. The VAE's mean is used, so that the noise is that of the seed.
+        strength: the share of the steps that are taken from an image, 0 to 1; 0.6 by default. The higher, the less is
+            left of it; 1 begins from noise alone.
         keep: which steps and tensors to keep; all by default.
         on_step: called with each Step; returning `fnb.STOP` ends the run there. The Trajectory is then unfinished, and
             its picture is the decoded clean estimate of that step.
@@ -73,14 +93,15 @@ def run(
         >>> trajectory = run(flux, "a fox in the snow", seed=3, steps=4)            # doctest: +SKIP
         >>> trajectory.image.size, trajectory.sigmas                                # doctest: +SKIP
         ((128, 128), (1.0, 0.75, 0.5, 0.25, 0.0))
+        >>> other = run(flux, "an owl in the snow", image=trajectory.image, strength=0.5)   # doctest: +SKIP
     """
     if on_interrupt not in ON_INTERRUPT:
         raise unknown_choice("on_interrupt", on_interrupt, ON_INTERRUPT)
     fields = {
         "seed": seed,
         "steps": steps,
-        "height": height,
-        "width": width,
+        "height": image.height if image is not None and height is None else height,
+        "width": image.width if image is not None and width is None else width,
         "guidance": guidance,
         "negative": negative,
         "sampler": sampler,
@@ -89,15 +110,19 @@ def run(
     }
     recipe = resolve(flux, prompt, **fields)
     require_supported(flux.pipe.scheduler, recipe)  # before the prompt is encoded, which takes seconds for T5
+    share = None if strength is None else float(strength)
+    begin = initial_state(flux, recipe, noise=noise, image=image, strength=share)
     started = time.perf_counter()
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started
     interrupted = False
     try:
-        trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=_step_callback(on_step))
+        trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=_step_callback(on_step), begin=begin)
     except Interrupted as interrupt:
         interrupted, (trajectory,) = True, interrupt.trajectories
     trajectory = dataclasses.replace(trajectory, seconds={**trajectory.seconds, "encode": spent})
+    if begin is not None:  # a recipe cannot repeat it
+        trajectory = dataclasses.replace(trajectory, recipe=None, recipe_missing=begin.source)
     if interrupted and on_interrupt == "raise":
         global last
         last = trajectory

@@ -24,6 +24,7 @@ from fluxnb.pipeline.schedule import Generators
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.attention import attention_modules, words_of
+from fluxnb.sampling.initial_state import InitialState
 from fluxnb.sampling.recording import CallTrace
 
 __all__ = ["STOP", "FiniteCheck", "Interrupted", "StepCallback", "sample", "sample_batch"]
@@ -57,7 +58,14 @@ Decoded = tuple[Image.Image | None, float]  # a picture and the seconds that dec
 
 @dataclass(frozen=True)
 class _Prefix:
-    """The steps that need no evaluation: known steps per picture, how many, x after them, all levels."""
+    """What precedes the first evaluation.
+
+    Arguments:
+        steps: per picture, known steps that need no evaluation.
+        count: the steps of the schedule that are left out: those that are known, or come before a noised picture.
+        latents: x after them.
+        levels: of the trajectory.
+    """
 
     steps: list[tuple[Step, ...]]
     count: int = 0
@@ -73,10 +81,17 @@ def sample(
     keep: Keep,
     on_step: StepCallback | None = None,
     known: Sequence[Step] = (),
+    begin: InitialState | None = None,
     decode: bool = True,
 ) -> Trajectory:
-    """Sample one resolved recipe from its encoded prompt; see `sample_batch`."""
-    return sample_batch(flux, [recipe], [encoded], keep=keep, on_step=on_step, known=[known], decode=decode)[0]
+    """Sample one resolved recipe from its encoded prompt; see `sample_batch`.
+
+    Arguments:
+        begin: another state than the noise of the seed.
+    """
+    return sample_batch(
+        flux, [recipe], [encoded], keep=keep, on_step=on_step, known=[known], begin=begin, decode=decode
+    )[0]
 
 
 def sample_batch(
@@ -87,6 +102,7 @@ def sample_batch(
     keep: Keep,
     on_step: StepCallback | None = None,
     known: Sequence[Sequence[Step]],
+    begin: InitialState | None = None,
     decode: bool = True,
 ) -> list[Trajectory]:
     """Sample resolved recipes that differ in prompt and seed alone in one call.
@@ -97,6 +113,7 @@ def sample_batch(
         on_step: called with each Step and its recipe; returning STOP ends the whole batch after that step.
         known: for each recipe, the first steps of another trajectory with the same beginning, equally many; their
             evaluations are not repeated.
+        begin: of a single recipe, another state than the noise of its seed.
         decode: False leaves the pictures to the caller.
 
     Raises:
@@ -104,23 +121,29 @@ def sample_batch(
     """
     # Streams and events are those of the current device, which differs from thread to thread.
     with torch.cuda.device(flux.device) if flux.device.type == "cuda" else contextlib.nullcontext():
-        return _sample_batch(flux, recipes, encoded, keep=keep, on_step=on_step, known=known, decode=decode)
+        each = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
+        generators: Generators = each if len(each) > 1 else each[0]
+        prefix = _known_prefix(flux, recipes[0], known, generators)
+        if begin is not None:
+            levels = flux.schedule(recipes[0])[begin.first :]
+            prefix = _Prefix([()], begin.first, begin.x.to(flux.device), levels)
+        return _sample_batch(
+            flux, recipes, encoded, prefix, generators=generators, keep=keep, on_step=on_step, decode=decode
+        )
 
 
 def _sample_batch(
     flux: Flux,
     recipes: Sequence[ResolvedRecipe],
     encoded: Sequence[Encoded],
+    prefix: _Prefix,
     *,
+    generators: Generators,
     keep: Keep,
     on_step: StepCallback | None,
-    known: Sequence[Sequence[Step]],
     decode: bool,
 ) -> list[Trajectory]:
     first, prompts = recipes[0], Encoded.batch(encoded)
-    each = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
-    generators: Generators = each if len(each) > 1 else each[0]
-    prefix = _known_prefix(flux, first, known, generators)
     rest: Sequence[Trajectory] = ()
     decoded: list[Decoded] = []
     interrupted = False
@@ -194,7 +217,7 @@ def _sample_rest(
         finite.check(v, step, late=v.is_cuda and on_step is None)
         for item, recipe in enumerate(recipes if on_step is not None else ()):
             now = step(item)
-            now = dataclasses.replace(now, index=now.index + prefix.count)
+            now = dataclasses.replace(now, index=now.index + len(prefix.steps[item]))
             if on_step is not None and on_step(now, recipe) is STOP:
                 stopped = True
                 interrupt(view)
@@ -276,12 +299,13 @@ def _joined(
     if before:
         steps = before + tuple(dataclasses.replace(step, index=step.index + len(before)) for step in steps)
     image, decoding = decoded
+    sigmas = levels or (after.sigmas if after else ())
     return Trajectory(
         image=image,
         recipe=recipe,
         finished=after is None or after.finished,
-        sigmas=levels or (after.sigmas if after else ()),
-        steps=tuple(step.reduced(keep, recipe.steps) for step in steps),
+        sigmas=sigmas,
+        steps=tuple(step.reduced(keep, len(sigmas) - 1) for step in steps),
         height=recipe.height,
         width=recipe.width,
         seconds={"encode": 0.0, "denoise": sum(step.seconds for step in steps), "decode": decoding},

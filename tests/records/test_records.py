@@ -69,7 +69,7 @@ def test_reprs_contain_no_memory_address(trajectory):
 def test_the_caption_holds_prompt_model_seed_and_steps(trajectory):
     assert trajectory.caption == "a fox, toy, seed 7, 4 steps"
     assert dataclasses.replace(trajectory, finished=False).caption.endswith("4 of 4 steps, unfinished")
-    assert dataclasses.replace(trajectory, recipe=None).caption == "a recorded call, toy, 4 steps"
+    assert dataclasses.replace(trajectory, recipe=None).caption == "no recipe, toy, 4 steps"
 
 
 @pytest.mark.moderate

@@ -1,7 +1,7 @@
 """Evaluate teacher and students of the second pocket against the distribution of their training data.
 
 What a caption specifies is read from the pictures by the judge. What it leaves open has a known distribution
-(`chances`), so that the diversity of a model within a prompt, and its planted shares, are compared with the truth.
+(`chances`), so that the diversity of a model within a prompt, and its planted shares, are compared with it.
 """
 
 from __future__ import annotations
@@ -128,21 +128,21 @@ def correctness(scenes: Iterable[Scene], read: Attributes) -> dict[str, np.ndarr
     columns = {field.name: getattr(read, field.name).cpu() for field in dataclasses.fields(Attributes)}
     rows = []
     for index, scene in enumerate(scenes):
-        found = _answers(scene, {name: column[index] for name, column in columns.items()})
+        found = _correct_attributes(scene, {name: column[index] for name, column in columns.items()})
         rows.append([*found.values(), float(all(value != 0.0 for value in found.values()))])
     table = np.array(rows, dtype=np.float64).reshape(-1, len(ATTRIBUTES))
     return dict(zip(ATTRIBUTES, table.T, strict=True))
 
 
-def _answers(scene: Scene, read: Mapping[str, Tensor]) -> dict[str, float]:
-    """The answers for one picture, in the order of `ATTRIBUTES` without `everything`."""
+def _correct_attributes(scene: Scene, read: Mapping[str, Tensor]) -> dict[str, float]:
+    """The flags for one picture, in the order of `ATTRIBUTES` without `everything`."""
     things, arrangement = scene.things, reading.ARRANGEMENTS[int(read["arrangement"])]
     nouns = [int(read["first"]), int(read["second"])]
     colors = [int(read["first_color"]), int(read["second_color"])]
-    wanted = [reading.NAMES.index(thing.noun) for thing in things]
-    places = [nouns.index(noun) if noun in nouns else -1 for noun in wanted]
+    requested = [reading.NAMES.index(thing.noun) for thing in things]
+    places = [nouns.index(noun) if noun in nouns else -1 for noun in requested]
     if len(things) == 1:  # a second noun, or a first one elsewhere, is a mistake
-        places = [0 if nouns == [wanted[0], reading.NO_NOUN] else -1]
+        places = [0 if nouns == [requested[0], reading.NO_NOUN] else -1]
     found = dict.fromkeys(ATTRIBUTES[:-1], math.nan)
     found["object"] = float(min(places) >= 0)
     painted = [(place, thing.color) for place, thing in zip(places, things, strict=True) if thing.color in COLORS]
@@ -268,7 +268,7 @@ class Evaluator:
         rank.broadcast(0.0)
 
     def adherence(self, setting: Setting | None, seed: int, split: str) -> dict[str, np.ndarray]:
-        """Answers and features for the pictures of one seed and split; without a setting, of renders."""
+        """Flags of `correctness` and features for the pictures of one seed and split; without a setting, of renders."""
         scenes, _, layout = draw_pairs(self.shape, 70_000 + seed, 0, self.size.count, split == "held_out")
         if setting is None:
             read, features = read_layouts(self.judge, self.renderer, layout)
@@ -362,22 +362,22 @@ class Report:
         self.files = {path.name.removesuffix(".npz"): path for path in complete}
         self.names = list(dict.fromkeys(name.split(".seen.")[0] for name in self.files if ".seen." in name))
 
-    def answers(self, setting: str, split: str, attribute: str) -> np.ndarray:
-        """The answers of all seeds, (N,), NaN where a caption does not specify the attribute."""
+    def correct(self, setting: str, split: str, attribute: str) -> np.ndarray:
+        """The flags of `correctness` for all seeds, (N,), NaN where a caption does not specify the attribute."""
         prefix = f"{setting}.{split}."
         return np.concatenate(
             [np.load(path)[attribute] for name, path in self.files.items() if name.startswith(prefix)]
         )
 
     def share(self, setting: str, split: str, attribute: str) -> Estimate:
-        """The share of right answers."""
-        answers = self.answers(setting, split, attribute)
-        answers = answers[~np.isnan(answers)]
-        return wilson(int(answers.sum()), len(answers))
+        """The share of correct pictures."""
+        flags = self.correct(setting, split, attribute)
+        flags = flags[~np.isnan(flags)]
+        return wilson(int(flags.sum()), len(flags))
 
     def relative(self, setting: str, to: str, split: str, attribute: str) -> Estimate:
-        """The share of right answers divided by that of another setting on the same captions."""
-        pairs = np.stack([self.answers(each, split, attribute) for each in (setting, to)], 1)
+        """The share of correct pictures divided by that of another setting on the same captions."""
+        pairs = np.stack([self.correct(each, split, attribute) for each in (setting, to)], 1)
         return ratio_of_shares(pairs[~np.isnan(pairs).any(1)])
 
     def distance(self, setting: str) -> float:
@@ -422,7 +422,7 @@ class Report:
                 value = self.relative(setting, TEACHER, "seen", attribute)
                 rows.append(Row(f"{setting}, seen, {attribute} against {TEACHER}", value, at_least=floor))
             ratio = self.distance(setting) / self.distance(TEACHER)
-            value = Estimate(ratio, math.nan, math.nan, len(self.answers(setting, "seen", "object")), "ratio")
+            value = Estimate(ratio, math.nan, math.nan, len(self.correct(setting, "seen", "object")), "ratio")
             rows.append(Row(f"{setting}, Fréchet distance against {TEACHER}", value, at_most=1.25))
             rows.append(
                 Row(
@@ -434,7 +434,7 @@ class Report:
         return rows
 
     def shares(self) -> dict[str, list[dict[str, object]]]:
-        """Planted shares by setting: the truth, and the measured share with its interval."""
+        """Planted shares by setting, and the measured shares with their intervals."""
         found: dict[str, list[dict[str, object]]] = {}
         for name, path in self.files.items():
             if name.endswith(".planted"):
@@ -443,7 +443,7 @@ class Report:
                 for prompt, hits, n in zip(planted(), counts["hits"], counts["n"], strict=True):
                     share = wilson(int(hits), int(n))
                     bounds = {"low": share.low, "high": share.high}
-                    entries.append({"name": prompt.name, "truth": prompt.share, "share": share.value, **bounds})
+                    entries.append({"name": prompt.name, "planted": prompt.share, "share": share.value, **bounds})
                 found[name.removesuffix(".planted")] = entries
         return found
 
@@ -467,7 +467,7 @@ class Report:
         }
 
     def table(self) -> str:
-        """The shares of right answers as a Markdown table, in percent, and the targets below it."""
+        """The shares of correct pictures as a Markdown table, in percent, and the targets below it."""
         lines = ["| setting | captions | " + " | ".join(ATTRIBUTES) + " |", "| --- " * (len(ATTRIBUTES) + 2) + "|"]
         for setting in self.names:
             for split in SPLITS:
