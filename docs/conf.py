@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from sphinx.application import Sphinx
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+os.environ["COLUMNS"] = "88"  # width of the command line's help
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
 from tables import tables  # noqa: E402

@@ -1,12 +1,18 @@
-"""Tables of the documentation from recorded measurements, in Markdown; `conf.py` writes them to files."""
+"""Parts of the documentation in Markdown: tables of recorded measurements and the help of the command line.
+
+`conf.py` writes them to files, which pages include.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fluxnb.__main__ import main
 from fluxnb.families.defaults import DEFAULTS, ModelDefaults
 from fluxnb.families.registry import MODELS
 from tests.benchmarks import table as gpu
@@ -116,6 +122,17 @@ def card_text(card: dict[str, Any]) -> str:
     return f"{card['method']}\n\n{card['data']}\n\n{notes}\n\nLicense: {card['license']}\n"
 
 
+def command_line() -> str:
+    """The help of every command, as it is printed."""
+    parts = []
+    for command in ("", "demo", "plan", "sweep"):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+            main([command, "--help"] if command else ["--help"])
+        parts.append(f"## fluxnb {command}".rstrip() + f"\n\n```text\n{printed.getvalue().rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
 def tables() -> dict[str, str]:
     """Every table by the name of the file that pages include."""
     full, card, cost = (json.loads(path.read_text(encoding="utf-8")) for path in (FULL, CARD, COST))
@@ -124,6 +141,7 @@ def tables() -> dict[str, str]:
         "comparisons": comparisons(full),
         "recording": recording(cost),
         "evaluation": evaluation(card),
+        "command-line": command_line(),
         "models": models(),
         "parts": parts(card),
         "training": training(card),
