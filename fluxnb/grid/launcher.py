@@ -48,7 +48,7 @@ class Outcome:
         evaluations: of the transformer, for these cells.
         working: workers that are running.
         killed: process IDs of the workers that ended by a signal.
-        seconds: since the start of the workers.
+        seconds: since the first worker has loaded the model.
         interrupted: whether the grid was interrupted.
         status: exit status of the first worker that failed, 0 if none has.
         message: the end of what that worker wrote to its standard error.
@@ -190,13 +190,15 @@ class Launcher:
         Raises:
             RunError: all workers were killed.
         """
-        started = time.monotonic()
+        loaded: float | None = None
         with self._ending():
             for rank in range(self._processes):
                 self._start(rank)
             while self._workers:
                 self._wait()
-                self.outcome.seconds = time.monotonic() - started
+                now = time.monotonic()
+                loaded = now if loaded is None and self.outcome.total else loaded
+                self.outcome.seconds = 0.0 if loaded is None else now - loaded
                 self._on_report(self.outcome)
         if not (self.outcome.finished or self.outcome.interrupted or self.outcome.status):
             raise RunError(

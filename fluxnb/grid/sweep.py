@@ -29,6 +29,7 @@ from fluxnb.grid.runner import Runner
 from fluxnb.grid.store import Store, StoreWarning
 from fluxnb.io.files import user_path
 from fluxnb.pipeline.flux import Flux
+from fluxnb.planning.processes import launched
 from fluxnb.records import Cell, Keep, Step, Sweep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.remote.handle import Remote, RemoteWarning
@@ -168,6 +169,12 @@ def sweep(
         on_step=on_step,
         **axes,
     )
+    if request.store is None and (count := launched().count) > 1:
+        warn_caller(
+            f"{count} processes were launched, and each samples this whole grid: without a store they share nothing; "
+            'give store="pictures" in all of them',
+            StoreWarning,
+        )
     bar = tqdm(total=len(request.recipes), disable=not progress, unit="cell", leave=False)
     with contextlib.closing(bar):
         return collect(request, on_cell=lambda cell: bar.update(), on_wait=bar.set_postfix_str)

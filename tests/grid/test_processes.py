@@ -185,6 +185,12 @@ def test_a_launched_process_claims_its_part_of_the_groups_as_a_batch(toy, tmp_pa
     assert sizes[0] == 2 and sum(sizes) == 8
 
 
+def test_launched_processes_without_a_store_are_warned_about(toy, monkeypatch):
+    in_place(monkeypatch, 0, 8)
+    with pytest.warns(fnb.StoreWarning, match="8 processes were launched"):
+        fnb.sweep(toy, prompts="a fox", steps=1, height=32, width=32)
+
+
 # ----------------------------------------------------------------------------------------------------- what is claimed
 @pytest.mark.moderate
 def test_a_sweep_holds_one_claim_for_all_step_counts_of_a_seed(toy, tmp_path):

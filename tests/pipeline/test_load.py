@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -304,3 +305,49 @@ def test_a_weight_that_is_missing_in_a_file_is_named(toy_folder, tmp_path):
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(StorageError, match=r"vae in .* has no 'decoder.conv_in.weight'"):
         fnb.load(folder)
+
+
+# --------------------------------------------------------------------------------------------------- several processes
+@pytest.mark.parametrize(
+    ("rank", "count", "current", "expected"), [(0, 1, 0, "cuda"), (1, 2, 0, "cuda:1"), (1, 2, 2, "cuda:2")]
+)
+def test_a_launched_process_loads_to_its_own_gpu(monkeypatch, rank, count, current, expected):
+    from fluxnb.pipeline.load import device_of
+    from fluxnb.planning.plan import Plan
+    from fluxnb.planning.processes import Processes
+
+    place = Processes(rank=rank, count=count, local_rank=rank, local_count=count)
+    for name, value in place.environment.items():
+        monkeypatch.setenv(name, value)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    plan = Plan(preset="resident", device="cuda", vram_gib=1.0, ram_gib=1.0)
+    assert str(device_of(plan)) == expected
+    assert chosen == ([torch.device(expected)] if count > 1 else [])
+    assert str(device_of(dataclasses.replace(plan, device="cpu"))) == "cpu"
+
+
+def test_sampling_makes_the_device_of_the_model_the_current_one(toy, monkeypatch):
+    """A thread other than the one that loaded the model begins with the first GPU as its current device."""
+    from fluxnb.pipeline.flux import Flux
+    from fluxnb.sampling import sampler
+
+    entered = []
+
+    class Current:
+        def __init__(self, device):
+            self.device = device
+
+        def __enter__(self):
+            entered.append(self.device)
+
+        def __exit__(self, *_):
+            entered.append(None)
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(Flux, "device", property(lambda self: torch.device("cuda:3")))
+    monkeypatch.setattr(sampler, "_sample_batch", lambda *_, **__: entered.append("sampled") or [])
+    sampler.sample_batch(toy, [], [], keep=fnb.Keep(), known=[])
+    assert entered == [torch.device("cuda:3"), "sampled", None]

@@ -156,3 +156,33 @@ def test_the_preset_that_is_nearest_to_fitting_is_named_first():
     with pytest.raises(RunError, match=r"no preset fits \((stream|sequential-offload|stream-mapped) needs") as caught:
         plan("schnell", machine(vram=1.0, ram=4))
     assert "resident" in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------- several processes
+def test_processes_share_main_memory_and_take_a_gpu_each():
+    host = machine(vram=80, ram=100.0, cores=32, gpus=4)
+    alone, four = plan("schnell", host), plan("schnell", host, processes=4)
+    assert (alone.preset, four.preset, four.processes) == ("resident", "resident", 4)
+    assert four.machine.ram_gib == 25.0 and four.machine.vram_gib == 80 and four.machine.cores == 8
+    assert "4 processes, on 4 GPUs; each holds 33.8 GiB of GPU memory" in repr(four)
+    assert "4 processes, on 4 GPUs" in four._repr_html_() and "processes" not in repr(alone)
+
+
+def test_processes_that_share_a_gpu_have_a_part_of_its_memory():
+    host = machine(vram=60, gpus=2)
+    assert plan("schnell", host, processes=2).preset == "resident"
+    shared = plan("schnell", host, processes=4)
+    assert shared.machine.vram_gib == 30 and shared.preset == "lean"
+
+
+def test_processes_that_need_more_main_memory_than_there_is_are_refused():
+    host = machine(vram=8, ram=64.0, gpus=8)
+    assert plan("schnell", host, preset="stream").preset == "stream"
+    with pytest.raises(RunError, match=r"of RAM, 8\.0 are free"):
+        plan("schnell", host, preset="stream", processes=8)
+
+
+@pytest.mark.parametrize("processes", [0, -1, True, 10**6])
+def test_an_impossible_number_of_processes_is_an_error(processes):
+    with pytest.raises(InputError, match="processes="):
+        plan("pocket", machine(), processes=processes)
