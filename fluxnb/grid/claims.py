@@ -10,9 +10,10 @@ renews the modification time of the lock. Clocks of machines differ, and some fi
 the client. A claim is therefore void once this process has seen the same modification time for a lease of its own
 monotonic clock; a time stamp ends it only where it is older than any difference of clocks, by ten leases.
 
-The `filelock` package has each of these rules but not both in one lock: its `FileLock` never ends the claim of a
-machine that crashed, and with its `SoftFileLease` a process that is stopped loses its claim while it lives and a
-restarted one waits for a whole lease.
+The `filelock` package (4.3) has each of these rules but not both in one lock. Its `FileLock` is an `flock`, which never
+ends the claim of a machine that crashed on a file server that retains it. Its `SoftFileLease` gives the claim of a
+process that is stopped to another one while it lives, and a container that is restarted waits for a whole lease. This
+module is therefore used instead of it.
 
 A lock is written under a temporary name and linked into place, so that it is never seen incomplete. It names the
 process by a hash of the boot ID, the PID namespace, the PID and the start time, and contains no host name.
