@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fluxnb
 from fluxnb.errors import FluxnbError, InputError, RunError
+
+if TYPE_CHECKING:
+    from fluxnb.grid.axes import Axes
 
 PROMPT = "a cat in the snow"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130  # exit statuses
@@ -123,13 +127,13 @@ def sweep(options: argparse.Namespace) -> int:
     from fluxnb.planning.processes import launched
 
     axes = _axes(options)
-    Axes.of(**axes)  # raises for a grid that is not possible, before a model is loaded
+    grid = Axes.of(**axes)  # raises for a grid that is not possible, before a model is loaded
     Store(options.store)  # raises for a folder that cannot be written
     if options.worker:
         return _work(options, axes)
     if launched().count > 1:
         return _sample(options, axes, displayed=launched().rank == 0)
-    processes = _processes(options)
+    processes = _processes(options, grid)
     return _launch(options, processes) if processes > 1 else _sample(options, axes, displayed=True)
 
 
@@ -147,23 +151,27 @@ def _axes(options: argparse.Namespace) -> dict[str, Any]:
     return axes
 
 
-def _processes(options: argparse.Namespace) -> int:
-    """The number of processes: as requested, otherwise one for each GPU, and one for an endpoint."""
+def _processes(options: argparse.Namespace, axes: Axes) -> int:
+    """The number of processes: as requested, otherwise one for each GPU; no more than can work at the same time."""
+    from fluxnb.planning.plan import check_processes
     from fluxnb.planning.plan import plan as planned
     from fluxnb.remote.endpoints import endpoint_of
 
-    if options.processes is None and endpoint_of(options.model) is None:
+    requested = options.processes
+    if requested is None:
         import torch
 
-        processes = max(1, torch.cuda.device_count())
-    else:
-        processes = 1 if options.processes is None else options.processes
-    if processes != 1:
+        requested = 1 if endpoint_of(options.model) is not None else max(1, torch.cuda.device_count())
+    check_processes(options.model, requested)
+    # All schedules of a prompt and its noise are sampled by one process.
+    groups = math.prod(len(values) for name, values in axes.values.items() if name not in ("steps", "sigmas", "shift"))
+    processes = min(requested, groups)
+    if processes > 1:
         try:
             print(planned(options.model, preset=options.preset, processes=processes).sharing, file=sys.stderr)
         except RunError as problem:
             raise RunError(
-                f"{processes} processes with {options.model}", str(problem), f"try --processes {max(1, processes // 2)}"
+                f"{processes} processes with {options.model}", str(problem), f"try --processes {processes // 2}"
             ) from None
     return processes
 
@@ -171,6 +179,7 @@ def _processes(options: argparse.Namespace) -> int:
 def _sample(options: argparse.Namespace, axes: dict[str, Any], *, displayed: bool) -> int:
     """Sample the grid in this process, beside others if a launcher has started them; the first one reports."""
     import fluxnb as fnb
+    from fluxnb.planning.processes import launched
 
     with _without_waiting_warnings():
         flux = _load(options)
@@ -179,7 +188,8 @@ def _sample(options: argparse.Namespace, axes: dict[str, Any], *, displayed: boo
         raise KeyboardInterrupt
     if displayed:
         made = sum(cell.made for cell in grid)
-        print(_summary(len(grid), made, grid.evaluations, grid.seconds, options.store))
+        text = _summary(len(grid), made, grid.evaluations, grid.seconds, options.store)
+        print(f"{text}, by this process" if launched().count > 1 else text)
     return 0
 
 

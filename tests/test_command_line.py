@@ -70,7 +70,7 @@ def test_the_help_of_sweep_describes_several_gpus_and_exit_statuses(capsys):
         (["sweep", "a fox", "--store", "{}", "--steps", "0"], 2, "at least 1"),
         (["sweep", "", "--store", "{}"], 2, "at least one word"),
         (["sweep", "a fox", "--store", "{}", "--model", "pokcet", "--processes", "1"], 2, "pocket"),
-        (["sweep", "a fox", "--store", "{}", "--preset", "big", "--processes", "2"], 2, "preset"),
+        (["sweep", "a", "b", "--store", "{}", "--preset", "big", "--processes", "2"], 2, "preset"),
         (["sweep", "a fox", "--store", "{}", "--processes", "0"], 2, "processes=0"),
         (
             ["sweep", "a fox", "--store", "{}", "--processes", "2", "--model", "klein@bfl"],
@@ -145,6 +145,13 @@ def test_guidance_and_negative_prompts_are_axes_of_models_that_take_them(toy_fol
     options = ["--model", str(toy_folder), "--store", str(tmp_path), "--processes", "1"]
     assert main(["sweep", "a fox", "--guidance", "2.5", *options]) == 2
     assert "guidance" in capsys.readouterr().err
+
+
+def test_no_more_processes_are_started_than_there_are_prompts_and_seeds(toy_folder, tmp_path, capsys):
+    options = ["--model", str(toy_folder), "--store", str(tmp_path), "--processes", "8", *SMALL]
+    assert main(["sweep", "a fox", "--steps", "1", "2", *options]) == 0
+    out, err = capsys.readouterr()
+    assert "2 cells in" in out and "by 8 processes" not in out and "processes, on" not in err
 
 
 # ------------------------------------------------------------------------------------------------- a launcher's workers

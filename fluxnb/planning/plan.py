@@ -34,7 +34,7 @@ from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS, Recipe
 from fluxnb.remote.endpoints import Endpoint, endpoint_of, resolve
 from fluxnb.units import duration
 
-__all__ = ["Option", "Plan", "convert_out_of_memory", "is_large", "plan"]
+__all__ = ["Option", "Plan", "check_processes", "convert_out_of_memory", "is_large", "plan"]
 
 OFFLOAD_ABOVE = 0.8  # share of the GPU from which quantized blocks move to main memory during decoding
 MOST_PROCESSES = 1024
@@ -249,7 +249,7 @@ def plan(
         >>> plan("schnell", "rtx-4090").preset
         'lean'
     """
-    _check_processes(model, processes)
+    check_processes(model, processes)
     if (endpoint := endpoint_of(model)) is not None:
         return _of_endpoint(endpoint, preset=preset, size=size, steps=steps)
     machine = (detect() if hardware is None else describe_hardware(hardware)).share(processes)
@@ -310,7 +310,8 @@ def plan(
     )
 
 
-def _check_processes(model: str | Path, processes: int) -> None:
+def check_processes(model: str | Path, processes: int) -> None:
+    """Raise InputError for a number of processes that is not possible with a model or an endpoint."""
     if isinstance(processes, bool) or not isinstance(processes, int) or not 1 <= processes <= MOST_PROCESSES:
         given = f"processes={shorten(processes)}"
         raise InputError(given, f"1 to {MOST_PROCESSES} are possible", "try processes=2, or one for each GPU")
