@@ -128,7 +128,8 @@ def copy_pages(app: Sphinx) -> None:
         write(DOCS / "_generated" / f"{name}.md", text.encode())
 
 
-# -------------------------------------------------------------------------------------------------------- accessibility
+# -------------------------------------------------------------------------------------------------- finished HTML bodies
+NAME = re.compile(r'<code class="[^"]*"><span class="pre">fnb\.([\w.]+)</span></code>')
 PARAMETERS = re.compile(r"<dl>\n((?:<dd>.*?</dd>\n)+)</dl>\n")  # of a long signature: a list without terms
 
 
@@ -137,11 +138,26 @@ def spans(items: str) -> str:
     return items.replace("<dd>", '<span class="parameter">').replace("</dd>", "</span>")
 
 
+def link_names(app: Sphinx, page: str, body: str) -> str:
+    """Link each public name that is written as `fnb.name` to its place in the reference."""
+    places = app.env.domaindata["py"]["objects"]
+
+    def link(found: re.Match[str]) -> str:
+        place = places.get(name := f"fluxnb.{found[1]}")
+        if place is None:
+            return found[0]
+        address = app.builder.get_relative_uri(page, place.docname)
+        return f'<a class="reference internal" href="{address}#{name}">{found[0]}</a>'
+
+    return NAME.sub(link, body)
+
+
 def complete_page(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
-    """Let the keyboard scroll code and tables, make signatures no lists, give captions of the navigation a level."""
+    """Let the keyboard scroll code and tables, make signatures no lists, link names, give captions a level."""
     if "body" in context:
         body = re.sub(r'<(pre|div class="table-wrapper[^"]*")>', r'<\1 tabindex="0">', context["body"])
-        context["body"] = PARAMETERS.sub(lambda found: f'<span class="parameters">{spans(found[1])}</span>', body)
+        body = PARAMETERS.sub(lambda found: f'<span class="parameters">{spans(found[1])}</span>', body)
+        context["body"] = link_names(app, page, body)
     if "furo_navigation_tree" in context:
         tree = context["furo_navigation_tree"]
         context["furo_navigation_tree"] = tree.replace('role="heading"', 'role="heading" aria-level="2"')
