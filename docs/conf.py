@@ -128,7 +128,7 @@ def copy_pages(app: Sphinx) -> None:
         write(DOCS / "_generated" / f"{name}.md", text.encode())
 
 
-# -------------------------------------------------------------------------------------------------- finished HTML bodies
+# ------------------------------------------------------------------------------------------------- finished HTML bodies
 NAME = re.compile(r'<code class="[^"]*"><span class="pre">fnb\.([\w.]+)</span></code>')
 PARAMETERS = re.compile(r"<dl>\n((?:<dd>.*?</dd>\n)+)</dl>\n")  # of a long signature: a list without terms
 
