@@ -89,14 +89,14 @@ ENTRY = re.compile(r"^(\w[\w, ]*?) {2,}(\S.*)$")
 
 
 def process_docstring(*event: Any) -> None:
-    """Turn plain text into reStructuredText: bars are no substitutions, the names that a module lists become a list."""
+    """Turn plain text into reStructuredText: bars and at signs are text, the names of a module become a list."""
     _, what, _, _, _, lines = event
     if what == "module":
         lines[:] = [ENTRY.sub(r"* `\1`: \2", line) for line in lines]
     for number, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             parts = CODE.split(line)
-            parts[::2] = [part.replace("|", "\\|") for part in parts[::2]]
+            parts[::2] = [re.sub(r"([|@])", r"\\\1", part) for part in parts[::2]]
             lines[number] = "".join(parts)
 
 
