@@ -85,18 +85,21 @@ def visit_math_block(translator: Any, node: nodes.math_block) -> None:
 
 # ----------------------------------------------------------------------------------------------------------- docstrings
 CODE = re.compile(r"(`[^`]*`)")
+MARKUP = re.compile(r"[|@]|\*(?! )|(?<=\w)_(?!\w)")  # substitutions, addresses, emphasis and targets, but not lists
 ENTRY = re.compile(r"^(\w[\w, ]*?) {2,}(\S.*)$")
 
 
 def process_docstring(*event: Any) -> None:
-    """Turn plain text into reStructuredText: bars and at signs are text, the names of a module become a list."""
+    """Turn plain text into reStructuredText: no marks but backticks, and the names of a module as a list."""
     _, what, _, _, _, lines = event
     if what == "module":
         lines[:] = [ENTRY.sub(r"* `\1`: \2", line) for line in lines]
+    example = False  # from a line with >>> to an empty one
     for number, line in enumerate(lines):
-        if not line.lstrip().startswith((">>>", "...")):
+        example = bool(line.strip()) and (example or line.lstrip().startswith(">>>"))
+        if not example:
             parts = CODE.split(line)
-            parts[::2] = [re.sub(r"([|@])", r"\\\1", part) for part in parts[::2]]
+            parts[::2] = [MARKUP.sub(r"\\\g<0>", part) for part in parts[::2]]
             lines[number] = "".join(parts)
 
 
