@@ -11,10 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+import fluxnb as fnb
 from fluxnb.errors import InputError, StorageError
 from fluxnb.io.trajectory_files import open_trajectory, save
 from fluxnb.records import Geometry
 from fluxnb.records.geometry import FLUX1
+from fluxnb.records.recipe import LARGEST_SIDE
+from tests.mutations import examine
 from tests.scenes import trajectory
 
 
@@ -161,3 +164,19 @@ def test_values_out_of_their_bounds_are_a_storage_error(tmp_path, change):
     path = save(trajectory(), tmp_path / "a")
     with pytest.raises(StorageError, match="not a complete trajectory file"):
         open_trajectory(rewritten(path, change))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preview", [True, False], ids=["preview", "no preview"])
+def test_a_trajectory_of_the_largest_picture_opens_and_is_displayed_in_time(tmp_path, preview):
+    """Five seconds and 1 GB for each, as for any other file."""
+    path = save(trajectory(steps=2, size=LARGEST_SIDE, preview=preview), tmp_path / "large")
+    opened = []
+
+    def views():
+        yield lambda: opened.append(open_trajectory(path))
+        yield lambda: opened[0].to_html(tmp_path / "page.html")
+        yield lambda: fnb.filmstrip(opened[0])._repr_png_()
+        yield lambda: fnb.scrub(opened[0])
+
+    assert examine(lambda view: view(), views()) == {"value": 4}
