@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-__all__ = ["undoing"]
+__all__ = ["progress_lock", "release_progress_lock", "undoing"]
 
 
 @contextlib.contextmanager
@@ -29,3 +29,28 @@ def undoing(undo: Callable[[], None]) -> Iterator[None]:
             undo()
     finally:
         undo()
+
+
+@contextlib.contextmanager
+def progress_lock() -> Iterator[None]:
+    """Release the lock of tqdm after an interrupt in the block, which displays a progress bar.
+
+    An interrupt inside tqdm leaves its lock with the thread. Every other thread that makes a progress bar, displayed or
+    not, then waits for it.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        release_progress_lock()
+        raise
+
+
+def release_progress_lock() -> None:
+    """Release the lock of tqdm where this thread holds it."""
+    from tqdm.std import TqdmDefaultWriteLock, tqdm
+
+    lock = tqdm.get_lock()
+    for each in lock.locks if isinstance(lock, TqdmDefaultWriteLock) else ():
+        with contextlib.suppress(RuntimeError, AssertionError):  # this thread does not hold it, or no longer
+            while True:
+                each.release()

@@ -21,6 +21,7 @@ from typing import Any, Unpack
 from tqdm.auto import tqdm
 
 from fluxnb.arguments import entry_point
+from fluxnb.cleanup import progress_lock, release_progress_lock
 from fluxnb.errors import InputError, RunError, shorten, warn_caller
 from fluxnb.grid.axes import Axes, FurtherAxes
 from fluxnb.grid.cost_estimate import CostEstimate, estimate_cost, measure, record_timing, recorded
@@ -175,9 +176,10 @@ def sweep(
             'give store="pictures" in all of them',
             StoreWarning,
         )
-    bar = tqdm(total=len(request.recipes), disable=not progress, unit="cell", leave=False)
-    with contextlib.closing(bar):
-        return collect(request, on_cell=lambda cell: bar.update(), on_wait=bar.set_postfix_str)
+    with progress_lock():
+        bar = tqdm(total=len(request.recipes), disable=not progress, unit="cell", leave=False)
+        with contextlib.closing(bar):
+            return collect(request, on_cell=lambda cell: bar.update(), on_wait=bar.set_postfix_str)
 
 
 def collect(request: Request, *, on_cell: Callable[[Cell], Any], on_wait: Callable[[str], None] | None = None) -> Sweep:
@@ -193,6 +195,7 @@ def collect(request: Request, *, on_cell: Callable[[Cell], Any], on_wait: Callab
             found[cell.recipe] = cell
             on_cell(cell)
     except KeyboardInterrupt:
+        release_progress_lock()  # `on_cell` may display a progress bar
         finished = False
     except RunError as problem:
         if not (found and is_paid(flux)):

@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.arguments import entry_point
-from fluxnb.cleanup import undoing
+from fluxnb.cleanup import progress_lock, undoing
 from fluxnb.errors import InputError, warn_caller
 from fluxnb.families.reading import NotRecorded, Reading, TrigFlow, geometry_of_call, levels_of, trigflow_of
 from fluxnb.pipeline.compat import tensor_version
@@ -300,7 +300,7 @@ class CallTrace:
     @contextlib.contextmanager
     def observed(self) -> Iterator[CallTrace]:
         """Patch the pipeline and its scheduler inside the block, which makes the call."""
-        with contextlib.ExitStack() as stack:
+        with progress_lock(), contextlib.ExitStack() as stack:
             with self.guarded():
                 if self.keep.attention is not None:
                     self._observe_attention(stack)

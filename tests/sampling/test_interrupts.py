@@ -11,7 +11,7 @@ import torch
 import fluxnb as fnb
 from fluxnb.sampling import patched_method, recording
 from tests.conftest import toy_pipeline
-from tests.interrupts import Lines, Signals, chosen, in_thread
+from tests.interrupts import Lines, Opcodes, Signals, chosen, in_thread
 
 SIZE = {"height": 32, "width": 32}
 ATTENTION = fnb.Keep(attention="all")
@@ -224,6 +224,61 @@ def test_a_run_inside_a_callback_of_a_recorded_call_is_another_trajectory(flux):
     assert (inner.height, len(inner), outer.height, len(outer)) == (48, 1, 32, 2)
     assert torch.equal(first.final, outer.final) and first.recipe == outer.recipe
     assert torch.equal(first[1].attention, outer[1].attention)
+
+
+def displayed(flux):
+    fnb.sweep(flux, prompts="a fox", seeds=range(2), steps=1, progress=True, **SIZE)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of incomplete progress bars
+@pytest.mark.parametrize(
+    "entry, every",
+    [
+        pytest.param(run, 31, marks=pytest.mark.moderate),
+        *(pytest.param(entry, 1, marks=pytest.mark.long) for entry in (run, recorded, displayed)),
+    ],
+)
+def test_an_interrupt_inside_tqdm_leaves_its_lock_to_other_threads(flux, entry, every):
+    import tqdm.std
+
+    entry(flux)
+    with Opcodes(file=tqdm.std.__file__) as dry:
+        entry(flux)
+    for index in chosen(dry.places, every):
+        with contextlib.suppress(KeyboardInterrupt), Opcodes(index, file=tqdm.std.__file__):
+            entry(flux)
+
+        def acquired():
+            with tqdm.std.tqdm.get_lock():
+                return True
+
+        assert in_thread(acquired, dry.places[index])
+
+
+def test_the_lock_of_tqdm_that_another_thread_holds_is_not_released():
+    import threading
+
+    from tqdm import tqdm
+
+    from fluxnb.cleanup import release_progress_lock
+
+    held, released = threading.Event(), threading.Event()
+
+    def hold():
+        with tqdm.get_lock():
+            held.set()
+            assert released.wait(10)
+        return True
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(10)
+    release_progress_lock()
+    free = tqdm.get_lock().locks[-1].acquire(blocking=False)
+    released.set()
+    thread.join()
+    assert not free
+    release_progress_lock()  # nothing is held
 
 
 def test_cleanup_runs_although_an_interrupt_arrives_in_it():
