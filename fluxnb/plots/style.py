@@ -133,9 +133,9 @@ def make_drawable(artist: Artist) -> None:
     """
     for text in artist.findobj(Text):
         if isinstance(text, Text) and not (given := text.get_text()).isascii():
-            shown, families = drawable(given)
-            if shown != given:
-                text.set_text(shown)
+            drawn, families = drawable(given)
+            if drawn != given:
+                text.set_text(drawn)
             if len(families) > 1:
                 text.set_fontfamily(list(families))
 

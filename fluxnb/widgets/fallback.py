@@ -51,7 +51,7 @@ def fallback_png(
     rows = -(-len(thumbnails) // columns)
     lines = max((len(each) for each in captions[:limit]), default=0)
     head = LINE + GAP if title else 0
-    foot = f"{len(thumbnails)} of {len(images)} pictures shown" if len(images) > len(thumbnails) else ""
+    foot = f"{len(thumbnails)} of {len(images)} pictures displayed" if len(images) > len(thumbnails) else ""
     row_height = max(image.height for image in thumbnails) + lines * LINE + GAP
     width = columns * (side + GAP) - GAP
     height = head + rows * row_height - GAP + (LINE + GAP if foot else 0)

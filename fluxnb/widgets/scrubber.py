@@ -98,5 +98,5 @@ def scrub(
     data, frames = payload(trajectories, sets)
     images = [each.final or next((f[-1] for f in each.frames.values() if f), None) for each in sets]
     captions = [[each["label"]] for each in data["trajectories"]] if len(sets) > 1 else [[]]
-    shown = [(image, lines) for image, lines in zip(images, captions, strict=True) if image is not None]
-    return Scrubber(data, frames, fallback=fallback_png([image for image, _ in shown], [lines for _, lines in shown]))
+    drawn = [(image, lines) for image, lines in zip(images, captions, strict=True) if image is not None]
+    return Scrubber(data, frames, fallback=fallback_png([image for image, _ in drawn], [lines for _, lines in drawn]))

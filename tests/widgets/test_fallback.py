@@ -31,7 +31,7 @@ def written(monkeypatch) -> list[str]:
 def test_pictures_beyond_the_limit_are_counted(monkeypatch):
     texts = written(monkeypatch)
     fallback_png([PICTURE] * 64, side=80, limit=24)
-    assert texts == ["24 of 64 pictures shown"]
+    assert texts == ["24 of 64 pictures displayed"]
 
 
 def test_each_picture_of_a_grid_has_its_seed_and_steps_and_the_prompt_stands_once(monkeypatch):
