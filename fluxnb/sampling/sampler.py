@@ -121,14 +121,8 @@ def sample_batch(
     """
     # Streams and events are those of the current device, which differs from thread to thread.
     with torch.cuda.device(flux.device) if flux.device.type == "cuda" else contextlib.nullcontext():
-        each = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
-        generators: Generators = each if len(each) > 1 else each[0]
-        prefix = _known_prefix(flux, recipes[0], known, generators)
-        if begin is not None:
-            levels = flux.schedule(recipes[0])[begin.first :]
-            prefix = _Prefix([()], begin.first, begin.x.to(flux.device), levels)
         return _sample_batch(
-            flux, recipes, encoded, prefix, generators=generators, keep=keep, on_step=on_step, decode=decode
+            flux, recipes, encoded, keep=keep, on_step=on_step, known=known, begin=begin, decode=decode
         )
 
 
@@ -136,14 +130,20 @@ def _sample_batch(
     flux: Flux,
     recipes: Sequence[ResolvedRecipe],
     encoded: Sequence[Encoded],
-    prefix: _Prefix,
     *,
-    generators: Generators,
     keep: Keep,
     on_step: StepCallback | None,
+    known: Sequence[Sequence[Step]],
+    begin: InitialState | None,
     decode: bool,
 ) -> list[Trajectory]:
     first, prompts = recipes[0], Encoded.batch(encoded)
+    each = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
+    generators: Generators = each if len(each) > 1 else each[0]
+    if begin is None:
+        prefix = _known_prefix(flux, first, known, generators)
+    else:
+        prefix = _Prefix([()], begin.first, begin.x.to(flux.device), flux.schedule(first)[begin.first :])
     rest: Sequence[Trajectory] = ()
     decoded: list[Decoded] = []
     interrupted = False

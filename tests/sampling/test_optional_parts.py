@@ -261,9 +261,10 @@ def test_a_failure_of_the_bookkeeping_is_one_warning_and_the_call_is_unharmed(pi
     options = {"callback_on_step_end": lambda pipe, index, timestep, tensors: tensors}
     plain = call(pipe, **options)
     monkeypatch.setattr(owner, name, broken)
-    with warnings.catch_warnings(record=True) as caught, fnb.recording(pipe, keep=fnb.Keep(attention="all")):
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        seen = call(pipe, **options)
+        with fnb.recording(pipe, keep=fnb.Keep(attention="all")):
+            seen = call(pipe, **options)
     monkeypatch.undo()
     assert torch.equal(plain, seen)
     assert [each.category for each in caught if "broken on purpose" in str(each.message)] == [fnb.RecordingWarning]
