@@ -45,7 +45,8 @@ several machines
     accelerate launch --multi_gpu --num_processes 16 --num_machines 2 --machine_rank 0 \\
       --main_process_ip HOST --main_process_port 29500 \\
       -m fluxnb sweep "a fox" --seeds 0-63 --store /shared/pictures
-  The cells of a machine that stops answering are sampled by the others after 30 seconds.
+  The cells of a machine that stops answering are sampled by the others after 30 seconds. GPUs of
+  different kinds do not share pictures, since the last digits differ.
 
 on a CPU
   The number of threads decides the last digits of a picture and is part of its address in the
