@@ -48,7 +48,7 @@ class Outcome:
         evaluations: of the transformer, for these cells.
         working: workers that are running.
         killed: process IDs of the workers that ended by a signal.
-        seconds: since the first worker has loaded the model.
+        seconds: from the time at which the first worker had loaded the model to the last cell.
         interrupted: whether the grid was interrupted.
         status: exit status of the first worker that failed, 0 if none has.
         message: the end of what that worker wrote to its standard error.
@@ -182,6 +182,7 @@ class Launcher:
         self._reports: SimpleQueue[tuple[_Worker, dict[str, Any] | None]] = SimpleQueue()
         self._workers: list[_Worker] = []
         self._deaths = 0  # since the last finished cell
+        self._loaded: float | None = None  # when the first worker had loaded the model
         self.outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -190,15 +191,11 @@ class Launcher:
         Raises:
             RunError: all workers were killed.
         """
-        loaded: float | None = None
         with self._ending():
             for rank in range(self._processes):
                 self._start(rank)
             while self._workers:
                 self._wait()
-                now = time.monotonic()
-                loaded = now if loaded is None and self.outcome.total else loaded
-                self.outcome.seconds = 0.0 if loaded is None else now - loaded
                 self._on_report(self.outcome)
         if not (self.outcome.finished or self.outcome.interrupted or self.outcome.status):
             raise RunError(
@@ -245,10 +242,15 @@ class Launcher:
                 if report is None:
                     self._ended(worker)
                 else:
-                    before = len(self.outcome.found)
-                    self.outcome.add(report)
-                    self._deaths = 0 if len(self.outcome.found) > before else self._deaths
+                    self._add(report)
                 worker, report = self._reports.get_nowait()
+
+    def _add(self, report: dict[str, Any]) -> None:
+        now, before = time.monotonic(), len(self.outcome.found)
+        self._loaded = now if self._loaded is None else self._loaded
+        self.outcome.add(report)
+        if len(self.outcome.found) > before:
+            self._deaths, self.outcome.seconds = 0, now - self._loaded
 
     def _ended(self, worker: _Worker) -> None:
         """Note how a worker has ended, and replace one that was killed."""

@@ -35,7 +35,7 @@ from fluxnb.sampling.sampler import STOP, StepCallback, sample_batch
 
 __all__ = ["GridRunner", "Runner", "Waiting", "prompt_key", "shared_prefixes"]
 
-POLL_INTERVALS = (0.05, 0.5)  # seconds between checks of cells that other processes sample, at first and at most
+POLL_INTERVALS = (0.02, 0.2)  # seconds between checks of cells that other processes sample, at first and at most
 DISPLAY_AFTER = 1.0  # seconds without a cell after which a display shows what a sweep waits for, and between updates
 REPORT_AFTER = 3.0  # seconds without a cell after which a sweep reports what it waits for
 LOOK_INTERVAL = 1.0  # seconds after which a sweep looks again for cells that other processes have stored
