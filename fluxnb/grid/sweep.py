@@ -10,15 +10,12 @@ Several processes that sweep the same grid with the same store divide it among t
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
-
-from tqdm.auto import tqdm
 
 from fluxnb.arguments import entry_point
 from fluxnb.cleanup import progress_lock, release_progress_lock
@@ -31,6 +28,7 @@ from fluxnb.grid.store import Store, StoreWarning
 from fluxnb.io.files import user_path
 from fluxnb.pipeline.flux import Flux
 from fluxnb.planning.processes import launched
+from fluxnb.progress import Progress
 from fluxnb.records import Cell, Keep, Step, Sweep
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.remote.handle import Remote, RemoteWarning
@@ -120,7 +118,7 @@ def sweep(
     keep: Keep | None = None,
     batch: int = 1,
     on_step: OnStep | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **axes: Unpack[FurtherAxes],
 ) -> Sweep:
     """Sample a grid of images: prompts x seeds x steps and any further field of a recipe.
@@ -145,7 +143,8 @@ def sweep(
             larger batch is faster for small images or offloaded weights; sums are then taken in another order, which
             may change the last digit, and such cells have `exact=False`.
         on_step: called with each computed Step; returning `fnb.STOP` ends the sweep.
-        progress: show a progress bar.
+        progress: True shows a progress bar, False none; by default one appears if the rest is predicted to take more
+            than 3 seconds.
 
     Raises:
         InputError: a grid that is not possible; raised before anything is computed or requested.
@@ -176,10 +175,8 @@ def sweep(
             'give store="pictures" in all of them',
             StoreWarning,
         )
-    with progress_lock():
-        bar = tqdm(total=len(request.recipes), disable=not progress, unit="cell", leave=False)
-        with contextlib.closing(bar):
-            return collect(request, on_cell=lambda cell: bar.update(), on_wait=bar.set_postfix_str)
+    with progress_lock(), Progress(len(request.recipes), unit="cells", shown=progress) as bar:
+        return collect(request, on_cell=lambda cell: bar.update(), on_wait=bar.note)
 
 
 def collect(request: Request, *, on_cell: Callable[[Cell], Any], on_wait: Callable[[str], None] | None = None) -> Sweep:

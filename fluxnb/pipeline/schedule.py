@@ -124,8 +124,6 @@ def pipeline_view(pipe: Any, recipe: ResolvedRecipe, generators: Generators) -> 
     """
     view = own_instance(pipe, scheduler_for(pipe.scheduler, recipe, generators))
     mark_as_view(view, pipe)
-    # A bar that ends before it could be read only flickers.
-    short = recipe.height * recipe.width * recipe.steps <= 30 * 256 * 256
-    settings = {"leave": False, **progress_bar_config(pipe)}
-    view.set_progress_bar_config(**{**settings, **({"disable": True} if short else {})})
+    # `run` and `sweep` display their own progress, which covers more than this loop.
+    view.set_progress_bar_config(**{**progress_bar_config(pipe), "disable": True})
     return view

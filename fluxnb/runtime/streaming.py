@@ -22,6 +22,7 @@ from fluxnb.checkpoints.checksums import read_json
 from fluxnb.checkpoints.sources import weight_files
 from fluxnb.errors import StorageError, shorten
 from fluxnb.io.headers import Header, StoredTensor, safetensors_header
+from fluxnb.progress import Progress
 from fluxnb.runtime.compat import modules_in_float32, set_execution_device, tied_weights
 
 __all__ = [
@@ -263,11 +264,13 @@ def load_weights(model: nn.Module, reader: Any, device: torch.device, setter: Te
     # Memory-mapped weights that remain on the CPU need no reading ahead.
     unread = reader.memory_mapped and device.type == "cpu"
     tensors = ((name, reader[name]) for name in empty) if unread else reader.read(empty)
-    for name, tensor in tensors:
-        layer, leaf = _layer_of(model, name)
-        moved = tensor.to(device)
-        # Quantized blocks are bytes and keep their type.
-        (setter or set_tensor)(layer, leaf, moved.to(empty[name].dtype) if moved.is_floating_point() else moved)
+    with Progress(sum(tensor.nbytes for tensor in empty.values()), unit="bytes") as progress:
+        for name, tensor in tensors:
+            layer, leaf = _layer_of(model, name)
+            moved = tensor.to(device)
+            # Quantized blocks are bytes and keep their type.
+            (setter or set_tensor)(layer, leaf, moved.to(empty[name].dtype) if moved.is_floating_point() else moved)
+            progress.update(empty[name].nbytes)
     _move_buffers(model, device)
     reader.close()
 

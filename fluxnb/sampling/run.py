@@ -11,8 +11,10 @@ from PIL import Image
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import unknown_choice
+from fluxnb.pipeline.compat import progress_bar_config
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.schedule import require_supported
+from fluxnb.progress import Progress
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.geometry import State
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
@@ -116,8 +118,11 @@ def run(
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started
     interrupted = False
+    remaining = recipe.steps if begin is None else recipe.steps - begin.first
     try:
-        trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=_step_callback(on_step), begin=begin)
+        with Progress(remaining, unit="steps", shown=_shows_progress(flux)) as bar:
+            callback = _step_callback(on_step, bar)
+            trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=callback, begin=begin)
     except Interrupted as interrupt:
         interrupted, (trajectory,) = True, interrupt.trajectories
     trajectory = dataclasses.replace(trajectory, seconds={**trajectory.seconds, "encode": spent})
@@ -130,8 +135,20 @@ def run(
     return trajectory
 
 
-def _step_callback(on_step: OnStep | None) -> StepCallback | None:
-    return None if on_step is None else lambda step, _: on_step(step)
+def _step_callback(on_step: OnStep | None, bar: Progress) -> StepCallback | None:
+    if on_step is None and not bar.possible:
+        return None
+
+    def called(step: Step, _: ResolvedRecipe) -> Any:
+        bar.update()
+        return None if on_step is None else on_step(step)
+
+    return called
+
+
+def _shows_progress(flux: Flux) -> bool | None:
+    """False where the progress bars of the pipeline are switched off, else None."""
+    return False if progress_bar_config(flux.pipe).get("disable") else None
 
 
 @entry_point()

@@ -16,7 +16,6 @@ import time
 import warnings
 
 import pytest
-from tqdm.auto import tqdm
 
 import fluxnb as fnb
 from fluxnb.errors import InputError, StorageError
@@ -417,7 +416,7 @@ def test_a_display_shows_what_a_sweep_waits_for_while_it_waits(toy, tmp_path, mo
         if "waiting" in text:
             store.path(key, ".lock").unlink(missing_ok=True)
 
-    monkeypatch.setattr(tqdm, "set_postfix_str", lambda bar, text: show(text))
+    monkeypatch.setattr(Progress, "note", lambda bar, text: show(text))
     with store.claim(key), warnings.catch_warnings():
         warnings.simplefilter("ignore", StoreWarning)
         if entry == "sweep":
