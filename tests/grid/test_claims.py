@@ -23,6 +23,7 @@ from fluxnb.grid import claims as module
 from fluxnb.grid import runner
 from fluxnb.grid.claims import Claims, Holder, this_process
 from fluxnb.grid.store import Store, StoreWarning
+from fluxnb.progress import Progress
 from tests.trajectories import resolved
 
 KEY = resolved().key()
