@@ -16,16 +16,14 @@ def title_of(trajectory: Trajectory | Film) -> str:
     """The prompt of a trajectory, or the caption of a film."""
     if isinstance(trajectory, Film):
         return trajectory.caption
-    return "No recipe" if trajectory.recipe is None else trajectory.recipe.prompt
+    return trajectory.prompt or "No recipe"
 
 
 def subtitle_of(trajectory: Trajectory | Film) -> str:
     """Model, seed, steps and size of one trajectory."""
     if isinstance(trajectory, Film):
         return f"{NAMES.get(trajectory.what, trajectory.what)}, {len(trajectory)} frames"
-    facts = trajectory.caption
-    if trajectory.recipe is not None:
-        facts = facts.removeprefix(trajectory.recipe.prompt).removeprefix(", ")
+    facts = trajectory.caption.removeprefix(trajectory.prompt or "no recipe").removeprefix(", ")
     return " · ".join(part for part in (truncate(facts, 80), f"{trajectory.width} × {trajectory.height} px") if part)
 
 

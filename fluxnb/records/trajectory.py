@@ -138,6 +138,7 @@ class Trajectory:
         recipe: the resolved recipe; None if a call or a run cannot be repeated by a recipe (embeddings instead of a
             prompt, a generator without a known seed, an image to start from).
         recipe_missing: why there is no recipe, in one sentence; "" where there is one.
+        prompt: what was to be drawn; that of the recipe where there is one, "" where a call gave embeddings.
         finished: False for a run that was stopped or failed.
         sigmas: the planned noise levels including the final 0, one more than the planned steps.
         steps: the steps taken.
@@ -177,11 +178,14 @@ class Trajectory:
     preview: LinearRGB | None = field(default=None, repr=False)
     words: tuple[str, ...] = field(default=(), repr=False)
     recipe_missing: str = ""
+    prompt: str = ""
     geometry: Geometry = field(default=FLUX1, repr=False)
     predicts: str = field(default="velocity", repr=False)
     pair: Pair | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if self.recipe is not None:
+            object.__setattr__(self, "prompt", self.recipe.prompt)
         object.__setattr__(self, "seconds", FrozenDict(self.seconds))
         object.__setattr__(self, "versions", FrozenDict(self.versions))
 
@@ -226,7 +230,7 @@ class Trajectory:
         if self.finished:
             count = f"{len(self.steps)} step{'' if len(self.steps) == 1 else 's'}"
         if self.recipe is None:
-            return ", ".join(part for part in ("no recipe", self.model, count) if part)
+            return ", ".join(part for part in (self.prompt or "no recipe", self.model, count) if part)
         recipe = self.recipe
         extra = [recipe.sampler] if recipe.sampler != "euler" else []
         extra += [f"guidance {recipe.guidance:g}"] if recipe.guidance else []

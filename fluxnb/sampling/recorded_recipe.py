@@ -66,6 +66,15 @@ def recipe_of(call: CallTrace, item: int) -> tuple[ResolvedRecipe | None, str]:
         return None, f"the arguments of the call are not those of a recipe ({type(problem).__name__}: {problem})"
 
 
+def prompt_of(call: CallTrace, item: int) -> str:
+    """The prompt of one picture of a recorded call; "" where the call gave embeddings, or none that is text."""
+    prompts = _prompts(call) or call.prompts or []
+    if not prompts or call.count % len(prompts):
+        return ""
+    prompt = prompts[item // (call.count // len(prompts))]
+    return prompt if isinstance(prompt, str) else ""
+
+
 def _recipe(call: CallTrace, flux: Flux, surroundings: Surroundings, item: int) -> ResolvedRecipe:
     prompts, sigmas = _prompts(call), call.given.get("sigmas")
     levels = None if sigmas is None else tuple(float(level) for level in np.asarray(sigmas).tolist())

@@ -17,7 +17,7 @@ from fluxnb.families.reading import TrigFlow, prediction_of
 from fluxnb.pipeline.state import state_of
 from fluxnb.records import Step, Trajectory
 from fluxnb.records.geometry import FLUX1
-from fluxnb.sampling.recorded_recipe import recipe_of
+from fluxnb.sampling.recorded_recipe import prompt_of, recipe_of
 
 if TYPE_CHECKING:
     from fluxnb.sampling.recording import CallTrace
@@ -57,6 +57,7 @@ def trajectories_of(call: CallTrace) -> tuple[Trajectory, ...]:
                 image=call.images[item] if call.images and item < len(call.images) else None,
                 recipe=recipe,
                 recipe_missing=missing,
+                prompt=prompt_of(call, item),
                 finished=len(call.steps) == call.planned and not call.broken,
                 sigmas=tuple(call.levels[call.first :]),
                 # The tensors of a whole batch must not stay alive for one of its pictures.

@@ -127,7 +127,7 @@ def run(
         interrupted, (trajectory,) = True, interrupt.trajectories
     trajectory = dataclasses.replace(trajectory, seconds={**trajectory.seconds, "encode": spent})
     if begin is not None:  # a recipe cannot repeat it
-        trajectory = dataclasses.replace(trajectory, recipe=None, recipe_missing=begin.source)
+        trajectory = dataclasses.replace(trajectory, recipe=None, recipe_missing=begin.source, prompt=recipe.prompt)
     if interrupted and on_interrupt == "raise":
         global last
         last = trajectory

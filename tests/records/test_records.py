@@ -69,7 +69,9 @@ def test_reprs_contain_no_memory_address(trajectory):
 def test_the_caption_holds_prompt_model_seed_and_steps(trajectory):
     assert trajectory.caption == "a fox, toy, seed 7, 4 steps"
     assert dataclasses.replace(trajectory, finished=False).caption.endswith("4 of 4 steps, unfinished")
-    assert dataclasses.replace(trajectory, recipe=None).caption == "no recipe, toy, 4 steps"
+    without = dataclasses.replace(trajectory, recipe=None)
+    assert without.caption == "a fox, toy, 4 steps"
+    assert dataclasses.replace(without, prompt="").caption == "no recipe, toy, 4 steps"
 
 
 @pytest.mark.moderate

@@ -145,3 +145,12 @@ def test_a_schedule_that_cannot_begin_in_the_middle_is_refused(plain):
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, use_karras_sigmas=True)
     with pytest.raises(InputError, match="cannot begin in the middle"):
         fnb.run(fnb.load(pipe), FOX, steps=4, image=plain.image, strength=0.5)
+
+
+def test_the_prompt_of_such_a_run_is_in_its_caption_and_its_file(flux, plain, tmp_path):
+    run = fnb.run(flux, FOX, steps=2, noise=plain.x_T)
+    fnb.save(run, tmp_path / "run.safetensors")
+    again = fnb.open_trajectory(tmp_path / "run.safetensors")
+    assert again.prompt == run.prompt == FOX and again.recipe is None
+    assert again.caption == run.caption == "a red fox, pipeline, 2 steps"
+    assert again.recipe_missing == "the initial noise was given"

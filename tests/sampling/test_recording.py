@@ -289,3 +289,15 @@ def test_a_used_generator_has_no_known_seed(toy_pipe):
 def test_an_object_that_is_no_pipeline_is_refused():
     with pytest.raises(InputError, match="scheduler"), fnb.recording("pocket"):
         pass
+
+
+def test_the_prompt_of_each_picture_is_recorded_without_a_recipe_too(toy_pipe):
+    settings = {"num_inference_steps": 1, "height": 64, "width": 64, "max_sequence_length": 48}
+    with fnb.recording(toy_pipe) as recorder:
+        toy_pipe(["a fox", "a cat"], num_images_per_prompt=2, **settings)
+    assert [each.prompt for each in recorder.trajectories] == ["a fox", "a fox", "a cat", "a cat"]
+    assert all(each.recipe is None for each in recorder.trajectories)
+    embeds = toy_pipe.encode_prompt("a fox", "a fox", max_sequence_length=48)[:2]
+    with fnb.recording(toy_pipe) as recorder:
+        toy_pipe(prompt_embeds=embeds[0], pooled_prompt_embeds=embeds[1], **settings)
+    assert recorder.trajectories[0].prompt == "" and recorder.trajectories[0].caption.startswith("no recipe")
