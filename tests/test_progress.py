@@ -107,3 +107,22 @@ with Progress(4, unit="steps") as bar:
     assert output.data == {"text/html": "", "text/plain": ""}
     pages = [each["content"]["data"]["text/html"] for each in seen if "display_data" in each["msg_type"]]
     assert "<progress" in pages[0] and "of 4 steps" in pages[0]
+
+
+@pytest.mark.moderate
+@pytest.mark.parametrize("entry", ["explore", "page"])
+def test_encoding_the_pictures_of_a_large_grid_has_a_bar(bar, clock, monkeypatch, tmp_path, entry):
+    import fluxnb as fnb
+    from fluxnb.html.grid_page import GridEncoder
+    from tests.scenes import grid
+
+    add = GridEncoder.add
+
+    def slow(encoder, cell):
+        clock[0] += 1
+        return add(encoder, cell)
+
+    monkeypatch.setattr(GridEncoder, "add", slow)
+    sweep = grid(seeds=range(5), steps=[1], size=16)
+    fnb.explore(sweep) if entry == "explore" else sweep.to_html(tmp_path / "grid.html")
+    assert bar.texts[0] == "1 of 5 pictures, about 4.0 s left" and bar.closed

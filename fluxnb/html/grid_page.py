@@ -20,6 +20,7 @@ from fluxnb.errors import InputError, unknown_choice
 from fluxnb.html import page as html
 from fluxnb.io.files import user_path
 from fluxnb.io.png import write_png
+from fluxnb.progress import Progress
 from fluxnb.records import Cell, Sweep
 from fluxnb.records.recipe import Recipe
 from fluxnb.visuals.frames import Decode, frames_of, webp
@@ -171,10 +172,12 @@ def page(sweep: Sweep, *, shows: Sequence[str] = SHOWS, decode: Decode | None = 
         )
     encoder = GridEncoder(sweep.axes, model=sweep.model, shows=shows, decode=decode, size=size)
     cells, frames = [], []
-    for cell in sweep:
-        encoded, fresh = encoder.add(cell)
-        cells.append(encoded)
-        frames.extend(fresh)
+    with Progress(len(sweep), unit="pictures") as progress:
+        for cell in sweep:
+            encoded, fresh = encoder.add(cell)
+            cells.append(encoded)
+            frames.extend(fresh)
+            progress.update()
     return document(encoder.data, cells, frames)
 
 

@@ -16,6 +16,7 @@ from fluxnb.errors import FluxnbError, InputError
 from fluxnb.html.front_end import script, style
 from fluxnb.html.grid_page import SHOWS, GridEncoder
 from fluxnb.io.files import user_path
+from fluxnb.progress import Progress
 from fluxnb.records import Cell, Sweep
 from fluxnb.visuals.frames import Decode
 from fluxnb.widgets.background import Worker, current_cell, outcome, stop_earlier
@@ -112,8 +113,10 @@ class Explorer(GridView):
         """Display cells that exist already."""
         results = self._results
         results.state = "finished" if finished else "stopped"
-        for cell in cells:
-            results.add(cell)
+        with Progress(len(cells), unit="pictures") as progress:
+            for cell in cells:
+                results.add(cell)
+                progress.update()
         self._display(results)
         self._fallback = fallback_of_cells(cells, results.axes)
 
