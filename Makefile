@@ -126,5 +126,5 @@ hero: $(STAMP)
 	$(STEADY) $(BIN)/python docs/hero.py
 
 clean:
-	rm -rf build dist docs/_build docs/_generated $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist docs/_build docs/_generated docs/notebooks/*.ipynb docs/notebooks/*.png $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(COLAB)/*' -prune -exec rm -rf {} +

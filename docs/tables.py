@@ -122,6 +122,17 @@ def card_text(card: dict[str, Any]) -> str:
     return f"{card['method']}\n\n{card['data']}\n\n{notes}\n\nLicense: {card['license']}\n"
 
 
+def notebooks() -> str:
+    """The notebooks by title, each with its first paragraph."""
+    parts = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+        title, *paragraphs = first.removeprefix("# ").split("\n\n")
+        text = next((each for each in paragraphs if each[0] not in "[!<"), "")  # not a badge
+        parts.append(f"**[{title.strip()}]({path.name})**\n\n{text.strip()}\n")
+    return "\n".join(parts)
+
+
 def command_line() -> str:
     """The help of every command, as it is printed."""
     parts = []
@@ -143,6 +154,7 @@ def tables() -> dict[str, str]:
         "evaluation": evaluation(card),
         "command-line": command_line(),
         "models": models(),
+        "notebooks": notebooks(),
         "parts": parts(card),
         "training": training(card),
         "card": card_text(card),
