@@ -51,7 +51,7 @@ def test_by_touch_cells_are_chosen_compared_swiped_starred_and_exported(chromium
     page = context.new_page()
     page.goto(path.as_uri())
     page.locator(".fluxnb-explore[data-cells]").wait_for()
-    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")  # nothing lies beside the page
+    page.wait_for_function("() => document.documentElement.scrollWidth <= innerWidth")  # nothing lies beside the page
     for number in (0, 4):
         page.locator(".fluxnb-badge").nth(number).tap()
         page.locator(".fluxnb-star").nth(number).tap()

@@ -487,7 +487,7 @@ def test_the_explorer_fits_a_narrow_page(opened):
     page = opened(grid(prompts=["a very long prompt " * 12], seeds=[0, 1], steps=[1, 2, 4], trajectories=True))
     page.set_viewport_size({"width": 380, "height": 780})
     page.locator(".fluxnb-narrow").wait_for()
-    page.wait_for_function("document.documentElement.scrollWidth <= 380")
+    page.wait_for_function("() => document.documentElement.scrollWidth <= 380")
     page.locator(".fluxnb-tile").first.click()
     image = viewer(page).locator("img")
     wait_until(page, lambda: (place := image.bounding_box())["x"] >= 0 and place["x"] + place["width"] <= 380)
