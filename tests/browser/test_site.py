@@ -22,7 +22,7 @@ from tests.scenes import grid, trajectory
 
 ROOT = Path(__file__).parents[2]
 LARGEST_SITE = 40 * 2**20
-PAGES = ("index", "gallery", "notebooks/00_quickstart", "notebooks/07_one_question_three_machines", "api/sampling")
+PAGES = ("index", "gallery", "notebooks/00_quickstart", "api/sampling")
 SCREENS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 

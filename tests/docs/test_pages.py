@@ -36,7 +36,7 @@ def run(language: str, code: str, names: dict[str, object], file: Path) -> None:
     subprocess.run(["bash", "-euo", "pipefail", "-c", code], env=environment, check=True, timeout=300)
 
 
-@pytest.mark.moderate
+@pytest.mark.slow  # some blocks start processes
 @pytest.mark.parametrize("page", [pytest.param(page, marks=MARKS.get(page.stem, ()), id=page.stem) for page in PAGES])
 def test_the_blocks_of_a_page_run_in_order_from_an_empty_folder(page, tmp_path, monkeypatch, request):
     if page.stem == "lora":
