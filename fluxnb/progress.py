@@ -35,7 +35,7 @@ class Progress:
     Arguments:
         total: the amount of work, in units.
         unit: name of a unit, as in "3 of 16 cells"; "bytes" are displayed as sizes.
-        shown: True displays the bar at once, False never; None when the prediction exceeds `LONG` seconds.
+        displayed: True displays the bar at once, False never; None when the prediction exceeds `LONG` seconds.
 
     Example:
         >>> with Progress(2, unit="cells") as progress:
@@ -43,14 +43,14 @@ class Progress:
         ...     progress.update()
     """
 
-    def __init__(self, total: int, *, unit: str, shown: bool | None = None) -> None:
+    def __init__(self, total: int, *, unit: str, displayed: bool | None = None) -> None:
         self.total, self.done, self.unit = total, 0, unit
-        self._shown, self._note = shown, ""
+        self._displayed, self._note = displayed, ""
         self._bar: _Bar | None = None
         self._begin = self._latest = time.monotonic()
 
     def __enter__(self) -> Progress:
-        if self._shown:
+        if self._displayed:
             self._open()
         return self
 
@@ -63,7 +63,7 @@ class Progress:
     @property
     def possible(self) -> bool:
         """Whether a bar may be displayed here."""
-        return self._shown is not False and (bool(self._shown) or _in_notebook() or sys.stderr.isatty())
+        return self._displayed is not False and (bool(self._displayed) or _in_notebook() or sys.stderr.isatty())
 
     def update(self, count: int = 1) -> None:
         """Add finished units."""
@@ -72,7 +72,7 @@ class Progress:
         if self._bar is not None and (now - self._latest >= INTERVAL or self.done >= self.total):
             self._latest = now
             self._draw()
-        elif self._bar is None and self._shown is None and now - self._begin >= SURE:
+        elif self._bar is None and self._displayed is None and now - self._begin >= SURE:
             predicted = (now - self._begin) * self.total / max(self.done, 1)
             if predicted > LONG and self.done < self.total:
                 self._open()
@@ -84,9 +84,9 @@ class Progress:
             self._draw()
 
     def _open(self) -> None:
-        self._bar = _bar(required=bool(self._shown))
+        self._bar = _bar(required=bool(self._displayed))
         if self._bar is None:
-            self._shown = False
+            self._displayed = False
         else:
             self._draw()
 

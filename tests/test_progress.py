@@ -52,10 +52,10 @@ def test_work_of_four_seconds_has_one_after_its_first_part(bar, clock):
 
 
 def test_a_bar_can_be_requested_and_refused(bar, clock):
-    work(clock, units=2, seconds=0.01, shown=True)
+    work(clock, units=2, seconds=0.01, displayed=True)
     assert bar.texts[0] == "0 of 2 steps"
     bar.texts.clear()
-    work(clock, units=4, seconds=10, shown=False)
+    work(clock, units=4, seconds=10, displayed=False)
     assert bar.texts == []
 
 
@@ -68,7 +68,7 @@ def test_a_bar_is_removed_when_the_work_fails(bar, clock):
 
 
 def test_bytes_are_displayed_as_sizes_and_a_note_beside_them(bar, clock):
-    with Progress(4 * 2**20, unit="bytes", shown=True) as progress:
+    with Progress(4 * 2**20, unit="bytes", displayed=True) as progress:
         clock[0] += 1
         progress.update(2**20)
         progress.note("the transformer")

@@ -175,7 +175,7 @@ def sweep(
             'give store="pictures" in all of them',
             StoreWarning,
         )
-    with progress_lock(), Progress(len(request.recipes), unit="cells", shown=progress) as bar:
+    with progress_lock(), Progress(len(request.recipes), unit="cells", displayed=progress) as bar:
         return collect(request, on_cell=lambda cell: bar.update(), on_wait=bar.note)
 
 

@@ -120,9 +120,17 @@ def run(
     interrupted = False
     remaining = recipe.steps if begin is None else recipe.steps - begin.first
     try:
-        with Progress(remaining, unit="steps", shown=_shows_progress(flux)) as bar:
-            callback = _step_callback(on_step, bar)
-            trajectory = sample(flux, recipe, encoded, keep=keep or Keep(), on_step=callback, begin=begin)
+        with Progress(remaining, unit="steps", displayed=_shows_progress(flux)) as bar:
+            trajectory = sample(
+                flux,
+                recipe,
+                encoded,
+                keep=keep or Keep(),
+                on_step=_step_callback(on_step),
+                # Not from a Step: reading one makes a GPU wait.
+                on_progress=bar.update if bar.possible else None,
+                begin=begin,
+            )
     except Interrupted as interrupt:
         interrupted, (trajectory,) = True, interrupt.trajectories
     trajectory = dataclasses.replace(trajectory, seconds={**trajectory.seconds, "encode": spent})
@@ -135,15 +143,8 @@ def run(
     return trajectory
 
 
-def _step_callback(on_step: OnStep | None, bar: Progress) -> StepCallback | None:
-    if on_step is None and not bar.possible:
-        return None
-
-    def called(step: Step, _: ResolvedRecipe) -> Any:
-        bar.update()
-        return None if on_step is None else on_step(step)
-
-    return called
+def _step_callback(on_step: OnStep | None) -> StepCallback | None:
+    return None if on_step is None else lambda step, _: on_step(step)
 
 
 def _shows_progress(flux: Flux) -> bool | None:

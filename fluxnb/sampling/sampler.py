@@ -73,6 +73,20 @@ class _Prefix:
     levels: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """Arguments of `sample_batch` that do not decide the numbers."""
+
+    keep: Keep
+    on_step: StepCallback | None
+    on_progress: Callable[[], Any]
+    decode: bool
+
+
+def _ignore() -> None:
+    """In the place of a callback that is not given."""
+
+
 def sample(
     flux: Flux,
     recipe: ResolvedRecipe,
@@ -80,6 +94,7 @@ def sample(
     *,
     keep: Keep,
     on_step: StepCallback | None = None,
+    on_progress: Callable[[], Any] | None = None,
     known: Sequence[Step] = (),
     begin: InitialState | None = None,
     decode: bool = True,
@@ -87,11 +102,11 @@ def sample(
     """Sample one resolved recipe from its encoded prompt; see `sample_batch`.
 
     Arguments:
+        on_progress: called after each step, which a GPU may still be computing.
         begin: another state than the noise of the seed.
     """
-    return sample_batch(
-        flux, [recipe], [encoded], keep=keep, on_step=on_step, known=[known], begin=begin, decode=decode
-    )[0]
+    options = _Options(keep=keep, on_step=on_step, on_progress=on_progress or _ignore, decode=decode)
+    return _on_device(flux, [recipe], [encoded], options, known=[known], begin=begin)[0]
 
 
 def sample_batch(
@@ -102,7 +117,6 @@ def sample_batch(
     keep: Keep,
     on_step: StepCallback | None = None,
     known: Sequence[Sequence[Step]],
-    begin: InitialState | None = None,
     decode: bool = True,
 ) -> list[Trajectory]:
     """Sample resolved recipes that differ in prompt and seed alone in one call.
@@ -113,29 +127,37 @@ def sample_batch(
         on_step: called with each Step and its recipe; returning STOP ends the whole batch after that step.
         known: for each recipe, the first steps of another trajectory with the same beginning, equally many; their
             evaluations are not repeated.
-        begin: of a single recipe, another state than the noise of its seed.
         decode: False leaves the pictures to the caller.
 
     Raises:
         Interrupted: the call was interrupted; what was sampled before is decoded.
     """
+    options = _Options(keep=keep, on_step=on_step, on_progress=_ignore, decode=decode)
+    return _on_device(flux, recipes, encoded, options, known=known)
+
+
+def _on_device(
+    flux: Flux,
+    recipes: Sequence[ResolvedRecipe],
+    encoded: Sequence[Encoded],
+    options: _Options,
+    *,
+    known: Sequence[Sequence[Step]],
+    begin: InitialState | None = None,
+) -> list[Trajectory]:
     # Streams and events are those of the current device, which differs from thread to thread.
     with torch.cuda.device(flux.device) if flux.device.type == "cuda" else contextlib.nullcontext():
-        return _sample_batch(
-            flux, recipes, encoded, keep=keep, on_step=on_step, known=known, begin=begin, decode=decode
-        )
+        return _sample_batch(flux, recipes, encoded, options, known=known, begin=begin)
 
 
 def _sample_batch(
     flux: Flux,
     recipes: Sequence[ResolvedRecipe],
     encoded: Sequence[Encoded],
+    options: _Options,
     *,
-    keep: Keep,
-    on_step: StepCallback | None,
     known: Sequence[Sequence[Step]],
     begin: InitialState | None,
-    decode: bool,
 ) -> list[Trajectory]:
     first, prompts = recipes[0], Encoded.batch(encoded)
     each = [torch.Generator("cpu").manual_seed(recipe.seed) for recipe in recipes]
@@ -148,10 +170,9 @@ def _sample_batch(
     decoded: list[Decoded] = []
     interrupted = False
     if prefix.count < first.steps:
-        rest, decoded, interrupted = _sample_rest(
-            flux, recipes, prompts, generators, prefix, keep=keep, on_step=on_step, decode=decode
-        )
-    if decode and not decoded:
+        parts = _sample_rest(flux, recipes, prompts, prefix, options=options, generators=generators)
+        rest, decoded, interrupted = parts
+    if options.decode and not decoded:
         ends = [(part.steps[-1], part.finished) for part in rest] or [(steps[-1], True) for steps in prefix.steps]
         try:
             decoded = [_decode_end(flux, recipe, *end) for recipe, end in zip(recipes, ends, strict=True)]
@@ -164,7 +185,7 @@ def _sample_batch(
             prefix.steps[item],
             rest[item] if rest else None,
             levels=prefix.levels,
-            keep=keep,
+            keep=options.keep,
             decoded=decoded[item] if decoded else (None, 0.0),
             numerics=flux.numerics(len(recipes)),
         )
@@ -193,19 +214,17 @@ def _sample_rest(
     flux: Flux,
     recipes: Sequence[ResolvedRecipe],
     encoded: Encoded,
-    generators: Generators,
     prefix: _Prefix,
     *,
-    keep: Keep,
-    on_step: StepCallback | None,
-    decode: bool,
+    options: _Options,
+    generators: Generators,
 ) -> tuple[Sequence[Trajectory], list[Decoded], bool]:
     """Sample the steps after the prefix.
 
     Returns:
         Their trajectories; with `decode` the pictures of a completed call; whether the call was interrupted.
     """
-    first, finite = recipes[0], FiniteCheck(recipes)
+    first, finite, keep, on_step = recipes[0], FiniteCheck(recipes), options.keep, options.on_step
     if keep.attention is not None:
         attention_modules(flux.pipe.transformer, keep.attention, keep.heads)  # raises before anything runs
     view = flux.view(first, generators)
@@ -215,6 +234,7 @@ def _sample_rest(
     def on_velocity(v: Tensor, step: Callable[[int], Step]) -> None:
         nonlocal stopped
         finite.check(v, step, late=v.is_cuda and on_step is None)
+        options.on_progress()
         for item, recipe in enumerate(recipes if on_step is not None else ()):
             now = step(item)
             now = dataclasses.replace(now, index=now.index + len(prefix.steps[item]))
@@ -244,7 +264,7 @@ def _sample_rest(
             failure = flux.plan.out_of_memory(f"{first.height} x {first.width} px with {flux.model}")
         try:
             # What the pipeline returns may be denormalized already; x after the last step is the same for all families.
-            x = trace.last_x if decode and completed and not stopped else None
+            x = trace.last_x if options.decode and completed and not stopped else None
             if x is not None and flux.can_decode:
                 finite.settle()
                 started = time.perf_counter()

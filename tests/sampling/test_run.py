@@ -456,3 +456,17 @@ def test_the_recipe_of_a_run_after_a_change_has_the_revision_of_the_changed_pipe
     CHANGES[name](pipe)
     after = fnb.run(flux, "a fox", steps=1).recipe.revision
     assert after != before and after.endswith(identity_of(pipe).digest)
+
+
+def test_a_progress_bar_reads_no_step(toy, monkeypatch):
+    """Reading a step makes a GPU wait for it; a bar only counts."""
+    from fluxnb.sampling import recording
+
+    def read(*_):
+        raise AssertionError("a step was read")
+
+    monkeypatch.setattr("fluxnb.progress.Progress.possible", True)
+    counted = []
+    monkeypatch.setattr("fluxnb.progress.Progress.update", lambda self, count=1: counted.append(count))
+    monkeypatch.setattr(recording, "step_of", read)
+    assert len(fnb.run(toy, "a fox", steps=3)) == 3 and counted == [1, 1, 1]
