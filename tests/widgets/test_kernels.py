@@ -151,7 +151,7 @@ LAB = 'view = fnb.lab(flux)\njob = view.generate(prompt="a fox", seeds="0-200", 
 def test_twenty_restarts_at_work_end_the_kernel_by_itself():
     draw = random.Random(4)
     with new_kernel() as kernel:
-        # By default a client sends SIGTERM after 2.5 seconds, which an idle kernel with PyTorch needs on a busy machine.
+        # A client sends SIGTERM after 2.5 seconds, which an idle kernel with PyTorch needs on a busy machine.
         kernel.manager.shutdown_wait_time = 60
         expected = kernel.run(LOAD)
         for number in range(20):
