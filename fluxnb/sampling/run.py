@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from fluxnb.arguments import entry_point
+from fluxnb.cleanup import progress_lock
 from fluxnb.errors import unknown_choice
 from fluxnb.pipeline.compat import progress_bar_config
 from fluxnb.pipeline.flux import Flux
@@ -120,7 +121,7 @@ def run(
     interrupted = False
     remaining = recipe.steps if begin is None else recipe.steps - begin.first
     try:
-        with Progress(remaining, unit="steps", displayed=_shows_progress(flux)) as bar:
+        with progress_lock(), Progress(remaining, unit="steps", displayed=_shows_progress(flux)) as bar:
             trajectory = sample(
                 flux,
                 recipe,
