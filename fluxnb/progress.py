@@ -2,11 +2,13 @@
 
 The prediction is made from the work that is done so far. In a notebook the bar is HTML and is removed at the end, so
 that a saved notebook holds no widget; on a terminal it is a line of tqdm; elsewhere, such as in a log, there is none.
+The environment variable TQDM_DISABLE=1 switches the bars off, as it does those of tqdm.
 """
 
 from __future__ import annotations
 
 import html
+import os
 import secrets
 import sys
 import time
@@ -63,7 +65,9 @@ class Progress:
     @property
     def possible(self) -> bool:
         """Whether a bar may be displayed here."""
-        return self._displayed is not False and (bool(self._displayed) or _in_notebook() or sys.stderr.isatty())
+        if self._displayed is False or _disabled():
+            return False
+        return bool(self._displayed) or _in_notebook() or sys.stderr.isatty()
 
     def update(self, count: int = 1) -> None:
         """Add finished units."""
@@ -104,9 +108,15 @@ class Progress:
 
 def _bar(*, required: bool) -> _Bar | None:
     """The bar of this environment; None where a bar would only fill a log, unless it is required."""
+    if _disabled():
+        return None
     if _in_notebook():
         return _Html()
     return _Line() if required or sys.stderr.isatty() else None
+
+
+def _disabled() -> bool:
+    return os.environ.get("TQDM_DISABLE", "") not in ("", "0")
 
 
 def _in_notebook() -> bool:

@@ -126,3 +126,11 @@ def test_encoding_the_pictures_of_a_large_grid_has_a_bar(bar, clock, monkeypatch
     sweep = grid(seeds=range(5), steps=[1], size=16)
     fnb.explore(sweep) if entry == "explore" else sweep.to_html(tmp_path / "grid.html")
     assert bar.texts[0] == "1 of 5 pictures, about 4.0 s left" and bar.closed
+
+
+def test_the_variable_that_disables_tqdm_disables_the_bars(monkeypatch, capsys, clock):
+    monkeypatch.setattr(module, "_in_notebook", lambda: True)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    work(clock, units=4, seconds=1.0, displayed=True)
+    assert not Progress(4, unit="steps").possible
+    assert capsys.readouterr() == ("", "")

@@ -104,7 +104,7 @@ FLUX1 = Family(
     models={
         "pocket": Model(defaults={"size": 128, "steps": 4, "max_sequence_length": 48}),
         "pocket-base": Model(defaults=POCKET_BASE),
-        "schnell": Model(repo="black-forest-labs/FLUX.1-schnell"),
+        "schnell": Model(repo="black-forest-labs/FLUX.1-schnell", gated=True),
         "dev": Model(
             repo="black-forest-labs/FLUX.1-dev", licence="FLUX.1 [dev] non-commercial", gated=True, defaults=DEV
         ),
