@@ -115,26 +115,37 @@ def deep_markers(pipe: Any) -> int:
     for name in COMPONENTS:
         model = getattr(pipe, name, None)
         if isinstance(model, nn.Module):
-            _add_markers(model, found, set())
+            _add_markers(model, found)
         found += [getattr(model, setting, None) for setting in VAE_SETTINGS]
     return hash(tuple(found))
 
 
-def _add_markers(module: nn.Module, found: list[Any], known: set[int]) -> None:
-    known.add(id(module))
-    content = vars(module)
-    children = content["_modules"]
-    processor = content.get("processor") or children.get("processor")
-    found += [type(module), id(processor), module.training]
-    if "scaling" in content:
-        found.append(_adapters(module))
-    for weight in content["_parameters"].values():
-        if weight is not None:
-            # A sequential offload makes new parameters on the meta device after each call.
-            found += [0 if weight.is_meta else id(weight), tensor_version(weight), weight.dtype, weight.shape]
-    for child in children.values():
-        if child is not None and id(child) not in known:
-            _add_markers(child, found, known)
+def _add_markers(model: nn.Module, found: list[Any]) -> None:
+    """Add the markers of a model's modules and weights. Every run waits for this loop, hence its plain operations."""
+    waiting, known = [model], {id(model)}
+    add = found.append
+    while waiting:
+        module = waiting.pop()
+        content = vars(module)
+        children, weights = content["_modules"], content["_parameters"]
+        add(type(module))
+        add(module.training)
+        processor = content.get("processor") or children.get("processor")
+        if processor is not None:
+            add(id(processor))
+        if "scaling" in content:
+            add(_adapters(module))
+        for weight in weights.values() if weights else ():
+            if weight is not None:
+                # A sequential offload makes new parameters on the meta device after each call.
+                add(0 if weight.is_meta else id(weight))
+                add(tensor_version(weight))
+                add(weight.dtype)
+                add(weight.numel())
+        for child in children.values() if children else ():
+            if child is not None and id(child) not in known:
+                known.add(id(child))
+                waiting.append(child)
 
 
 # ------------------------------------------------------------------------------------------------------------ modules
