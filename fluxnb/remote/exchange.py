@@ -184,9 +184,11 @@ class _Deadline:
         """Note the socket of a new connection, and that of its encryption; called by httpx."""
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             self._sockets.append(information["return_value"].get_extra_info("socket"))
+            if self.passed:  # before there was a connection to shut down
+                self._end()
 
     def _end(self) -> None:
-        self.passed = True
+        self.passed = True  # first: a connection that is noted from now on is shut down by `trace`
         for connected in self._sockets:
             with suppress(OSError):
                 # The method of the base class: that of an encrypted socket changes it under the thread that reads.

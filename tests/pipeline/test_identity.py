@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import subprocess
@@ -198,9 +199,18 @@ def bitsandbytes(kind, **options):
                 given.pop("threshold", None)
                 weight = library.Params4bit if kind == "4bit" else library.Int8Params
                 quantized.weight, quantized.bias = weight(layer.weight.data, **given), layer.bias
-                transformer.set_submodule(name, quantized.to("cpu"))
+                try:
+                    transformer.set_submodule(name, quantized.to("cpu"))
+                except RuntimeError as problem:
+                    if "must be nf4 on CPU" in str(problem):  # bitsandbytes 0.46
+                        raise Unsupported(str(problem)) from None
+                    raise
 
     return quantize
+
+
+class Unsupported(Exception):
+    """A quantization that the installed version cannot compute on a CPU."""
 
 
 QUANTIZATIONS = {
@@ -235,7 +245,10 @@ def quantized(name, scale=1.0):
 @pytest.mark.moderate
 @pytest.mark.parametrize("name", QUANTIZATIONS)
 def test_a_quantization_of_a_model_has_an_identity_of_its_own(name):
-    pipe = quantized(name)
+    try:
+        pipe = quantized(name)
+    except Unsupported as problem:
+        pytest.skip(str(problem))
     found = identity_of(pipe)
     assert found == identity_of(quantized(name)) and not found.unknown
     assert found != identity_of(quantized(name, scale=1.5)), "only the scales of the weights differ"
@@ -243,7 +256,8 @@ def test_a_quantization_of_a_model_has_an_identity_of_its_own(name):
     assert identity_of(pipe) == found, "a call changes it"
     library = name.split()[0]
     for other in (each for each in QUANTIZATIONS if each != name and each.startswith((library, "none"))):
-        assert identity_of(quantized(other)) != found, other
+        with contextlib.suppress(Unsupported):
+            assert identity_of(quantized(other)) != found, other
 
 
 class Packed(torch.Tensor):

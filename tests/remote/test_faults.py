@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import time
 import zlib
 from datetime import UTC
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,6 +106,15 @@ def test_a_field_that_a_provider_refuses_is_named(double):
     problem = failed(fnb.Remote("schnell@fal-ai"))
     assert "num_inference_steps" in problem.possible and "at most 12" in problem.possible
     assert not isinstance(problem, Withheld) and "nsfw" not in problem.possible
+
+
+def test_a_connection_that_is_made_after_the_deadline_is_shut_down():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, exchange._Deadline(60.0) as deadline:
+        deadline._end()
+        opened = SimpleNamespace(get_extra_info=lambda name: ours)
+        deadline.trace("connection.connect_tcp.complete", {"return_value": opened})
+        assert theirs.recv(1) == b""
 
 
 # ------------------------------------------------------------------------------------------------------------- retries
