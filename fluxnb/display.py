@@ -6,13 +6,14 @@ here; each is imported when a record is first displayed, written or read.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fluxnb.errors import FluxnbError
 
-__all__ = ["connect", "figure", "read_picture", "write_page", "write_picture", "write_trajectory"]
+__all__ = ["connect", "figure", "ipython_shell", "read_picture", "write_page", "write_picture", "write_trajectory"]
 
 _VIEWS: dict[str, Callable[..., Any]] = {}
 
@@ -20,6 +21,12 @@ _VIEWS: dict[str, Callable[..., Any]] = {}
 def connect(**views: Callable[..., Any]) -> None:
     """Register the functions behind `figure`, `read_picture` and those that write a record, by their names."""
     _VIEWS.update(views)
+
+
+def ipython_shell() -> Any:
+    """The IPython shell of this process, None outside of IPython; that of a notebook has a `kernel`."""
+    ipython = sys.modules.get("IPython")
+    return None if ipython is None else ipython.get_ipython()
 
 
 def figure(record: object) -> bytes | None:

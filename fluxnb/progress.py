@@ -15,6 +15,7 @@ import time
 from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
+from fluxnb.display import ipython_shell
 from fluxnb.units import byte_size, duration
 
 __all__ = ["LONG", "Progress"]
@@ -120,8 +121,7 @@ def _disabled() -> bool:
 
 
 def _in_notebook() -> bool:
-    ipython = sys.modules.get("IPython")
-    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+    return hasattr(ipython_shell(), "kernel")
 
 
 class _Html:

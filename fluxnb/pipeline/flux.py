@@ -410,6 +410,7 @@ class Flux:
             path.append(x)
         return path
 
+    @entry_point(recipe=RESOLVED)
     @_no_grad
     def initial_noise(self, recipe: ResolvedRecipe) -> State:
         """The noise (1, ...) that a run of this recipe begins from, drawn by the pipeline from the recipe's seed."""
@@ -426,6 +427,7 @@ class Flux:
 
         Raises:
             InputError: a pipeline without a VAE, or sides that are no multiples of a token's pixels.
+            RunError: the VAE gave latents that are not finite.
 
         Example:
             >>> flux.encode_image(trajectory.image).shape                               # doctest: +SKIP
@@ -444,6 +446,12 @@ class Flux:
         with convert_out_of_memory(self.plan, f"encoding an image with {self.model}"):
             latents = encode_picture(self.pipe.vae, picture[None], self.device, from_vae=self.family.from_vae)
         self.pipe.maybe_free_model_hooks()
+        if not bool(torch.isfinite(latents).all()):
+            raise RunError(
+                f"the latents that the VAE ({self.pipe.vae.dtype}) encoded are not finite".replace("torch.", ""),
+                "a picture that began from them would be black",
+                'load with dtype="float32" and compare; if the error stays, the weights may be damaged',
+            )
         return latents[0]
 
     # ------------------------------------------------------------------------------------------------ decode

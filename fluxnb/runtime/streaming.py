@@ -71,10 +71,9 @@ class WeightReader:
         self._open: dict[Path, Any] = {}
         self._cached: dict[str, Tensor] = {}
         self._aliases: dict[str, str] = {}
+        # safetensors refuses more than our check of the header does, such as ranges that overlap.
         for path in {file: None for file, _ in self._stored.values()}:
-            self._handle(
-                path
-            )  # safetensors refuses more than our check of the header does, such as ranges that overlap
+            self._handle(path)
 
     def __contains__(self, name: object) -> bool:
         return name in self._stored or name in self._aliases

@@ -379,7 +379,7 @@ class FiniteCheck:
 
     def __init__(self, recipes: Sequence[ResolvedRecipe]) -> None:
         self._recipes = recipes
-        self._pending: tuple[Tensor, Tensor, Any, Callable[[int], Step]] | None = None
+        self._pending: tuple[Tensor, Any, Callable[[int], Step]] | None = None
 
     def check(self, v: Tensor, step: Callable[[int], Step], *, late: bool) -> None:
         """Check the velocities (batch, ...) of a step; `step` makes the record of one picture's.
@@ -390,12 +390,15 @@ class FiniteCheck:
             RunError: a velocity is not finite; with `late` one of the step before.
         """
         self.settle()
-        # The sum of a velocity with one value that is not finite is not finite; it takes one pass over the memory.
-        sums = v.flatten(1).sum(1, dtype=torch.float32).to("cpu", non_blocking=True)
+        # The sum of a velocity with one value that is not finite is not finite; it takes one pass over the memory. That
+        # of finite values may overflow, so what follows decides. A GPU would have to wait for the sum.
+        if not late and all(math.isfinite(total) for total in v.flatten(1).sum(1, dtype=torch.float32).tolist()):
+            return
+        finite = torch.isfinite(v).flatten(1).all(1).to("cpu", non_blocking=True)
         copied = torch.cuda.Event() if v.is_cuda else None
         if copied is not None:
             copied.record()
-        self._pending = v, sums, copied, step
+        self._pending = finite, copied, step
         if not late:
             self.settle()
 
@@ -404,12 +407,9 @@ class FiniteCheck:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        v, sums, copied, step = pending
+        finite, copied, step = pending
         if copied is not None:
             copied.synchronize()
-        if all(math.isfinite(each) for each in sums.tolist()):
-            return
-        finite = torch.isfinite(v).flatten(1).all(1)  # the sum of finite values above 1e34 may overflow
         if not bool(finite.all()):
             item = int((~finite).nonzero()[0])
             raise _not_finite(step(item), self._recipes[item])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import signal
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
+
+from fluxnb.display import ipython_shell
 
 __all__ = ["Worker", "current_cell", "outcome", "stop_earlier"]
 
@@ -119,8 +120,7 @@ def outcome(problem: Exception | None, *, done: int, total: int) -> str:
 
 def _kernel() -> Any:
     """The IPython kernel of this process, None outside of a notebook."""
-    ipython = sys.modules.get("IPython")
-    return getattr(ipython.get_ipython(), "kernel", None) if ipython is not None else None
+    return getattr(ipython_shell(), "kernel", None)
 
 
 def current_cell() -> str | None:

@@ -12,6 +12,7 @@ from typing import Any
 import anywidget
 import traitlets
 
+from fluxnb.display import ipython_shell
 from fluxnb.html.output import host, output
 from fluxnb.html.page import Still
 
@@ -31,15 +32,9 @@ def displays_widgets_only() -> bool:
     chosen = os.environ.get("FLUXNB_DISPLAY", "")
     if chosen in ("widget", "html"):
         return chosen == "widget"
-    if not hasattr(_shell(), "kernel") or "google.colab" in sys.modules:
+    if not hasattr(ipython_shell(), "kernel") or "google.colab" in sys.modules:
         return True
     return "JPY_SESSION_NAME" not in os.environ and any(name in os.environ for name in WIDGET_HOSTS)
-
-
-def _shell() -> Any:
-    """The IPython shell, None outside of IPython."""
-    ipython = sys.modules.get("IPython")
-    return None if ipython is None else ipython.get_ipython()
 
 
 class View(anywidget.AnyWidget):
@@ -126,7 +121,7 @@ class View(anywidget.AnyWidget):
 
     def _complete(self) -> None:
         """Fill the reserved outputs with the contents."""
-        if not self._display_ids or _shell() is None:
+        if not self._display_ids or ipython_shell() is None:
             return
         from IPython.display import HTML, display
 

@@ -95,14 +95,6 @@ class Child:
         return report
 
 
-@pytest.fixture(scope="module")
-def server(toy_folder, tmp_path_factory):
-    server = Server(toy_folder, tmp_path_factory.mktemp("reports"))
-    yield server
-    server.process.stdin.close()
-    server.process.wait(20)
-
-
 class Trials:
     """Counts what goes wrong in stores that two processes fill."""
 

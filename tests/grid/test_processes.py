@@ -26,14 +26,6 @@ LARGE = {**GRID, "prompts": ["a fox", "a cat", "a dog", "a red fox"], "seeds": l
 LONGEST_CLAIM = 5.0  # seconds that the claim of a killed process may last
 
 
-@pytest.fixture(scope="module")
-def server(toy_folder, tmp_path_factory):
-    server = Server(toy_folder, tmp_path_factory.mktemp("reports"))
-    yield server
-    server.process.stdin.close()
-    server.process.wait(20)
-
-
 # ------------------------------------------------------------------------------------------------------ no claim twice
 def pictures(server, **options) -> dict[str, str]:
     return server.start(background=True, **options).report()["pictures"]

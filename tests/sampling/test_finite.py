@@ -42,6 +42,20 @@ def test_a_late_check_reports_the_previous_step_at_the_next_one(numbers, traject
         numbers.check(GOOD, lambda item: trajectory.steps[2], late=True)
 
 
+@pytest.mark.parametrize("late", [True, False])
+def test_large_numbers_whose_sum_overflows_pass(numbers, trajectory, late):
+    numbers.check(torch.full((2, 4, 64), 3e38), lambda item: trajectory.steps[0], late=late)
+    numbers.settle()
+
+
+def test_a_late_check_is_that_of_the_velocity_before_it_was_overwritten(numbers, trajectory):
+    v = BAD.clone()  # as the output of a CUDA graph, which the next evaluation overwrites
+    numbers.check(v, lambda item: trajectory.steps[1], late=True)
+    v.zero_()
+    with pytest.raises(fnb.RunError, match="step 1 "):
+        numbers.settle()
+
+
 def test_the_last_step_is_reported_when_the_check_is_settled(numbers, trajectory):
     numbers.check(BAD, lambda item: trajectory.steps[2], late=True)
     with pytest.raises(fnb.RunError, match="step 2 "):

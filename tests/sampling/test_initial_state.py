@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import fluxnb as fnb
-from fluxnb.errors import ArgumentError, InputError
+from fluxnb.errors import ArgumentError, InputError, RunError
 from fluxnb.flow import interpolate
 from tests.conftest import toy_pipeline
 from tests.families import tiny
@@ -115,6 +115,15 @@ def test_pocket_repeats_a_picture_from_its_latents():
 def test_an_impossible_beginning_is_refused(flux, arguments, message):
     with pytest.raises(InputError, match=message):
         fnb.run(flux, FOX, **arguments)
+
+
+def test_latents_that_are_not_finite_are_refused(plain):
+    pipe = toy_pipeline()
+    flux = fnb.load(pipe)
+    with torch.no_grad():
+        next(iter(pipe.vae.encoder.parameters())).fill_(float("nan"))
+    with pytest.raises(RunError, match="encoded are not finite"):
+        fnb.run(flux, FOX, image=plain.image)
 
 
 def test_an_image_of_a_size_that_no_model_draws_is_refused(flux):

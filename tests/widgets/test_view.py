@@ -22,7 +22,7 @@ def notebook(monkeypatch):
 
     for name in (*view.WIDGET_HOSTS, "FLUXNB_DISPLAY", "JPY_SESSION_NAME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(view, "_shell", lambda: SimpleNamespace(kernel=object()))
+    monkeypatch.setattr(view, "ipython_shell", lambda: SimpleNamespace(kernel=object()))
     shown = []
     record = lambda html, display_id=None, update=False: shown.append((html.data, display_id, update))  # noqa: E731
     monkeypatch.setattr(display, "display", record)
