@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--scenes", type=int, help="distinct scenes per device")
         if name == "teacher":
             stage.add_argument("--start", type=Path, help="file of pretrained weights")
+            stage.add_argument("--seed", type=int, default=3000, help="of the scenes; a continued training takes another")
             stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
             stage.add_argument("--cooldown", type=float, help="last share of the iterations, in which the rate falls")
         if name == "student":
@@ -106,7 +107,7 @@ def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     changes = _given(options, "seconds", "iterations", "learning_rate", "scenes", "warmup", "cooldown")
     schedule = dataclasses.replace(preset.teacher, **changes)
     preset = dataclasses.replace(preset, teacher=schedule, **_given(options, "tokens"))
-    train_teacher(preset, options.out, rank, options.start, options.compile)
+    train_teacher(preset, options.out, rank, options.start, options.compile, seed=options.seed)
 
 
 def _student(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:

@@ -36,6 +36,7 @@ from fluxnb.train.pocket2.networks import build_denoiser, load_denoiser, save_de
 from fluxnb.train.stages.loop import Average, Log, Pace, Rank, optimizer_step
 from fluxnb.train.stages.optimizers import BLOCKS, DECAY, Muon, MuonAndAdamW, make_adamw
 
+SCENES_SEED = 3000  # of the first rank; each further rank adds one
 SHIFT = 1.6  # of the noise levels at 64 tokens, FLUX's own; it grows with the square root of the tokens (2403.03206)
 UNIFORM = 0.2  # share of uniform noise levels, because the shifted logit-normal density is low near 1
 SAVE_SECONDS = 120.0  # between two checkpoints
@@ -64,16 +65,23 @@ class Batch:
 
 
 def train_teacher(
-    preset: Preset, out: Path, rank: Rank, start: Path | None = None, compiled: str = "dynamic"
+    preset: Preset,
+    out: Path,
+    rank: Rank,
+    start: Path | None = None,
+    compiled: str = "dynamic",
+    *,
+    seed: int = SCENES_SEED,
 ) -> Denoiser:
     """Train on all ranks; save the averaged weights as `out`/teacher.safetensors every two minutes and at the end.
 
     Arguments:
         start: file of pretrained weights; None starts from random weights.
         compiled: "dynamic" compiles the blocks once for all shapes, "static" once per shape, "none" does not compile.
+        seed: of the scenes; a continued training should have another one, because it then has new scenes.
     """
     schedule, cuda = preset.teacher, rank.device.type == "cuda"
-    torch.manual_seed(200 + rank.index)
+    torch.manual_seed(200 + seed + rank.index)
     log, started = Log(out / "teacher.jsonl", rank), time.perf_counter()
     model = (
         (build_denoiser(preset.sizes) if start is None else load_denoiser(preset.sizes, start)).train().to(rank.device)
@@ -82,7 +90,7 @@ def train_teacher(
     optimizer = _optimizer(model, schedule)
     vae = AutoencoderKL.from_pretrained(out / "vae").to(rank.device).eval()
     renderer = Renderer(rank.device)
-    tables = cache(vae, renderer, preset, schedule.scenes, seed=3000 + rank.index)
+    tables = cache(vae, renderer, preset, schedule.scenes, seed=seed + rank.index)
     validation = (
         cache(vae, renderer, preset, schedule.validation, seed=VALIDATION_SEED, workers=1) if rank.first else []
     )
@@ -94,6 +102,7 @@ def train_teacher(
         latent_std=float(tables[0].latents[:4096].float().std()),
         cache_seconds=time.perf_counter() - started,
         start=None if start is None else start.name,
+        seed=seed,
     )
     if cuda and compiled != "none":
         compile_blocks(model, dynamic=compiled == "dynamic")
@@ -102,7 +111,7 @@ def train_teacher(
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
             return flow_loss(model, batch)
 
-    pace, batches = Pace(schedule, rank), draw_batches(tables, preset, rank, empty)
+    pace, batches = Pace(schedule, rank), draw_batches(tables, preset, rank, empty, seed=seed)
     running, pictures, saved = torch.zeros((), device=rank.device), 0, time.perf_counter()
     for iteration in pace:
         batch = next(batches)
@@ -205,13 +214,15 @@ def scene_counts(preset: Preset, scenes: int) -> list[tuple[Shape, int]]:
     return [(shape, max(8, round(scenes * each / sum(used.values())))) for shape, each in used.items()]
 
 
-def draw_batches(tables: list[Table], preset: Preset, rank: Rank, empty: tuple[Tensor, ...]) -> Iterator[Batch]:
+def draw_batches(
+    tables: list[Table], preset: Preset, rank: Rank, empty: tuple[Tensor, ...], *, seed: int = 0
+) -> Iterator[Batch]:
     """Endless batches; all ranks have the same shape and padding, and each its own rows and noise.
 
     `empty` has the token ids (1, length) of the empty caption for both text encoders.
     """
-    shared = random.Random(0)
-    own = torch.Generator(rank.device).manual_seed(500 + rank.index)
+    shared = random.Random(seed)
+    own = torch.Generator(rank.device).manual_seed(500 + seed + rank.index)
     shape_shares = dict(preset.shapes)
     shares, paddings = [shape_shares[table.shape] for table in tables], preset.paddings
     while True:
