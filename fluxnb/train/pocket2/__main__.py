@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--scenes", type=int, help="distinct scenes per device")
         if name == "teacher":
             stage.add_argument("--start", type=Path, help="file of pretrained weights")
-            stage.add_argument("--seed", type=int, default=3000, help="of the scenes; a continued training takes another")
+            stage.add_argument("--seed", type=int, default=3000, help="of the scenes; another continues with new ones")
             stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
             stage.add_argument("--cooldown", type=float, help="last share of the iterations, in which the rate falls")
         if name == "student":
