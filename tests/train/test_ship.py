@@ -11,10 +11,11 @@ import torch
 
 pytest.importorskip("sentencepiece")
 
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 
 import fluxnb
+import fluxnb as fnb
 from fluxnb.train.config import PRESETS, TINY
 from fluxnb.train.networks.build import build_transformer
 from fluxnb.train.networks.denoiser import save_transformer
@@ -73,5 +74,38 @@ def test_the_shipped_student_differs_from_the_teacher():
 
 
 def test_both_shipped_models_take_less_than_44_megabytes():
+    # Parts that both models share are in both folders, and once in the repository.
     files = [path for path in POCKET.rglob("*") if path.is_file() and path.name != "judge.safetensors"]
-    assert sum(path.stat().st_size for path in files) < 44e6
+    contents = {hashlib.sha256(path.read_bytes()).digest(): path.stat().st_size for path in files}
+    assert sum(contents.values()) < 44e6
+
+
+def test_the_shipped_models_share_every_part_but_the_transformer():
+    base = POCKET / "base"
+    shared = [
+        path.relative_to(base) for path in base.rglob("*") if path.is_file() and path.parent.name != "transformer"
+    ]
+    assert len(shared) > 8
+    assert [path for path in shared if (POCKET / path).read_bytes() != (base / path).read_bytes()] == []
+
+
+@pytest.mark.moderate
+@pytest.mark.parametrize(
+    ("name", "folder", "settings"),
+    [
+        ("pocket", ".", {"guidance_scale": 0.0, "steps": 4}),
+        ("pocket-base", "base", {"true_cfg_scale": 1.5, "steps": 4}),
+    ],
+)
+def test_diffusers_loads_each_shipped_folder_and_samples_the_picture_of_fluxnb(name, folder, settings):
+    pipe = FluxPipeline.from_pretrained(POCKET / folder)
+    pipe.set_progress_bar_config(disable=True)
+    steps = settings.pop("steps")
+    if "true_cfg_scale" in settings:
+        settings |= {"negative_prompt": ""}
+    plain = pipe(
+        "a fox in the snow", height=128, width=128, num_inference_steps=steps, max_sequence_length=48,
+        generator=torch.Generator("cpu").manual_seed(3), **settings,
+    ).images[0]  # fmt: skip
+    run = fnb.run(fnb.load(name, dtype="float32"), "a fox in the snow", seed=3, steps=steps)
+    assert plain.tobytes() == run.image.tobytes()

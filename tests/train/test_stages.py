@@ -58,6 +58,17 @@ def test_the_card_lists_every_file(run):
     assert set(card["files"]) == files - {"card.json"}
 
 
+@pytest.mark.slow
+def test_a_student_shipped_beside_its_teacher_is_a_folder_that_diffusers_loads(run, tmp_path):
+    to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
+    assert not (to / "model_index.json").exists()  # a teacher alone is in `base`
+    shutil.copyfile(run / "transformer.safetensors", tmp_path / "student.safetensors")
+    ship(tmp_path, to, TINY.sizes)
+    assert FluxPipeline.from_pretrained(to).vae.config.block_out_channels == [
+        *FluxPipeline.from_pretrained(to / "base").vae.config.block_out_channels
+    ]
+
+
 def test_whitening_does_not_change_pictures():
     torch.manual_seed(0)
     vae = build_autoencoder(TINY.sizes).eval()

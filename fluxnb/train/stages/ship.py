@@ -52,7 +52,7 @@ def assemble(run: Path, sizes: Sizes) -> FluxPipeline:
 
 
 def ship(run: Path, to: Path, sizes: Sizes) -> Path:
-    """Write the networks of a run: the teacher to `to/base`, the student to `to/transformer`, the judge and the card.
+    """Write the networks of a run: the teacher to `to/base`, the student to `to`, the judge and the card.
 
     A run that continues from shipped weights may hold only a student, or only an autoencoder for the same latents. The
     other files of `to` are then unchanged.
@@ -68,8 +68,21 @@ def ship(run: Path, to: Path, sizes: Sizes) -> Path:
         student = build_transformer(sizes)
         student.load_state_dict(load_file(run / "student.safetensors"))
         student.to(torch.float16).save_pretrained(to / "transformer", safe_serialization=True)
+    complete_student(to)
     write_card(run, to)
     return to
+
+
+def complete_student(to: Path) -> None:
+    """Copy what the student shares with its teacher from `to/base`, so that diffusers loads either folder by itself."""
+    if not (to / "base").is_dir() or not (to / "transformer").is_dir():
+        return
+    for path in (to / "base").iterdir():
+        if path.is_file():
+            shutil.copyfile(path, to / path.name)
+        elif path.name != "transformer":
+            shutil.rmtree(to / path.name, ignore_errors=True)
+            shutil.copytree(path, to / path.name)
 
 
 def ship_teacher(run: Path, to: Path, sizes: Sizes) -> None:
