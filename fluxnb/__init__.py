@@ -64,6 +64,12 @@ Files
     import_recipe     the recipe of a picture of ComfyUI, A1111, Forge, SwarmUI, InvokeAI, mflux
     Imported          what `import_recipe` returns: a recipe, and how its picture differs
 
+Lessons
+    check             check an answer to an exercise of a notebook; reports which idea is missing
+    exercises         the exercises of a notebook with their questions
+    Exercise          one exercise: `.name`, `.question`
+    Verdict           what `check` returns: "right", "nearly" or "not yet", and why
+
 Errors
     FluxnbError       base class; each error names the value given, the possible values and what to type
     InputError        a value that is not accepted; also a ValueError

@@ -21,6 +21,10 @@ from .io.importing import import_recipe as import_recipe
 from .io.png import open_recipe as open_recipe
 from .io.trajectory_files import open_trajectory as open_trajectory
 from .io.trajectory_files import save as save
+from .lessons.answers import Exercise as Exercise
+from .lessons.answers import Verdict as Verdict
+from .lessons.check import check as check
+from .lessons.check import exercises as exercises
 from .pipeline.decoders import film as film
 from .pipeline.decoders import tiny as tiny
 from .pipeline.flux import Flux as Flux

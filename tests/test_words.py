@@ -58,6 +58,8 @@ OTHER_MEANING = {
     ("visuals/", r"kept"): "the tensors that `Keep` selects",
     ("front-end/", r"shown|answered|rolls?|shadow"): "elements that are shown, requests, dice, the shadow DOM",
     ("io/containers", r"tell"): "a method of files",
+    ("lessons/", r"answers?"): "the answers of readers to exercises",
+    ("__init__.py", r"answers?"): "the answers of readers to exercises, and the module of their judges",
     ("pipeline/vocabulary", r"says"): "a word of captions: holding a sign that says hello",
     ("", r"wants"): "`Keep.wants`, a method of the public API",
 }

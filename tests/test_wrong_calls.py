@@ -202,6 +202,8 @@ GOOD: dict[str, Any] = {
     "flow.euler_step": lambda r: {"x": r.trajectory.final, "v": r.trajectory.final, "sigma": 1.0, "sigma_next": 0.5},
     "flow.share_prefixes": lambda r: {"schedules": [(1.0, 0.5, 0.0), (1.0, 0.0)]},
     "flow.shared_evaluations": lambda r: {"schedules": [(1.0, 0.5, 0.0), (1.0, 0.0)]},
+    "fnb.check": lambda r: {"exercise": "guidance-2", "answer": 56},
+    "fnb.exercises": lambda r: {"notebook": "guidance"},
     "r.trajectory.to_html": lambda r: {"path": r.folder / "a.html", "shows": ["x"], "decode": None},
     "r.trajectory.save_png": lambda r: {"path": r.folder / "c.png"},
     "r.trajectory.save": lambda r: {"path": r.folder / "c.safetensors"},
@@ -216,8 +218,8 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 # Names whose values are made by fluxnb and not by its users.
 MADE_HERE = {
-    "Cell", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan", "Recorder", "Scrubber", "Step",
-    "Stream", "Sweep", "Trajectory",
+    "Cell", "Exercise", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan", "Recorder", "Scrubber",
+    "Step", "Stream", "Sweep", "Trajectory", "Verdict",
 }  # fmt: skip
 NOT_CALLED = {"STOP", "last", "flow", "io", "metrics", "plots", "widgets"}
 

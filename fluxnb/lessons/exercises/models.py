@@ -1,0 +1,196 @@
+"""Exercises of the notebooks about models: memory, latents, bias."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from fluxnb.lessons.answers import Exercise, choice, choices, function, number
+
+__all__ = ["EXERCISES"]
+
+
+def _error(a: Any, b: Any) -> float:
+    return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a)
+
+
+EXERCISES = (
+    Exercise(
+        "fit-your-gpu-1",
+        "A transformer has 11.9 billion weights in bfloat16. How many GiB (2**30 bytes) do they take? Answer with a "
+        "number, "
+        "to a tenth.",
+        number(
+            11.9e9 * 2 / 2**30,
+            because="Two bytes a weight, divided by 2**30.",
+            wrong={
+                23.8: "That is in GB, of 10**9 bytes. A GiB is larger.",
+                11.9e9 / 2**30: "bfloat16 has 16 bits. How many bytes are that?",
+                11.9e9 * 4 / 2**30: "That is float32.",
+                11.9: "One byte a weight, and in GB: bfloat16 has more bytes, and a GiB more than 10**9.",
+                11.9e9 * 16 / 2**30: "16 is the number of bits.",
+            },
+            otherwise="Weights times bytes a weight, divided by 2**30.",
+            tolerance=0.08,
+            near=0.5,
+        ),
+    ),
+    Exercise(
+        "fit-your-gpu-2",
+        "The modulation layers depend on the timestep and on the prompt, and on nothing of the picture. For how many "
+        "different inputs are they evaluated if three prompts are sampled with five seeds each, in four steps, and "
+        "every "
+        "result is stored? Answer with a number.",
+        number(
+            12,
+            because="Three prompts times four timesteps; the seeds share them.",
+            wrong={
+                60: "The seed changes the picture. Do the layers see it?",
+                4: "The prompt enters too.",
+                3: "The timestep enters too.",
+                7: "Each prompt meets each timestep.",
+                20: "The seed does not enter, and the prompt does.",
+                15: "The seed does not enter, and the timestep does.",
+            },
+            otherwise="Count the different pairs of a timestep and a prompt.",
+        ),
+    ),
+    Exercise(
+        "fit-your-gpu-3",
+        "Which of these presets change the bytes of the picture?\n"
+        "a) lean: the results of the modulation layers are computed once and stored\n"
+        "b) lean-fp8: weights in 8 bits\n"
+        "c) stream: weights wait in main memory and are sent layer by layer\n"
+        "d) lean-nf4: weights in 4 bits\n"
+        "Answer with letters.",
+        choices(
+            "bd",
+            because="Only other weights give other numbers. Where a weight waits and which results are stored changes "
+                "nothing.",
+            ideas={
+                "a": "Does a stored result differ from the same result computed again?",
+                "b": "How many different values has a number of 16 bits, how many one of 8?",
+                "c": "Does a weight change when it is copied from one memory to another?",
+                "d": "How many different values has a number of 16 bits, how many one of 4?",
+            },
+        ),
+    ),
+    Exercise(
+        "latents-1",
+        "The VAE of FLUX.1 turns a picture of three colors into latents of 16 channels, with one value for each 8 x 8 "
+        "pixels. How many times fewer numbers are the latents? Answer with a number.",
+        number(
+            12,
+            because="64 times fewer places, and 16 channels in place of 3.",
+            wrong={
+                64: "That is the ratio of the places. The number of channels changes too.",
+                4: "A picture has three numbers at each pixel.",
+                8: "An eighth of the width and an eighth of the height.",
+                1.5: "An eighth of the width and an eighth of the height.",
+                192: "The latents have more than one channel.",
+            },
+            otherwise="For 8 x 8 pixels: how many numbers are in the picture, how many in the latents?",
+            near=0.01,
+        ),
+    ),
+    Exercise(
+        "latents-2",
+        "FLUX.1 packs 2 x 2 places of the latents into one token. How many tokens has a picture of 1024 x 1024 pixels? "
+        "Answer with a number.",
+        number(
+            4096,
+            because="A token is 16 x 16 pixels: 64 rows of 64.",
+            wrong={
+                16384: "That is the number of places of the latents. Four of them are one token.",
+                64: "That is one row.",
+                1024: "A token is 2 x 2 places of 8 x 8 pixels: how many pixels wide is it?",
+                8192: "Packing halves the width and the height.",
+            },
+            otherwise="How many pixels wide is one token? How many stand in a row, and how many rows are there?",
+        ),
+    ),
+    Exercise(
+        "latents-3",
+        "Write a function `psnr(a, b)`: the peak signal-to-noise ratio in dB of two pictures with values from 0 to "
+        "1, given "
+        "as tensors. It is 10 times the decimal logarithm of 1 / (mean squared error). Answer with the function.",
+        function(
+            lambda a, b: -10 * math.log10(_error(a, b)),
+            inputs=[((0.5, 0.5, 0.5, 0.5), (0.6, 0.4, 0.5, 0.7)), ((0.0, 1.0), (0.3, 0.9)), ((0.2, 0.2), (0.25, 0.15))],
+            because="Ten times less squared error is 10 dB more.",
+            wrong=[
+                (lambda a, b: 10 * math.log10(_error(a, b)), "The sign: a smaller error has to give a higher value."),
+                (lambda a, b: -10 * math.log(_error(a, b)), "That is the natural logarithm."),
+                (lambda a, b: -20 * math.log10(_error(a, b)), "20 belongs to the root of the mean squared error."),
+                (lambda a, b: -10 * math.log10(math.sqrt(_error(a, b))), "10 belongs to the squared error, without a "
+                    "root."),
+                (lambda a, b: 10 * math.log10(255**2 / _error(a, b)), "The values end at 1 here, not at 255."),
+                (lambda a, b: -10 * math.log10(_error(a, b) * len(a)), "This is the sum of the squares. Take the "
+                    "mean."),
+                (_error, "That is the mean squared error. Its logarithm is missing."),
+            ],
+            otherwise="Mean squared error first, then 10 times the decimal logarithm of its inverse.",
+            tolerance=1e-4,
+        ),
+    ),
+    Exercise(
+        "bias-1",
+        "None of 24 pictures shows night. What is the upper end of the 95 % interval of Wilson (1927) for the share of "
+        "night, in percent? Answer with a number, to a tenth.",
+        number(
+            100 * 1.959964**2 / (24 + 1.959964**2),
+            because="For 0 of n the interval ends at z**2 / (n + z**2), with z = 1.96.",
+            wrong={
+                0.0: "Twenty-four pictures cannot exclude a small share. The interval does not end at what was found.",
+                100 / 24: "That is the share if it were found in one picture.",
+                1.959964**2 / (24 + 1.959964**2): "The unit of the answer is percent.",
+                12.5: "That is the rule of three, 3 / n, an approximation for many pictures.",
+                100 * 1.959964 / (24 + 1.959964): "z enters as its square.",
+            },
+            otherwise="`fnb.metrics.Count` computes the interval. Try it for 0 of 24.",
+            tolerance=0.11,
+            near=0.6,
+        ),
+    ),
+    Exercise(
+        "bias-2",
+        "In the training data 5.4 % of the pictures have a grey background. Of a model's pictures with the place "
+        "left open, "
+        "64 of 384 have it, with a 95 % interval from 13 to 21 %. What follows?\n"
+        "a) The model draws grey more often than its data.\n"
+        "b) Nothing: 384 pictures are too few.\n"
+        "c) The training data are biased towards grey.\n"
+        "d) The model draws grey exactly three times as often.\n"
+        "Answer with a letter.",
+        choice(
+            "a",
+            because="The interval lies above the share of the data, so chance is no sufficient explanation.",
+            wrong={
+                "b": "The interval takes the number of pictures into account. Does it contain the share of the data?",
+                "c": "Their share is known. What is compared here is the model with its data.",
+                "d": "An interval is a range. What is certain, and what is an estimate?",
+            },
+        ),
+    ),
+    Exercise(
+        "bias-3",
+        "Ten nouns are sampled with the same 24 seeds each, 240 pictures in total. Why is the interval for 240 "
+        "independent "
+        "pictures too narrow?\n"
+        "a) Twenty-four seeds are less than thirty.\n"
+        "b) Pictures of one seed are related across nouns, so they are fewer observations than 240.\n"
+        "c) The nouns are too different from each other.\n"
+        "d) Wilson's interval is for small shares only.\n"
+        "Answer with a letter.",
+        choice(
+            "b",
+            because="Related pictures repeat each other. Other seeds for each noun make them independent.",
+            wrong={
+                "a": "There is no such limit; the interval accounts for the number. What does it assume about the "
+                    "pictures?",
+                "c": "Different nouns do not narrow an interval. What have their pictures in common?",
+                "d": "It is valid for any share. What does it assume about the pictures?",
+            },
+        ),
+    ),
+)  # fmt: skip
