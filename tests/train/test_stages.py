@@ -23,6 +23,7 @@ from fluxnb.train.data.render import Renderer, lay_out
 from fluxnb.train.data.world import Scene
 from fluxnb.train.evaluation.sampling import correctness, fixed_scenes
 from fluxnb.train.networks.build import build_autoencoder, build_transformer, whiten
+from fluxnb.train.networks.denoiser import save_transformer
 from fluxnb.train.networks.judge import Attributes, layout_attributes
 from fluxnb.train.stages import loop
 from fluxnb.train.stages.autoencoder import train_autoencoder
@@ -62,7 +63,7 @@ def test_the_card_lists_every_file(run):
 def test_a_student_shipped_beside_its_teacher_is_a_folder_that_diffusers_loads(run, tmp_path):
     to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
     assert not (to / "model_index.json").exists()  # a teacher alone is in `base`
-    shutil.copyfile(run / "transformer.safetensors", tmp_path / "student.safetensors")
+    save_transformer(build_transformer(TINY.sizes), tmp_path / "student.safetensors")
     ship(tmp_path, to, TINY.sizes)
     assert FluxPipeline.from_pretrained(to).vae.config.block_out_channels == [
         *FluxPipeline.from_pretrained(to / "base").vae.config.block_out_channels
