@@ -4,7 +4,7 @@
 #   make colab  the tests again, on the versions that Colab preinstalls
 #   make docs   the documentation site
 # VENV=path   another place for the environment      PYTHON=python3.12   another Python to create it with
-# PIP_ARGS=.. arguments for pip, for instance an index that has the CPU build of torch
+# CPU=1   the CPU build of torch, on Linux without an NVIDIA GPU      PIP_ARGS=..  further arguments for pip
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,8 +13,11 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 PIP_ARGS ?=
+CPU ?=
+CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 OUT ?= demo
 BIN := $(VENV)/bin
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 STAMP := $(VENV)/.made-for-fluxnb
 COLAB ?= .venv-colab
 COLAB_STAMP := $(COLAB)/.made-for-fluxnb
@@ -29,18 +32,19 @@ PARALLEL := OMP_NUM_THREADS=1
 # A process that is done takes tests from the others. nbval is for notebooks alone, and its import takes seconds.
 SPREAD := -n auto --dist worksteal -p no:nbval
 
-.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval docs hero front-end front-end-check clean
+.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval docs hero animations tables front-end front-end-check clean
 
 help:
-	@sed -n '2,8s/^# //p' Makefile
+	@sed -n '2,9s/^# //p' Makefile
 
 env: $(STAMP)
 
 # If a file that the environment is made from is newer than the stamp, the environment is updated.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
-	@test -x $(BIN)/python || { echo "making $(VENV) (the first time takes a few minutes)"; $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	@test -x $(BIN)/python || { echo "making $(VENV) (the first time takes a few minutes)"; $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; }
+	$(if $(CPU),$(PIP) --no-deps --index-url $(CPU_WHEELS) torch)
+	$(PIP) --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)
@@ -98,6 +102,7 @@ nbval: $(STAMP)
 notebooks: $(STAMP)
 	$(STEADY) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
+	$(STEADY) $(BIN)/python docs/tables.py
 
 # The JavaScript and CSS of the widgets, from the modules in front-end/src; needs node and npm.
 front-end: front-end/node_modules/.package-lock.json
@@ -121,9 +126,17 @@ docs: docs/_build/gallery/gallery/words.html
 docs/_build/gallery/gallery/words.html: docs/gallery.py fluxnb/pocket/card.json $(wildcard fluxnb/widgets/static/*) $(STAMP)
 	$(STEADY) $(BIN)/python docs/gallery.py
 
-# The picture at the top of the README.
+# The picture at the top of the site's start page.
 hero: $(STAMP)
 	$(STEADY) $(BIN)/python docs/hero.py
+
+# The animations of the README: pages of the package, operated in Chromium.
+animations: $(STAMP)
+	$(STEADY) $(BIN)/python docs/animations.py
+
+# Tables of measurements in the README and the pages, and the list of notebooks.
+tables: $(STAMP)
+	$(STEADY) $(BIN)/python docs/tables.py
 
 clean:
 	rm -rf build dist docs/_build docs/_generated docs/notebooks/*.ipynb docs/notebooks/*.png $(OUT) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -6,6 +6,7 @@ Needs Chromium and the package playwright, which `make env` installs.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -15,6 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -23,8 +25,8 @@ from fluxnb.html import page as html
 
 DOCS = Path(__file__).parent
 SIGN = "a cat holding a sign that says hello world"
-SCREENS = {"scrubber": (704, 430), "explorer": (704, 560)}  # pixels
-COLORS = 96
+SCREENS = {"scrubber": (704, 440), "explorer": (704, 590)}  # pixels
+UNCHANGED = 255  # the index of transparent pixels, which remain those of the frame before
 MOST_BYTES = 1_000_000  # of each file
 # The pointer, which screenshots do not hold.
 POINTER = """() => {
@@ -69,20 +71,32 @@ class Film:
         self.milliseconds[-1] = 1200
 
     def save(self, path: Path) -> None:
-        """Write the animation with one palette for all frames, so that only what changes is stored again."""
-        width, height = self.frames[0].size
-        sample = Image.new("RGB", (width, height * min(6, len(self.frames))))
-        for number, frame in enumerate(self.frames[:: max(1, len(self.frames) // 6)][:6]):
-            sample.paste(frame, (0, number * height))
-        palette = sample.quantize(COLORS, method=Image.Quantize.MEDIANCUT)
-        frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in self.frames]
+        """Write the animation: each frame has a palette of its own, and only the pixels that change."""
+        frames = [_with_palette(self.frames[0], None)]
+        frames += [_with_palette(frame, before) for before, frame in itertools.pairwise(self.frames)]
         frames[0].save(
-            path, save_all=True, append_images=frames[1:], duration=self.milliseconds, loop=0, optimize=True, disposal=1
-        )
+            path, save_all=True, append_images=frames[1:], duration=self.milliseconds, loop=0, disposal=1,
+            transparency=UNCHANGED, optimize=False,
+        )  # fmt: skip
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise SystemExit(f"{path} has {size:,} bytes, more than {MOST_BYTES:,}: use fewer frames")
         print(f"{path}: {len(frames)} frames, {sum(self.milliseconds) / 1000:.0f} s, {size:,} bytes")
+
+
+def _with_palette(frame: Image.Image, before: Image.Image | None) -> Image.Image:
+    """A frame with at most 255 colors; pixels that are those of the frame before are transparent."""
+    if before is None:
+        return frame.quantize(UNCHANGED, dither=Image.Dither.NONE)
+    changed = np.any(np.asarray(frame) != np.asarray(before), axis=-1)
+    if not changed.any():
+        changed[0, 0] = True
+    colors = Image.fromarray(np.asarray(frame)[changed][None]).quantize(UNCHANGED, dither=Image.Dither.NONE)
+    indices = np.full(changed.shape, UNCHANGED, np.uint8)
+    indices[changed] = np.asarray(colors)[0]
+    result = Image.fromarray(indices, mode="P")
+    result.putpalette(colors.getpalette()[: 3 * UNCHANGED])
+    return result
 
 
 def scrubber(film: Film) -> None:
@@ -97,8 +111,23 @@ def explorer(film: Film) -> None:
     """A grid of seeds and steps, from noise to pictures; another prompt; two pictures compared with a divider."""
     page = film.page
     film.take(800)
+    film.click(page.get_by_role("button", name="x", exact=True))
     film.drag(page.locator("input[type=range]").first, 0.0, 1.0, 9)
     film.click(page.get_by_role("button", name="next prompt"), 1200)
+    badges = page.locator(".fluxnb-badge")
+    film.click(badges.nth(0))
+    film.click(badges.nth(2))
+    film.click(page.get_by_role("button", name="compare", exact=True), 900)
+    film.click(page.get_by_role("button", name="slider", exact=True), 700)
+    box = page.locator(".fluxnb-divider").locator("..").bounding_box()
+    middle = box["y"] + box["height"] / 2
+    for number, share in enumerate((0.5, 0.4, 0.3, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.7, 0.6, 0.5)):
+        page.mouse.move(box["x"] + box["width"] * share, middle)
+        if number == 0:
+            page.mouse.down()
+        film.take(150)
+    page.mouse.up()
+    film.take(900)
 
 
 RECORDINGS: dict[str, Callable[[Film], None]] = {"scrubber": scrubber, "explorer": explorer}
@@ -107,7 +136,10 @@ RECORDINGS: dict[str, Callable[[Film], None]] = {"scrubber": scrubber, "explorer
 def write_pages(folder: Path) -> None:
     """Sample, and write the two pages that are recorded."""
     pair = fnb.load_pair("pocket")
-    runs = [fnb.run(pair.teacher, SIGN, seed=0, steps=12), *(fnb.run(pair.student, SIGN, seed=0, steps=n) for n in (4, 1))]
+    runs = [
+        fnb.run(pair.teacher, SIGN, seed=0, steps=12),
+        *(fnb.run(pair.student, SIGN, seed=0, steps=n) for n in (4, 1)),
+    ]
     html.write(runs, folder / "scrubber.html", decode=pair.student.decode, shows=["clean", "x"])
     prompts = ["a fox in the snow", "a castle at sunset"]
     grid = fnb.sweep(pair.student, prompts=prompts, seeds=range(2), steps=[1, 2, 4], keep=fnb.Keep())
@@ -118,7 +150,9 @@ def main(names: list[str]) -> None:
     """Record all animations, or those that are named."""
     found = os.environ.get("FLUXNB_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
-        raise SystemExit("no Chromium: install it (on Debian: apt-get install chromium) or set FLUXNB_CHROMIUM to its path")
+        raise SystemExit(
+            "no Chromium: install it (on Debian: apt-get install chromium) or set FLUXNB_CHROMIUM to its path"
+        )
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         folder = Path(temporary)
         write_pages(folder)

@@ -1,7 +1,7 @@
 """The documentation site: `make docs` builds it into docs/_build/html.
 
 Pages that Sphinx reads from elsewhere are written beside the others first: the notebooks as they are committed, which
-are not executed, and tables of the recorded measurements. Nothing is loaded from the network when a page is viewed:
+are not executed, and the help of the command line. Nothing is loaded from the network when a page is viewed:
 formulas become MathML, and every script and font is part of the site.
 """
 
@@ -24,7 +24,7 @@ ROOT = DOCS.parent
 os.environ["COLUMNS"] = "88"  # width of the command line's help
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
-from tables import tables  # noqa: E402
+from tables import included  # noqa: E402
 
 import fluxnb  # noqa: E402
 
@@ -112,7 +112,7 @@ def write(path: Path, data: bytes) -> None:
 
 
 def copy_pages(app: Sphinx) -> None:
-    """Copy the notebooks, their attachments as files of their own, and write the tables."""
+    """Copy the notebooks, their attachments as files of their own, and write the parts that pages include."""
     folder = DOCS / "notebooks"
     folder.mkdir(exist_ok=True)
     committed = {path.name: path for path in (ROOT / "notebooks").glob("*.ipynb")}
@@ -127,7 +127,7 @@ def copy_pages(app: Sphinx) -> None:
                 write(folder / file, base64.b64decode(data["image/png"]))
                 cell["source"] = "".join(cell["source"]).replace(f"attachment:{name}", file)
         write(folder / path.name, json.dumps(notebook).encode())
-    for name, text in tables().items():
+    for name, text in included().items():
         write(DOCS / "_generated" / f"{name}.md", text.encode())
 
 

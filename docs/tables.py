@@ -1,6 +1,7 @@
-"""Parts of the documentation in Markdown: tables of recorded measurements and the help of the command line.
+"""Parts of the documentation in Markdown: tables of recorded measurements, lists of notebooks, the command line's help.
 
-`conf.py` writes them to files, which pages include.
+`python docs/tables.py` writes them into the committed pages and the README, between two comments with the name of the
+table, so that they are displayed by GitHub as well. `conf.py` writes the others to files, which pages include.
 """
 
 from __future__ import annotations
@@ -8,18 +9,26 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fluxnb.__main__ import main
-from fluxnb.families.defaults import DEFAULTS, ModelDefaults
-from fluxnb.families.registry import MODELS
-from tests.benchmarks import table as gpu
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from address import colab  # noqa: E402
+
+from fluxnb.__main__ import main  # noqa: E402
+from fluxnb.families.defaults import DEFAULTS, ModelDefaults  # noqa: E402
+from fluxnb.families.registry import MODELS  # noqa: E402
+from tests.benchmarks import table as gpu  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 FULL, COST = (ROOT / "tests" / "benchmarks" / "results" / name for name in ("fullsize.json", "recording.json"))
 CARD = ROOT / "fluxnb" / "pocket" / "card.json"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "models.md")
+TABLE = re.compile(r"(<!-- table ([\w-]+), written by python docs/tables\.py -->)\n.*?" + re.escape(gpu.END), re.DOTALL)
 
 # Settings of the evaluation and how they are named, in the order of the table.
 SETTINGS = {
@@ -122,15 +131,31 @@ def card_text(card: dict[str, Any]) -> str:
     return f"{card['method']}\n\n{card['data']}\n\n{notes}\n\nLicense: {card['license']}\n"
 
 
+def notebook_texts() -> list[tuple[str, str, str]]:
+    """File name, title and first paragraph of each notebook."""
+    texts = []
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = [
+            cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "markdown"
+        ]
+        title, *paragraphs = "\n\n".join("".join(cell["source"]).strip() for cell in cells).split("\n\n")
+        text = next((each for each in paragraphs if not each.startswith(("[!", "<", "#", "```", "|"))), "")  # no badge
+        texts.append((path.name, title.removeprefix("# ").strip(), " ".join(text.split())))
+    return texts
+
+
 def notebooks() -> str:
     """The notebooks by title, each with its first paragraph."""
-    parts = []
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
-        title, *paragraphs = first.removeprefix("# ").split("\n\n")
-        text = next((each for each in paragraphs if each[0] not in "[!<"), "")  # not a badge
-        parts.append(f"**[{title.strip()}]({path.name})**\n\n{text.strip()}\n")
-    return "\n".join(parts)
+    return "\n".join(f"**[{title}]({name})**\n\n{text}\n" for name, title, text in notebook_texts())
+
+
+def notebook_list() -> str:
+    """The notebooks by title, each with one sentence and a link to Colab."""
+    rows = []
+    for name, title, text in notebook_texts():
+        sentence = re.split(r"(?<=[.?!])\s+(?=[A-Z`*])", text)[0]
+        rows.append([f"[{title}](notebooks/{name})", sentence.replace("|", "\\|"), f"[Colab]({colab(name)})"])
+    return markdown(["notebook", "question", "run"], rows)
 
 
 def command_line() -> str:
@@ -144,18 +169,41 @@ def command_line() -> str:
     return "\n".join(parts)
 
 
-def tables() -> dict[str, str]:
-    """Every table by the name of the file that pages include."""
+def included() -> dict[str, str]:
+    """The parts that pages include, by the name of their file."""
+    return {"command-line": command_line(), "notebooks": notebooks()}
+
+
+def written() -> dict[str, str]:
+    """The tables between comments in committed pages, by name."""
     full, card, cost = (json.loads(path.read_text(encoding="utf-8")) for path in (FULL, CARD, COST))
     return {
         "gpu": gpu.table(full),
         "comparisons": comparisons(full),
         "recording": recording(cost),
         "evaluation": evaluation(card),
-        "command-line": command_line(),
         "models": models(),
-        "notebooks": notebooks(),
+        "notebooks": notebook_list(),
         "parts": parts(card),
         "training": training(card),
         "card": card_text(card),
     }
+
+
+def update(text: str, tables: dict[str, str]) -> str:
+    """A page with each of its tables replaced by the current one.
+
+    Raises:
+        KeyError: a comment names a table that does not exist.
+    """
+    return TABLE.sub(lambda found: f"{found[1]}\n{tables[found[2]].strip()}\n{gpu.END}", text)
+
+
+if __name__ == "__main__":
+    current = written()
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = update(before, current)
+        if after != before:
+            page.write_text(after, encoding="utf-8")
+            print(f"{page.relative_to(ROOT)}: changed")

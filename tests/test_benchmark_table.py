@@ -1,4 +1,4 @@
-"""The README's table of GPU results, and the comparisons between cases."""
+"""The table of GPU results, and the comparisons between cases."""
 
 from __future__ import annotations
 
@@ -28,6 +28,14 @@ def test_the_table_has_a_line_for_each_measured_case():
     text = table.table(RESULTS)
     assert "| `lean`, exact | 24 GB | 18.6 GiB | 18.7 GiB | 0.76 |" in text
     assert "nf4" not in text and "H200" in text
+
+
+def test_the_table_has_a_column_for_the_card():
+    case = {"picture seconds": 0.5, "peak allocated GiB": 1.0, "card": "H100"}
+    text = table.table({**RESULTS, "cases": {**RESULTS["cases"], "int8-16": case}})
+    assert text.splitlines()[0].endswith("| card |")
+    cards = [line.split(" | ")[-1].removesuffix(" |") for line in text.splitlines()[2:] if line.startswith("|")]
+    assert cards == ["H200", "H200", "H100"]
 
 
 def test_the_table_is_written_between_its_markers(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
-"""The README's table of GPU memory and time, from the recorded results: `python -m tests.benchmarks.table`.
+"""The table of GPU memory and time, from the recorded results: `python -m tests.benchmarks.table`.
 
-`--write README.md` replaces the text between the two markers in that file.
+`--write docs/benchmarks.md` replaces the text between the two markers in that file, as `python docs/tables.py` does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from tests.benchmarks.comparisons import highest_peak
 
 RESULTS = Path(__file__).with_name("results") / "fullsize.json"
-BEGIN, END = "<!-- gpu table: python -m tests.benchmarks.table --write README.md -->", "<!-- end of gpu table -->"
+BEGIN, END = "<!-- table gpu, written by python docs/tables.py -->", "<!-- end of table -->"
 ROWS = {
     "resident": "plain diffusers, everything on the GPU",
     "model-offload-24": "diffusers' model offload",
@@ -33,7 +33,10 @@ ROWS = {
 
 def table(results: dict[str, Any]) -> str:
     """The table in Markdown, with one line per measured case in the order of `ROWS`."""
-    lines = ["| | GPU memory limit | peak | predicted | s per picture |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        "| | GPU memory limit | peak | predicted | s per picture | card |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for name, title in ROWS.items():
         case = results["cases"].get(name, {})
         facts = ("picture seconds", "fluxnb picture from embeddings seconds", "picture from embeddings seconds")
@@ -44,11 +47,11 @@ def table(results: dict[str, Any]) -> str:
         cap = f"{case['cap GiB']:g} GB" if case.get("cap GiB") else "-"
         predicted = f"{case['predicted GiB']:.1f} GiB" if case.get("predicted GiB") else "-"
         measured = f"{peak:.1f} GiB" if peak else "-"
-        elsewhere = f" ({case['card']})" if case.get("card", results["card"]) != results["card"] else ""
-        lines.append(f"| {title}{elsewhere} | {cap} | {measured} | {predicted} | {seconds:.2f} |")
+        card = case.get("card", results["card"])
+        lines.append(f"| {title} | {cap} | {measured} | {predicted} | {seconds:.2f} | {card} |")
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     size = f"{results['pixels']} px, {results['steps']} steps, {results['tokens']} tokens"
-    return "\n".join([*lines, "", f"{results['card']}, {results['date']}, {versions}; {results['what']}; {size}."])
+    return "\n".join([*lines, "", f"{results['date']}, {versions}; {results['what']}; {size}."])
 
 
 def main() -> None:

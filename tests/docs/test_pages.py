@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.docs.blocks import FENCE, blocks, run_bash, run_python
 from tests.remote.conftest import double  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([DOCS / "index.md", *(DOCS / "howto").glob("*.md")])
-FENCE = re.compile(r"^(`{3,})(.*?)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)
 NOT_RUN = ("Needs a GPU", "In a Colab cell")
 NOT_CODE = ("{toctree}", "{raw} html", "{include}")
 MARKS = {"several-gpus": pytest.mark.long}  # it starts two processes that import torch
-
-
-def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and code of each block that runs."""
-    fences = [(info.strip(), code) for _, info, code in FENCE.findall(page.read_text(encoding="utf-8"))]
-    return [(info, code) for info, code in fences if info in ("python", "bash")]
-
-
-def run(language: str, code: str, names: dict[str, object], file: Path) -> None:
-    if language == "python":
-        exec(compile(code, str(file), "exec"), names)
-        return
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(["bash", "-euo", "pipefail", "-c", code], env=environment, check=True, timeout=300)
 
 
 @pytest.mark.slow  # some blocks start processes
@@ -48,7 +29,7 @@ def test_the_blocks_of_a_page_run_in_order_from_an_empty_folder(page, tmp_path, 
     assert found
     names: dict[str, object] = {"__name__": "page"}
     for language, code in found:
-        run(language, code, names, page)
+        run_python(code, names, page) if language == "python" else run_bash(code)
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.stem)
