@@ -1,6 +1,6 @@
 """Record the animations of the README: `python docs/animations.py` writes docs/scrubber.gif and docs/explorer.gif.
 
-Both are pages that the package exports, sampled with pocket and its teacher, and operated in Chromium as a reader would.
+Both are pages that the package exports, sampled with pocket and its teacher, and operated in Chromium.
 Needs Chromium and the package playwright, which `make env` installs.
 """
 
@@ -35,7 +35,8 @@ POINTER = """() => {
     "background:rgba(0,0,0,.45);border:1px solid white;pointer-events:none";
   document.body.append(dot);
   document.body.style.margin = "14px";
-  document.addEventListener("mousemove", (e) => { dot.style.left = e.clientX + "px"; dot.style.top = e.clientY + "px"; }, true);
+  const move = (e) => { dot.style.left = e.clientX + "px"; dot.style.top = e.clientY + "px"; };
+  document.addEventListener("mousemove", move, true);
 }"""
 
 

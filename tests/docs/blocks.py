@@ -24,7 +24,9 @@ def run_python(code: str, names: dict[str, object], file: Path) -> None:
     exec(compile(code, str(file), "exec"), names)
 
 
-def run_bash(code: str, environment: Mapping[str, str] | None = None, folder: Path | None = None) -> str:
+def run_bash(
+    code: str, environment: Mapping[str, str] | None = None, folder: Path | None = None, *, seconds: int = 300
+) -> str:
     """Run a block, with the commands of this environment in front of the others; returns what it prints."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     added = environment or {"PATH": path, "PYTHONPATH": str(ROOT)}
@@ -34,7 +36,7 @@ def run_bash(code: str, environment: Mapping[str, str] | None = None, folder: Pa
         env={**os.environ, "OMP_NUM_THREADS": "1", **added},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=seconds,
     )
     assert run.returncode == 0, f"{code}\n{run.stdout[-2000:]}\n{run.stderr[-2000:]}"
     return run.stdout

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -24,6 +26,7 @@ from tests.docs.blocks import FENCE, ROOT, blocks, run_bash, run_python
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+BIN = Path(sys.executable).parent
 LARGEST_ANIMATIONS = 2_000_000  # bytes of both
 
 
@@ -61,48 +64,50 @@ def test_the_python_blocks_run_in_order_from_an_empty_folder(tmp_path, monkeypat
 
 
 @pytest.fixture
-def newcomer(tmp_path):
-    """An empty folder and the environment of someone who has nothing but git, make and bash.
-
-    What is replaced: the address of the repository by this one, pip's downloads by the packages of this environment
-    (`make` finds an environment that is up to date, `pip install` builds and installs the package without others), and
-    JupyterLab by a command that checks what it would open. `make long` runs the same with nothing replaced but the address.
-    """
+def here():
+    """Variables with which git takes the repository's address for this checkout, and no program of this environment."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout")
-    (folder := tmp_path / "home").mkdir()
-    (commands := tmp_path / "commands").mkdir()
-    (environment := tmp_path / "environment" / "bin").mkdir(parents=True)
-    install = (
-        f'exec {sys.executable} -m pip "$@" --quiet --no-deps --no-build-isolation --target {tmp_path / "installed"}'
-    )
-    lab = f'[ "$*" = "lab notebooks" ] && ls notebooks/*.ipynb && {sys.executable} -m jupyterlab --version'
-    programs = {
-        environment / "python": f'exec {sys.executable} "$@"',
-        environment / "jupyter": lab,
-        commands / "pip": install,
-    }
-    for path, body in programs.items():
-        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
-        path.chmod(0o755)
-    variables = {
-        "HOME": str(tmp_path),
-        "PATH": f"{commands}:/usr/local/bin:/usr/bin:/bin",
+    return {
+        "PATH": os.pathsep.join(path for path in os.environ["PATH"].split(os.pathsep) if path != str(BIN)),
         "GIT_CONFIG_COUNT": "2",
         "GIT_CONFIG_KEY_0": f"url.{ROOT}.insteadOf",
         "GIT_CONFIG_VALUE_0": PROJECT["urls"]["Repository"],
         "GIT_CONFIG_KEY_1": "safe.directory",
         "GIT_CONFIG_VALUE_1": "*",
     }
-    return folder, environment.parent, variables
+
+
+@pytest.fixture
+def prepared(tmp_path, here):
+    """An empty folder, an environment that is up to date, and variables for which `pip` needs no download.
+
+    Three things are replaced: the address of the repository by this checkout; the environment that `make` would create
+    by one that runs the programs of this environment, with a JupyterLab that lists what it would open; and what
+    `pip install` downloads, since it builds and installs the package alone.
+    """
+    (folder := tmp_path / "home").mkdir()
+    (commands := tmp_path / "commands").mkdir()
+    (environment := tmp_path / "environment" / "bin").mkdir(parents=True)
+    alone = f"--quiet --no-deps --no-build-isolation --target {tmp_path / 'installed'}"
+    programs = {
+        environment / "python": f'exec {sys.executable} "$@"',
+        environment
+        / "jupyter": f'[ "$*" = "lab notebooks" ] && ls notebooks && {sys.executable} -m jupyterlab --version',
+        commands / "pip": f'exec {sys.executable} -m pip "$@" {alone}',
+    }
+    for path, body in programs.items():
+        path.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        path.chmod(0o755)
+    return folder, environment.parent, {**here, "PATH": f"{commands}{os.pathsep}{here['PATH']}"}
 
 
 @pytest.mark.slow
-def test_the_shell_blocks_run_in_order_from_an_empty_folder(newcomer):
-    folder, environment, variables = newcomer
+def test_the_shell_blocks_run_in_order_from_an_empty_folder(prepared):
+    folder, environment, variables = prepared
     clone, outputs = folder / "fluxnb", []
     for language, code in blocks(README):
-        if language != "bash":
+        if language != "bash" or code == "make demo CPU=1\n":  # make demo again, in an environment that exists
             continue
         outputs.append(run_bash(code, variables, clone if clone.is_dir() else folder))
         if not (clone / ".venv").exists():
@@ -112,6 +117,25 @@ def test_the_shell_blocks_run_in_order_from_an_empty_folder(newcomer):
     assert made == {"filmstrip.png", "grid.png", "trajectory.html"}
     assert any("lean-fp8" in output for output in outputs)  # of the plan
     assert (environment.parent / "installed" / "fluxnb" / "pocket" / "base" / "model_index.json").is_file()
+
+
+@pytest.mark.long
+def test_the_first_commands_work_without_an_environment(tmp_path, here):
+    """Nothing is replaced but the address: the environment is created, and JupyterLab serves its notebooks."""
+    first, _, lab, cpu, *_ = (code for language, code in blocks(README) if language == "bash")
+    run_bash(first, here, tmp_path)
+    clone = tmp_path / "fluxnb"
+    run_bash(cpu, here, clone, seconds=1500)
+    assert (clone / "demo" / "trajectory.html").stat().st_size > 10_000
+    server = subprocess.Popen(
+        ["bash", "-c", lab], cwd=clone, env={**os.environ, **here, "BROWSER": "true"}, text=True,
+        stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert any("is running at" in line for line in server.stderr or ())
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(30)
 
 
 def test_cpu_1_installs_torch_from_the_index_of_cpu_wheels_and_nothing_else(tmp_path):
