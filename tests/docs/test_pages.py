@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
 
 import pytest
 
-from tests.docs.blocks import FENCE, blocks, run_bash, run_python
+from tests.docs.blocks import FENCE, ROOT, blocks, run_bash, run_python
 from tests.remote.conftest import double  # noqa: F401
+from tests.test_words import PATTERN, parts
 
-ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted([DOCS / "index.md", *(DOCS / "howto").glob("*.md")])
+WRITTEN = re.compile(r"<!-- table .*?<!-- end of table -->", re.DOTALL)  # from notebooks and cards
 NOT_RUN = ("Needs a GPU", "In a Colab cell")
 NOT_CODE = ("{toctree}", "{raw} html", "{include}")
 MARKS = {"several-gpus": pytest.mark.long}  # it starts two processes that import torch
@@ -43,3 +44,12 @@ def test_a_block_that_does_not_run_has_a_caption_that_gives_the_reason(page):
         else:
             runs = kind in ("python", "bash") and page in PAGES
             assert runs or kind.startswith(NOT_CODE), (kind, code)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.stem)
+def test_a_page_has_no_old_word_of_the_project(page):
+    if {"_build", "_generated"} & set(page.parts):
+        return
+    text = WRITTEN.sub("", FENCE.sub("", page.read_text(encoding="utf-8")))
+    found = [(line, word) for line in text.splitlines() for word in parts(line) if PATTERN.fullmatch(word)]
+    assert found == []
