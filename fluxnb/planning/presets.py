@@ -23,6 +23,7 @@ class Preset:
         text_encoders: "resident" on the device; "by layer", each layer read for its call; or "offloaded" by diffusers.
         adaln_cache: whether the adaLN cache replaces the modulation layers.
         storage: how the weights of the blocks are stored, see `fluxnb.runtime.quantisation`.
+        text_storage: how the linear layers of a resident text encoder are stored: "plain" or "fp8".
         offload: "" for a transformer on the device; "leaf" streams it from page-locked memory and "mapped" from the
             page cache; "model" and "sequential" are the offloads of diffusers.
         devices: where the preset is available.
@@ -38,6 +39,7 @@ class Preset:
     text_encoders: str = "by layer"
     adaln_cache: bool = True
     storage: str = "plain"
+    text_storage: str = "plain"
     offload: str = ""
     devices: tuple[str, ...] = ("cuda",)
     penalty: float = 1.0
@@ -52,7 +54,7 @@ class Preset:
     @property
     def exact(self) -> bool:
         """Whether the results equal those of the plain model."""
-        return self.storage == "plain"
+        return self.storage == self.text_storage == "plain"
 
 
 PRESETS: dict[str, Preset] = {
@@ -109,6 +111,10 @@ PLAIN_PRESETS: dict[str, Preset] = {
         Preset(
             name="text-by-layer", description="the text encoder is read layer by layer for each prompt",
             adaln_cache=False, devices=("cuda", "mps"),
+        ),
+        Preset(
+            name="text-fp8", description="the text encoder is stored in 8 bits and computed in 16",
+            text_encoders="resident", adaln_cache=False, text_storage="fp8", penalty=1.6,
         ),
         *(dataclasses.replace(PRESETS[name], adaln_cache=False) for name in ("stream", "stream-mapped")),
         PRESETS["model-offload"],

@@ -19,6 +19,7 @@ __all__ = [
     "memory_by_stage",
     "memory_timeline",
     "requirements",
+    "text_bytes",
     "transformer_bytes",
 ]
 
@@ -119,7 +120,7 @@ def requirements(
         offload_blocks: predict with part of the transformer in main memory during decoding.
     """
     held = transformer_bytes(preset, model, workload.bytes)
-    encoders = (model.t5 + model.clip) * workload.bytes
+    encoders = text_bytes(preset, model, workload.bytes)
     peak = max(memory_by_stage(preset, model, workload, offload_blocks=offload_blocks).values()) * GIB
     moved_blocks = held * OFFLOADED_SHARE if offload_blocks else 0.0
     in_ram = {"model": held + model.vae * workload.bytes, "sequential": held, "leaf": held * PINNED_TRANSFORMER}
@@ -156,7 +157,7 @@ def memory_by_stage(
 ) -> dict[str, float]:
     """GiB on the accelerator in each stage: "prompt", "modulation", "denoise" and "decode"."""
     held, each = transformer_bytes(preset, model, workload.bytes), workload.bytes
-    vae, encoders = float(model.vae * each), float((model.t5 + model.clip) * each)
+    vae, encoders = float(model.vae * each), text_bytes(preset, model, each)
     activations = ACTIVATIONS * workload.tokens * model.width * each / 2
     decoding = (DECODING_COMPILED if preset.compiled else DECODING) * workload.pixels * each / 2
     layer = 3 * model.layer * each  # one that computes and two in transfer
@@ -201,6 +202,13 @@ def transformer_bytes(preset: Preset, model: ModelSize, weight_bytes: int) -> fl
     return float(model.blocks * each + model.rest * weight_bytes + modulation)
 
 
+def text_bytes(preset: Preset, model: ModelSize, weight_bytes: int) -> float:
+    """Bytes of the text encoders' weights as the preset stores them; in "fp8" the token embedding keeps 16 bits."""
+    if preset.text_storage == "plain":
+        return float((model.t5 + model.clip) * weight_bytes)
+    return float((model.t5 - model.text_layer) + (model.text_layer + model.clip) * weight_bytes)
+
+
 def _flop_rate(machine: Hardware, weight_bytes: int) -> float:
     return machine.tflops * 1e12 * (1.0 if weight_bytes == 2 or machine.device == "cpu" else 0.5)
 
@@ -242,6 +250,8 @@ class _Costs:
         """What a new prompt adds, for which `read` bytes are read again."""
         encoders = self.model.t5 + self.model.clip
         computing = 2 * encoders * 256 / _flop_rate(self.machine, self.workload.bytes)
+        if self.preset.text_storage == "fp8":
+            computing += CAST_BYTES["fp8"] * encoders / (self.machine.bandwidth * 1e9)
         if self.preset.text_encoders == "offloaded":
             return computing + 2 * encoders * self.workload.bytes / (PAGEABLE * 1e9)
         source = self.machine.pcie if pinned else READING if in_page_cache else min(READING, self.machine.disk)

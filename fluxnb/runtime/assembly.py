@@ -27,7 +27,7 @@ from fluxnb.runtime.adapters import support_adapters
 from fluxnb.runtime.compat import is_library_error, set_execution_device
 from fluxnb.runtime.exclusive import ExclusiveGroup, protect
 from fluxnb.runtime.gguf import GgufReader
-from fluxnb.runtime.quantisation import cast_for_compute, prepare_storage
+from fluxnb.runtime.quantisation import cast_for_compute, load_text_encoder, prepare_storage
 from fluxnb.runtime.streaming import (
     WeightReader,
     build_without_memory,
@@ -82,7 +82,7 @@ def assemble(
             load_by_layer(encoder, reader(folders[name], cache=cache_weights), device)
             ExclusiveGroup(encoder, device=device)
         else:
-            load_weights(encoder, reader(folders[name]), device)
+            load_text_encoder(encoder, reader(folders[name]), device, preset.text_storage, text_dtype or dtype)
     load_weights(pipe.vae, reader(folders["vae"]), device)
     if preset.text_encoders == "by layer":
         set_execution_device(pipe.vae, device)  # the first component that a pipeline derives its device from

@@ -5,6 +5,7 @@ Layers outside the blocks, at both ends of the transformer, keep 16 bits.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,12 +14,20 @@ from torch import Tensor, nn
 from fluxnb.errors import InputError, unknown_choice
 from fluxnb.planning.presets import WEIGHT_BYTES
 from fluxnb.runtime.compat import gguf_types
-from fluxnb.runtime.streaming import TensorSetter, set_tensor
+from fluxnb.runtime.streaming import TensorSetter, WeightReader, load_weights, set_tensor
 
-__all__ = ["STORAGES", "block_layers", "cast_for_compute", "prepare_storage", "quantise_layers"]
+__all__ = [
+    "STORAGES",
+    "block_layers",
+    "cast_for_compute",
+    "load_text_encoder",
+    "prepare_storage",
+    "quantise_layers",
+]
 
 STORAGES = tuple(WEIGHT_BYTES)
 SKIPPED = ("norm", "pos_embed", "time_text_embed", "x_embedder", "context_embedder", "^proj_out$")
+SKIPPED_TEXT = ("norm", "embed_tokens")
 
 
 def block_layers(transformer: nn.Module) -> dict[str, nn.Module]:
@@ -51,15 +60,49 @@ def prepare_storage(transformer: nn.Module, storage: str, compute: torch.dtype) 
         return None
     layers = block_layers(transformer)
     if storage == "fp8":
-        in_fp8 = set(layers.values())
-        return lambda layer, leaf, tensor: set_tensor(
-            layer, leaf, tensor.to(torch.float8_e4m3fn) if layer in in_fp8 else tensor
-        )
+        return _in_fp8(layers.values())
     if storage == "nf4":
         return _four_bits(transformer, layers, compute)
     if storage.startswith("gguf"):
         return _by_gguf(transformer, layers, compute)
     return _by_torchao(layers, storage)
+
+
+def _in_fp8(layers: Iterable[nn.Module]) -> TensorSetter:
+    chosen = set(layers)
+
+    def set_cast(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
+        set_tensor(layer, leaf, tensor.to(torch.float8_e4m3fn) if layer in chosen else tensor)
+
+    return set_cast
+
+
+def load_text_encoder(
+    encoder: nn.Module, reader: WeightReader, device: torch.device, storage: str, compute: torch.dtype
+) -> None:
+    """Load a text encoder built without memory, with its linear layers in a storage format.
+
+    Arguments:
+        storage: "plain", or "fp8" for 8-bit weights that are cast while a layer runs.
+        compute: dtype of the computation.
+    """
+    if storage == "plain":
+        load_weights(encoder, reader, device)
+        return
+    from diffusers.hooks import apply_layerwise_casting
+
+    # A head that shares the weights of the token embedding keeps 16 bits as well.
+    tied = getattr(getattr(encoder, "config", None), "tie_word_embeddings", False)
+    skipped = (*SKIPPED_TEXT, "lm_head") if tied else SKIPPED_TEXT
+    layers = [
+        module
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear) and not any(part in name for part in skipped)
+    ]
+    load_weights(encoder, reader, device, _in_fp8(layers))
+    apply_layerwise_casting(
+        encoder, storage_dtype=torch.float8_e4m3fn, compute_dtype=compute, skip_modules_pattern=skipped
+    )
 
 
 def cast_for_compute(transformer: Any, storage: str, compute: torch.dtype) -> None:

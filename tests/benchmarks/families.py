@@ -39,6 +39,7 @@ CASES = {
     "run": ("klein", 0, "resident", "run"),
     "run-z": ("z-image-turbo", 0, "resident", "run"),
     "plan-15": ("klein", 15, "text-by-layer", "plan"),
+    "text-fp8-15": ("klein", 15, "text-fp8", "plan"),
     "plan-24": ("klein", 24, "resident", "plan"),
     "plan-40": ("z-image-turbo", 40, "resident", "plan"),
     "stream-15": ("klein", 15, "stream-mapped", "plan"),

@@ -15,7 +15,9 @@ from fluxnb.errors import InputError, StorageError
 from fluxnb.families.registry import MODELS
 from fluxnb.planning.model_size import klein_size, model_size_of, z_image_size
 from fluxnb.planning.presets import presets_of
+from fluxnb.planning.requirements import text_bytes
 from fluxnb.runtime.assembly import assemble
+from fluxnb.runtime.exclusive import group_of
 from tests.families.test_families import LENGTH, bytes_of, plain, scale_of
 from tests.families.tiny import PIPELINES
 
@@ -59,6 +61,42 @@ def test_an_assembled_pipeline_has_the_bytes_of_the_loaded_one(folders, name, pr
     assert type(assembled) is type(pipe)
     assert assembled.config.get("is_distilled") == pipe.config.get("is_distilled")
     assert bytes_of(plain(assembled, name)) == bytes_of(plain(pipe, name))
+
+
+def text_in_fp8(folder, name):
+    kind = presets_of(fnb_family(name))["text-fp8"]
+    pipe = assemble(folder, kind, device=torch.device("cpu"), dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_8_bit_text_encoder_has_the_predicted_bytes(folders, name):
+    folder = folders(name)[1]
+    held = sum(p.numel() * p.element_size() for p in text_in_fp8(folder, name).text_encoder.parameters())
+    norms = sum(p.numel() for n, p in folders(name)[0].text_encoder.named_parameters() if "norm" in n)  # 16 bits
+    assert held == text_bytes(presets_of(fnb_family(name))["text-fp8"], model_size_of(folder), 2) + norms
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_8_bit_text_encoder_encodes_nearly_as_the_plain_one(folders, name):
+    pipe, folder = folders(name)
+    family = fnb_family(name)
+    both = [
+        family.encode(each, "a red fox", LENGTH, torch.device("cpu"))[0] for each in (pipe, text_in_fp8(folder, name))
+    ]
+    exact, near = (each[0] for each in both)  # Z-Image has a list of one prompt, klein a batch of one
+    assert 0 < torch.dist(exact.float(), near.float()) < 0.1 * exact.float().norm()
+
+
+def test_an_8_bit_text_encoder_runs_in_one_thread_at_a_time(folders):
+    assert group_of(text_in_fp8(folders("klein")[1], "klein").text_encoder) is not None
+
+
+@pytest.mark.parametrize(("name", "machine", "size"), [("klein", "colab-t4", 768), ("z-image", "colab-l4", 1024)])
+def test_the_plan_of_an_8_bit_text_encoder_is_lossy_and_fits(name, machine, size):
+    plan = fnb.plan(name, machine, preset="text-fp8", size=size)
+    assert not plan.exact and plan.vram_gib <= plan.machine.vram_gib
 
 
 @pytest.mark.parametrize("name", NAMES)
