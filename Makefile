@@ -32,7 +32,7 @@ PARALLEL := OMP_NUM_THREADS=1
 # A process that is done takes tests from the others. nbval is for notebooks alone, and its import takes seconds.
 SPREAD := -n auto --dist worksteal -p no:nbval
 
-.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval docs hero animations tables front-end front-end-check clean
+.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval claims docs hero animations tables front-end front-end-check clean
 
 help:
 	@sed -n '2,9s/^# //p' Makefile
@@ -103,6 +103,10 @@ notebooks: $(STAMP)
 	$(STEADY) $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 \
 	  --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.record_timing=False $(NOTEBOOKS)
 	$(STEADY) $(BIN)/python docs/tables.py
+
+# The claims of the notebooks on 12 other prompts x 8 other seeds, into docs/claims.json; takes an hour or more on a CPU.
+claims: $(STAMP)
+	$(STEADY) $(BIN)/python docs/claims.py --long $(NOTEBOOKS)
 
 # The JavaScript and CSS of the widgets, from the modules in front-end/src; needs node and npm.
 front-end: front-end/node_modules/.package-lock.json

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
+import claims  # noqa: E402
 from address import colab  # noqa: E402
 
 from fluxnb.__main__ import main  # noqa: E402
@@ -187,6 +188,7 @@ def written() -> dict[str, str]:
         "parts": parts(card),
         "training": training(card),
         "card": card_text(card),
+        "claims": claims.table(),
     }
 
 

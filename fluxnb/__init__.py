@@ -69,6 +69,8 @@ Lessons
     exercises         the exercises of a notebook with their questions
     Exercise          one exercise: `.name`, `.question`
     Verdict           what `check` returns: "right", "nearly" or "not yet", and why
+    Claims            the claims of a notebook: in how many cases each holds, as a table
+    Claim             one claim: `.count`, `.threshold`, `.status`
 
 Errors
     FluxnbError       base class; each error names the value given, the possible values and what to type

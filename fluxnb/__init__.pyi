@@ -25,6 +25,8 @@ from .lessons.answers import Exercise as Exercise
 from .lessons.answers import Verdict as Verdict
 from .lessons.check import check as check
 from .lessons.check import exercises as exercises
+from .lessons.claims import Claim as Claim
+from .lessons.claims import Claims as Claims
 from .pipeline.decoders import film as film
 from .pipeline.decoders import tiny as tiny
 from .pipeline.flux import Flux as Flux

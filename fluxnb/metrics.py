@@ -1,4 +1,4 @@
-"""Measures of a trajectory and of a set of images: straightness, length, convergence, diversity.
+"""Measures of a trajectory and of a set of images: straightness, length, convergence, diversity; counts with intervals.
 
 All are pure functions, computed in float64. A trajectory of few steps is a polygon of few corners, and nothing between
 them is measured; `coarseness` is the longest gap.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from fluxnb.errors import InputError
 from fluxnb.records import Step, Trajectory
 
 __all__ = [
+    "Count",
     "chord",
     "coarseness",
     "distance_to_final",
@@ -37,6 +39,76 @@ __all__ = [
 ]
 
 Points = Float[Tensor, "points numbers"]
+Z95 = 1.959964  # the standard normal quantile of a two-sided 95 % interval
+
+
+@entry_point(hits="hits=18", trials="trials=24")
+@dataclass(frozen=True)
+class Count:
+    """A number of hits among independent trials, with the 95 % interval of the share.
+
+    The interval is that of Wilson (1927), the score interval: it stays within 0 and 1 and is valid for small numbers.
+
+    Arguments:
+        hits: 0 to trials.
+        trials: at least 0; without trials the share is not defined, and the interval is 0 to 1.
+
+    Raises:
+        InputError: hits outside of 0 to trials.
+
+    Example:
+        >>> Count(18, 24)
+        18 of 24 (55 to 88 %)
+        >>> Count.of([True, False, True]).share
+        0.6666666666666666
+    """
+
+    hits: int
+    trials: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hits <= self.trials:
+            raise InputError(
+                f"{self.hits} hits in {self.trials} trials", "hits are 0 to trials", "type Count(hits=18, trials=24)"
+            )
+
+    @classmethod
+    def of(cls, outcomes: Iterable[object]) -> Count:
+        """The count of the outcomes that are true."""
+        flags = [bool(outcome) for outcome in outcomes]
+        return cls(sum(flags), len(flags))
+
+    @property
+    def share(self) -> float:
+        """Hits divided by trials; NaN without trials."""
+        return self.hits / self.trials if self.trials else math.nan
+
+    @property
+    def low(self) -> float:
+        """The lower end of the 95 % interval of the share."""
+        return 0.0 if self.hits == 0 else max(0.0, min(self.share, self._middle - self._half))
+
+    @property
+    def high(self) -> float:
+        """The upper end of the 95 % interval of the share."""
+        return 1.0 if self.hits == self.trials else min(1.0, max(self.share, self._middle + self._half))
+
+    @property
+    def _middle(self) -> float:
+        return (self.hits + Z95**2 / 2) / (self.trials + Z95**2)
+
+    @property
+    def _half(self) -> float:
+        spread = self.hits * (self.trials - self.hits) / self.trials + Z95**2 / 4
+        return Z95 * math.sqrt(spread) / (self.trials + Z95**2)
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.hits + other.hits, self.trials + other.trials) if isinstance(other, Count) else NotImplemented
+
+    def __repr__(self) -> str:
+        if not self.trials:
+            return "0 of 0"
+        return f"{self.hits} of {self.trials} ({100 * self.low:.0f} to {100 * self.high:.0f} %)"
 
 
 @entry_point("trajectory")

@@ -69,6 +69,7 @@ OTHER_USE = re.compile(r"\b(ast|os)\.walk\(|\.roll\(|-shadow:|\.kept\b|def kept|
 # Remaining uses: file of `fluxnb/` and word, with their number and the reason.
 REMAINING: dict[tuple[str, str], tuple[int, str]] = {
     ("arguments.py", "door"): (1, "beartype.door, a module of beartype"),
+    ("lessons/claims.py", "says"): (1, "a prompt: holding a sign that says hello"),
     ("plots/attention_maps.py", "shown"): (1, "a note in the figure: 2 of 4 steps shown"),
     ("plots/strips.py", "shown"): (1, "a note in the figure: 6 of 28 steps shown"),
     ("records/latents.py", "eye"): (1, "the function torch.eye"),

@@ -202,6 +202,9 @@ GOOD: dict[str, Any] = {
     "flow.euler_step": lambda r: {"x": r.trajectory.final, "v": r.trajectory.final, "sigma": 1.0, "sigma_next": 0.5},
     "flow.share_prefixes": lambda r: {"schedules": [(1.0, 0.5, 0.0), (1.0, 0.0)]},
     "flow.shared_evaluations": lambda r: {"schedules": [(1.0, 0.5, 0.0), (1.0, 0.0)]},
+    "fnb.Claims": lambda r: {"notebook": "seeds", "model": "pocket", "prompts": ["a fox"], "seeds": range(2),
+                             "about": ["pocket"]},
+    "fnb.metrics.Count": lambda r: {"hits": 3, "trials": 4},
     "fnb.check": lambda r: {"exercise": "guidance-2", "answer": 56},
     "fnb.exercises": lambda r: {"notebook": "guidance"},
     "r.trajectory.to_html": lambda r: {"path": r.folder / "a.html", "shows": ["x"], "decode": None},
@@ -218,8 +221,8 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 # Names whose values are made by fluxnb and not by its users.
 MADE_HERE = {
-    "Cell", "Exercise", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan", "Recorder", "Scrubber",
-    "Step", "Stream", "Sweep", "Trajectory", "Verdict",
+    "Cell", "Claim", "Exercise", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan", "Recorder",
+    "Scrubber", "Step", "Stream", "Sweep", "Trajectory", "Verdict",
 }  # fmt: skip
 NOT_CALLED = {"STOP", "last", "flow", "io", "metrics", "plots", "widgets"}
 
