@@ -41,7 +41,7 @@ def markdown(short: dict[str, dict[str, Any]], long: dict[str, dict[str, Any]]) 
             cells = [
                 f"[{name}](notebooks/{name}.ipynb)",
                 _text(row["sentence"]),
-                _required(row["threshold"]),
+                row["required"],
                 _counted(row),
                 _counted(far) if far else "not run",
             ]
@@ -51,12 +51,6 @@ def markdown(short: dict[str, dict[str, Any]], long: dict[str, dict[str, Any]]) 
 
 def _counted(row: dict[str, Any]) -> str:
     return f"{row['status']}: {Count(row['holds'], row['of'])}"
-
-
-def _required(threshold: float | Sequence[float]) -> str:
-    if isinstance(threshold, int | float):
-        return f"at least {100 * threshold:.0f} %"
-    return f"{100 * threshold[0]:.0f} to {100 * threshold[1]:.0f} %"
 
 
 def _text(sentence: str) -> str:
@@ -87,7 +81,7 @@ def run_long(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 def _line(row: dict[str, Any]) -> str:
     few = "" if row["of"] >= CASES else f"  (fewer than {CASES} cases: {row['tried']})"
-    return f"{_counted(row)}, {_required(row['threshold'])}: {row['sentence']}{few}"
+    return f"{_counted(row)}, {row['required']}: {row['sentence']}{few}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

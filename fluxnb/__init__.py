@@ -70,7 +70,7 @@ Lessons
     Exercise          one exercise: `.name`, `.question`
     Verdict           what `check` returns: "right", "nearly" or "not yet", and why
     Claims            the claims of a notebook: in how many cases each holds, as a table
-    Claim             one claim: `.count`, `.threshold`, `.status`
+    Claim             one claim: `.sentence`, `.count`, `.status`
 
 Errors
     FluxnbError       base class; each error names the value given, the possible values and what to type

@@ -1,4 +1,4 @@
-"""Claims of the notebooks as data: a sentence, the cases that were tried, the cases in which it holds, a threshold.
+"""Claims of the notebooks as data: a sentence, the cases that were tried, those in which it holds, a threshold.
 
 A notebook states its claims in one `Claims`, which displays as a table at its end. The table is part of the committed
 outputs, from which `read_claims` reads it back. `FLUXNB_CLAIMS=long` in the environment tries the same claims on
@@ -41,7 +41,6 @@ LONG_PROMPTS: dict[str, tuple[str, ...]] = {
     "signs": tuple(f"{noun} holding a sign that says {word}" for noun, word in zip(_NOUNS, _SIGNS, strict=True)),
 }
 LONG_SEEDS = tuple(range(1000, 1008))
-Threshold = float | tuple[float, float]
 Case = Callable[..., Any]
 STATUSES = ("pass", "fail", "differs", "not tried")
 
@@ -53,7 +52,7 @@ class Claim:
     Attributes:
         sentence: what is claimed of each case.
         count: the cases in which it holds, of those that were tried.
-        threshold: the smallest share that passes, or the smallest and the largest of a claim about a share.
+        at_least, at_most: the smallest and the largest share that pass.
         model: the model that it was tried on.
         home: whether the claim was made about this model. On another one a failure is a difference.
         tried: on what, such as "12 prompts x 8 seeds".
@@ -61,7 +60,8 @@ class Claim:
 
     sentence: str
     count: Count
-    threshold: Threshold
+    at_least: float
+    at_most: float
     model: str
     home: bool
     tried: str
@@ -71,17 +71,17 @@ class Claim:
         """Whether enough cases hold: "pass", "fail", "differs" for a failure on another model, or "not tried"."""
         if not self.count.trials:
             return "not tried"
-        low, high = self.threshold if isinstance(self.threshold, tuple) else (self.threshold, 1.0)
-        if low <= self.count.share <= high:
+        if self.at_least <= self.count.share <= self.at_most:
             return "pass"
         return "fail" if self.home else "differs"
 
     @property
     def required(self) -> str:
-        """The threshold in words."""
-        if isinstance(self.threshold, tuple):
-            return f"{100 * self.threshold[0]:.0f} to {100 * self.threshold[1]:.0f} %"
-        return f"at least {100 * self.threshold:.0f} %"
+        """The share that is required, in words."""
+        low, high = (f"{100 * end:.0f}" for end in (self.at_least, self.at_most))
+        if self.at_most == 1:
+            return f"at least {low} %"
+        return f"at most {high} %" if self.at_least == 0 else f"{low} to {high} %"
 
     def __repr__(self) -> str:
         return f"{self.status}: {self.count}, {self.required}: {self.sentence}"
@@ -105,7 +105,7 @@ class Claims:
         about: the models that the claims are about.
 
     Raises:
-        InputError: a threshold out of range, an unknown kind, or a function with other parameters than prompt and seed.
+        InputError: a share out of range, an unknown kind, or a function with other parameters than prompt and seed.
 
     Example:
         >>> claims = Claims("seeds", "pocket", prompts=["a fox", "a cat"], seeds=range(2))
@@ -116,7 +116,7 @@ class Claims:
     def __init__(
         self,
         notebook: str,
-        model: Flux | str,
+        model: Flux | str = "pocket",
         *,
         prompts: Sequence[str] = (),
         seeds: Iterable[int] = (),
@@ -131,9 +131,10 @@ class Claims:
     def add(
         self,
         sentence: str,
-        cases: Case | Iterable[object] | Count,
+        cases: Case | Iterable[object] | Count | bool,
         *,
-        threshold: Threshold = 0.9,
+        at_least: float | None = None,
+        at_most: float | None = None,
         kind: str = "places",
     ) -> Claim:
         """Try a claim and add it to the table.
@@ -143,14 +144,15 @@ class Claims:
             cases: a function of `prompt` and `seed`, or of one of them, which returns whether the sentence holds; it
                 is called with all of them. Or the outcomes of cases that are computed already, or their Count; the
                 long form then repeats those.
-            threshold: the smallest share of the cases, 0.9 by default; a pair is the range of a claim about a share.
+            at_least: the smallest share of the cases that passes; 0.9 where neither it nor `at_most` is given.
+            at_most: the largest share that passes, for a claim about something rare, or with `at_least` a range.
             kind: of the prompts of the long form: "things" (the place is left open), "places" or "signs".
         """
-        _check_threshold(threshold)
+        low, high = _range(at_least, at_most)
         if kind not in LONG_PROMPTS:
             raise unknown_choice("kind", kind, LONG_PROMPTS)
         count, tried = self._count(cases, kind) if callable(cases) else _counted(cases)
-        claim = Claim(sentence, count, threshold, self.model, self.model in self._about, tried)
+        claim = Claim(sentence, count, low, high, self.model, self.model in self._about, tried)
         self.claims.append(claim)
         return claim
 
@@ -189,7 +191,7 @@ class Claims:
                 "sentence": each.sentence,
                 "holds": each.count.hits,
                 "of": each.count.trials,
-                "threshold": each.threshold,
+                "required": each.required,
                 "tried": each.tried,
                 "status": each.status,
             }
@@ -233,22 +235,25 @@ def _check_table(table: Any) -> None:
         raise ValueError("names are text")
     for row in table["claims"]:
         Count(row["holds"], row["of"])
-        if row["status"] not in STATUSES or not isinstance(row["sentence"], str):
-            raise ValueError("an unknown status")
+        if row["status"] not in STATUSES or not all(isinstance(row[name], str) for name in ("sentence", "required")):
+            raise ValueError("a row of another form")
 
 
-def _check_threshold(threshold: Any) -> None:
-    ends = threshold if isinstance(threshold, tuple) else (threshold, 1.0)
-    numbers = [each for each in ends if isinstance(each, int | float) and not isinstance(each, bool) and 0 <= each <= 1]
-    if len(ends) != 2 or len(numbers) != 2 or numbers[0] > numbers[1]:
-        raise InputError(
-            f"threshold={shorten(threshold)}",
-            "it is a share of 0 to 1, or the two ends of a range",
-            "try threshold=0.9",
-        )
+def _range(at_least: Any, at_most: Any) -> tuple[float, float]:
+    """The smallest and the largest share that pass."""
+    given = {name: share for name, share in (("at_least", at_least), ("at_most", at_most)) if share is not None}
+    for name, share in given.items():
+        if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
+            raise InputError(f"{name}={shorten(share)}", "it is a share, 0 to 1", f"try {name}=0.9")
+    low, high = float(given.get("at_least", 0.0 if given else 0.9)), float(given.get("at_most", 1.0))
+    if low > high:
+        raise InputError(f"at_least={low} with at_most={high}", "at_least is the smaller one", "exchange them")
+    return low, high
 
 
 def _counted(cases: Any) -> tuple[Count, str]:
+    if isinstance(cases, bool):
+        cases = [cases]
     if not isinstance(cases, Count):
         if isinstance(cases, str | bytes) or not isinstance(cases, Iterable):
             raise InputError(

@@ -77,12 +77,19 @@ def test_a_function_of_the_seed_alone_is_called_once_for_each(claims):
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "threshold", "status"),
-    [([True] * 9 + [False], 0.9, "pass"), ([True] * 8 + [False] * 2, 0.9, "fail"), ([], 0.9, "not tried"),
-     ([True, False], (0.4, 0.6), "pass"), ([True, True], (0.4, 0.6), "fail"), ([False], 0.0, "pass")],
+    ("outcomes", "required", "status"),
+    [([True] * 9 + [False], {}, "pass"), ([True] * 8 + [False] * 2, {}, "fail"), ([], {}, "not tried"),
+     ([True, False], {"at_least": 0.4, "at_most": 0.6}, "pass"), ([True, True], {"at_least": 0.4, "at_most": 0.6}, "fail"),
+     ([False], {"at_most": 0.1}, "pass"), ([True], {"at_most": 0.1}, "fail"), (True, {}, "pass"), (False, {}, "fail")],
 )  # fmt: skip
-def test_the_status_follows_the_share_and_the_threshold(claims, outcomes, threshold, status):
-    assert claims.add("A claim.", outcomes, threshold=threshold).status == status
+def test_the_status_follows_the_share_and_what_is_required(claims, outcomes, required, status):
+    assert claims.add("A claim.", outcomes, **required).status == status
+
+
+def test_what_is_required_is_stated_in_words(claims):
+    assert claims.add("A.", True).required == "at least 90 %"
+    assert claims.add("A.", True, at_most=0.1).required == "at most 10 %"
+    assert claims.add("A.", True, at_least=0.4, at_most=0.6).required == "40 to 60 %"
 
 
 def test_a_failure_on_another_model_differs():
@@ -122,10 +129,16 @@ def test_the_table_displays_every_claim_as_text_as_html_and_as_data(claims):
     assert [row["status"] for row in json.loads(json.dumps(bundle[MIME]))["claims"]] == ["fail", "not tried"]
 
 
-@pytest.mark.parametrize("threshold", [1.5, -0.1, "x", (0.5,), (0.8, 0.2), True, None])
-def test_a_threshold_that_is_no_share_is_refused(claims, threshold):
-    with pytest.raises(InputError, match="threshold"):
-        claims.add("A claim.", [True], threshold=threshold)
+@pytest.mark.parametrize("name", ["at_least", "at_most"])
+@pytest.mark.parametrize("share", [1.5, -0.1, "x", (0.5,), True, math.nan])
+def test_a_required_share_that_is_no_share_is_refused(claims, name, share):
+    with pytest.raises(InputError, match=name):
+        claims.add("A claim.", [True], **{name: share})
+
+
+def test_a_range_that_is_empty_is_refused(claims):
+    with pytest.raises(InputError, match="Exchange them"):
+        claims.add("A claim.", [True], at_least=0.8, at_most=0.2)
 
 
 @pytest.mark.parametrize("cases", [3, "text", None, lambda: True, lambda picture: True])
@@ -151,7 +164,8 @@ def test_a_table_is_read_from_the_outputs_of_a_notebook(claims, tmp_path):
 @pytest.mark.parametrize(
     "table",
     [{}, {"notebook": "a", "model": 3, "claims": []}, {"notebook": "a", "model": "b", "claims": [{"status": "x"}]},
-     {"notebook": "a", "model": "b", "claims": [{"holds": 3, "of": 2, "status": "pass", "sentence": "x"}]}, [1]],
+     {"notebook": "a", "model": "b",
+      "claims": [{"holds": 3, "of": 2, "status": "pass", "sentence": "x", "required": ""}]}, [1]],
 )  # fmt: skip
 def test_a_table_of_another_form_is_refused(table, tmp_path):
     with pytest.raises(StorageError, match="make notebooks"):
@@ -171,7 +185,7 @@ def test_the_command_collects_the_claims_and_reports_a_failure(command, claims, 
 
 
 def test_the_page_has_the_counts_of_both_forms_beside_each_other(command, claims):
-    claims.add("A claim.", [True, False], threshold=(0.4, 0.6))
+    claims.add("A claim.", [True, False], at_least=0.4, at_most=0.6)
     long = {"notebook": {"claims": [{**claims.to_json()["claims"][0], "holds": 50, "of": 96}]}}
     row = command.markdown({"notebook": claims.to_json()}, long).split("\n")[2]
     assert row.endswith("| 40 to 60 % | pass: 1 of 2 (9 to 91 %) | pass: 50 of 96 (42 to 62 %) |")
