@@ -79,7 +79,8 @@ def test_a_function_of_the_seed_alone_is_called_once_for_each(claims):
 @pytest.mark.parametrize(
     ("outcomes", "required", "status"),
     [([True] * 9 + [False], {}, "pass"), ([True] * 8 + [False] * 2, {}, "fail"), ([], {}, "not tried"),
-     ([True, False], {"at_least": 0.4, "at_most": 0.6}, "pass"), ([True, True], {"at_least": 0.4, "at_most": 0.6}, "fail"),
+     ([True, False], {"at_least": 0.4, "at_most": 0.6}, "pass"),
+     ([True, True], {"at_least": 0.4, "at_most": 0.6}, "fail"),
      ([False], {"at_most": 0.1}, "pass"), ([True], {"at_most": 0.1}, "fail"), (True, {}, "pass"), (False, {}, "fail")],
 )  # fmt: skip
 def test_the_status_follows_the_share_and_what_is_required(claims, outcomes, required, status):
