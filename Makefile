@@ -2,9 +2,10 @@
 #   make demo   from a prompt to a film strip, a grid and a page        make test   everything that is checked
 #   make lab    the notebooks, in JupyterLab                            make quick  the checks of a minute and a half
 #   make colab  the tests again, on the versions that Colab preinstalls
-#   make docs   the documentation site
+#   make docs   the documentation site                                  make hashes  constraints-hashes.txt
 # VENV=path   another place for the environment      PYTHON=python3.12   another Python to create it with
-# CPU=1   the CPU build of torch, on Linux without an NVIDIA GPU      PIP_ARGS=..  further arguments for pip
+# CPU=1       the CPU build of torch, on Linux without an NVIDIA GPU      PIP_ARGS=..  further arguments for pip
+# HASHES=1    packages are installed only if their hashes are those of constraints-hashes.txt
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -17,7 +18,8 @@ CPU ?=
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 OUT ?= demo
 BIN := $(VENV)/bin
-PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+HASHES ?=
+PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
 STAMP := $(VENV)/.made-for-fluxnb
 COLAB ?= .venv-colab
 COLAB_STAMP := $(COLAB)/.made-for-fluxnb
@@ -32,10 +34,10 @@ PARALLEL := OMP_NUM_THREADS=1
 # A process that is done takes tests from the others. nbval is for notebooks alone, and its import takes seconds.
 SPREAD := -n auto --dist worksteal -p no:nbval
 
-.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval claims docs hero animations tables front-end front-end-check clean
+.PHONY: help env demo test quick long colab lab lint types imports format unit notebooks nbval claims docs hashes hero animations tables front-end front-end-check clean
 
 help:
-	@sed -n '2,9s/^# //p' Makefile
+	@sed -n '2,10s/^# //p' Makefile
 
 env: $(STAMP)
 
@@ -43,8 +45,9 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	@test -x $(BIN)/python || { echo "making $(VENV) (the first time takes a few minutes)"; $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; }
-	$(if $(CPU),$(PIP) --no-deps --index-url $(CPU_WHEELS) torch)
-	$(PIP) --editable '.[dev]'
+	$(if $(CPU),$(PIP) --no-deps --index-url $(CPU_WHEELS) --constraint constraints.txt torch)
+	$(if $(HASHES),$(PIP) --no-deps --require-hashes --requirement constraints-hashes.txt)
+	$(PIP) $(if $(HASHES),--no-build-isolation) --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(STAMP)
@@ -129,6 +132,15 @@ docs: docs/_build/gallery/gallery/words.html
 
 docs/_build/gallery/gallery/words.html: docs/gallery.py fluxnb/pocket/card.json $(wildcard fluxnb/widgets/static/*) $(STAMP)
 	$(STEADY) $(BIN)/python docs/gallery.py
+
+# Versions and hashes of all packages of the environment, for every platform. Without torch and what it brings, since the
+# installer chooses between its CPU and its CUDA builds.
+hashes: $(STAMP)
+	$(PIP) --constraint constraints.txt uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --constraint constraints.txt --universal --python-version 3.11 --quiet \
+	  --generate-hashes --no-annotate --custom-compile-command "make hashes" --output-file constraints-hashes.txt
+	awk '/^[^ ]/ {kept = !/^(torch|triton|cuda-|nvidia-)/} kept' constraints-hashes.txt > constraints-hashes.part
+	mv constraints-hashes.part constraints-hashes.txt
 
 # The picture at the top of the site's start page.
 hero: $(STAMP)

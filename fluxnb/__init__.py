@@ -32,6 +32,7 @@ Sampling
     RecordingWarning  a recorded call whose record is incomplete
     RemoteWarning     an endpoint withheld a picture or failed after it drew some
     StoreWarning      pictures that are not stored, because no key identifies what drew them
+    VersionWarning    a library is newer than the version that fluxnb was tested with
 
 Values
     Recipe            prompt, seed, steps, size and everything else that determines a picture

@@ -15,6 +15,7 @@ from .grid.sweep import Stream as Stream
 from .grid.sweep import plan_sweep as plan_sweep
 from .grid.sweep import stream as stream
 from .grid.sweep import sweep as sweep
+from .installation import VersionWarning as VersionWarning
 from .io.comfyui import comfy_workflow as comfy_workflow
 from .io.imported import Imported as Imported
 from .io.importing import import_recipe as import_recipe

@@ -1,13 +1,69 @@
-"""How this package was installed, for remedies that can be typed as they are."""
+"""How this package and its libraries were installed: remedies that can be typed, and versions that were tested."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import shlex
 from urllib.parse import unquote, urlsplit
 
-__all__ = ["restore_command", "update_command"]
+from fluxnb.errors import warn_caller
+
+__all__ = ["TESTED", "VersionWarning", "restore_command", "update_command", "warn_of_newer_libraries"]
+
+# The newest versions that the tests run with: those of constraints.txt, for the libraries whose insides are observed.
+TESTED = {
+    "accelerate": "1.15.0",
+    "anywidget": "0.11.0",
+    "diffusers": "0.42.1",
+    "huggingface_hub": "2.4.0",
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+}
+_checked = False  # once in a process
+
+
+class VersionWarning(UserWarning):
+    """A library is newer than the version that fluxnb was tested with."""
+
+
+def warn_of_newer_libraries() -> None:
+    """Warn of libraries with a newer major or minor version than the tested one, once in a process.
+
+    Releases that differ in the last number alone, such as 0.42.2 for 0.42.1, correct faults and are not named.
+
+    Warns:
+        VersionWarning: with the installed and the tested version, and the commands that install the tested one and
+            silence the warning.
+    """
+    global _checked
+    if _checked:
+        return
+    _checked = True
+    newer = {name: version for name, tested in TESTED.items() if _minor(version := _installed(name)) > _minor(tested)}
+    if newer:
+        listed = ", ".join(f"{name} {version} (tested: {TESTED[name]})" for name, version in newer.items())
+        pins = " ".join(f"{name}=={TESTED[name]}" for name in newer)
+        warn_caller(
+            f"newer than the versions that fluxnb was tested with: {listed}. If something fails, type pip install "
+            f'{pins}. To silence this: warnings.filterwarnings("ignore", category=fluxnb.VersionWarning).',
+            VersionWarning,
+        )
+
+
+def _installed(name: str) -> str:
+    """The version of an installed distribution; "" for none."""
+    try:
+        return importlib.metadata.version(name) or ""
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _minor(version: str) -> tuple[int, int]:
+    """Major and minor number; a version without them, such as that of a checkout, is older than all."""
+    found = re.match(r"(?:\d+!)?(\d+)\.(\d+)", version)
+    return (int(found[1]), int(found[2])) if found else (-1, -1)
 
 
 def restore_command() -> str:

@@ -39,5 +39,5 @@ def test_a_huge_value_does_not_flood_the_message():
 def test_warnings_of_the_package_are_user_warnings():
     import fluxnb as fnb
 
-    for warning in (fnb.PromptWarning, fnb.RecordingWarning, fnb.StoreWarning):
+    for warning in (fnb.PromptWarning, fnb.RecordingWarning, fnb.StoreWarning, fnb.VersionWarning):
         assert issubclass(warning, UserWarning)

@@ -19,6 +19,7 @@ from fluxnb.errors import InputError, StorageError, shorten, unknown_choice
 from fluxnb.families.defaults import ModelDefaults, defaults_of
 from fluxnb.families.family import Family
 from fluxnb.families.registry import FAMILIES, family_of
+from fluxnb.installation import warn_of_newer_libraries
 from fluxnb.pipeline.compat import dtype_keyword, execution_device, without_loading_output
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.identity import identity_of
@@ -111,11 +112,15 @@ def load(
         StorageError: a missing folder, a damaged file, a gated or unreachable hub.
         RunError: not enough memory; raised before anything is downloaded.
 
+    Warns:
+        VersionWarning: a library is newer than the version that fluxnb was tested with; once in a process.
+
     Example:
         >>> flux = load("pocket")                                                   # doctest: +SKIP
         >>> flux.plan.preset                                                        # doctest: +SKIP
         'cpu'
     """
+    warn_of_newer_libraries()
     dtype = str(dtype).removeprefix("torch.")
     if (endpoint := endpoint_of(model)) is not None:
         given = {"preset": preset, "dtype": dtype, "fast": fast, "variant": variant, "revision": revision}

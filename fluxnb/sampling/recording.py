@@ -33,6 +33,7 @@ from fluxnb.arguments import entry_point
 from fluxnb.cleanup import progress_lock, undoing
 from fluxnb.errors import InputError, warn_caller
 from fluxnb.families.reading import NotRecorded, Reading, TrigFlow, geometry_of_call, levels_of, trigflow_of
+from fluxnb.installation import warn_of_newer_libraries
 from fluxnb.pipeline.compat import tensor_version
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.load import handle_of
@@ -131,6 +132,7 @@ def recording(
 
     Warns:
         RecordingWarning: a record is incomplete, or the numbers of a call are not finite; the call is not affected.
+        VersionWarning: a library is newer than the version that fluxnb was tested with; once in a process.
 
     Example:
         >>> with recording(pipe) as recorder:                                       # doctest: +SKIP
@@ -138,6 +140,7 @@ def recording(
         >>> recorder.trajectories[0].steps[0].clean.shape                           # doctest: +SKIP
         torch.Size([4096, 64])
     """
+    warn_of_newer_libraries()
     if isinstance(pipe, Remote):
         raise pipe.refusal("recording")
     flux = pipe if isinstance(pipe, Flux) else None
