@@ -1,6 +1,6 @@
-"""Each way of holding a model on a real CUDA device, with the toy: bytes, and what stays on the device.
+"""Each preset on a CUDA device, with pocket: bytes, and what is on the device.
 
-`python -m pytest tests/gpu -m gpu`. Full-size numbers are tests/benchmarks/fullsize.py.
+`python -m pytest tests/gpu -m gpu`. Full-size measurements are in tests/benchmarks/fullsize.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fluxnb.runtime.cuda_graphs import GraphReplay
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 EXACT = ("resident", "lean", "stream", "stream-mapped")
-QUESTION = {"seed": 3, "steps": 4, "height": 128, "width": 128}
+REQUEST = {"seed": 3, "steps": 4, "height": 128, "width": 128}
 
 
 def built(preset, dtype=torch.bfloat16, **options):
@@ -37,38 +37,38 @@ def plain():
     return fnb.load(pipe)
 
 
-@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("preset", EXACT)
-def test_an_exact_preset_gives_the_bytes_of_plain_diffusers(plain, preset, keep):
-    flux = built(preset, keep=keep)
+def test_an_exact_preset_gives_the_bytes_of_plain_diffusers(plain, preset, cache):
+    flux = built(preset, cache_weights=cache)
     for prompt in ("a fox", "a cat holding a sign"):
-        mine, theirs = (fnb.run(each, prompt, **QUESTION).image.tobytes() for each in (flux, plain))
-        assert mine == theirs
+        own, expected = (fnb.run(each, prompt, **REQUEST).image.tobytes() for each in (flux, plain))
+        assert own == expected
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5])
-def test_tables_hold_for_any_step_count(plain, steps):
-    question = {**QUESTION, "steps": steps}
-    mine, theirs = (fnb.run(each, "a fox", **question).image.tobytes() for each in (built("lean"), plain))
-    assert mine == theirs
+def test_the_adaln_cache_is_exact_for_any_number_of_steps(plain, steps):
+    request = {**REQUEST, "steps": steps}
+    own, expected = (fnb.run(each, "a fox", **request).image.tobytes() for each in (built("lean"), plain))
+    assert own == expected
 
 
 def test_a_sweep_under_lean_gives_the_bytes_of_plain_diffusers(plain):
-    asked = {"prompts": ["a fox", "a cat"], "seeds": [0, 1], "steps": [1, 2, 3, 4]}
-    grids = [fnb.sweep(each, **asked) for each in (built("lean"), plain)]
+    cells = {"prompts": ["a fox", "a cat"], "seeds": [0, 1], "steps": [1, 2, 3, 4]}
+    grids = [fnb.sweep(each, **cells) for each in (built("lean"), plain)]
     assert [cell.image.tobytes() for cell in grids[0]] == [cell.image.tobytes() for cell in grids[1]]
 
 
 @pytest.mark.parametrize("preset", ["lean", "lean-fp8", "lean-nf4"])
-def test_parking_changes_no_bytes_and_frees_memory(preset, monkeypatch):
+def test_offloading_blocks_while_decoding_changes_no_bytes_and_frees_memory(preset, monkeypatch):
     if PRESETS[preset].library:
         pytest.importorskip(PRESETS[preset].library)
-    still, moved = built(preset), built(preset, offload_blocks=True)
+    resident, moved = built(preset), built(preset, offload_blocks=True)
     held = []
     decoder = moved.pipe.vae.decoder
     decoder.register_forward_pre_hook(lambda *_: held.append(torch.cuda.memory_allocated()))
-    mine, theirs = (fnb.run(each, "a fox", **QUESTION).image.tobytes() for each in (moved, still))
-    assert mine == theirs
+    own, expected = (fnb.run(each, "a fox", **REQUEST).image.tobytes() for each in (moved, resident))
+    assert own == expected
     assert held[0] < torch.cuda.memory_allocated()
 
 
@@ -76,13 +76,13 @@ def test_parking_changes_no_bytes_and_frees_memory(preset, monkeypatch):
 def test_a_lossy_preset_is_close(plain, preset):
     if PRESETS[preset].library:
         pytest.importorskip(PRESETS[preset].library)
-    mine, theirs = (fnb.run(each, "a fox", **QUESTION).steps[0].v.float() for each in (built(preset), plain))
-    assert 1e-4 < (mine - theirs).norm() / theirs.norm() < 0.2
+    own, expected = (fnb.run(each, "a fox", **REQUEST).steps[0].v.float() for each in (built(preset), plain))
+    assert 1e-4 < (own - expected).norm() / expected.norm() < 0.2
 
 
 def test_streaming_leaves_the_transformer_in_main_memory():
     flux = built("stream")
-    fnb.run(flux, "a fox", **QUESTION)
+    fnb.run(flux, "a fox", **REQUEST)
     assert all(
         weight.device.type == "cpu"
         for block in flux.pipe.transformer.transformer_blocks
@@ -90,13 +90,13 @@ def test_streaming_leaves_the_transformer_in_main_memory():
     )
 
 
-def test_the_public_door_takes_what_the_plan_says():
+def test_load_has_the_preset_of_its_plan():
     flux = fnb.load("pocket-base")
     assert flux.plan.device == "cuda" and flux.plan.preset == "resident"
     assert flux.plan.vram_gib < flux.plan.machine.vram_gib
 
 
-def test_running_out_of_memory_is_our_error_and_the_next_call_works():
+def test_too_little_memory_is_a_run_error_and_the_next_call_works():
     flux = built("resident")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -106,21 +106,21 @@ def test_running_out_of_memory_is_our_error_and_the_next_call_works():
             fnb.run(flux, "a fox", seed=0, steps=1, height=1024, width=1024)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert fnb.run(flux, "a fox", **QUESTION).finished
+    assert fnb.run(flux, "a fox", **REQUEST).finished
 
 
-def test_fast_is_close_and_says_what_it_gave(plain):
+def test_fast_is_close_and_its_plan_lists_what_it_gained(plain):
     flux = fnb.load("pocket-base", dtype="bfloat16", fast=True).with_defaults(guidance_kind="none", guidance=None)
-    mine, theirs = (fnb.run(each, "a fox", **QUESTION) for each in (flux, plain))
-    assert (mine.steps[0].v.float() - theirs.steps[0].v.float()).abs().max() < 0.1
-    assert any("attention" in speedup.name for speedup in flux.plan.fast.speedups) and not mine.exact
+    own, expected = (fnb.run(each, "a fox", **REQUEST) for each in (flux, plain))
+    assert (own.steps[0].v.float() - expected.steps[0].v.float()).abs().max() < 0.1
+    assert any("attention" in speedup.name for speedup in flux.plan.fast.speedups) and not own.exact
 
 
-def test_replayed_evaluations_give_the_bytes_of_those_started_one_by_one():
-    replayed, still = built("lean"), built("lean")
+def test_replayed_evaluations_give_the_bytes_of_plain_ones():
+    replayed, evaluated = built("lean"), built("lean")
     replay = GraphReplay(replayed.pipe.transformer)
     for steps in (4, 3):
-        question = {**QUESTION, "steps": steps}
-        mine, theirs = (fnb.run(each, "a fox", **question).image.tobytes() for each in (replayed, still))
-        assert mine == theirs
-    assert all(recording is not None for recording in replay._recordings.values())
+        request = {**REQUEST, "steps": steps}
+        own, expected = (fnb.run(each, "a fox", **request).image.tobytes() for each in (replayed, evaluated))
+        assert own == expected
+    assert len(replay._graphs) == 1 and all(graph is not None for graph in replay._graphs.values())
