@@ -313,7 +313,7 @@ def _add_sweep(commands: Any) -> None:
     many.add_argument("--width", type=int, metavar="PIXELS", help="default: the model's own")
     many.add_argument("--guidance", nargs="+", type=float, metavar="G", help="for models that take one")
     many.add_argument("--negative", metavar="PROMPT", help="what not to draw, for models that take it")
-    many.add_argument("--sampler", help="euler or renoise (default: euler)")
+    many.add_argument("--sampler", help="euler, renoise, heun or midpoint (default: euler)")
     many.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     many.set_defaults(command=sweep)
 

@@ -178,7 +178,7 @@ class GridRunner:
 
     def _predicted_cost(self, group: SharedPrefix) -> float:
         """Evaluations of a group and decoded pictures times their pixels; to be compared with that of another group."""
-        first, steps = group.recipes[0], sum(recipe.steps for recipe in group.recipes)
+        first, steps = group.recipes[0], sum(recipe.evaluations for recipe in group.recipes)
         evaluations = self.flux.evaluations_of(first, steps - len(group.recipes) + 1)
         return (evaluations + DECODE_COST * len(group.recipes)) * first.height * first.width
 
@@ -274,7 +274,7 @@ class GridRunner:
             trajectory = dataclasses.replace(sampled, seconds=seconds, numerics=numerics)
             each.group.trajectories.append(trajectory)
             each.group.recipes.remove(each.recipe)
-            evaluations = self.flux.evaluations_of(each.recipe, each.recipe.steps - shared_steps)
+            evaluations = self.flux.evaluations_of(each.recipe, each.recipe.evaluations - shared_steps)
             self.evaluations += evaluations
             yield Sampled(
                 recipe=each.recipe,

@@ -69,7 +69,7 @@ def comfy_workflow(recipe: Recipe, *, browser: bool = True) -> dict[str, Any]:
             rounds seeds from 2**53 and guidance. False for a graph that a script posts to the server.
 
     Raises:
-        InputError: a recipe that a graph cannot hold: another model, own sigmas, the sampler "renoise", a negative
+        InputError: a recipe that a graph cannot hold: another model, own sigmas, a sampler but "euler", a negative
             prompt for FLUX.1, a prompt that names an embedding file or is longer than the encoder reads, weights
             that were changed after loading, such as by an adapter; and with `browser` what it changes.
 
@@ -137,9 +137,7 @@ def _model(recipe: Recipe) -> ComfyModel:
 
 def _require_no_own_schedule(recipe: Recipe) -> None:
     if recipe.sampler != "euler":
-        raise InputError(
-            f"sampler={recipe.sampler!r}", "ComfyUI draws other noise between steps", 'try sampler="euler"'
-        )
+        raise InputError(f"sampler={recipe.sampler!r}", "a graph samples with Euler", 'try sampler="euler"')
     if recipe.sigmas is not None:
         raise InputError(f"sigmas={shorten(recipe.sigmas)}", "no node holds own noise levels", "leave sigmas out")
 

@@ -13,7 +13,7 @@ from fluxnb.io.containers import DESCRIPTION, MODEL, Contents
 from fluxnb.io.imported import Imported, imported, quoted, refusal
 from fluxnb.io.model_files import has_fewer_bits, known_model
 from fluxnb.io.weighted_text import without_weights
-from fluxnb.records.recipe import LONGEST_TEXT, MOST_STEPS
+from fluxnb.records.recipe import LONGEST_TEXT, MOST_STEPS, SAMPLERS
 
 __all__ = ["read_a1111", "read_bfl", "read_invokeai", "read_mflux", "read_swarmui"]
 
@@ -104,9 +104,7 @@ def _settings(line: str) -> dict[str, str]:
 def _a1111_schedule(source: str, settings: Mapping[str, str], differs: list[str], model: str) -> dict[str, Any]:
     steps = _whole(source, "Steps", settings.get("Steps"))
     sampler = settings.get("Sampler", "Euler")
-    if sampler.lower() == "renoise" and source == "fluxnb":
-        sampler = "renoise"
-    elif sampler.lower() != "euler":
+    if sampler.lower() not in (SAMPLERS if source == "fluxnb" else ("euler",)):
         raise refusal(f"Sampler: {sampler}", "a recipe samples with Euler", "make a picture with Euler")
     schedule = settings.get("Schedule type", "Simple").lower().replace(" ", "_")
     fields: dict[str, Any] = {

@@ -326,7 +326,7 @@ class Flux:
             recipe: resolved; for a batch any of its recipes, since they differ in prompt and seed alone.
             encoded: the prompts of the batch.
             generators: on the CPU; they draw the noise, and the fresh noise of "renoise".
-            latents: the x to continue from, where the first `done` evaluations are known already.
+            latents: the x to continue from, where the first `done` evaluations are known already: those of whole steps.
 
         Returns:
             What the pipeline returns for `output_type="latent"`, which for some families is no longer x.
@@ -334,7 +334,7 @@ class Flux:
         options: dict[str, Any] = encoded.arguments()
         guidance = self.family.guidance
         if recipe.sigmas is not None or done:
-            options["sigmas"] = unshifted_sigmas(recipe, self.family)[done:]
+            options["sigmas"] = unshifted_sigmas(recipe, self.family)[done // recipe.stages :]
         if self._two_evaluations(recipe):
             options[guidance.argument] = guidance.given(recipe.guidance or 1.0)
         elif self.defaults.guidance_kind == "embedded":
@@ -357,10 +357,13 @@ class Flux:
             )
         return result[0]
 
-    @entry_point(recipe=RESOLVED, steps="steps=4")
-    def evaluations_of(self, recipe: ResolvedRecipe, steps: int | None = None) -> int:
-        """Evaluations of the transformer (NFE) in `steps` steps, all by default; under true CFG a step takes two."""
-        return (recipe.steps if steps is None else steps) * (2 if self._two_evaluations(recipe) else 1)
+    @entry_point(recipe=RESOLVED, count="count=4")
+    def evaluations_of(self, recipe: ResolvedRecipe, count: int | None = None) -> int:
+        """Evaluations of the transformer (NFE) for `count` velocities, by default all of the recipe.
+
+        A velocity takes one, and under true CFG two.
+        """
+        return (recipe.evaluations if count is None else count) * (2 if self._two_evaluations(recipe) else 1)
 
     def _two_evaluations(self, recipe: ResolvedRecipe) -> bool:
         # diffusers turns true CFG on above 1 only.
@@ -368,22 +371,26 @@ class Flux:
 
     @entry_point(recipe=RESOLVED)
     def schedule(self, recipe: ResolvedRecipe) -> tuple[float, ...]:
-        """The noise levels that this recipe visits with this model, the final 0 included."""
+        """The noise levels of each evaluation of this recipe with this model, the final 0 included."""
         scheduler = prepared_scheduler(self.pipe, self.family, recipe, torch.Generator(), device=self.device)
         levels: list[float] = scheduler.sigmas.tolist()
         return tuple(levels)
 
     def can_continue(self, recipe: ResolvedRecipe, done: int) -> bool:
-        """Whether a run that starts after `done` known steps has the bytes of one from the start.
+        """Whether a run that starts after `done` known evaluations has the bytes of one from the start.
 
         The scheduler is then given the remaining levels alone. Karras, exponential and beta schedules bend them by the
-        first and the last level, so they would differ; and a network that caches between evaluations has no cache yet.
+        first and the last level, so they would differ; a network that caches between evaluations has no cache yet; and
+        a step of two evaluations is not divided.
         """
         if is_caching(self.pipe.transformer):
             return done == 0
-        if done in (0, recipe.steps):
+        if done in (0, recipe.evaluations):
             return True
-        rest = prepared_scheduler(self.pipe, self.family, recipe, torch.Generator(), device=self.device, first=done)
+        first, within = divmod(done, recipe.stages)
+        if within:
+            return False
+        rest = prepared_scheduler(self.pipe, self.family, recipe, torch.Generator(), device=self.device, first=first)
         return tuple(rest.sigmas.tolist()) == self.schedule(recipe)[done:]
 
     @_no_grad

@@ -13,6 +13,7 @@ from fluxnb.errors import InputError
 from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
 from fluxnb.pipeline.compat import calculate_shift, empirical_shift, own_instance, progress_bar_config
+from fluxnb.pipeline.solvers import take_two_stages
 from fluxnb.pipeline.state import mark_as_view
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 
@@ -60,6 +61,8 @@ def scheduler_for(scheduler: Any, recipe: Recipe, generators: Generators) -> Any
         own.register_to_config(stochastic_sampling=True)
         # FluxPipeline passes no generator to `step`, and the noise would come from the global one.
         own.step = functools.partial(own.step, generator=generators)
+    elif recipe.stages > 1:
+        take_two_stages(own, recipe.sampler)
     if recipe.shift is not None:
         own.register_to_config(use_dynamic_shifting=False)
         own.set_shift(recipe.shift)
@@ -75,9 +78,9 @@ def require_supported(scheduler: Any, recipe: Recipe) -> None:
             f"fluxnb samples with {SUPPORTED} and records calls with any scheduler",
             f"type pipe.scheduler = {SUPPORTED}.from_config(pipe.scheduler.config), or record with fnb.recording(pipe)",
         )
-    if scheduler.config.get("stochastic_sampling", False) and recipe.sampler == "euler":
+    if scheduler.config.get("stochastic_sampling", False) and recipe.sampler != "renoise":
         raise InputError(
-            "sampler='euler' with a scheduler that has stochastic_sampling=True",
+            f"sampler={recipe.sampler!r} with a scheduler that has stochastic_sampling=True",
             "such a scheduler adds noise at every step",
             'type sampler="renoise", or load the scheduler without stochastic_sampling',
         )
@@ -108,7 +111,7 @@ def prepared_scheduler(
         pipe: the pipeline, whose scheduler stays as it is.
         family: of the pipeline.
         device: of its sigmas: a dt on the CPU would be rounded differently in bfloat16.
-        first: the step to start from, as a call that continues from known steps does.
+        first: the step to start from, as a call that continues from known ones does.
     """
     own = scheduler_for(pipe.scheduler, recipe, generators)
     mu = time_shift(family, recipe.height, recipe.width, recipe.steps, own.config)

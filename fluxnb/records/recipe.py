@@ -25,7 +25,8 @@ __all__ = ["DTYPES", "REMOTE_DTYPE", "SAMPLERS", "Recipe", "RecipeFields", "Reso
 
 FORMAT = 2  # raised when a field changes its meaning; readers refuse formats that they do not know
 READABLE = (1, 2)  # format 1 had a field `numerics`, which is now a field of cells and trajectories
-SAMPLERS = ("euler", "renoise")
+SAMPLERS = ("euler", "renoise", "heun", "midpoint")
+TWO_STAGES = ("heun", "midpoint")  # samplers that evaluate twice in a step
 DTYPES = ("float32", "bfloat16", "float16")
 REMOTE_DTYPE = "remote"  # of the pictures of hosted endpoints, which do not state theirs
 LONGEST_TEXT = 20_000  # characters; far above any encoder's limit, far below what would stall a tokenizer
@@ -68,12 +69,13 @@ class Recipe:
         prompt: what to draw; not empty, at most 20,000 characters.
         negative: what to steer away from, for models with two evaluations a step (true CFG).
         seed: 0 to 2**64 - 1; it fixes the noise, which is drawn on the CPU for every device.
-        steps: 1 to 1000 evaluations along the path.
+        steps: 1 to 1000 along the path; each is one evaluation with "euler" and "renoise".
         height, width: pixels, multiples of 16, 16 to 8192.
         guidance: strength, 0 to 100; true CFG or an embedded number, depending on the model. For true CFG it is the
             scale s of v = negative + s (positive - negative), of which 1 is none; `guidance_scale=` of Z-Image's
             pipeline is s - 1.
         sampler: "euler" follows the velocity; "renoise" goes to the clean estimate and adds fresh noise.
+            "heun" and "midpoint" are of second order and evaluate twice in a step.
         sigmas: own noise levels instead of the even ones, strictly falling, within (0, 1], before any shift.
         shift: own time shift (1 is none) instead of the model's.
         max_sequence_length: tokens that the main text encoder reads, 1 to 512.
@@ -113,6 +115,21 @@ class Recipe:
     def __eq__(self, other: object) -> bool:
         # A dataclass compares instances of one class only, but a recipe read from a file equals the one that was run.
         return self._values() == other._values() if isinstance(other, Recipe) else NotImplemented
+
+    @property
+    def stages(self) -> int:
+        """Evaluations in a step, without those of guidance: 2 for "heun" and "midpoint", else 1."""
+        return 2 if self.sampler in TWO_STAGES else 1
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations along the path, without those of guidance; the last step of "heun" takes one.
+
+        Example:
+            >>> [Recipe(prompt="a fox", steps=4, sampler=each).evaluations for each in ("euler", "heun", "midpoint")]
+            [4, 7, 8]
+        """
+        return self.steps * self.stages - (self.sampler == "heun")
 
     @entry_point(accepts=RecipeFields)
     def replace(self, **changes: Unpack[RecipeFields]) -> Recipe:

@@ -140,8 +140,9 @@ class Trajectory:
         recipe_missing: why there is no recipe, in one sentence; "" where there is one.
         prompt: what was to be drawn; that of the recipe where there is one, "" where a call gave embeddings.
         finished: False for a run that was stopped or failed.
-        sigmas: the planned noise levels including the final 0, one more than the planned steps.
-        steps: the steps taken.
+        sigmas: the planned noise levels including the final 0, one more than the planned evaluations.
+        steps: the evaluations, one Step each. With the samplers "heun" and "midpoint" two of them are one step: the
+            x_next of the first is where the second is evaluated, and that of the second is where the step ends.
         height, width: of the image in pixels.
         seconds: spent on "encode", "denoise" and "decode".
         versions: of the libraries and the device.
@@ -213,6 +214,12 @@ class Trajectory:
         return self._step(-1).x_next
 
     @property
+    def step_count(self) -> int:
+        """The steps of the sampler: as many as `steps`, or half of them if each step takes two evaluations."""
+        stages = 1 if self.recipe is None else self.recipe.stages
+        return -(-len(self.steps) // stages)
+
+    @property
     def exact(self) -> bool:
         """Whether the numbers are those of the plain diffusers call."""
         return self.numerics == "exact"
@@ -226,9 +233,11 @@ class Trajectory:
     @property
     def caption(self) -> str:
         """Prompt, model, seed and steps in one line of plain text, not escaped."""
-        count = f"{len(self.steps)} of {len(self.sigmas) - 1} steps, unfinished"
+        stages = 1 if self.recipe is None else self.recipe.stages
+        count = f"{len(self.steps)} of {len(self.sigmas) - 1} {'steps' if stages == 1 else 'evaluations'}, unfinished"
         if self.finished:
-            count = f"{len(self.steps)} step{'' if len(self.steps) == 1 else 's'}"
+            count = f"{self.step_count} step{'' if self.step_count == 1 else 's'}"
+            count += "" if stages == 1 else f" ({len(self.steps)} evaluations)"
         if self.recipe is None:
             return ", ".join(part for part in (self.prompt or "no recipe", self.model, count) if part)
         recipe = self.recipe

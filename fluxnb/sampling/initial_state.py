@@ -25,7 +25,7 @@ class InitialState:
 
     Arguments:
         x: (1, ...), on the CPU.
-        first: the step of the schedule to begin with; those before it are left out.
+        first: the evaluation to begin with; those before it are left out.
         source: where x comes from, in words.
     """
 
@@ -55,7 +55,7 @@ def initial_state(
                 f"strength={strength} without an image", "it is the noise level of one", "add image=picture"
             )
         return None if noise is None else InitialState(noise, 0, "the initial noise was given")
-    first = _first_step(recipe, STRENGTH if strength is None else strength)
+    first = _first_step(recipe, STRENGTH if strength is None else strength) * recipe.stages
     if (image.height, image.width) != (recipe.height, recipe.width):
         raise InputError(
             f"an image of {image.width} x {image.height} pixels for a run of {recipe.width} x {recipe.height}",

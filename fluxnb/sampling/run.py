@@ -73,7 +73,8 @@ def run(
 
     Other arguments:
         negative: the negative prompt, for a model with true classifier-free guidance.
-        sampler: "euler" or "renoise".
+        sampler: "euler"; "renoise", with fresh noise at every level; "heun" or "midpoint", of second order, with two
+            evaluations a step (Heun's last step takes one), each of which is a Step of the trajectory.
         sigmas: noise levels instead of the even ones, strictly falling, within (0, 1]; as many as steps.
         shift: a time shift instead of the model's; 1 is none.
         noise: the initial noise instead of that of the seed, in the shape of `trajectory.x_T`.
@@ -119,9 +120,10 @@ def run(
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started
     interrupted = False
-    remaining = recipe.steps if begin is None else recipe.steps - begin.first
+    remaining = recipe.evaluations if begin is None else recipe.evaluations - begin.first
+    unit = "steps" if recipe.stages == 1 else "evaluations"
     try:
-        with progress_lock(), Progress(remaining, unit="steps", displayed=_shows_progress(flux)) as bar:
+        with progress_lock(), Progress(remaining, unit=unit, displayed=_shows_progress(flux)) as bar:
             trajectory = sample(
                 flux,
                 recipe,

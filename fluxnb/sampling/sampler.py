@@ -62,7 +62,7 @@ class _Prefix:
 
     Arguments:
         steps: per picture, known steps that need no evaluation.
-        count: the steps of the schedule that are left out: those that are known, or come before a noised picture.
+        count: the evaluations that are left out: those that are known, or come before a noised picture.
         latents: x after them.
         levels: of the trajectory.
     """
@@ -169,7 +169,7 @@ def _sample_batch(
     rest: Sequence[Trajectory] = ()
     decoded: list[Decoded] = []
     interrupted = False
-    if prefix.count < first.steps:
+    if prefix.count < first.evaluations:
         parts = _sample_rest(flux, recipes, prompts, prefix, options=options, generators=generators)
         rest, decoded, interrupted = parts
     if options.decode and not decoded:

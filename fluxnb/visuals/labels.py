@@ -31,7 +31,7 @@ def name_of(show: str, records: Sequence[object] = ()) -> str:
 
 def label_of(trajectory: Trajectory) -> str:
     """Steps and seed of one trajectory, for example "4 steps, seed 3"."""
-    steps = value_label("steps", len(trajectory.steps))
+    steps = value_label("steps", trajectory.step_count)
     return steps if trajectory.recipe is None else f"{steps}, seed {trajectory.recipe.seed}"
 
 
@@ -40,7 +40,7 @@ def distinct_labels(trajectories: Sequence[Trajectory | Film]) -> list[str]:
     facts = [
         {
             "model": trajectory.model,
-            "steps": value_label("steps", len(trajectory.steps)),
+            "steps": value_label("steps", trajectory.step_count),
             "seed": value_label("seed", trajectory.recipe.seed),
             "sampler": trajectory.recipe.sampler,
             "guidance": ""
