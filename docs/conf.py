@@ -1,7 +1,7 @@
 """The documentation site: `make docs` builds it into docs/_build/html.
 
 Pages that Sphinx reads from elsewhere are written beside the others first: the notebooks as they are committed, which
-are not executed, and the help of the command line. Nothing is loaded from the network when a page is viewed:
+are not executed, their claims, and the help of the command line. Nothing is loaded from the network when a page is viewed:
 formulas become MathML, and every script and font is part of the site.
 """
 

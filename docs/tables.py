@@ -172,7 +172,7 @@ def command_line() -> str:
 
 def included() -> dict[str, str]:
     """The parts that pages include, by the name of their file."""
-    return {"command-line": command_line(), "notebooks": notebooks()}
+    return {"claims": claims.table(), "command-line": command_line(), "notebooks": notebooks()}
 
 
 def written() -> dict[str, str]:
@@ -188,7 +188,6 @@ def written() -> dict[str, str]:
         "parts": parts(card),
         "training": training(card),
         "card": card_text(card),
-        "claims": claims.table(),
     }
 
 

@@ -28,6 +28,7 @@ FIGURES = [
     ("docs/howto/colab.md", "14.7 GiB", "fluxnb/planning/hardware.py", '"t4": Card(14.7,'),
     ("docs/howto/comfyui.md", "42 dB", "tests/comfyui/test_server.py", "numpy.median(found) >= 42"),
     ("docs/howto/comfyui.md", "5e-5", "tests/comfyui/test_server.py", "furthest <= 5e-5 and levels <= 1"),
+    ("docs/claims.md", "95 %", "fluxnb/metrics.py", "1.959964  # the standard normal quantile of a two-sided 95 %"),
     ("docs/troubleshooting.md", "31.4 GiB", PLAN, "31.4 GiB to download"),
     ("docs/benchmarks.md", "0.81 s", FULL, ("cases", "fast", "plain diffusers from embeddings seconds", 1)),
     ("docs/benchmarks.md", "28 evaluations", FULL, ("cases", "grid", "grid evaluations", 1)),
