@@ -1,8 +1,8 @@
 """The documentation site: `make docs` builds it into docs/_build/html.
 
 Pages that Sphinx reads from elsewhere are written beside the others first: the notebooks as they are committed, which
-are not executed, their claims, and the help of the command line. Nothing is loaded from the network when a page is viewed:
-formulas become MathML, and every script and font is part of the site.
+are not executed, their claims, and the help of the command line. Nothing is loaded from the network when a page is
+viewed: formulas become MathML, and every script and font is part of the site.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ def copy_pages(app: Sphinx) -> None:
 
 # ------------------------------------------------------------------------------------------------- finished HTML bodies
 NAME = re.compile(r'<code class="[^"]*"><span class="pre">fnb\.([\w.]+)</span></code>')
+SCROLLED = re.compile(r'<(pre(?: (?![^>]*tabindex)[^>]*)?|div class="table-wrapper[^"]*")>')  # wider than a phone
 PARAMETERS = re.compile(r"<dl>\n((?:<dd>.*?</dd>\n)+)</dl>\n")  # of a long signature: a list without terms
 
 
@@ -158,7 +159,7 @@ def link_names(app: Sphinx, page: str, body: str) -> str:
 def complete_page(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Let the keyboard scroll code and tables, make signatures no lists, link names, give captions a level."""
     if "body" in context:
-        body = re.sub(r'<(pre|div class="table-wrapper[^"]*")>', r'<\1 tabindex="0">', context["body"])
+        body = SCROLLED.sub(r'<\1 tabindex="0">', context["body"])
         body = PARAMETERS.sub(lambda found: f'<span class="parameters">{spans(found[1])}</span>', body)
         context["body"] = link_names(app, page, body)
     if "furo_navigation_tree" in context:

@@ -13,7 +13,7 @@ from tests.test_words import PATTERN, parts
 DOCS = ROOT / "docs"
 PAGES = sorted([DOCS / "index.md", *(DOCS / "howto").glob("*.md")])
 WRITTEN = re.compile(r"<!-- table .*?<!-- end of table -->", re.DOTALL)  # from notebooks and cards
-NOT_RUN = ("Needs a GPU", "In a Colab cell")
+NOT_RUN = ("Needs a GPU", "In a Colab cell", "In a shell")
 NOT_CODE = ("{toctree}", "{raw} html", "{include}")
 MARKS = {"several-gpus": pytest.mark.long}  # it starts two processes that import torch
 
