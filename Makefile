@@ -54,7 +54,7 @@ demo: $(STAMP)
 	$(BIN)/python -m fluxnb demo --out $(OUT)
 
 lab: $(STAMP)
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # Cheap checks first: a misspelled name should not cost ten minutes.
 test: lint types imports front-end-check unit nbval

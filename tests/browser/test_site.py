@@ -22,9 +22,8 @@ from tests.scenes import grid, trajectory
 
 ROOT = Path(__file__).parents[2]
 LARGEST_SITE = 40 * 2**20
-PAGES = (
-    "index", "gallery", "notebooks/00_quickstart", "notebooks/04_fit_it_on_your_gpu", "api/sampling", "models", "howto/lora",
-)  # fmt: skip
+NOTEBOOKS = ("notebooks/00_quickstart", "notebooks/04_fit_it_on_your_gpu")
+PAGES = ("index", "gallery", *NOTEBOOKS, "api/sampling", "models", "howto/lora")
 SCREENS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 
 

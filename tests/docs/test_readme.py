@@ -93,7 +93,7 @@ def prepared(tmp_path, here):
     programs = {
         environment / "python": f'exec {sys.executable} "$@"',
         environment
-        / "jupyter": f'[ "$*" = "lab notebooks" ] && ls notebooks && {sys.executable} -m jupyterlab --version',
+        / "jupyter": f'[ "$1 $2" = "lab notebooks" ] && ls notebooks && {sys.executable} -m jupyterlab --version',
         commands / "pip": f'exec {sys.executable} -m pip "$@" {alone}',
     }
     for path, body in programs.items():
