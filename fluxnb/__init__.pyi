@@ -55,6 +55,8 @@ from .sampling.recording import recording as recording
 from .sampling.run import last as last
 from .sampling.run import run as run
 from .sampling.sampler import STOP as STOP
+from .train.evaluation.reading import Reading as Reading
+from .train.evaluation.reading import judge as judge
 from .widgets import Explorer as Explorer
 from .widgets import Lab as Lab
 from .widgets import Scrubber as Scrubber

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import fluxnb as fnb
 from fluxnb.errors import ArgumentError, FluxnbError, InputError, UnavailableError
@@ -29,7 +30,14 @@ def records(toy, toy_trajectory, tmp_path_factory) -> SimpleNamespace:
     saved = fnb.save(trajectory, folder / "fox.safetensors")
     with_attention = fnb.run(toy, "a fox", steps=1, keep=fnb.Keep(attention="all"))
     return SimpleNamespace(
-        flux=toy, trajectory=trajectory, sweep=sweep, folder=folder, png=png, saved=saved, attention=with_attention
+        picture=Image.new("RGB", (128, 128)),
+        flux=toy,
+        trajectory=trajectory,
+        sweep=sweep,
+        folder=folder,
+        png=png,
+        saved=saved,
+        attention=with_attention,
     )
 
 
@@ -205,6 +213,7 @@ GOOD: dict[str, Any] = {
     "fnb.Claims": lambda r: {"notebook": "seeds", "model": "pocket", "prompts": ["a fox"], "seeds": range(2),
                              "about": ["pocket"]},
     "fnb.metrics.Count": lambda r: {"hits": 3, "trials": 4},
+    "fnb.judge": lambda r: {"pictures": r.picture},
     "fnb.check": lambda r: {"exercise": "guidance-2", "answer": 56},
     "fnb.exercises": lambda r: {"notebook": "guidance"},
     "r.trajectory.to_html": lambda r: {"path": r.folder / "a.html", "shows": ["x"], "decode": None},
@@ -221,8 +230,8 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 # Names whose values are made by fluxnb and not by its users.
 MADE_HERE = {
-    "Cell", "Claim", "Exercise", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan", "Recorder",
-    "Scrubber", "Step", "Stream", "Sweep", "Trajectory", "Verdict",
+    "Cell", "Claim", "Exercise", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan", "Reading",
+    "Recorder", "Scrubber", "Step", "Stream", "Sweep", "Trajectory", "Verdict",
 }  # fmt: skip
 NOT_CALLED = {"STOP", "last", "flow", "io", "metrics", "plots", "widgets"}
 
