@@ -46,6 +46,14 @@ def test_a_block_that_does_not_run_has_a_caption_that_gives_the_reason(page):
             assert runs or kind.startswith(NOT_CODE), (kind, code)
 
 
+def test_the_install_lines_for_colab_name_no_extra():
+    # The extra "small" replaces the torchao of Colab, "lab" its Jupyter.
+    files = [ROOT / "README.md", *DOCS.rglob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files if "_build" not in path.parts)
+    installed = re.findall(r"%pip install -q \W*(fluxnb\S*|[\w-]+)", text)
+    assert set(installed) <= {"fluxnb", "bitsandbytes", "gguf"} and "fluxnb" in installed
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))], ids=lambda page: page.stem)
 def test_a_page_has_no_old_word_of_the_project(page):
     if {"_build", "_generated"} & set(page.parts):
