@@ -36,6 +36,7 @@ __all__ = [
     "remove_unfused_projections",
     "restore_fused_projections",
     "separate_projections",
+    "set_attention_backend",
     "set_compiled_call",
     "set_execution_device",
     "tied_weights",
@@ -113,6 +114,22 @@ def model_offload_hooks(pipe: Any) -> list[Any]:
     """
     hooks: list[Any] | None = getattr(pipe, "_all_hooks", None)
     return [] if hooks is None else hooks
+
+
+def set_attention_backend(transformer: nn.Module, name: str) -> None:
+    """Set the attention backend of one transformer.
+
+    `set_attention_backend` of diffusers 0.42 also makes the backend the default of every model in the process, in
+    `_AttentionBackendRegistry`. The previous default is restored, because a kernel that is available for this
+    transformer may not support the number format of another.
+    """
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    default, _ = Registry.get_active_backend()
+    try:
+        transformer.set_attention_backend(name)  # type: ignore[operator]  # of ModelMixin
+    finally:
+        Registry.set_active_backend(default)
 
 
 def has_stateful_hooks(module: nn.Module) -> bool:

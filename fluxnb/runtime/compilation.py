@@ -25,6 +25,7 @@ from fluxnb.runtime.compat import (
     compiler_options,
     discard_compiled_call,
     remove_unfused_projections,
+    set_attention_backend,
 )
 from fluxnb.runtime.cuda_graphs import GraphReplay
 from fluxnb.runtime.exclusive import ExclusiveGroup, group_of
@@ -144,7 +145,7 @@ class _Steps:
         self.attention = _time_attention(self.transformer, self.evaluate, self.device)
         if len(self.attention) > 1:
             best = min(self.attention, key=self.attention.__getitem__)
-            self.transformer.set_attention_backend(best)
+            set_attention_backend(self.transformer, best)
             self.add(Speedup(f"attention {best}", self.seconds, seconds(self.evaluate, self.rounds)))
 
     def compile_blocks(self, *, fuse: bool, fp8: bool) -> None:
@@ -222,11 +223,11 @@ def _time_attention(transformer: Any, evaluate: Callable[[], Any], device: torch
         return times
     for name in ATTENTION_BACKENDS:
         try:
-            transformer.set_attention_backend(name)
+            set_attention_backend(transformer, name)
             times[name] = seconds(evaluate, 3)
         except Exception:  # not installed or not for this card; diffusers and the kernels raise various classes
             continue
-    transformer.set_attention_backend("native")
+    set_attention_backend(transformer, "native")
     return times
 
 

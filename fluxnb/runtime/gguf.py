@@ -117,6 +117,7 @@ class GgufReader:
     """
 
     memory_mapped = True
+    aliases: Mapping[str, str] = {}  # a transformer shares no weights
 
     def __init__(self, file: str | Path, width: int, *, dequantize: bool = False) -> None:
         self.file, self.width, self.dequantize = Path(file), width, dequantize

@@ -70,23 +70,24 @@ class WeightReader:
         self._stored = _stored_tensors(self.folder, variant)
         self._open: dict[Path, Any] = {}
         self._cached: dict[str, Tensor] = {}
-        self._aliases: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}  # second names of stored weights, see `add_alias`
         # safetensors refuses more than our check of the header does, such as ranges that overlap.
         for path in {file: None for file, _ in self._stored.values()}:
             self._handle(path)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stored or name in self._aliases
+        return name in self._stored or name in self.aliases
 
     def __repr__(self) -> str:
         return f"WeightReader({self.folder.name!r}, {len(self._stored)} tensors)"
 
     def __getitem__(self, name: str) -> Tensor:
+        name = self.aliases.get(name, name)
         if name in self._cached:
             return self._cached[name]
         path = self._entry(name)[0]
         try:
-            tensor = self._handle(path).get_tensor(self._aliases.get(name, name))
+            tensor = self._handle(path).get_tensor(name)
         except SafetensorError as problem:  # such as a number format that PyTorch lacks
             raise _does_not_open(path, problem) from problem
         if self.cache:
@@ -107,7 +108,7 @@ class WeightReader:
 
     def _entry(self, name: str) -> tuple[Path, StoredTensor]:
         try:
-            return self._stored[self._aliases.get(name, name)]
+            return self._stored[self.aliases.get(name, name)]
         except KeyError:
             raise StorageError(
                 f"{self.folder} holds no {shorten(name)}",
@@ -117,7 +118,7 @@ class WeightReader:
 
     def add_alias(self, name: str, stored: str) -> None:
         """Return the weight `stored` under a second name, for layers that share one."""
-        self._aliases[name] = stored
+        self.aliases[name] = stored
 
     def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """Yield these tensors in this order while the next ones are read in threads."""
@@ -258,7 +259,7 @@ def load_weights(model: nn.Module, reader: Any, device: torch.device, setter: Te
     empty = {
         name: tensor
         for name, tensor in model.state_dict(keep_vars=True).items()
-        if tensor.device.type == "meta" or (name in buffers and name in reader)
+        if name not in reader.aliases and (tensor.device.type == "meta" or (name in buffers and name in reader))
     }
     # Memory-mapped weights that remain on the CPU need no reading ahead.
     unread = reader.memory_mapped and device.type == "cpu"
@@ -270,6 +271,9 @@ def load_weights(model: nn.Module, reader: Any, device: torch.device, setter: Te
             # Quantized blocks are bytes and keep their type.
             (setter or set_tensor)(layer, leaf, moved.to(empty[name].dtype) if moved.is_floating_point() else moved)
             progress.update(empty[name].nbytes)
+    for name, stored in reader.aliases.items():
+        (layer, leaf), (source, weight) = _layer_of(model, name), _layer_of(model, stored)
+        setattr(layer, leaf, getattr(source, weight))  # one weight in memory, as in the model that was saved
     _move_buffers(model, device)
     reader.close()
 

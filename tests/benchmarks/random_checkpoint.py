@@ -180,7 +180,7 @@ def _write_random(shard: list[tuple[str, torch.Tensor]], path: Path, seed: int) 
 
 
 def _random(name: str, like: torch.Tensor, device: torch.device, generator: torch.Generator) -> torch.Tensor:
-    norm = "norm" in name.split(".")[-2] and name.endswith("weight") and like.ndim == 1
+    norm = "norm" in name.rpartition(".")[0].rpartition(".")[2] and name.endswith("weight") and like.ndim == 1
     drawn = torch.empty(like.shape, dtype=torch.bfloat16, device=device)
     variance = name.endswith("running_var")  # of a batch norm, which is positive
     return drawn.fill_(1.0) if norm or variance else drawn.normal_(0.0, 0.02, generator=generator)

@@ -63,6 +63,17 @@ def test_an_assembled_pipeline_has_the_bytes_of_the_loaded_one(folders, name, pr
     assert bytes_of(plain(assembled, name)) == bytes_of(plain(pipe, name))
 
 
+@pytest.mark.parametrize("preset", ["resident", "text-fp8"])
+def test_a_head_that_is_the_token_embedding_is_in_memory_once(tmp_path, preset):
+    pipe = PIPELINES["klein"]()
+    pipe.text_encoder.config.tie_word_embeddings = True
+    pipe.text_encoder.tie_weights()
+    pipe.save_pretrained(tmp_path)
+    kind = presets_of(fnb_family("klein"))[preset]
+    encoder = assemble(tmp_path, kind, device=torch.device("cpu"), dtype=torch.float32).text_encoder
+    assert encoder.lm_head.weight is encoder.model.embed_tokens.weight
+
+
 def text_in_fp8(folder, name):
     kind = presets_of(fnb_family(name))["text-fp8"]
     pipe = assemble(folder, kind, device=torch.device("cpu"), dtype=torch.bfloat16)

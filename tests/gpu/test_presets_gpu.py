@@ -1,6 +1,6 @@
 """Each preset on a CUDA device, with pocket: bytes, and what is on the device.
 
-`python -m pytest tests/gpu -m gpu`. Full-size measurements are in tests/benchmarks/fullsize.py.
+`python -m pytest tests/gpu -m gpu -o addopts=`. Full-size measurements are in tests/benchmarks/fullsize.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Two threads that use the modules of one pipeline on a GPU at the same time each get the bytes that they get alone.
 
-`python -m pytest tests/gpu/test_shared_state_gpu.py -m gpu` on a machine with CUDA.
+`python -m pytest tests/gpu -m gpu -o addopts=` on a machine with CUDA. Without the options of pyproject.toml, because
+functions whose shapes are checked do not compile.
 """
 
 from __future__ import annotations

@@ -78,6 +78,11 @@ def test_the_plain_call_of_diffusers_works_under_a_preset(toy_folder, toy_trajec
     assert plain_call(built(toy_folder, preset), toy_trajectory.recipe).tobytes() == toy_trajectory.image.tobytes()
 
 
+def test_a_weight_that_two_layers_share_is_in_memory_once(toy_folder):
+    encoder = built(toy_folder, "resident").text_encoder_2
+    assert encoder.shared.weight is encoder.encoder.embed_tokens.weight
+
+
 def test_text_encoders_take_no_memory_between_prompts(toy_folder):
     pipe = built(toy_folder, "lean")
     encoders = [pipe.text_encoder, pipe.text_encoder_2]

@@ -226,6 +226,19 @@ def test_the_gguf_parameter_is_a_parameter_and_its_layer_a_linear_layer():
     assert issubclass(linear, nn.Linear) and issubclass(parameter, nn.Parameter) and callable(dequantize)
 
 
+def test_the_attention_backend_of_one_transformer_is_not_that_of_others(pipe):
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
+
+    default, _ = _AttentionBackendRegistry.get_active_backend()
+    transformer = copy.deepcopy(pipe.transformer)
+    compat.set_attention_backend(transformer, "_native_math")
+    backends = {
+        str(module.processor._attention_backend) for module in transformer.modules() if hasattr(module, "processor")
+    }
+    assert backends == {"AttentionBackendName._NATIVE_MATH"}
+    assert _AttentionBackendRegistry.get_active_backend()[0] == default
+
+
 # ------------------------------------------------------------------------------------------------------- transformers
 def test_t5_keeps_its_output_layers_in_float32(pipe):
     assert "wo" in compat.modules_in_float32(pipe.text_encoder_2)
