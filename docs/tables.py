@@ -26,7 +26,8 @@ from fluxnb.families.registry import MODELS  # noqa: E402
 from tests.benchmarks import table as gpu  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-FULL, COST = (ROOT / "tests" / "benchmarks" / "results" / name for name in ("fullsize.json", "recording.json"))
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
+FULL, COST, OTHERS = (RESULTS / name for name in ("fullsize.json", "recording.json", "families.json"))
 CARD = ROOT / "fluxnb" / "pocket" / "card.json"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "models.md")
 TABLE = re.compile(r"(<!-- table ([\w-]+), written by python docs/tables\.py -->)\n.*?" + re.escape(gpu.END), re.DOTALL)
@@ -82,6 +83,20 @@ def recording(results: dict[str, Any]) -> str:
         ["a linear preview, on the GPU", f"{results['preview']['ms a step on cuda']:.1f} ms a step"],
     ]
     return f"{results['device']}, torch {results['torch']}; {results['what']}.\n\n" + markdown(["", "measured"], rows)
+
+
+def families(results: dict[str, Any]) -> str:
+    """Time and memory of FLUX.2 klein and Z-Image."""
+    rows = []
+    for case in results["cases"]:
+        limit, seconds = case["limit"], case.get("run", case.get("seconds"))
+        memory = [f"{case[key]:.1f} GiB" if key in case else "-" for key in ("measured", "predicted")]
+        ratio = f"{case['ratio']:.3f}" if "ratio" in case else "-"
+        pair = ", with its teacher" if case["case"].startswith("pair") else ""
+        held = f"`{case['model']}`{pair}, `{case['preset']}`"
+        rows.append([held, f"{limit} GB" if limit else "-", *memory, f"{seconds:.2f}", ratio, case["card"]])
+    head = ["", "GPU memory limit", "peak", "predicted", "s", "run / plain call", "card"]
+    return markdown(head, rows) + f"\n{results['note']}\n"
 
 
 def evaluation(card: dict[str, Any]) -> str:
@@ -177,11 +192,12 @@ def included() -> dict[str, str]:
 
 def written() -> dict[str, str]:
     """The tables between comments in committed pages, by name."""
-    full, card, cost = (json.loads(path.read_text(encoding="utf-8")) for path in (FULL, CARD, COST))
+    full, card, cost, others = (json.loads(path.read_text(encoding="utf-8")) for path in (FULL, CARD, COST, OTHERS))
     return {
         "gpu": gpu.table(full),
         "comparisons": comparisons(full),
         "recording": recording(cost),
+        "families": families(others),
         "evaluation": evaluation(card),
         "models": models(),
         "notebooks": notebook_list(),

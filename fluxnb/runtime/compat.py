@@ -127,7 +127,7 @@ def set_attention_backend(transformer: nn.Module, name: str) -> None:
 
     default, _ = Registry.get_active_backend()
     try:
-        transformer.set_attention_backend(name)  # type: ignore[operator]  # of ModelMixin
+        transformer.set_attention_backend(name)
     finally:
         Registry.set_active_backend(default)
 

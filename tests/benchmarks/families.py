@@ -192,18 +192,20 @@ def main() -> None:
         preset = ("both" if what == "pair" else "cpu") if options.tiny else preset
         size = 64 if options.tiny else 1024
         facts = MEASURES[what](options.folder, name, preset, size=size, tiny=options.tiny)
-        print("FACTS" + json.dumps({"case": options.case, "model": name, "limit": limit, "preset": preset, **facts}))
+        card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        found = {"case": options.case, "model": name, "limit": limit, "preset": preset, **facts, "card": card}
+        print("FACTS" + json.dumps(found))
         return
-    found = []
+    results = []
     for case in options.cases:
         command = [sys.executable, "-m", "tests.benchmarks.families", "--case", case, "--folder", str(options.folder)]
         done = subprocess.run(command + ["--tiny"] * options.tiny, capture_output=True, text=True)
         lines = [line for line in done.stdout.splitlines() if line.startswith("FACTS")]
         facts = json.loads(lines[-1][5:]) if lines else {"case": case, "failed": done.stderr[-600:]}
         print(json.dumps(facts), flush=True)
-        found.append(facts)
+        results.append(facts)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "families.json").write_text(json.dumps(found, indent=1))
+    (options.out / "families.json").write_text(json.dumps({"note": "", "cases": results}, indent=1))
 
 
 if __name__ == "__main__":
