@@ -19,6 +19,7 @@ Models
 
 Sampling
     run               sample one picture and record every step
+    invert            the noise that the model's flow assigns to a picture, as a trajectory from sigma 0 to 1
     last              the unfinished trajectory of the latest run that was interrupted
     recording         record any call of a FluxPipeline without changing its output
     Recorder          what `recording` yields; `.trajectories`

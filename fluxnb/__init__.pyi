@@ -49,6 +49,7 @@ from .records import Trajectory as Trajectory
 from .records.recipe import Recipe as Recipe
 from .remote.handle import Remote as Remote
 from .remote.handle import RemoteWarning as RemoteWarning
+from .sampling.inversion import invert as invert
 from .sampling.recording import Recorder as Recorder
 from .sampling.recording import RecordingWarning as RecordingWarning
 from .sampling.recording import recording as recording

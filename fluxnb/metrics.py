@@ -281,7 +281,7 @@ def diversity(pictures: Sequence[Trajectory | Image.Image | Tensor]) -> float:
 @entry_point("trajectory")
 def coarseness(trajectory: Trajectory) -> float:
     """The largest |dt|, the longest range of sigma without an evaluation: 1 for one step, 0.25 for four even ones."""
-    return max(-step.dt for step in trajectory.steps)
+    return max(abs(step.dt) for step in trajectory.steps)
 
 
 def _row(picture: Trajectory | Image.Image | Tensor) -> Float[Tensor, "numbers"]:  # noqa: F821, UP037

@@ -153,6 +153,8 @@ GOOD: dict[str, Any] = {
     "fnb.run": lambda r: {"flux": r.flux, "prompt": "a fox", "seed": 1, "steps": 1, "height": 64, "width": 64,
                           "guidance": None, "negative": None, "sampler": "euler", "sigmas": None, "shift": None,
                           "keep": fnb.Keep(), "on_step": None},
+    "fnb.invert": lambda r: {"flux": r.flux, "picture": r.trajectory, "prompt": "a fox", "steps": 1, "guidance": None,
+                             "negative": None, "sigmas": None, "shift": None, "keep": fnb.Keep(), "on_step": None},
     "fnb.recording": lambda r: {"pipe": r.flux, "keep": None, "prompts": None},
     "fnb.sweep": lambda r: {"flux": r.flux, "prompts": "a fox", "seeds": 0, "steps": 1, "store": None, "recipe": None,
                             "keep": None, "batch": 1, "on_step": None, "progress": False, "guidance": None,

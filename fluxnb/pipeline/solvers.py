@@ -1,4 +1,4 @@
-"""Solvers of second order: "heun" and "midpoint", which evaluate the velocity twice in a step.
+"""Solvers of second order, "heun" and "midpoint", which evaluate the velocity twice in a step; and steps from 0 upward.
 
 A scheduler of diffusers takes one evaluation a step. Here its list of levels names the level of every evaluation, so
 that the pipeline's own loop runs once for each of them, and a recorder sees every velocity:
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["levels_of_evaluations", "take_two_stages"]
+__all__ = ["levels_of_evaluations", "take_two_stages", "turn_upward"]
 
 
 def levels_of_evaluations(levels: Tensor, sampler: str) -> Tensor:
@@ -41,6 +41,23 @@ def take_two_stages(scheduler: Any, sampler: str) -> None:
     """
     scheduler.set_timesteps = _set_timesteps(scheduler, scheduler.set_timesteps, sampler)
     scheduler.step = _step(scheduler, scheduler.step, sampler)
+
+
+def turn_upward(scheduler: Any) -> None:
+    """Make a FlowMatchEulerDiscreteScheduler, which no other call uses, step from the last level to the first.
+
+    Each step evaluates at its upper level, as the step downward that it inverts does: x + h v(x, upper) is one
+    fixed-point iteration of y = x + h v(y, upper). At sigma 0 the velocity of a clean picture holds no noise at all.
+    """
+    original = scheduler.set_timesteps
+
+    @functools.wraps(original)
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        original(*args, **kwargs)
+        scheduler.sigmas = scheduler.sigmas.flip(0)
+        scheduler.timesteps = scheduler.sigmas[1:] * scheduler.config.num_train_timesteps
+
+    scheduler.set_timesteps = set_timesteps
 
 
 def _set_timesteps(scheduler: Any, original: Callable[..., Any], sampler: str) -> Callable[..., Any]:

@@ -140,7 +140,8 @@ class Trajectory:
         recipe_missing: why there is no recipe, in one sentence; "" where there is one.
         prompt: what was to be drawn; that of the recipe where there is one, "" where a call gave embeddings.
         finished: False for a run that was stopped or failed.
-        sigmas: the planned noise levels including the final 0, one more than the planned evaluations.
+        sigmas: the planned noise levels including the final 0, one more than the planned evaluations; rising from 0
+            for an inversion.
         steps: the evaluations, one Step each. With the samplers "heun" and "midpoint" two of them are one step: the
             x_next of the first is where the second is evaluated, and that of the second is where the step ends.
         height, width: of the image in pixels.

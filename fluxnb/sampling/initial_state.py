@@ -27,11 +27,13 @@ class InitialState:
         x: (1, ...), on the CPU.
         first: the evaluation to begin with; those before it are left out.
         source: where x comes from, in words.
+        upward: whether x is clean, and the run goes from sigma 0 to noise.
     """
 
     x: State
     first: int
     source: str
+    upward: bool = False
 
 
 def initial_state(

@@ -19,10 +19,10 @@ from fluxnb.progress import Progress
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.geometry import State
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
-from fluxnb.sampling.initial_state import initial_state
+from fluxnb.sampling.initial_state import InitialState, initial_state
 from fluxnb.sampling.sampler import Interrupted, StepCallback, sample
 
-__all__ = ["OnStep", "last", "resolve", "run"]
+__all__ = ["ON_INTERRUPT", "OnStep", "last", "resolve", "run", "sample_from"]
 
 OnStep = Callable[[Step], Any]
 ON_INTERRUPT = ("raise", "return")
@@ -116,6 +116,19 @@ def run(
     require_supported(flux.pipe.scheduler, recipe)  # before the prompt is encoded, which takes seconds for T5
     share = None if strength is None else float(strength)
     begin = initial_state(flux, recipe, noise=noise, image=image, strength=share)
+    return sample_from(flux, recipe, begin, keep=keep, on_step=on_step, on_interrupt=on_interrupt)
+
+
+def sample_from(
+    flux: Flux,
+    recipe: ResolvedRecipe,
+    begin: InitialState | None,
+    *,
+    keep: Keep | None,
+    on_step: OnStep | None,
+    on_interrupt: str,
+) -> Trajectory:
+    """Encode the prompt of a resolved recipe and sample it, from its own noise or from another state; see `run`."""
     started = time.perf_counter()
     encoded = flux.encode(recipe)
     spent = time.perf_counter() - started
@@ -133,6 +146,7 @@ def run(
                 # Not from a Step: reading one makes a GPU wait.
                 on_progress=bar.update if bar.possible else None,
                 begin=begin,
+                decode=begin is None or not begin.upward,
             )
     except Interrupted as interrupt:
         interrupted, (trajectory,) = True, interrupt.trajectories

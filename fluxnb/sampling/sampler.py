@@ -21,6 +21,7 @@ from fluxnb.pipeline.compat import interrupt
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.prompts import Encoded
 from fluxnb.pipeline.schedule import Generators
+from fluxnb.pipeline.solvers import turn_upward
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.attention import attention_modules, words_of
@@ -65,12 +66,14 @@ class _Prefix:
         count: the evaluations that are left out: those that are known, or come before a noised picture.
         latents: x after them.
         levels: of the trajectory.
+        upward: whether the run goes from sigma 0 to noise.
     """
 
     steps: list[tuple[Step, ...]]
     count: int = 0
     latents: Tensor | None = None
     levels: tuple[float, ...] = ()
+    upward: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +168,9 @@ def _sample_batch(
     if begin is None:
         prefix = _known_prefix(flux, first, known, generators)
     else:
-        prefix = _Prefix([()], begin.first, begin.x.to(flux.device), flux.schedule(first)[begin.first :])
+        levels = flux.schedule(first)[begin.first :]
+        levels = levels[::-1] if begin.upward else levels
+        prefix = _Prefix([()], begin.first, begin.x.to(flux.device), levels, begin.upward)
     rest: Sequence[Trajectory] = ()
     decoded: list[Decoded] = []
     interrupted = False
@@ -227,7 +232,7 @@ def _sample_rest(
     first, finite, keep, on_step = recipes[0], FiniteCheck(recipes), options.keep, options.on_step
     if keep.attention is not None:
         attention_modules(flux.pipe.transformer, keep.attention, keep.heads)  # raises before anything runs
-    view = flux.view(first, generators)
+    view = _view(flux, first, generators, upward=prefix.upward)
     stopped = interrupted = False
     failure: FluxnbError | None = None
 
@@ -290,6 +295,13 @@ def _sample_rest(
         return _unfinished(trajectories), [(None, 0.0) for _ in trajectories], True
     decoded: list[Decoded] = [(image, (time.perf_counter() - started) / len(images)) for image in images]
     return trajectories, decoded, interrupted
+
+
+def _view(flux: Flux, recipe: ResolvedRecipe, generators: Generators, *, upward: bool) -> Any:
+    view = flux.view(recipe, generators)
+    if upward:
+        turn_upward(view.scheduler)
+    return view
 
 
 def _unfinished(trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:

@@ -189,7 +189,7 @@ EXERCISES = (
         "A picture is inverted to noise in four Euler steps and sampled from that noise again, in four steps on the "
         "same "
         "levels. The result differs from the picture. Why, mainly?\n"
-        "a) A step up uses the velocity at its lower level, the step down the one at its upper level.\n"
+        "a) The step up and the step down over the same levels evaluate the velocity at different points.\n"
         "b) New noise is drawn on the way down.\n"
         "c) The VAE loses detail.\n"
         "d) float32 rounds.\n"
