@@ -20,6 +20,7 @@ load run recording sweep stream plan Recipe Axes Keep Step Trajectory Film Cell 
 save open_trajectory open_recipe
 filmstrip compare contact_sheet
 scrub explore lab Scrubber FluxnbError
+invert check exercises Claims judge
 """.split()
 PLOTS = "attention compare contact_sheet filmstrip latent_channels lock_in memory path sigma_curve velocity".split()
 MODULES = "flow io metrics plots widgets".split()

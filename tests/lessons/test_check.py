@@ -189,6 +189,13 @@ def test_without_an_answer_the_question_is_displayed(answer):
     assert verdict.status == "open" and verdict.message == EXERCISES["guidance-2"].question and not verdict
 
 
+def test_trajectories_of_one_seed_and_two_prompts_are_a_right_answer(toy):
+    one, other = (fnb.run(toy, prompt, seed=1, steps=1) for prompt in ("a fox", "a cat"))
+    assert fnb.check("seeds-and-steps-3", (one, other))
+    assert fnb.check("seeds-and-steps-3", [one, fnb.run(toy, "a cat", seed=2, steps=1)]).status == "not yet"
+    assert fnb.check("seeds-and-steps-3", one).status == "not yet"
+
+
 def test_a_function_that_is_right_for_some_inputs_is_nearly_right():
     verdict = fnb.check("few-steps-1", lambda sigma, shift: 3 * sigma / (1 + 2 * sigma))
     assert verdict.status == "nearly" and "inputs, and not for sigma=" in verdict.message
