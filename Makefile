@@ -20,7 +20,8 @@ OUT ?= demo
 BIN := $(VENV)/bin
 HASHES ?=
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS)
-STAMP := $(VENV)/.made-for-fluxnb
+STAMP := $(VENV)/.made-for-development
+LAB_STAMP := $(VENV)/.made-for-fluxnb
 COLAB ?= .venv-colab
 COLAB_STAMP := $(COLAB)/.made-for-fluxnb
 NOTEBOOKS = $(sort $(wildcard notebooks/*.ipynb))
@@ -42,18 +43,28 @@ help:
 env: $(STAMP)
 
 # If a file that the environment is made from is newer than the stamp, the environment is updated.
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
-	@test -x $(BIN)/python || { echo "making $(VENV) (the first time takes a few minutes)"; $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; }
-	$(if $(CPU),$(PIP) --no-deps --index-url $(CPU_WHEELS) --constraint constraints.txt torch)
-	$(if $(HASHES),$(PIP) --no-deps --require-hashes --requirement constraints-hashes.txt)
-	$(PIP) $(if $(HASHES),--no-build-isolation) --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+define environment
+@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+@test -x $(BIN)/python || { echo "making $(VENV) (the first time takes a few minutes)"; $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }; }
+$(if $(CPU),$(PIP) --no-deps --index-url $(CPU_WHEELS) --constraint constraints.txt torch)
+$(if $(HASHES),$(PIP) --no-deps --require-hashes --requirement constraints-hashes.txt)
+$(PIP) $(if $(HASHES),--no-build-isolation) --constraint constraints.txt --editable '.[$(1)]'
+@touch $@
+endef
 
-demo: $(STAMP)
+# What the notebooks need.
+$(LAB_STAMP): pyproject.toml constraints.txt
+	$(call environment,lab)
+
+# The same and what the tests and the site need.
+$(STAMP): pyproject.toml constraints.txt
+	$(call environment,dev)
+	@touch $(LAB_STAMP)
+
+demo: $(LAB_STAMP)
 	$(BIN)/python -m fluxnb demo --out $(OUT)
 
-lab: $(STAMP)
+lab: $(LAB_STAMP)
 	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # Cheap checks first: a misspelled name should not cost ten minutes.
