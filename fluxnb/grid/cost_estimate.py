@@ -228,5 +228,5 @@ def _bytes(flux: Flux, recipe: ResolvedRecipe, keep: Keep | None) -> float:
         return png
     bytes_per_number = 4 if "float32" in (flux.dtype, flux.family.state_dtype) else 2
     return png + keep.nbytes(
-        height, width, recipe.steps, bytes_per_number=bytes_per_number, geometry=flux.family.geometry
+        height, width, recipe.evaluations, bytes_per_number=bytes_per_number, geometry=flux.family.geometry
     )

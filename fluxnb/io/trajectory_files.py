@@ -101,6 +101,7 @@ def save(trajectory: Trajectory, path: str | Path) -> Path:
         "prompt": trajectory.prompt[:LONGEST_TEXT],
         "finished": trajectory.finished,
         "sigmas": trajectory.sigmas,
+        "stages": trajectory.stages,
         "height": height,
         "width": width,
         "seconds": dict(trajectory.seconds),
@@ -154,7 +155,8 @@ def open_trajectory(path: str | Path) -> Trajectory:
 def largest_trajectory(recipe: ResolvedRecipe) -> int:
     """A bound, in bytes, of the file of a run of this recipe."""
     token = 8 * (3 * MOST_FEATURES // 4 + MOST_WORDS)
-    return recipe.steps * FLUX1.tokens(recipe.height, recipe.width) * token + largest_png((recipe.width, recipe.height))
+    numbers = recipe.evaluations * FLUX1.tokens(recipe.height, recipe.width)
+    return numbers * token + largest_png((recipe.width, recipe.height))
 
 
 def _stated_size(trajectory: Trajectory) -> tuple[int, int]:
@@ -198,6 +200,7 @@ def _trajectory(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tra
         prompt=_text(header.get("prompt", ""), LONGEST_TEXT),
         geometry=geometry,
         predicts=predicts,
+        stages=_whole(header.get("stages", 1), 1, 2),
         pair=_pair(header.get("pair")),
     )
 

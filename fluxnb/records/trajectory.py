@@ -157,6 +157,7 @@ class Trajectory:
         predicts: what the network computes: "velocity"; "mean velocity", the average over the step, whose clean
             estimate is where the step points; or "trigflow", recorded as the velocity of the equal rectified flow.
         pair: the teacher and the student that the model is one of; None where its partner is not public.
+        stages: evaluations in a step of the sampler, 1 or 2.
 
     Example:
         >>> trajectory.finished, len(trajectory), trajectory.sigmas                 # doctest: +SKIP
@@ -184,6 +185,7 @@ class Trajectory:
     geometry: Geometry = field(default=FLUX1, repr=False)
     predicts: str = field(default="velocity", repr=False)
     pair: Pair | None = field(default=None, repr=False)
+    stages: int = field(default=1, repr=False)
 
     def __post_init__(self) -> None:
         if self.recipe is not None:
@@ -217,8 +219,7 @@ class Trajectory:
     @property
     def step_count(self) -> int:
         """The steps of the sampler: as many as `steps`, or half of them if each step takes two evaluations."""
-        stages = 1 if self.recipe is None else self.recipe.stages
-        return -(-len(self.steps) // stages)
+        return -(-len(self.steps) // self.stages)
 
     @property
     def exact(self) -> bool:
@@ -234,11 +235,11 @@ class Trajectory:
     @property
     def caption(self) -> str:
         """Prompt, model, seed and steps in one line of plain text, not escaped."""
-        stages = 1 if self.recipe is None else self.recipe.stages
-        count = f"{len(self.steps)} of {len(self.sigmas) - 1} {'steps' if stages == 1 else 'evaluations'}, unfinished"
+        unit = "steps" if self.stages == 1 else "evaluations"
+        count = f"{len(self.steps)} of {len(self.sigmas) - 1} {unit}, unfinished"
         if self.finished:
             count = f"{self.step_count} step{'' if self.step_count == 1 else 's'}"
-            count += "" if stages == 1 else f" ({len(self.steps)} evaluations)"
+            count += "" if self.stages == 1 else f" ({len(self.steps)} evaluations)"
         if self.recipe is None:
             return ", ".join(part for part in (self.prompt or "no recipe", self.model, count) if part)
         recipe = self.recipe

@@ -350,6 +350,7 @@ def _joined(
         geometry=flux.geometry,
         predicts=flux.family.predicts,
         pair=flux.pair,
+        stages=recipe.stages,
     )
 
 

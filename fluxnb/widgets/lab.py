@@ -369,7 +369,7 @@ class Lab(GridView):
         position = progress.results.encoder.position(recipe)
         size = {"width": recipe.width, "height": recipe.height}
         message = {"kind": "preview", "run": progress.results.run, "position": position, "step": step.index + 1}
-        self.send({**message, "steps": recipe.steps, **size}, buffers=[frame])
+        self.send({**message, "steps": recipe.evaluations, **size}, buffers=[frame])
         self._send_progress(progress)
 
     def _send_progress(self, progress: _Progress) -> None:

@@ -108,6 +108,22 @@ def test_a_sweep_counts_the_evaluations_and_stores_the_same_bytes(toy, sampler, 
     assert fnb.sweep(toy, **axes, store=tmp_path).evaluations == 0
 
 
+@pytest.mark.parametrize("sampler", ["heun", "midpoint"])
+def test_a_store_keeps_every_evaluation(toy, sampler, tmp_path):
+    axes = {"prompts": "a fox", "seeds": 1, "steps": 8, "sampler": sampler, "keep": fnb.Keep(), "store": tmp_path}
+    first, again = fnb.sweep(toy, **axes), fnb.sweep(toy, **axes)
+    (a,), (b,) = first, again
+    assert again.evaluations == 0 and not b.made
+    assert b.trajectory.sigmas == a.trajectory.sigmas and torch.equal(b.trajectory.final, a.trajectory.final)
+
+
+def test_a_run_without_a_recipe_counts_its_steps(toy, tmp_path):
+    noise = fnb.run(toy, "a fox", seed=1, steps=1).x_T
+    trajectory = fnb.run(toy, "a fox", noise=noise, steps=4, sampler="heun")
+    assert trajectory.recipe is None and trajectory.step_count == 4 and "4 steps (7 evaluations)" in trajectory.caption
+    assert fnb.open_trajectory(trajectory.save(tmp_path / "a.safetensors")).step_count == 4
+
+
 def test_a_sweep_over_samplers_has_one_picture_for_each(toy):
     grid = fnb.sweep(toy, prompts="a fox", seeds=1, steps=2, sampler=["euler", "heun", "midpoint"])
     assert len({cell.image.tobytes() for cell in grid}) == 3 and grid.evaluations == 2 + 3 + 4
