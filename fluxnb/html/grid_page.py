@@ -31,7 +31,7 @@ __all__ = ["SHOWS", "GridEncoder", "document", "page", "save_cells", "stills_of"
 SHOWS = ("clean", "x")
 NO_SLIDER = "no slider over sigma: these cells have no steps; sample the grid with keep=fnb.Keep()"
 NO_STEPS = "no slider over sigma: an endpoint gives the finished picture alone"
-MANY = {"prompt": "prompts", "seed": "seeds", "steps": "step counts"}
+MANY = {"prompt": "prompts", "seed": "seeds", "steps": "step counts", "model": "models"}
 EXACT_SIDE = 256  # pixels up to which final pictures are stored without loss
 CACHED_PICTURES = 32  # enough for one seed and its step counts
 # Fields displayed for a cell, in this order.

@@ -34,7 +34,7 @@ def site(tmp_path_factory) -> Path:
     (extra / "gallery").mkdir()
     text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
     for name in dict.fromkeys(re.findall(r'src="(gallery/[\w-]+\.html)"', text)):
-        record = grid(seeds=[0, 1], steps=[1, 2], trajectories=True) if "grid" in name else trajectory(steps=4)
+        record = grid(seeds=[0, 1], steps=[1, 2], trajectories=True) if "explorer" in name else trajectory(steps=4)
         record.to_html(extra / name)
     command = [
         sys.executable,
