@@ -29,17 +29,22 @@ MIME = "application/vnd.fluxnb.claims+json"  # of the table as data, among the o
 VARIABLE = "FLUXNB_CLAIMS"
 
 _NOUNS = (
-    "a fox", "a penguin", "a turtle", "an elephant", "a parrot", "a rabbit",
-    "a tractor", "a rocket", "a robot", "a teapot", "a guitar", "a castle",
+    "a penguin", "a turtle", "an elephant", "a parrot", "a rabbit", "a tractor",
+    "a rocket", "a guitar", "a mushroom", "a sailboat", "a pumpkin", "a bear",
+    "a crab", "a whale", "a drum", "a robot", "a fox", "a snail",
 )  # fmt: skip
 _PLACES = ("in the snow", "in a meadow", "on the beach", "at night", "at sunset", "under water")
-_SIGNS = ("flux", "noise", "yes", "stop", "peace", "open", "tea", "music", "magic", "sugar", "hero", "summer")
-#: Prompts of the long form by their kind, twelve each, within the language of pocket.
+_SIGNS = (
+    "flux", "noise", "yes", "stop", "peace", "open", "tea", "music", "magic", "sugar", "hero", "summer", "day", "moon",
+    "wind", "red", "lucky", "sing",
+)  # fmt: skip
+#: Prompts of the long form by their kind, within the language of pocket. Twelve that a notebook does not use are taken.
 LONG_PROMPTS: dict[str, tuple[str, ...]] = {
     "things": _NOUNS,  # the place is left open
-    "places": tuple(f"{noun} {place}" for noun, place in zip(_NOUNS, 2 * _PLACES, strict=True)),
+    "places": tuple(f"{noun} {place}" for noun, place in zip(_NOUNS, 3 * _PLACES, strict=True)),
     "signs": tuple(f"{noun} holding a sign that says {word}" for noun, word in zip(_NOUNS, _SIGNS, strict=True)),
 }
+LONG_COUNT = 12
 LONG_SEEDS = tuple(range(1000, 1008))
 Case = Callable[..., Any]
 STATUSES = ("pass", "fail", "differs", "not tried")
@@ -101,7 +106,7 @@ class Claims:
         notebook: its subject, such as "seeds".
         model: a loaded model, or a name where there is none.
         prompts, seeds: on which functions are tried. The environment variable FLUXNB_CLAIMS=long replaces them with
-            `LONG_PROMPTS` and `LONG_SEEDS`.
+            twelve other prompts of `LONG_PROMPTS`, and with `LONG_SEEDS`.
         about: the models that the claims are about.
 
     Raises:
@@ -164,7 +169,10 @@ class Claims:
                 "it is called with prompt and seed, or with one of them",
                 "type lambda prompt, seed: ...",
             )
-        prompts, seeds = (LONG_PROMPTS[kind], LONG_SEEDS) if self.long else (self._prompts, self._seeds)
+        prompts, seeds = self._prompts, self._seeds
+        if self.long:
+            others = [prompt for prompt in LONG_PROMPTS[kind] if prompt not in prompts]
+            prompts, seeds = tuple(others[:LONG_COUNT]), LONG_SEEDS
         values = {"prompt": prompts, "seed": seeds}
         tries = list(itertools.product(*(values[name] for name in parameters)))
         outcomes = []

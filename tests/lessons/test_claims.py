@@ -100,11 +100,13 @@ def test_a_failure_on_another_model_differs():
 
 def test_the_long_form_has_twelve_prompts_and_eight_seeds_that_are_not_those_of_the_notebook(monkeypatch):
     monkeypatch.setenv("FLUXNB_CLAIMS", "long")
-    claims, seen = fnb.Claims("seeds", "pocket", prompts=["a fox in the snow"], seeds=range(3)), []
+    claims, seen = fnb.Claims("seeds", "pocket", prompts=["a turtle", "a fox"], seeds=range(3)), []
     claim = claims.add("A claim.", lambda prompt, seed: seen.append((prompt, seed)) is None, kind="things")
-    assert claim.count == Count(96, 96) and set(seen) == {(p, s) for p in LONG_PROMPTS["things"] for s in LONG_SEEDS}
-    assert "long form" in repr(claims) and min(LONG_SEEDS) > 100
-    assert all(len(set(prompts)) == 12 for prompts in LONG_PROMPTS.values())
+    prompts = {prompt for prompt, _ in seen}
+    assert claim.count == Count(96, 96) and len(set(seen)) == 96 and len(prompts) == 12
+    assert prompts < set(LONG_PROMPTS["things"]) - {"a turtle", "a fox"}
+    assert {seed for _, seed in seen} == set(LONG_SEEDS) and min(LONG_SEEDS) > 100 and "long form" in repr(claims)
+    assert all(len(set(prompts)) == 18 for prompts in LONG_PROMPTS.values())
 
 
 @pytest.mark.moderate

@@ -12,6 +12,7 @@ import fluxnb as fnb
 from fluxnb.errors import InputError
 from fluxnb.flow import schedule
 from fluxnb.pipeline.schedule import prepared_scheduler
+from tests.families.tiny import PIPELINES
 
 LINEAR = 1.5  # v = LINEAR x, so that x(0) = x(1) exp(-LINEAR)
 FACTORS = {"euler": 2, "heun": 4, "midpoint": 4}
@@ -142,6 +143,19 @@ def test_a_run_from_a_picture_takes_a_share_of_the_steps(toy, sampler):
 def test_a_run_that_is_stopped_counts_evaluations(toy):
     stopped = fnb.run(toy, "a fox", steps=4, sampler="heun", on_step=lambda step: fnb.STOP if step.index == 2 else None)
     assert len(stopped) == 3 and not stopped.finished and "3 of 7 evaluations, unfinished" in stopped.caption
+
+
+@pytest.mark.moderate
+@pytest.mark.parametrize("name", ["klein", "z-image-turbo"])
+def test_other_families_take_two_evaluations_a_step_and_are_inverted(name):
+    flux = fnb.load(PIPELINES[name]())
+    trajectory = fnb.run(flux, "a fox", seed=1, steps=2, height=64, width=64, sampler="heun")
+    first, second, third = trajectory
+    expected = first.x + (second.sigma - first.sigma) * (first.v + second.v) / 2
+    torch.testing.assert_close(third.x, expected)
+    inverted = fnb.invert(flux, trajectory, "a fox", steps=2)
+    assert inverted.sigmas == (trajectory.sigmas[3], trajectory.sigmas[1], trajectory.sigmas[0])
+    assert torch.equal(inverted.x_T, trajectory.final)
 
 
 def test_a_stochastic_scheduler_is_refused(toy):
