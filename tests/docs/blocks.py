@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
@@ -17,6 +18,17 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     """Language and code of each block that runs."""
     fences = [(info.strip(), code) for _, info, code in FENCE.findall(page.read_text(encoding="utf-8"))]
     return [(info, code) for info, code in fences if info in ("python", "bash")]
+
+
+def hidden_expressions(code: str) -> list[str]:
+    """Expressions of a block whose value is displayed nowhere, since only that of the last line is.
+
+    Calls of methods and of a pipeline have an effect of their own; the functions of the package return values.
+    """
+    nodes = [node.value for node in ast.parse(code).body[:-1] if isinstance(node, ast.Expr)]
+    called = [ast.unparse(node.func) if isinstance(node, ast.Call) else "" for node in nodes]
+    shown = {f"fnb.{name}" for name in ("compare", "contact_sheet", "explore", "filmstrip", "lab", "run", "scrub")}
+    return [ast.unparse(node) for node, name in zip(nodes, called, strict=True) if not name or name in shown]
 
 
 def run_python(code: str, names: dict[str, object], file: Path) -> None:

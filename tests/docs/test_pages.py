@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.docs.blocks import FENCE, ROOT, blocks, run_bash, run_python
+from tests.docs.blocks import FENCE, ROOT, blocks, hidden_expressions, run_bash, run_python
 from tests.remote.conftest import double  # noqa: F401
 from tests.test_words import PATTERN, parts
 
@@ -44,6 +44,16 @@ def test_a_block_that_does_not_run_has_a_caption_that_gives_the_reason(page):
         else:
             runs = kind in ("python", "bash") and page in PAGES
             assert runs or kind.startswith(NOT_CODE), (kind, code)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_what_a_block_displays_is_its_last_line(page):
+    hidden = [line for language, code in blocks(page) if language == "python" for line in hidden_expressions(code)]
+    assert hidden == []
+
+
+def test_an_expression_before_the_last_line_is_found():
+    assert hidden_expressions("grid\nfnb.scrub(a)\ngrid.to_html('a')\nfnb.scrub(b)") == ["grid", "fnb.scrub(a)"]
 
 
 def test_the_install_lines_for_colab_name_no_extra():
