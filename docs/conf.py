@@ -111,6 +111,16 @@ def write(path: Path, data: bytes) -> None:
         path.write_bytes(data)
 
 
+BADGE = re.compile(r"\[!\[([^\]]+)\]\(https://[^)]+\)\]\(([^)]+)\)")  # a picture from elsewhere that is a link
+
+
+def add_alternative_text(cell: dict[str, Any]) -> None:
+    """Move the alternative text of a figure from the output to where MyST-NB reads it."""
+    for output in cell.get("outputs", ()):
+        if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):
+            cell["metadata"].setdefault("mystnb", {}).setdefault("image", {})["alt"] = alt
+
+
 def copy_pages(app: Sphinx) -> None:
     """Copy the notebooks, their attachments as files of their own, and write the parts that pages include."""
     folder = DOCS / "notebooks"
@@ -122,10 +132,12 @@ def copy_pages(app: Sphinx) -> None:
     for path in committed.values():
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
+            add_alternative_text(cell)
+            cell["source"] = BADGE.sub(r"[\1](\2)", "".join(cell["source"]))
             for name, data in cell.pop("attachments", {}).items():
                 file = f"{path.stem}-{name}"
                 write(folder / file, base64.b64decode(data["image/png"]))
-                cell["source"] = "".join(cell["source"]).replace(f"attachment:{name}", file)
+                cell["source"] = cell["source"].replace(f"attachment:{name}", file)
         write(folder / path.name, json.dumps(notebook).encode())
     for name, text in included().items():
         write(DOCS / "_generated" / f"{name}.md", text.encode())

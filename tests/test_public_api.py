@@ -22,7 +22,10 @@ filmstrip compare contact_sheet
 scrub explore lab Scrubber FluxnbError
 invert check exercises Claims judge
 """.split()
-PLOTS = "attention compare contact_sheet filmstrip latent_channels lock_in memory path sigma_curve velocity".split()
+PLOTS = """
+attention chart compare contact_sheet describe filmstrip latent_channels lock_in memory path pictures sigma_curve
+velocity
+""".split()
 MODULES = "flow io metrics plots widgets".split()
 HELP_LINES = 300
 
@@ -123,7 +126,8 @@ def test_every_public_name_is_in_the_readme_a_notebook_or_a_test():
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_every_name_of_the_package_that_a_notebook_uses_exists(path):
     cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    lines = [line for cell in cells for line in "".join(cell["source"]).splitlines() if not line.startswith(("%", "!"))]
+    text = "\n".join("".join(cell["source"]) for cell in cells)
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith(("%", "!"))]
     nodes = list(ast.walk(ast.parse("\n".join(lines))))
     modules = {"fnb": importlib.import_module("fluxnb")}
     for node in nodes:

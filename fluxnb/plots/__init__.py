@@ -10,9 +10,12 @@ velocity         the length of the velocity at each noise level
 lock_in          the distance of the clean estimate from the final latents
 path             trajectories in their two principal directions
 memory           device memory over time, one line a preset
+pictures         pictures of any kind in rows and columns
+chart            empty axes in the style of these figures
+describe         sets the alternative text of a figure
 
-Each function returns a `matplotlib.figure.Figure` titled with model, seed and steps. `ax=` draws into axes of your own.
-The functions take records and never load a model.
+The functions for records return a `matplotlib.figure.Figure` titled with model, seed and steps. `ax=` draws into axes
+of your own. The functions take records and never load a model.
 """
 
 import lazy_loader as _lazy

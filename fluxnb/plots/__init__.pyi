@@ -4,6 +4,9 @@ from .curves import memory as memory
 from .curves import path as path
 from .curves import sigma_curve as sigma_curve
 from .curves import velocity as velocity
+from .grids import chart as chart
+from .grids import describe as describe
+from .grids import pictures as pictures
 from .strips import compare as compare
 from .strips import contact_sheet as contact_sheet
 from .strips import filmstrip as filmstrip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import unicodedata
 from collections.abc import Iterator
@@ -77,7 +78,13 @@ _RC: Any = {
 
 
 class View(Figure):
-    """A matplotlib Figure that displays itself as the last line of a cell without pyplot."""
+    """A matplotlib Figure that displays itself as the last line of a cell without pyplot.
+
+    Attributes:
+        alt: the alternative text of its picture in a notebook; the heading unless set.
+    """
+
+    alt: str = ""
 
     def draw(self, renderer: Any) -> None:
         """Draw the figure, with fonts for all its texts."""
@@ -90,6 +97,10 @@ class View(Figure):
         # Dropping the opaque alpha channel and optimizing keeps committed notebooks small.
         Image.open(drawn).convert("RGB").save(packed, "PNG", optimize=True)
         return packed.getvalue()
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        metadata = {"image/png": {"alt": self.alt}} if self.alt else {}
+        return {"image/png": base64.b64encode(self._repr_png_()).decode()}, metadata
 
 
 @contextmanager
@@ -142,6 +153,8 @@ def make_drawable(artist: Artist) -> None:
 
 def heading(figure: Figure, title: str, subtitle: str, *, left: float = 0.0, top: float = 1.0) -> None:
     """Write title and subtitle at the top left of a figure."""
+    if isinstance(figure, View):
+        figure.alt = figure.alt or ", ".join(filter(None, (title, subtitle)))
     inch = 1.0 / figure.get_figheight()
     figure.text(left, top - 0.02 * inch, title, fontsize=TITLE, color=INK, va="top", ha="left")
     figure.text(left, top - 0.27 * inch, subtitle, fontsize=SMALL + 0.5, color=SOFT, va="top", ha="left")
