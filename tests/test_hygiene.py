@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fluxnb.lessons.claims import read_claims
+
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST_NOTEBOOK = 2_000_000  # bytes; more makes a review, a clone and a page slow
@@ -77,6 +79,36 @@ class TestNotebook:
         metadata = json.loads(path.read_text())["metadata"]
         assert metadata["kernelspec"]["name"] == "python3"
         assert "widgets" not in metadata, "GitHub refuses notebooks with bare widget metadata"
+
+    def test_every_figure_has_an_alternative_text(self, path):
+        # The picture of a widget is described by the widget; a picture alone (PIL) has the prompt beside it.
+        missing = [
+            (index, output["data"]["text/plain"])
+            for index, cell in enumerate(json.loads(path.read_text())["cells"])
+            for output in cell.get("outputs", ())
+            if "image/png" in output.get("data", {})
+            and not output.get("metadata", {}).get("image/png", {}).get("alt")
+            and not {"text/html", "image/jpeg"} & set(output["data"])
+        ]
+        assert missing == []
+
+    def test_it_opens_in_colab_and_installs_the_package_there(self, path):
+        text = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+        assert f"/blob/main/notebooks/{path.name})" in text[0]
+        code = next(each for each in text if "import fluxnb as fnb" in each)
+        assert '%pip install -q "fluxnb @ git+https://' in code
+
+    def test_a_hidden_answer_is_hidden_on_the_site_in_jupyterlab_and_in_colab(self, path):
+        for cell in json.loads(path.read_text())["cells"]:
+            data = cell["metadata"]
+            marks = ("hide-output" in data.get("tags", ()), data.get("jupyter", {}).get("outputs_hidden", False),
+                     data.get("collapsed", False))  # fmt: skip
+            assert len(set(marks)) == 1
+
+    def test_no_claim_fails(self, path):
+        table = read_claims(path)
+        assert table is not None and table["claims"]
+        assert [row for row in table["claims"] if row["status"] == "fail"] == []
 
     def test_it_is_small_enough_to_read_on_a_page(self, path):
         assert path.stat().st_size <= LARGEST_NOTEBOOK

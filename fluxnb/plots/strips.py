@@ -172,12 +172,14 @@ def compare(
         below = 0.66 if pair_note(trajectories) else 0.5
         figure = new_figure(LABELS + axis + width + GAP, HEAD + len(rows) * row_height + below)
         heading(figure, f"The {name_of(show, trajectories)} at equal noise", common_subtitle(trajectories))
+        left_out = 0
         for row, frame_set in enumerate(rows):
             box = Box(0.0, HEAD + row * row_height, width, height)
-            _draw_comparison_row(figure, box, frame_set, show, x_of)
+            left_out += _draw_comparison_row(figure, box, frame_set, show, x_of)
         _draw_sigma_axis(figure, HEAD + len(rows) * row_height + 0.02, width, x_of)
         by = " and ".join(sorted({frame_set.by for frame_set in rows if frame_set.by}))
-        notes = (f"a frame holds until the next; frames by {by}", pair_note(trajectories))
+        omission = f"; {left_out} frames that would overlap are left out" if left_out else ""
+        notes = (f"a frame holds until the next; frames by {by}{omission}", pair_note(trajectories))
         for line_number, note in enumerate(filter(None, notes)):
             top = HEAD + len(rows) * row_height + 0.28 + 0.16 * line_number
             draw_text(figure, LABELS, top, note, size=SMALL - 0.5, color=SOFT)
@@ -186,18 +188,24 @@ def compare(
 
 def _draw_comparison_row(
     figure: Figure, box: Box, frame_set: FrameSet, show: str, x_of: Callable[[float], float]
-) -> None:
-    """Draw the label, the line and the frames of one trajectory; the left of `box` is replaced by `x_of(sigma)`."""
+) -> int:
+    """Draw the label, the line and the frames of one trajectory; the left of `box` is replaced by `x_of(sigma)`.
+
+    Returns:
+        The number of frames that are left out because they would overlap.
+    """
     figure_width, figure_height = figure.get_size_inches()
     draw_text(figure, 0.0, box.top + box.height / 2 - 0.08, wrap(frame_set.label, 20), size=TEXT)
     y = 1 - (box.top + box.height / 2) / figure_height
     first = frame_set.sigmas[0] if frame_set.sigmas else 1.0
     figure.add_artist(line(x_of(first) / figure_width, x_of(0.0) / figure_width, y))
     gap = (box.width + GAP) / (x_of(0.0) - x_of(1.0))
-    for index in without_overlap(frame_set.sigmas, gap, final=frame_set.final is not None):
+    chosen = without_overlap(frame_set.sigmas, gap, final=frame_set.final is not None)
+    for index in chosen:
         draw_frame(figure, box._replace(left=x_of(frame_set.sigmas[index])), frame_set.frames[show][index])
     if frame_set.final is not None:
         draw_frame(figure, box._replace(left=x_of(0.0)), frame_set.final, accent=True)
+    return len(frame_set.sigmas) - len(chosen)
 
 
 def _draw_sigma_axis(figure: Figure, top: float, width: float, x_of: Callable[[float], float]) -> None:

@@ -113,6 +113,21 @@ def test_every_page_is_in_the_site_and_it_is_small(site):
         assert (site / "notebooks" / f"{notebook.stem}.html").is_file()
 
 
+def test_a_figure_of_a_notebook_is_described_and_a_badge_is_a_link(site):
+    described, missing = 0, []
+    for page in (site / "notebooks").glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "colab-badge" not in text, "pictures are not loaded from elsewhere"
+        for image in re.findall(r'<img [^>]*src="[^"]*_images/[^>]*>', text):
+            alt = re.search(r'alt="([^"]*)"', image)
+            if alt is not None and " " in alt[1]:  # without a description it is the name of the file
+                described += 1
+            else:
+                missing.append(page.stem)
+    assert described > 50
+    assert set(missing) <= {"00_quickstart", "01_step_by_step"}, "a picture alone, with its prompt in the cell"
+
+
 def test_a_public_name_of_the_package_is_in_the_reference(site):
     import fluxnb
 

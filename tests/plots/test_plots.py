@@ -100,6 +100,13 @@ def test_compare_leaves_out_frames_that_would_overlap():
         assert not a.overlaps(b)
 
 
+def test_compare_states_how_many_frames_are_left_out():
+    assert "left out" not in words(plots.compare([trajectory(steps=4)]))
+    figure = plots.compare([trajectory(steps=40), trajectory(steps=4)])
+    drawn = len(pictures(figure))
+    assert f"{40 + 4 + 2 - drawn} frames that would overlap are left out" in words(figure)
+
+
 @pytest.mark.parametrize("view", CURVES)
 def test_curves_draw_into_given_axes(view):
     figure = Figure()
