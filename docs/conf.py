@@ -172,6 +172,7 @@ def complete_page(app: Sphinx, page: str, template: str, context: dict[str, Any]
     """Let the keyboard scroll code and tables, make signatures no lists, link names, give captions a level."""
     if "body" in context:
         body = SCROLLED.sub(r'<\1 tabindex="0">', context["body"])
+        body = body.replace('<summary aria-label="Toggle hidden content">', "<summary>")  # it has a text that is read
         body = PARAMETERS.sub(lambda found: f'<span class="parameters">{spans(found[1])}</span>', body)
         context["body"] = link_names(app, page, body)
     if "furo_navigation_tree" in context:

@@ -22,7 +22,7 @@ from tests.scenes import grid, trajectory
 
 ROOT = Path(__file__).parents[2]
 LARGEST_SITE = 40 * 2**20
-NOTEBOOKS = ("notebooks/00_quickstart", "notebooks/04_fit_it_on_your_gpu")
+NOTEBOOKS = ("notebooks/00_quickstart", "notebooks/04_fit_it_on_your_gpu", "notebooks/09_guidance")
 PAGES = ("index", "gallery", *NOTEBOOKS, "api/sampling", "models", "howto/lora")
 SCREENS = {"desktop": {"width": 1280, "height": 900}, "phone": {"width": 390, "height": 844}}
 
