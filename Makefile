@@ -106,10 +106,10 @@ unit: $(STAMP)
 	$(PARALLEL) $(BIN)/python -m pytest tests $(SPREAD) -m "not gpu and not browser and not long" --durations=15
 	$(BIN)/python -m pytest tests -m "browser and not gpu" --durations=5
 
-# Strict: what a committed notebook prints, it prints again.
+# Strict: what a committed notebook prints, it prints again. One process per core, each with whole notebooks.
 nbval: $(STAMP)
 	@if [ -z "$(NOTEBOOKS)" ]; then echo "notebooks/ holds no notebook yet"; else \
-	$(STEADY) $(BIN)/python -m pytest --nbval $(NOTEBOOKS) --nbval-current-env --nbval-cell-timeout=300 \
+	$(STEADY) $(BIN)/python -m pytest --nbval $(NOTEBOOKS) -n auto --dist loadfile --nbval-current-env --nbval-cell-timeout=300 \
 	  --nbval-kernel-startup-timeout=120 --nbval-sanitize-with=tests/notebooks/nbval.cfg -p no:cacheprovider; fi
 
 # Runs every notebook on pocket and writes it back with its outputs.
