@@ -28,7 +28,8 @@ from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import family_of, pair_of
 from fluxnb.pipeline.compat import compute_dtype, execution_device, has_model_hooks, is_caching, placement_markers
-from fluxnb.pipeline.identity import Identity, change_markers, deep_markers, identity_of
+from fluxnb.pipeline.identity import Identity, identity_of
+from fluxnb.pipeline.markers import change_markers, deep_markers, encoding_markers
 from fluxnb.pipeline.preview import decode_latents, encode_picture, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
 from fluxnb.pipeline.schedule import Generators, pipeline_view, prepared_scheduler, unshifted_sigmas
@@ -284,6 +285,9 @@ class Flux:
     def encode(self, recipe: ResolvedRecipe) -> Encoded:
         """Encode a resolved recipe's prompt, and its negative prompt where guidance takes one.
 
+        The last prompts are remembered, so that further seeds of a prompt do not encode it again. They are encoded
+        again after a change of an encoder or a tokenizer.
+
         Warns:
             PromptWarning: quotes what lies beyond CLIP's 77 or T5's 256 (48 for pocket) tokens, or names words that
                 pocket was not trained on.
@@ -300,8 +304,15 @@ class Flux:
         warn_of_truncation(self.pipe, self.family, prompt, length)
         if (vocabulary := self.vocabulary) is not None:
             warn_of_unknown_words(self.model, vocabulary, prompt)
-        with convert_out_of_memory(self.plan, f"encoding a prompt with {self.model}"):
-            return encode_prompt(self.pipe, self.family, prompt, length, self.device)
+
+        def encode() -> tuple[Tensor | list[Tensor], Tensor | None]:
+            with convert_out_of_memory(self.plan, f"encoding a prompt with {self.model}"):
+                return encode_prompt(self.pipe, self.family, prompt, length, self.device)
+
+        markers = encoding_markers(self.pipe)
+        if markers is None:
+            return encode()
+        return state_of(self.pipe).encoded((prompt, length, str(self.device), markers), encode)
 
     # ----------------------------------------------------------------------------------------------- denoise
     def view(self, recipe: ResolvedRecipe, generators: Generators) -> Any:

@@ -19,16 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fluxnb.pipeline.compat import cache_config, config_object, hook_names, tensor_version
+from fluxnb.pipeline.compat import cache_config, hook_names
 from fluxnb.runtime.adaln_cache import CachedModulation
 
-__all__ = ["Identity", "change_markers", "deep_markers", "identity_of", "is_random"]
+__all__ = ["COMPONENTS", "TOKENIZERS", "VAE_SETTINGS", "Identity", "adapters_of", "identity_of", "is_random"]
 
 SAMPLES = 16  # values read of each tensor
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map", "vocab_size")
-QUICK_SETTINGS = ("padding_side", "truncation_side", "model_max_length")  # of a tokenizer; the others take longer
 VAE_SETTINGS = ("use_tiling", "use_slicing", "tile_sample_min_size", "tile_overlap_factor")
 # Entries of configurations that do not change pictures: where a model came from, and the names of the entries that have
 # their default values, in the random order of a set.
@@ -82,72 +81,6 @@ def _settings(pipe: Any) -> dict[str, Any]:
     return {name: value for name, value in config.items() if isinstance(value, bool) and not name.startswith("_")}
 
 
-def change_markers(pipe: Any) -> tuple[Any, ...]:
-    """Cheap signs of a change: which objects the pipeline holds, their configurations, and the adapters.
-
-    They take microseconds. They do not cover the content of the objects, which `deep_markers` does.
-    """
-    scheduler, transformer = pipe.scheduler, getattr(pipe, "transformer", None)
-    parts = tuple(id(getattr(pipe, name, None)) for name in (*COMPONENTS, *TOKENIZERS, "scheduler"))
-    configured = (pipe, scheduler, *(getattr(pipe, name, None) for name in (*COMPONENTS, "image_processor")))
-    configurations = tuple(id(config_object(part)) for part in configured)
-    tokenizers = [getattr(pipe, name, None) for name in TOKENIZERS]
-    settings = tuple(getattr(each, name, None) for each in tokenizers for name in QUICK_SETTINGS)
-    # The scale of an adapter is stored in every layer; with adapters loaded, the markers never compare equal.
-    adapters = object() if getattr(transformer, "peft_config", None) else None
-    return (
-        *parts,
-        *configurations,
-        *settings,
-        getattr(scheduler, "shift", None),
-        adapters,
-        id(cache_config(transformer)),
-    )
-
-
-def deep_markers(pipe: Any) -> int:
-    """A hash that changes when the content of a pipeline's models changes; it takes well under a millisecond a model.
-
-    It covers weights that were replaced or written in place (by their version counters), adapters and their scales,
-    attention processors, tiling and training mode. Weights that an offload moves keep their hash.
-    """
-    found: list[Any] = []
-    for name in COMPONENTS:
-        model = getattr(pipe, name, None)
-        if isinstance(model, nn.Module):
-            _add_markers(model, found)
-        found += [getattr(model, setting, None) for setting in VAE_SETTINGS]
-    return hash(tuple(found))
-
-
-def _add_markers(model: nn.Module, found: list[Any]) -> None:
-    """Add the markers of a model's modules and weights. Every run waits for this loop, hence its plain operations."""
-    waiting, known = [model], {id(model)}
-    add = found.append
-    while waiting:
-        module = waiting.pop()
-        content = vars(module)
-        children, weights = content["_modules"], content["_parameters"]
-        add(type(module))
-        add(module.training)
-        processor = content.get("processor") or children.get("processor")
-        if processor is not None:
-            add(id(processor))
-        if "scaling" in content:
-            add(_adapters(module))
-        for weight in weights.values() if weights else ():
-            if weight is not None:
-                # A sequential offload makes new parameters on the meta device after each call.
-                add(0 if weight.is_meta else id(weight))
-                add(tensor_version(weight))
-                add(weight.dtype)
-                add(weight.numel())
-        for child in children.values() if children else ():
-            if child is not None and id(child) not in known:
-                known.add(id(child))
-                waiting.append(child)
-
-
 # ------------------------------------------------------------------------------------------------------------ modules
 def _update_with_module(digest: Any, module: nn.Module, unknown: list[str], name: str) -> None:
     samples: list[Tensor] = []
@@ -165,7 +98,7 @@ def _update_with_module(digest: Any, module: nn.Module, unknown: list[str], name
         digest.update(values)
     for path, part in modules:
         digest.update(_module_settings(path, part))
-        digest.update(_adapters(part))
+        digest.update(adapters_of(part))
         if is_random(part):
             unknown.append(f"{name} is in training mode, and its dropout is random")
         if "forward" in vars(part) and not _is_known_forward(vars(part)["forward"]):
@@ -285,7 +218,7 @@ def _transferred(samples: list[Tensor]) -> Iterator[bytes]:
                 yield torch.cat(group).to("cpu").numpy().tobytes()
 
 
-def _adapters(module: nn.Module) -> bytes:
+def adapters_of(module: nn.Module) -> bytes:
     """Which adapters of peft are active in a layer, and how strongly."""
     scaling = vars(module).get("scaling")
     if not isinstance(scaling, Mapping):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from fluxnb.records.latents import LinearRGB
+
+ENCODINGS = 8  # prompts; at full size each takes 2 to 8 MB on the device
+
+T = TypeVar("T")
 
 __all__ = ["PipelineState", "original_of", "state_of"]
 
@@ -20,12 +25,26 @@ class PipelineState:
         lock: held while one of our calls uses the pipeline, so that calls of several threads follow each other.
         facts: model, revision, defaults and plan, from which `Flux` handles are made; empty until the first.
         timings: seconds per evaluation by picture size, for cost estimates.
+        encodings: of the prompts that were encoded last, see `encoded`.
     """
 
     lock: Any = field(default_factory=threading.RLock)
     facts: dict[str, Any] = field(default_factory=dict)
     timings: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    encodings: dict[tuple[Any, ...], Any] = field(default_factory=dict)
     _preview: tuple[weakref.ref[Any], LinearRGB | None] | None = None
+
+    def encoded(self, key: tuple[Any, ...], encode: Callable[[], T]) -> T:
+        """The encoding with this key, computed where it is not among the last `ENCODINGS`.
+
+        Arguments:
+            key: everything that decides the encoding.
+        """
+        found = self.encodings.pop(key) if key in self.encodings else encode()
+        self.encodings[key] = found  # at the end: the first one was used the longest time ago
+        while len(self.encodings) > ENCODINGS:
+            del self.encodings[next(iter(self.encodings))]
+        return cast(T, found)
 
     def preview(self, vae: Any) -> LinearRGB | None:
         """The linear preview that was fitted to this VAE; None before, and where none can be fitted."""

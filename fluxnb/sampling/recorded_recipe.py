@@ -21,7 +21,8 @@ from fluxnb.cleanup import undoing
 from fluxnb.errors import FluxnbError
 from fluxnb.pipeline.compat import forward_hooks, is_caching, remove_hooks, tensor_version
 from fluxnb.pipeline.flux import Flux
-from fluxnb.pipeline.identity import change_markers, deep_markers, is_random
+from fluxnb.pipeline.identity import is_random
+from fluxnb.pipeline.markers import change_markers, deep_markers
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.patched_method import own_attribute
 

@@ -11,7 +11,8 @@ import sys
 import pytest
 import torch
 
-from fluxnb.pipeline.identity import change_markers, deep_markers, identity_of
+from fluxnb.pipeline.identity import identity_of
+from fluxnb.pipeline.markers import change_markers, deep_markers
 from tests.conftest import toy_pipeline
 
 

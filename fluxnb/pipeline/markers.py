@@ -1,0 +1,157 @@
+"""Signs that a pipeline may have changed since they were last read, which every run reads.
+
+A digest of the content takes tens of milliseconds (`fluxnb.pipeline.identity`), and markers take less than one. Equal
+markers mean an unchanged pipeline.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from itertools import chain
+from operator import attrgetter, itemgetter, methodcaller
+from typing import Any
+
+from torch import Tensor, nn
+
+from fluxnb.pipeline.compat import cache_config, config_object, tensor_version
+from fluxnb.pipeline.identity import COMPONENTS, TOKENIZERS, VAE_SETTINGS, adapters_of
+
+__all__ = ["change_markers", "deep_markers", "encoding_markers"]
+
+QUICK_SETTINGS = ("padding_side", "truncation_side", "model_max_length")  # of a tokenizer; the others take longer
+
+
+def change_markers(pipe: Any) -> tuple[Any, ...]:
+    """Cheap signs of a change: which objects the pipeline holds, their configurations, and the adapters.
+
+    They take microseconds. They do not cover the content of the objects, which `deep_markers` does.
+    """
+    scheduler, transformer = pipe.scheduler, getattr(pipe, "transformer", None)
+    parts = tuple(id(getattr(pipe, name, None)) for name in (*COMPONENTS, *TOKENIZERS, "scheduler"))
+    configured = (pipe, scheduler, *(getattr(pipe, name, None) for name in (*COMPONENTS, "image_processor")))
+    configurations = tuple(id(config_object(part)) for part in configured)
+    tokenizers = [getattr(pipe, name, None) for name in TOKENIZERS]
+    settings = tuple(getattr(each, name, None) for each in tokenizers for name in QUICK_SETTINGS)
+    # The scale of an adapter is stored in every layer; with adapters loaded, the markers never compare equal.
+    adapters = object() if getattr(transformer, "peft_config", None) else None
+    return (
+        *parts,
+        *configurations,
+        *settings,
+        getattr(scheduler, "shift", None),
+        adapters,
+        id(cache_config(transformer)),
+    )
+
+
+def deep_markers(pipe: Any) -> int:
+    """A hash that changes when the content of a pipeline's models changes; it takes well under a millisecond.
+
+    It covers weights that were replaced or written in place (by their version counters), adapters and their scales,
+    attention processors, tiling and training mode. Weights that an offload moves keep their hash.
+    """
+    found: list[Any] = []
+    for name in COMPONENTS:
+        model = getattr(pipe, name, None)
+        if isinstance(model, nn.Module):
+            found += _modules_of(model).markers()
+        found += [getattr(model, setting, None) for setting in VAE_SETTINGS]
+    return hash(tuple(found))
+
+
+def encoding_markers(pipe: Any) -> int | None:
+    """A hash that changes when prompts may be encoded differently; None in training mode, where dropout is random."""
+    found: list[Any] = [getattr(pipe, "tokenizer_max_length", None)]
+    for name in (name for name in COMPONENTS if name.startswith("text_encoder")):
+        model = getattr(pipe, name, None)
+        if isinstance(model, nn.Module):
+            modules = _modules_of(model)
+            if any(map(_training, modules.contents)):
+                return None
+            # A hook or a method of the user's may change what an encoder returns.
+            found += [id(config_object(model)), *modules.markers(), *map(_hooks, modules.contents)]
+    for tokenizer in (getattr(pipe, name, None) for name in TOKENIZERS):
+        if tokenizer is not None:
+            size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
+            settings = (getattr(tokenizer, name, None) for name in (*QUICK_SETTINGS, "chat_template"))
+            found += [id(tokenizer), size, *map(str, settings)]
+    return hash(tuple(found))
+
+
+def _hooks(content: dict[str, Any]) -> tuple[int, int, int]:
+    forward = content.get("forward")
+    return len(content["_forward_hooks"]), len(content["_forward_pre_hooks"]), 0 if forward is None else id(forward)
+
+
+_children = itemgetter("_modules")
+_weights = itemgetter("_parameters")
+_training = methodcaller("get", "training")  # a compiled module has it in its original alone
+_dtype = attrgetter("dtype")
+_version = attrgetter("_version")
+
+
+class _Modules:
+    """The modules of a model in one list, so that what decides a picture is read in loops of C, not of Python.
+
+    It holds no reference to the model itself, so that it lives as long as the model and no longer.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        first, *self.parts = _walk(model)
+        self.contents = [vars(first), *map(vars, self.parts)]
+        self.children = self._children()
+        self.with_adapters = [part for part in self.parts if "scaling" in vars(part)]
+        self.with_processors = [content for content in self.contents if "processor" in content]
+
+    def _children(self) -> list[int]:
+        return list(map(id, chain.from_iterable(map(dict.values, map(_children, self.contents)))))
+
+    def are_current(self) -> bool:
+        """Whether the model still has these modules."""
+        return self.children == self._children()
+
+    def markers(self) -> list[Any]:
+        """What decides a picture, in the order of the modules."""
+        every = chain.from_iterable(map(dict.values, map(_weights, self.contents)))
+        weights = [weight for weight in every if weight is not None]
+        return [
+            *map(type, self.parts),
+            *map(_training, self.contents),
+            *(id(content["processor"]) for content in self.with_processors),
+            *map(adapters_of, self.with_adapters),
+            # A sequential offload makes new parameters on the meta device after each call.
+            *(0 if weight.is_meta else id(weight) for weight in weights),
+            *_versions(weights),
+            *map(_dtype, weights),
+            *map(Tensor.numel, weights),
+            *self.children,
+        ]
+
+
+def _versions(weights: list[Tensor]) -> list[int | None]:
+    try:
+        return list(map(_version, weights))
+    except RuntimeError:  # some were made in inference mode
+        return list(map(tensor_version, weights))
+
+
+_MODULES: weakref.WeakKeyDictionary[nn.Module, _Modules] = weakref.WeakKeyDictionary()
+
+
+def _modules_of(model: nn.Module) -> _Modules:
+    modules = _MODULES.get(model)
+    if modules is None or not modules.are_current():
+        modules = _MODULES[model] = _Modules(model)
+    return modules
+
+
+def _walk(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of `model.modules()`, whose nested generators take longer."""
+    waiting, known = [model], {id(model)}
+    while waiting:
+        yield (module := waiting.pop())
+        for child in module._modules.values():
+            if child is not None and id(child) not in known:
+                known.add(id(child))
+                waiting.append(child)
