@@ -84,6 +84,7 @@ def _hooks(content: dict[str, Any]) -> tuple[int, int, int]:
     return len(content["_forward_hooks"]), len(content["_forward_pre_hooks"]), 0 if forward is None else id(forward)
 
 
+_content = attrgetter("__dict__")
 _children = itemgetter("_modules")
 _weights = itemgetter("_parameters")
 _training = methodcaller("get", "training")  # a compiled module has it in its original alone
@@ -92,36 +93,24 @@ _version = attrgetter("_version")
 
 
 class _Modules:
-    """The modules of a model in one list, so that what decides a picture is read in loops of C, not of Python.
+    """The modules of a model in one list, so that what decides a picture is read in loops of C, not of Python."""
 
-    It holds no reference to the model itself, so that it lives as long as the model and no longer.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        first, *self.parts = _walk(model)
-        self.contents = [vars(first), *map(vars, self.parts)]
-        self.children = self._children()
-        self.with_adapters = [part for part in self.parts if "scaling" in vars(part)]
-        self.with_processors = [content for content in self.contents if "processor" in content]
-
-    def _children(self) -> list[int]:
-        return list(map(id, chain.from_iterable(map(dict.values, map(_children, self.contents)))))
-
-    def are_current(self) -> bool:
-        """Whether the model still has these modules."""
-        return self.children == self._children()
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = modules
+        self.contents: list[dict[str, Any]] = list(map(_content, modules))
+        self.children = list(map(id, chain.from_iterable(map(dict.values, map(_children, self.contents)))))
 
     def markers(self) -> list[Any]:
         """What decides a picture, in the order of the modules."""
         every = chain.from_iterable(map(dict.values, map(_weights, self.contents)))
         weights = [weight for weight in every if weight is not None]
         return [
-            *map(type, self.parts),
+            *map(type, self.modules),
             *map(_training, self.contents),
-            *(id(content["processor"]) for content in self.with_processors),
-            *map(adapters_of, self.with_adapters),
+            *[id(content["processor"]) for content in self.contents if "processor" in content],
+            *[adapters_of(module) for module in self.modules if "scaling" in module.__dict__],
             # A sequential offload makes new parameters on the meta device after each call.
-            *(0 if weight.is_meta else id(weight) for weight in weights),
+            *[0 if weight.is_meta else id(weight) for weight in weights],
             *_versions(weights),
             *map(_dtype, weights),
             *map(Tensor.numel, weights),
@@ -136,13 +125,21 @@ def _versions(weights: list[Tensor]) -> list[int | None]:
         return list(map(tensor_version, weights))
 
 
-_MODULES: weakref.WeakKeyDictionary[nn.Module, _Modules] = weakref.WeakKeyDictionary()
+# The modules of each model in the order of `_walk`, and the ids of their children. The references are weak, because
+# hooks of a module may refer to the model, which would then never be freed.
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[list[weakref.ref[nn.Module]], list[int]]]
+_KNOWN = weakref.WeakKeyDictionary()
 
 
 def _modules_of(model: nn.Module) -> _Modules:
-    modules = _MODULES.get(model)
-    if modules is None or not modules.are_current():
-        modules = _MODULES[model] = _Modules(model)
+    references, children = _KNOWN.get(model, ([], []))
+    known = [module for reference in references if (module := reference()) is not None]
+    if references and len(known) == len(references):
+        modules = _Modules(known)
+        if modules.children == children:
+            return modules
+    modules = _Modules(list(_walk(model)))
+    _KNOWN[model] = ([weakref.ref(module) for module in modules.modules], modules.children)
     return modules
 
 
