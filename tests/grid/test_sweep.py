@@ -13,6 +13,7 @@ import torch
 
 import fluxnb as fnb
 from fluxnb.errors import InputError
+from fluxnb.pipeline.state import state_of
 from tests.plain_calls import counted, plain_call
 
 PROMPTS = ["a red fox", "a cat in the snow", "a dog"]
@@ -23,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_grid_costs_84_evaluations_and_3_encodes_and_has_the_bytes_of_plain_calls(toy):
     axes = {"prompts": PROMPTS, "seeds": range(4), "steps": [1, 2, 3, 4], "height": 32, "width": 32}
     _ = toy.preview  # the fit of the preview decodes a few images
+    state_of(toy.pipe).encodings.clear()
     with counted(toy.pipe) as counts:
         grid = fnb.sweep(toy, **axes)
     assert (counts["transformer"], counts["text_encoder_2"], counts["decoder"]) == (84, 3, 48)
@@ -135,6 +137,7 @@ def test_stored_cells_are_not_sampled_again(toy, tmp_path):
 @pytest.mark.moderate
 def test_only_missing_cells_are_sampled(toy, tmp_path):
     fnb.sweep(toy, **{**SMALL, "prompts": PROMPTS[:1]}, store=tmp_path)
+    state_of(toy.pipe).encodings.clear()
     with counted(toy.pipe) as counts:
         grid = fnb.sweep(toy, **SMALL, store=tmp_path)
     assert (counts["transformer"], counts["text_encoder_2"]) == (4, 1)

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import fluxnb as fnb
+from fluxnb.pipeline.state import state_of
 from tests.conftest import toy_pipeline
 
 PATIENCE = 2.0  # seconds that a held call waits at most
@@ -366,14 +367,17 @@ def run_of(flux, prompt):
 @pytest.mark.parametrize("pair", ["call, run", "call, run with attention", "run, call", "run, run of another handle"])
 def test_a_prompt_is_padded_as_its_own_call_asks(flux, monkeypatch, name, pair):
     # A tokenizer keeps padding and truncation as settings of its own: a call sets them and then encodes.
+    another = fnb.load(sharing(flux.pipe))
     callers = {
         "call": lambda: call(flux.pipe, steps=1),
         "run": run_of(flux, "a fox"),
-        "run of another handle": run_of(fnb.load(sharing(flux.pipe)), "a cat"),
+        "run of another handle": run_of(another, "a cat"),
         "run with attention": lambda: content(fnb.run(flux, "a cat", steps=1, keep=ATTENTION, **SIZE)),
     }
     first, second = (callers[each] for each in pair.split(", "))
     alone = first(), second()
+    for handle in (flux, another):
+        state_of(handle.pipe).encodings.clear()  # so that the prompts are encoded again
     kind, hold = type(getattr(flux.pipe, name)), Hold()
     settle = kind.set_truncation_and_padding
 
