@@ -125,8 +125,8 @@ def _versions(weights: list[Tensor]) -> list[int | None]:
         return list(map(tensor_version, weights))
 
 
-# The modules of each model in the order of `_walk`, and the ids of their children. The references are weak, because
-# hooks of a module may refer to the model, which would then never be freed.
+# The modules of each model in the order of `_all_modules`, and the ids of their children. The references are weak,
+# because hooks of a module may refer to the model, which would then never be freed.
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, tuple[list[weakref.ref[nn.Module]], list[int]]]
 _KNOWN = weakref.WeakKeyDictionary()
 
@@ -138,12 +138,12 @@ def _modules_of(model: nn.Module) -> _Modules:
         modules = _Modules(known)
         if modules.children == children:
             return modules
-    modules = _Modules(list(_walk(model)))
+    modules = _Modules(list(_all_modules(model)))
     _KNOWN[model] = ([weakref.ref(module) for module in modules.modules], modules.children)
     return modules
 
 
-def _walk(model: nn.Module) -> Iterator[nn.Module]:
+def _all_modules(model: nn.Module) -> Iterator[nn.Module]:
     """The modules of `model.modules()`, whose nested generators take longer."""
     waiting, known = [model], {id(model)}
     while waiting:

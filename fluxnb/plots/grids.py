@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +22,16 @@ __all__ = ["chart", "describe", "pictures"]
 CHART_MARGINS = {"left": 0.7, "right": 0.25, "bottom": 0.55, "top": 0.4}  # inches around the axes of a chart
 
 
-@entry_point("labels", "ax", rows="rows=[[trajectory]]", columns='columns=["1 step"]')
+@entry_point(
+    "labels",
+    "ax",
+    rows="rows=[[trajectory]]",
+    columns='columns=["1 step"]',
+    title='title="A fox"',
+    note='note="pocket"',
+    alt='alt="four pictures of a fox"',
+    size="size=1.2",
+)
 def pictures(
     rows: Sequence[Sequence[Any]],
     *,
@@ -58,13 +68,19 @@ def pictures(
     wide = max((len(row) for row in rows), default=0)
     if not wide:
         raise InputError("no pictures", "at least one row of one picture is needed", "try pictures([[trajectory]])")
+    _require(size, "size", 10)
+    for item in itertools.chain.from_iterable(rows):
+        if item is not None and not isinstance(getattr(item, "image", item), Image.Image):
+            raise InputError(
+                f"{shorten(item)} among the pictures", "an image or a record with one", "try trajectory.image"
+            )
     for name, texts, count in (("columns", columns, wide), ("labels", labels, len(rows))):
         if texts and len(texts) != count:
             raise InputError(f"{name}={shorten(list(texts))}", f"{count} are needed", "or leave it out")
     left = 0.25 + 0.065 * max(map(len, wrap_lines(labels))) if labels else 0.0
     top = (HEAD - (0.0 if note else 0.24) if title or note else 0.05) + (0.24 if columns else 0.0)
     with style_context():
-        figure = new_figure(left + wide * (size + GAP), top + len(rows) * (size + GAP))
+        figure = new_figure(float(left + wide * (size + GAP)), float(top + len(rows) * (size + GAP)))
         if title or note:
             heading(figure, title, note)
         for column, text in enumerate(columns):
@@ -85,7 +101,12 @@ def wrap_lines(labels: Sequence[str]) -> list[str]:
     return [line for label in labels for line in wrap(label, 20).split("\n")]
 
 
-@entry_point()
+def _require(value: float | int, name: str, largest: int) -> None:
+    if not 0 < value <= largest:  # also refuses NaN
+        raise InputError(f"{name}={shorten(value)}", f"above 0 and at most {largest:g}", f"try {name}=1")
+
+
+@entry_point(columns="columns=1", width="width=5.6", height="height=3.0", alt='alt="a falling curve"')
 def chart(*, columns: int = 1, width: float = 5.6, height: float = 3.0, alt: str = "") -> tuple[View, list[Axes]]:
     """An empty figure with axes side by side, in the style of the other figures.
 
@@ -93,6 +114,9 @@ def chart(*, columns: int = 1, width: float = 5.6, height: float = 3.0, alt: str
         columns: how many axes.
         width, height: inches of each of them, with labels.
         alt: the alternative text.
+
+    Raises:
+        InputError: no axes or more than ten, or a side that is not above 0 and at most 40.
 
     Returns:
         The Figure, which displays itself as the last line of a cell, and its axes from left to right.
@@ -102,9 +126,11 @@ def chart(*, columns: int = 1, width: float = 5.6, height: float = 3.0, alt: str
         >>> len(chart(columns=2)[1])
         2
     """
+    for value, name, largest in ((columns, "columns", 10), (width, "width", 40), (height, "height", 40)):
+        _require(value, name, largest)
     margins = CHART_MARGINS
     with style_context():
-        figure = new_figure(columns * width, height)
+        figure = new_figure(float(columns * width), float(height))
         size = ((width - margins["left"] - margins["right"]) / (columns * width),
                 (height - margins["bottom"] - margins["top"]) / height)  # fmt: skip
         lefts = (np.arange(columns) * width + margins["left"]) / (columns * width)
@@ -114,7 +140,7 @@ def chart(*, columns: int = 1, width: float = 5.6, height: float = 3.0, alt: str
     return describe(figure, alt), axes
 
 
-@entry_point(figure="figure=fnb.filmstrip(trajectory)")
+@entry_point(figure="figure=fnb.filmstrip(trajectory)", alt='alt="four steps of a fox"')
 def describe(figure: View, alt: str) -> View:
     """Set the alternative text of a figure, which is stored with its picture in a notebook.
 
