@@ -11,6 +11,7 @@ import fluxnb as fnb
 from fluxnb.pipeline.state import ENCODINGS
 from tests.conftest import toy_pipeline
 
+pytestmark = pytest.mark.moderate
 SIZE = {"steps": 1, "height": 32, "width": 32}
 
 

@@ -119,11 +119,13 @@ def test_measurements_of_other_weights_are_not_used(run, result, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------ the command
+@pytest.mark.moderate
 def test_the_command_evaluates_student_teacher_and_upper_bounds(result):
     labels = {"student@4", "student@1", "teacher@28", "teacher@4", "teacher@1", "renders", "reconstructions"}
     assert labels <= set(result["settings"])
 
 
+@pytest.mark.moderate
 def test_every_limit_has_an_estimate_of_the_student(result):
     settings = result["settings"]
     for target in TARGETS:
@@ -132,11 +134,13 @@ def test_every_limit_has_an_estimate_of_the_student(result):
     assert result["summary"]["of"] == sum((t.four is not None) + (t.one is not None) for t in TARGETS)
 
 
+@pytest.mark.moderate
 def test_a_share_states_its_number_of_pictures(result):
     share = result["settings"]["student@4"]["object/seen"]
     assert share["n"] == 8 and share["how"] == "wilson" and share["low"] <= share["value"] <= share["high"]
 
 
+@pytest.mark.moderate
 def test_the_figure_is_written(run, result):
     assert Image.open(run / "result.png").width > 1000
 
@@ -152,6 +156,7 @@ def test_a_missing_student_raises_an_error(tmp_path, networks):
     assert find_student(tmp_path) is None
 
 
+@pytest.mark.moderate
 def test_a_student_is_the_same_from_a_file_and_from_a_folder(run, tmp_path, networks):
     from_file = load_student(run / "student.safetensors", networks.denoiser)
     from_file.transformer.save_pretrained(tmp_path / "transformer")
@@ -187,6 +192,7 @@ def test_the_guidance_of_a_teacher_is_read_from_its_card_or_its_pairs(tmp_path, 
     assert teacher_guidance(tmp_path, 2.0) == guidance
 
 
+@pytest.mark.moderate
 def test_the_default_guidance_of_an_evaluation_is_that_of_the_preset(result):
     assert result["config"]["guidance"] == TINY.distillation.guidance
 
