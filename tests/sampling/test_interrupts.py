@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fluxnb as fnb
+from fluxnb.pipeline.state import state_of
 from fluxnb.sampling import patched_method, recording
 from tests.conftest import toy_pipeline
 from tests.interrupts import Lines, Opcodes, Signals, chosen, in_thread
@@ -34,12 +35,19 @@ def held_by(pipe):
     }
 
 
+def forget_prompts(flux):
+    """Let the next call encode its prompts again, so that it is interrupted there too."""
+    state_of(flux.pipe).encodings.clear()
+
+
 def picture(flux):
+    forget_prompts(flux)
     return fnb.run(flux, "a red fox", seed=5, steps=1, **SIZE).image.tobytes()
 
 
 # ------------------------------------------------------------------------------------------------------ entry points
 def run(flux):
+    forget_prompts(flux)
     fnb.run(flux, "a fox", steps=1, keep=ATTENTION, on_step=lambda step: None, **SIZE)
 
 
@@ -50,10 +58,12 @@ def recorded(flux):
 
 
 def sweep(flux):
+    forget_prompts(flux)
     fnb.sweep(flux, prompts="a fox", seeds=range(2), steps=1, **SIZE)
 
 
 def stream(flux):
+    forget_prompts(flux)
     cells = fnb.stream(flux, prompts="a fox", seeds=range(2), steps=1, **SIZE)
     next(cells, None)  # an interrupt ends a stream
     cells.close()
