@@ -56,8 +56,7 @@ EXERCISES = (
     Exercise(
         "distillation-3",
         "Which of these losses are at their minimum only if the student takes each noise to the picture that the "
-        "teacher "
-        "makes of that same noise?\n"
+        "teacher makes of that same noise?\n"
         "a) the squared distance of the student's picture from the teacher's picture of the same noise\n"
         "b) the loss of a critic that sees single pictures\n"
         "c) the sum of a and b\n"
@@ -77,8 +76,7 @@ EXERCISES = (
     Exercise(
         "few-steps-1",
         "Write a function `shifted(sigma, shift)`, the time shift of SD3 and FLUX: it leaves 0 and 1 where they are, "
-        "and "
-        "for a shift above 1 it raises the levels between. Answer with the function.",
+        "and for a shift above 1 it raises the levels between. Answer with the function.",
         function(
             lambda sigma, shift: shift * sigma / (1 + (shift - 1) * sigma),
             inputs=[(0.5, 3.0), (0.25, 1.6), (0.75, 0.5), (1.0, 3.0), (0.0, 2.0)],
@@ -100,8 +98,7 @@ EXERCISES = (
     Exercise(
         "few-steps-2",
         "Four even steps with a time shift of 3: how many of the four evaluations are at a sigma above 0.7? Answer "
-        "with a "
-        "number.",
+        "with a number.",
         number(
             sum(sigma > 0.7 for sigma in schedule(4, shift=3.0)[:-1]),
             because="The levels are 1, 0.9, 0.75 and 0.5.",
@@ -155,8 +152,7 @@ EXERCISES = (
     Exercise(
         "critic-2",
         "Before a critic compares points of the student with points of the teacher, noise is added to both. If it is "
-        "much "
-        "noise, what can the best critic still detect?\n"
+        "much noise, what can the best critic still detect?\n"
         "a) that each blob is too wide\n"
         "b) that some blobs are drawn too often\n"
         "c) both, equally well\n"
@@ -195,8 +191,7 @@ EXERCISES = (
     Exercise(
         "teacher-and-student-1",
         "Write a function `rms(a, b)`: the root mean square of the differences of two sets of latents, given as "
-        "tensors. "
-        "Answer with the function.",
+        "tensors. Answer with the function.",
         function(
             lambda a, b: math.sqrt(sum(_squares(a, b)) / len(a)),
             inputs=[((0.0, 0.0, 0.0), (1.0, -1.0, 3.0)), ((1.0, 2.0), (1.0, 2.0)), ((0.5, -1.0), (-0.5, 2.0))],
@@ -216,8 +211,7 @@ EXERCISES = (
     Exercise(
         "teacher-and-student-2",
         "The student's picture of a seed is as far from the teacher's picture of that seed as from its pictures of "
-        "other "
-        "seeds, and all pictures of both are good. What follows?\n"
+        "other seeds, and all pictures of both are good. What follows?\n"
         "a) The student keeps which noise leads to which picture.\n"
         "b) The student does not keep it, and may still draw the same distribution.\n"
         "c) The student draws another distribution.\n"
@@ -236,10 +230,8 @@ EXERCISES = (
     Exercise(
         "teacher-and-student-3",
         "For each of 8 seeds, the student's picture is compared with the teacher's pictures of all 8 seeds. For how "
-        "many "
-        "seeds is the nearest one that of the same seed, on average, if the student keeps nothing of the map? Answer "
-        "with "
-        "a number.",
+        "many seeds is the nearest one that of the same seed, on average, if the student keeps nothing of the map? "
+        "Answer with a number.",
         number(
             1,
             because="By chance each of the eight is the nearest with probability 1/8, for each of eight seeds.",

@@ -18,8 +18,7 @@ EXERCISES = (
     Exercise(
         "fit-your-gpu-1",
         "A transformer has 11.9 billion weights in bfloat16. How many GiB (2**30 bytes) do they take? Answer with a "
-        "number, "
-        "to a tenth.",
+        "number, to a tenth.",
         number(
             11.9e9 * 2 / 2**30,
             because="Two bytes a weight, divided by 2**30.",
@@ -39,8 +38,7 @@ EXERCISES = (
         "fit-your-gpu-2",
         "The modulation layers depend on the timestep and on the prompt, and on nothing of the picture. For how many "
         "different inputs are they evaluated if three prompts are sampled with five seeds each, in four steps, and "
-        "every "
-        "result is stored? Answer with a number.",
+        "every result is stored? Answer with a number.",
         number(
             12,
             because="Three prompts times four timesteps; the seeds share them.",
@@ -111,9 +109,8 @@ EXERCISES = (
     ),
     Exercise(
         "latents-3",
-        "Write a function `psnr(a, b)`: the peak signal-to-noise ratio in dB of two pictures with values from 0 to "
-        "1, given "
-        "as tensors. It is 10 times the decimal logarithm of 1 / (mean squared error). Answer with the function.",
+        "Write a function `psnr(a, b)`: the peak signal-to-noise ratio in dB of two pictures with values from 0 to 1, "
+        "given as tensors. It is 10 times the decimal logarithm of 1 / (mean squared error). Answer with the function.",
         function(
             lambda a, b: -10 * math.log10(_error(a, b)),
             inputs=[((0.5, 0.5, 0.5, 0.5), (0.6, 0.4, 0.5, 0.7)), ((0.0, 1.0), (0.3, 0.9)), ((0.2, 0.2), (0.25, 0.15))],
@@ -154,9 +151,8 @@ EXERCISES = (
     ),
     Exercise(
         "bias-2",
-        "In the training data 5.4 % of the pictures have a grey background. Of a model's pictures with the place "
-        "left open, "
-        "64 of 384 have it, with a 95 % interval from 13 to 21 %. What follows?\n"
+        "In the training data 5.4 % of the pictures have a grey background. Of a model's pictures with the place left "
+        "open, 64 of 384 have it, with a 95 % interval from 13 to 21 %. What follows?\n"
         "a) The model draws grey more often than its data.\n"
         "b) Nothing: 384 pictures are too few.\n"
         "c) The training data are biased towards grey.\n"
@@ -175,8 +171,7 @@ EXERCISES = (
     Exercise(
         "bias-3",
         "Ten nouns are sampled with the same 24 seeds each, 240 pictures in total. Why is the interval for 240 "
-        "independent "
-        "pictures too narrow?\n"
+        "independent pictures too narrow?\n"
         "a) Twenty-four seeds are less than thirty.\n"
         "b) Pictures of one seed are related across nouns, so they are fewer observations than 240.\n"
         "c) The nouns are too different from each other.\n"

@@ -131,8 +131,7 @@ EXERCISES = (
     Exercise(
         "seeds-3",
         "Pictures of one seed and different prompts are more alike than those of different seeds. If each picture's "
-        "mean "
-        "color is subtracted first, most of this effect is gone. What follows?\n"
+        "mean color is subtracted first, most of this effect is gone. What follows?\n"
         "a) The seed decides nothing that two prompts share.\n"
         "b) Much of what the seed decides here is large and flat, such as a background, and was subtracted.\n"
         "c) The root mean square is not a distance.\n"
@@ -151,8 +150,7 @@ EXERCISES = (
     Exercise(
         "backwards-1",
         "A run of 20 steps begins from a picture with `strength=0.25`. How many evaluations are there, without "
-        "guidance? "
-        "Answer with a number.",
+        "guidance? Answer with a number.",
         number(
             5,
             because="The strength is the share of the steps that are taken.",
@@ -168,8 +166,7 @@ EXERCISES = (
     Exercise(
         "backwards-2",
         "Image-to-image begins at sigma 0.6. At one place the picture's latent is 1 and the noise is -1. What is x "
-        "there "
-        "at the beginning? Answer with a number.",
+        "there at the beginning? Answer with a number.",
         number(
             -0.2,
             because="0.4 times the picture plus 0.6 times the noise.",
@@ -187,8 +184,7 @@ EXERCISES = (
     Exercise(
         "backwards-3",
         "A picture is inverted to noise in four Euler steps and sampled from that noise again, in four steps on the "
-        "same "
-        "levels. The result differs from the picture. Why, mainly?\n"
+        "same levels. The result differs from the picture. Why, mainly?\n"
         "a) The step up and the step down over the same levels evaluate the velocity at different points.\n"
         "b) New noise is drawn on the way down.\n"
         "c) The VAE loses detail.\n"
@@ -208,8 +204,7 @@ EXERCISES = (
     Exercise(
         "solvers-1",
         "Heun's method evaluates twice in each step, except in the last step to sigma 0, where once is enough. With "
-        "how "
-        "many Euler steps is Heun in 8 steps to be compared, for equal cost? Answer with a number.",
+        "how many Euler steps is Heun in 8 steps to be compared, for equal cost? Answer with a number.",
         number(
             15,
             because="Seven steps with two evaluations and one with one.",
@@ -225,8 +220,7 @@ EXERCISES = (
     Exercise(
         "solvers-2",
         "A method has order 2, and its steps are short enough. The number of steps is doubled. By which factor does "
-        "the "
-        "error fall? Answer with a number.",
+        "the error fall? Answer with a number.",
         number(
             4,
             because="The error falls as the step length to the power of the order.",
@@ -244,8 +238,7 @@ EXERCISES = (
         "solvers-3",
         "Write a function `heun(v, x, sigma, sigma_next)` that returns x after one step of Heun's method, where `v(x, "
         "sigma)` is the velocity: the step is taken with the mean of the velocities at both of its ends. Answer with "
-        "the "
-        "function.",
+        "the function.",
         function(
             _heun,
             inputs=[

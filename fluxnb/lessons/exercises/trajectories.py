@@ -31,8 +31,7 @@ EXERCISES = (
     Exercise(
         "quickstart-1",
         "Write a function `clean(x, v, sigma)` that returns the clean estimate: where a straight line from `x`, "
-        "against "
-        "the velocity `v`, arrives at sigma 0. Answer with the function.",
+        "against the velocity `v`, arrives at sigma 0. Answer with the function.",
         function(
             lambda x, v, sigma: x - sigma * v,
             inputs=[(0.5, 1.0, 1.0), (0.3, -2.0, 0.25), (1.5, 0.8, 0.6)],
@@ -51,8 +50,7 @@ EXERCISES = (
     Exercise(
         "quickstart-2",
         "At one place of the latents the blend at sigma 0.25 is 0.5, and the noise there is -1. What is the value of "
-        "the "
-        "picture at this place? Answer with a number.",
+        "the picture at this place? Answer with a number.",
         number(
             1.0,
             because="0.75 times the picture plus 0.25 times the noise is the blend.",
@@ -143,8 +141,7 @@ EXERCISES = (
     Exercise(
         "seeds-and-steps-1",
         "One prompt and one seed are sampled in 1, 2, 3, 4 and 8 even steps, without guidance. Evaluations that are "
-        "equal "
-        "for two step counts are computed once. How many evaluations are there? Answer with a number.",
+        "equal for two step counts are computed once. How many evaluations are there? Answer with a number.",
         number(
             shared_evaluations([schedule(steps) for steps in (1, 2, 3, 4, 8)])[0],
             because="All begin with one evaluation at sigma 1, and share no other: their second levels differ.",
