@@ -22,13 +22,24 @@ from torch import Tensor, nn
 from fluxnb.pipeline.compat import cache_config, hook_names
 from fluxnb.runtime.adaln_cache import CachedModulation
 
-__all__ = ["COMPONENTS", "TOKENIZERS", "VAE_SETTINGS", "Identity", "adapters_of", "identity_of", "is_random"]
+__all__ = [
+    "COMPONENTS",
+    "TOKENIZERS",
+    "VAE_SETTINGS",
+    "Identity",
+    "adapters_of",
+    "identity_of",
+    "is_known_forward",
+    "is_random",
+]
 
 SAMPLES = 16  # values read of each tensor
 COMPONENTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZER_SETTINGS = ("padding_side", "truncation_side", "model_max_length", "special_tokens_map", "vocab_size")
 VAE_SETTINGS = ("use_tiling", "use_slicing", "tile_sample_min_size", "tile_overlap_factor")
+# Their own forward methods and hooks leave the numbers as they are.
+LIBRARIES = ("accelerate", "diffusers", "fluxnb", "torch")
 # Entries of configurations that do not change pictures: where a model came from, and the names of the entries that have
 # their default values, in the random order of a set.
 WITHOUT_EFFECT = ("_name_or_path", "_diffusers_version", "transformers_version", "_use_default_values")
@@ -101,7 +112,7 @@ def _update_with_module(digest: Any, module: nn.Module, unknown: list[str], name
         digest.update(adapters_of(part))
         if is_random(part):
             unknown.append(f"{name} is in training mode, and its dropout is random")
-        if "forward" in vars(part) and not _is_known_forward(vars(part)["forward"]):
+        if "forward" in vars(part) and not is_known_forward(vars(part)["forward"]):
             unknown.append(f"{name}.{path or 'forward'} has a forward method of its own".replace("..", "."))
         for hook in hook_names(part):
             if hook not in HARMLESS_HOOKS:
@@ -232,14 +243,12 @@ def adapters_of(module: nn.Module) -> bytes:
     return json.dumps(state, sort_keys=True).encode()
 
 
-def _is_known_forward(forward: Any) -> bool:
+def is_known_forward(forward: Any) -> bool:
     """Whether a forward method on an instance leaves the numbers as they are: hooks of accelerate, and our replay."""
     inner = getattr(forward, "__wrapped__", forward)
     module = getattr(inner, "__module__", None) or type(inner).__module__
     origin = str(getattr(forward, "__module__", "") or type(forward).__module__)
-    return origin.startswith(("accelerate", "diffusers", "fluxnb", "torch")) or (
-        hasattr(forward, "func") and str(module).startswith(("accelerate", "diffusers", "fluxnb", "torch"))
-    )
+    return origin.startswith(LIBRARIES) or (hasattr(forward, "func") and str(module).startswith(LIBRARIES))
 
 
 def _is_library_object(thing: Any) -> bool:

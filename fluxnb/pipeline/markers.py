@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fluxnb.pipeline.compat import cache_config, config_object, tensor_version
-from fluxnb.pipeline.identity import COMPONENTS, TOKENIZERS, VAE_SETTINGS, adapters_of
+from fluxnb.pipeline.compat import cache_config, config_object, forward_hooks, tensor_version
+from fluxnb.pipeline.identity import COMPONENTS, TOKENIZERS, VAE_SETTINGS, adapters_of, is_known_forward
 
 __all__ = ["change_markers", "deep_markers", "encoding_markers"]
 
@@ -61,16 +61,21 @@ def deep_markers(pipe: Any) -> int:
 
 
 def encoding_markers(pipe: Any) -> int | None:
-    """A hash that changes when prompts may be encoded differently; None in training mode, where dropout is random."""
+    """A hash that changes when prompts may be encoded differently.
+
+    None where that cannot be known: in training mode, where dropout is random, and where hooks or methods of the user
+    run, whose own state may change.
+    """
     found: list[Any] = [getattr(pipe, "tokenizer_max_length", None)]
+    if "encode_prompt" in vars(pipe):
+        return None
     for name in (name for name in COMPONENTS if name.startswith("text_encoder")):
         model = getattr(pipe, name, None)
         if isinstance(model, nn.Module):
             modules = _modules_of(model)
-            if any(map(_training, modules.contents)):
+            if any(map(_training, modules.contents)) or any(map(_runs_other_code, modules.modules)):
                 return None
-            # A hook or a method of the user's may change what an encoder returns.
-            found += [id(config_object(model)), *modules.markers(), *map(_hooks, modules.contents)]
+            found += [id(config_object(model)), *modules.markers()]
     for tokenizer in (getattr(pipe, name, None) for name in TOKENIZERS):
         if tokenizer is not None:
             size = len(tokenizer) if hasattr(tokenizer, "__len__") else None
@@ -79,9 +84,12 @@ def encoding_markers(pipe: Any) -> int | None:
     return hash(tuple(found))
 
 
-def _hooks(content: dict[str, Any]) -> tuple[int, int, int]:
-    forward = content.get("forward")
-    return len(content["_forward_hooks"]), len(content["_forward_pre_hooks"]), 0 if forward is None else id(forward)
+def _runs_other_code(module: nn.Module) -> bool:
+    """Whether a hook or a method on a module is not from a library that leaves the numbers as they are."""
+    forward = vars(module).get("forward")
+    if forward is not None and not is_known_forward(forward):
+        return True
+    return any(not is_known_forward(hook) for hook in forward_hooks(module))
 
 
 _content = attrgetter("__dict__")

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import fluxnb as fnb
-from fluxnb.pipeline.state import ENCODINGS
+from fluxnb.pipeline.state import ENCODINGS, state_of
+from fluxnb.planning.presets import PRESETS
+from fluxnb.runtime.assembly import assemble
 from tests.conftest import toy_pipeline
 
 pytestmark = pytest.mark.moderate
@@ -86,6 +88,11 @@ def forward_replaced(pipe):
     pipe.text_encoder_2.forward = lambda *args, **kwargs: forward(*args, **kwargs)
 
 
+def method_replaced(pipe):
+    encode = pipe.encode_prompt
+    pipe.encode_prompt = lambda *args, **kwargs: encode(*args, **kwargs)
+
+
 def token_added(pipe):
     pipe.tokenizer_2.add_tokens(["<new>"])
 
@@ -102,6 +109,7 @@ def tokenizer_replaced(pipe):
         encoder_replaced,
         hook_added,
         forward_replaced,
+        method_replaced,
         token_added,
         tokenizer_replaced,
     ],
@@ -111,6 +119,37 @@ def test_a_change_of_what_encodes_encodes_again(flux, calls, change):
     change(flux.pipe)
     embeds(flux)
     assert len(calls) == 2
+
+
+def test_a_hook_whose_state_changes_is_called_for_every_run(flux):
+    strength = [1.0]
+    flux.pipe.text_encoder_2.register_forward_hook(
+        lambda module, inputs, output: type(output)(last_hidden_state=output[0] * strength[0])
+    )
+    first = embeds(flux)
+    strength[0] = 2.0
+    assert torch.equal(embeds(flux), first * 2)
+
+
+@pytest.mark.parametrize("preset", ["lean", "stream-mapped"])
+def test_a_preset_that_reads_the_encoders_by_layer_remembers_prompts(toy_folder, preset):
+    pipe = assemble(toy_folder, PRESETS[preset], device=torch.device("cpu"), dtype=torch.float32)
+    flux, reads = fnb.load(pipe), []
+    flux.pipe.text_encoder_2.register_forward_hook(_Counting(reads))
+    assert torch.equal(embeds(flux), embeds(flux)) and len(reads) == 2  # the hook is the user's
+    flux.pipe.text_encoder_2._forward_hooks.popitem()
+    embeds(flux)
+    assert len(state_of(flux.pipe).encodings) == 1
+
+
+class _Counting:
+    """A hook that counts its calls."""
+
+    def __init__(self, calls: list) -> None:
+        self.calls = calls
+
+    def __call__(self, *_) -> None:
+        self.calls.append(1)
 
 
 def test_a_random_encoder_encodes_every_time(flux, calls):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from fluxnb.metrics import Count
+
 #: Student's t for a 95 % interval, by degrees of freedom.
 _T95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
@@ -39,10 +41,8 @@ def wilson(hits: int, n: int) -> Estimate:
     """
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0, "wilson")
-    z, share = 1.96, hits / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half)), n, "wilson")
+    count = Count(hits, n)
+    return Estimate(count.share, count.low, count.high, n, "wilson")
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:
