@@ -12,6 +12,7 @@ from fluxnb.pipeline.state import ENCODINGS, state_of
 from fluxnb.planning.presets import PRESETS
 from fluxnb.runtime.assembly import assemble
 from tests.conftest import toy_pipeline
+from tests.offload import group_offload
 
 pytestmark = pytest.mark.moderate
 SIZE = {"steps": 1, "height": 32, "width": 32}
@@ -133,7 +134,8 @@ def test_a_hook_whose_state_changes_is_called_for_every_run(flux):
 
 @pytest.mark.parametrize("preset", ["lean", "stream-mapped"])
 def test_a_preset_that_reads_the_encoders_by_layer_remembers_prompts(toy_folder, preset):
-    pipe = assemble(toy_folder, PRESETS[preset], device=torch.device("cpu"), dtype=torch.float32)
+    with group_offload():
+        pipe = assemble(toy_folder, PRESETS[preset], device=torch.device("cpu"), dtype=torch.float32)
     flux, reads = fnb.load(pipe), []
     flux.pipe.text_encoder_2.register_forward_hook(_Counting(reads))
     assert torch.equal(embeds(flux), embeds(flux)) and len(reads) == 2  # the hook is the user's

@@ -18,6 +18,7 @@ from fluxnb.planning.requirements import Workload
 from fluxnb.runtime.assembly import assemble
 from tests.conftest import toy_pipeline
 from tests.io.test_headers import safetensors
+from tests.offload import group_offload
 from tests.plain_calls import plain_call
 
 CPU = torch.device("cpu")
@@ -25,19 +26,8 @@ EXACT = ("resident", "lean", "stream", "stream-mapped", "cpu")
 REQUEST = {"seed": 3, "steps": 4}
 
 
-@contextlib.contextmanager
-def streamed(preset):
-    """Skip streaming presets where diffusers requires an accelerator for them."""
-    try:
-        yield
-    except AttributeError:
-        if PRESETS[preset].offload not in ("leaf", "mapped"):
-            raise
-        pytest.skip("this diffusers offloads with an accelerator only")
-
-
 def built(folder, preset, dtype=torch.float32, **options):
-    with streamed(preset):
+    with group_offload():
         pipe = assemble(folder, PRESETS[preset], device=CPU, dtype=dtype, **options)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -57,7 +47,7 @@ def test_an_exact_preset_gives_the_bytes_of_the_plain_pipeline(toy_folder, prese
 @pytest.mark.moderate
 @pytest.mark.parametrize("preset", ["lean", "stream", "lean-fp8"])
 def test_load_accepts_a_preset_by_name(toy_folder, preset):
-    with streamed(preset):
+    with group_offload():
         flux = fnb.load(toy_folder, preset=preset)
     assert flux.plan.preset == preset and flux.plan.exact == PRESETS[preset].exact
     trajectory = fnb.run(flux, "a fox", **REQUEST)

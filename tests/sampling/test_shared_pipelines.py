@@ -19,6 +19,7 @@ import torch
 import fluxnb as fnb
 from fluxnb.pipeline.state import state_of
 from tests.conftest import toy_pipeline
+from tests.offload import group_offload
 
 PATIENCE = 2.0  # seconds that a held call waits at most
 LIMIT = 20.0  # seconds after which a background thread counts as stuck
@@ -172,12 +173,8 @@ def flux(pipe):
 @pytest.fixture
 def handles(request, toy_folder):
     """Two handles over the same modules, each with a scheduler of its own, under a preset."""
-    import diffusers
-    from packaging.version import Version
-
-    if "stream" in request.param and Version(diffusers.__version__) < Version("0.42") and not torch.cuda.is_available():
-        pytest.skip("group offload needs an accelerator in this diffusers, see QUARANTINES.md")
-    first = fnb.load(toy_folder, preset=request.param)
+    with group_offload():
+        first = fnb.load(toy_folder, preset=request.param)
     first.pipe.set_progress_bar_config(disable=True)
     return first, fnb.load(sharing(first.pipe))
 
@@ -346,7 +343,8 @@ def evaluate(transformer, level):
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["cpu", *STATEFUL])
 def test_two_handles_of_pocket_give_their_own_bytes(preset):
-    first = fnb.load("pocket", preset=preset)
+    with group_offload():
+        first = fnb.load("pocket", preset=preset)
     jobs = [(first, "a fox", 1, 4), (fnb.load(sharing(first.pipe)), "a cat", 2, 3)]
 
     def sample(flux, prompt, seed, steps):
