@@ -131,6 +131,12 @@ ANSWERS = {
                                 (13.3, "close"), (50, "fnb.metrics.Count")]),
     "bias-2": (["a"], [("b", "contain"), ("c", "compared"), ("d", "estimate")]),
     "bias-3": (["b"], [("a", "limit"), ("c", "common"), ("d", "valid")]),
+    "three-machines-1": ([92.04, 92.0, 92.0358], [(48.13, "every value"), (95.05, "Two of them"), (43.9, "range"),
+                                                  (67.97, "squared"), (45.12, "mean"), (184.07, "root"),
+                                                  (91.6, "close"), (10, "divided")]),
+    "three-machines-2": (["c"], [("a", "two requests"), ("b", "noise"), ("d", "standard")]),
+    "three-machines-3": (["acd", "a, c, d"], [("abcd", "clock"), ("ac", "device"), ("ad", "adapter"), ("cd", "points"),
+                                              ("b", "points")]),
 }  # fmt: skip
 RIGHT = [(name, answer) for name, (right, _) in ANSWERS.items() for answer in right]
 WRONG = [(name, *pair) for name, (_, wrong) in ANSWERS.items() for pair in wrong]
@@ -147,7 +153,7 @@ def test_every_exercise_has_right_and_wrong_answers_here():
 
 def test_there_are_three_exercises_for_each_notebook():
     notebooks = [each.notebook for each in fnb.exercises()]
-    assert len(set(notebooks)) == 14 and all(notebooks.count(name) == 3 for name in notebooks)
+    assert len(set(notebooks)) == 15 and all(notebooks.count(name) == 3 for name in notebooks)
     assert [each.name for each in fnb.exercises("bias")] == ["bias-1", "bias-2", "bias-3"]
 
 

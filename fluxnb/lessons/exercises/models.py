@@ -1,4 +1,4 @@
-"""Exercises of the notebooks about models: memory, latents, bias."""
+"""Exercises of the notebooks about models: memory, latents, bias, and one recipe in other programs."""
 
 from __future__ import annotations
 
@@ -185,6 +185,69 @@ EXERCISES = (
                     "pictures?",
                 "c": "Different nouns do not narrow an interval. What have their pictures in common?",
                 "d": "It is valid for any share. What does it assume about the pictures?",
+            },
+        ),
+    ),
+    Exercise(
+        "three-machines-1",
+        "Two programs draw the picture of one recipe. Of its 49,152 color values, 2 differ, each by one level of 255. "
+        "What is the peak signal-to-noise ratio of the two pictures in dB, 10 times the decimal logarithm of "
+        "1 / (mean squared error) for values from 0 to 1? Answer with a number, to a tenth.",
+        number(
+            10 * math.log10(49_152 / 2 * 255**2),
+            because="The mean squared error is 2 / 49,152 times (1 / 255)**2. Rounding alone is that small; another noise "
+                "would give about 10 dB.",
+            wrong={
+                20 * math.log10(255): "That is the ratio if every value differed by one level. How many of them do?",
+                10 * math.log10(49_152 * 255**2): "That is for one value. Two of them differ.",
+                10 * math.log10(49_152 / 2): "That is for two values that differ by the whole range. One level is "
+                    "1 / 255 of it.",
+                10 * math.log10(49_152 / 2 * 255): "The error is squared: one level counts as (1 / 255)**2.",
+                10 * math.log10(255**2 / 2): "The squared errors are summed here. Take their mean over all values.",
+                20 * math.log10(49_152 / 2 * 255**2): "20 belongs to the root of the mean squared error.",
+            },
+            otherwise="Two squared errors of (1 / 255)**2, divided by the number of values; then the logarithm.",
+            tolerance=0.06,
+            near=0.6,
+        ),
+    ),
+    Exercise(
+        "three-machines-2",
+        "A hosted endpoint draws the same picture whenever seed 3 is sent, and it is not the picture that "
+        "`fnb.run(..., seed=3)` draws of the same prompt. What follows?\n"
+        "a) The endpoint ignores the seed.\n"
+        "b) The endpoint has other weights.\n"
+        "c) The seed is repeatable there; its noise, or another part of the recipe, is different.\n"
+        "d) One of the two programs draws the noise wrongly.\n"
+        "Answer with a letter.",
+        choice(
+            "c",
+            because="A seed names the noise of one generator on one kind of machine. The picture alone does not reveal "
+                "what differs.",
+            wrong={
+                "a": "Then two requests would lead to different pictures.",
+                "b": "That is possible. Would the same weights give this picture, if they began at different noise?",
+                "d": "No standard defines the noise of a seed. PyTorch itself draws different numbers on a CPU and on "
+                    "a GPU.",
+            },
+        ),
+    ),
+    Exercise(
+        "three-machines-3",
+        "Which of these does another program need in order to repeat a picture up to rounding?\n"
+        "a) the noise levels that the scheduler visits\n"
+        "b) the time at which the picture was made\n"
+        "c) the LoRA that was applied, and its strength\n"
+        "d) whether the noise was drawn on the CPU\n"
+        "Answer with letters.",
+        choices(
+            "acd",
+            because="They decide the initial noise, the network, and where it is evaluated.",
+            ideas={
+                "a": "Does the result of a run depend on the points at which the velocity is evaluated?",
+                "b": "Does a run read the clock?",
+                "c": "Are the weights with an adapter the weights without it?",
+                "d": "Does PyTorch draw the same numbers from one seed on each device?",
             },
         ),
     ),
