@@ -195,7 +195,7 @@ EXERCISES = (
         "1 / (mean squared error) for values from 0 to 1? Answer with a number, to a tenth.",
         number(
             10 * math.log10(49_152 / 2 * 255**2),
-            because="The mean squared error is 2 / 49,152 times (1 / 255)**2. Rounding alone is that small; other noise "
+            because="The mean squared error is 2 / 49,152 times (1 / 255)**2. Rounding is that small; other noise "
                 "would give about 10 dB.",
             wrong={
                 20 * math.log10(255): "That is the ratio if every value differed by one level. How many of them do?",
