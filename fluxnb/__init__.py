@@ -11,6 +11,7 @@ Names, in the order of use; `help(fnb.run)` and so on describe each with its arg
 Models
     load              load a model and place it on this machine: "pocket", "schnell", a folder, a hub id, a pipeline
     load_pair         load a teacher and its student with one text encoder and one VAE
+    quantize          a copy of a model with weights rounded to 2 to 8 bits
     LoadedPair        what `load_pair` returns: `.teacher`, `.student`, `.pair`, `.plan`
     plan              choose an offload preset for a model and a machine; downloads nothing
     Remote            a hosted endpoint such as "schnell@fal-ai", for `sweep`, `stream` and `lab`

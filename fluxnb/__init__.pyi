@@ -35,6 +35,7 @@ from .pipeline.load import load as load
 from .pipeline.pairs import LoadedPair as LoadedPair
 from .pipeline.pairs import load_pair as load_pair
 from .pipeline.prompts import PromptWarning as PromptWarning
+from .pipeline.quantize import quantize as quantize
 from .planning.plan import Plan as Plan
 from .planning.plan import plan as plan
 from .plots import compare as compare

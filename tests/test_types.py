@@ -65,6 +65,7 @@ EXPECTED = {
     "fnb.Recipe(prompt='a fox').replace(seed=3, sigmas=[1.0, 0.5])": "Recipe",
     "grid.select(seed=3, steps=4)": "tuple[Cell, ...]",
     "flux.with_defaults(size=512)": "Flux",
+    "fnb.quantize(flux, bits=4)": "Flux",
     "fnb.lab(flux).generate(seeds='0-3', steps=[1, 4])": "Lab",
     "next(fnb.stream(flux, prompts=['a fox']))": "Cell",
     "plan": "Plan",
