@@ -131,10 +131,10 @@ def _is_plain(weight: nn.Parameter) -> bool:
     return type(weight) is nn.Parameter and not weight.is_meta and weight.is_floating_point() and weight.itemsize >= 2
 
 
-@torch.no_grad()
 def _rounded(part: nn.Module, bits: int, group: int | None) -> nn.Module:
     """A copy of a model with rounded weights."""
     made = copy.deepcopy(part)
-    for layer in block_weights(made).values():
-        layer.weight.copy_(round_weight(layer.weight, bits, group))
+    with torch.no_grad():
+        for layer in block_weights(made).values():
+            layer.weight.copy_(round_weight(layer.weight, bits, group))
     return made
