@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fluxnb.errors import InputError
 from fluxnb.grid.remote_runner import RemoteRunner
 from fluxnb.grid.runner import GridRunner, Runner
 from fluxnb.grid.store import Store
 from fluxnb.pipeline.flux import Flux
 from fluxnb.records import Keep
 from fluxnb.remote.handle import Remote
+from fluxnb.runtime.parallel import is_split
 from fluxnb.sampling.sampler import StepCallback
 
 __all__ = ["Handle", "is_paid", "prepare", "runner_of"]
@@ -31,6 +33,12 @@ def prepare(
     """
     if isinstance(handle, Flux):
         handle.require_vae()
+        if is_split(handle.pipe.vae.decoder):
+            raise InputError(
+                'a grid of a model loaded as "parallel"',
+                "a grid is computed sooner with one picture on each GPU than with each picture on all of them",
+                "leave preset out and give store= in every process, or type fluxnb sweep --processes 2",
+            )
         return handle.refresh()
     requested = {
         "keep=": keep is not None,

@@ -485,9 +485,14 @@ class Flux:
         return self.begin_decoding(latents, lock=lock, batched=batched)()
 
     def begin_decoding(
-        self, latents: Latents, *, lock: bool = True, batched: bool = False
+        self, latents: Latents, *, lock: bool = True, batched: bool = False, together: bool = False
     ) -> Callable[[], tuple[Image.Image, ...]]:
         """Queue a decoding on the device and return a function that waits for the pictures.
+
+        Arguments:
+            lock, batched: as in `decode`.
+            together: under a parallel preset, all processes decode these latents together, as in a call of the
+                pipeline. Otherwise this process decodes alone.
 
         Raises:
             InputError: a pipeline without a VAE.
@@ -502,7 +507,15 @@ class Flux:
         guard = self.lock if lock and device.type != "cpu" else contextlib.nullcontext()
         with no_gradients, guard, convert_out_of_memory(self.plan, f"decoding with {self.model}"):
             for part in latents.split(len(latents) if batched else 1):
-                colors = decode_latents(vae, self.pipe.image_processor, part, device, "pt", to_vae=self.family.to_vae)
+                colors = decode_latents(
+                    vae,
+                    self.pipe.image_processor,
+                    part,
+                    device,
+                    "pt",
+                    to_vae=self.family.to_vae,
+                    together=together,
+                )
                 # diffusers rounds on the CPU; rounding on the device gives the same bytes and transfers a quarter.
                 picture = (colors.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
                 queued.append((picture, torch.isfinite(colors).all()))

@@ -38,6 +38,7 @@ from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.compat import is_library_error
 from fluxnb.runtime.compilation import compile_pipeline
 from fluxnb.runtime.exclusive import protect
+from fluxnb.runtime.parallel import join
 from fluxnb.runtime.streaming import WeightReader, buffers_of_floats
 
 __all__ = ["device_of", "handle_of", "load", "remember"]
@@ -96,7 +97,9 @@ def load(
             diffusers layout, a hub id, or a pipeline of FLUX.1, FLUX.2 klein or Z-Image, which is taken as it is: its
             weights keep their place and number format. A hosted endpoint, such as "schnell@fal-ai", gives a Remote;
             nothing is loaded and no request is sent.
-        preset: how to hold it in memory, see `fnb.plan`; "auto" takes the fastest that fits.
+        preset: how to hold it in memory, see `fnb.plan`; "auto" takes the fastest that fits. "parallel" computes each
+            picture on several GPUs: start the program with `torchrun --nproc-per-node N`, and make every call of the
+            model in every process.
         dtype: "float32", "bfloat16", "float16", or a torch.dtype; "auto" is float32 for small models, float16
             on a GPU without native bfloat16, else bfloat16.
         fast: True compiles what repeats, takes the quickest attention and replays whole evaluations where that is
@@ -142,6 +145,8 @@ def load(
     needed = presets_of(source.family)[chosen.preset].gguf
     gguf = weights.gguf_file(source, needed) if needed else None
     device = device_of(chosen)
+    if _is_parallel(chosen):
+        join(launched(), device)
     with convert_out_of_memory(chosen, f"loading {source.name}"):
         pipe, used = _held(source, chosen, gguf, device=device)
         protect(pipe, device)
@@ -185,9 +190,13 @@ def device_of(plan: Plan) -> torch.device:
     return device
 
 
+def _is_parallel(plan: Plan) -> bool:
+    return plan.preset in PRESETS and PRESETS[plan.preset].parallel
+
+
 def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, device: torch.device, fast: bool | str) -> Plan:
     """Compile a pipeline where `fast` or its preset requires it; the plan with what that gave."""
-    always = plan.preset in PRESETS and PRESETS[plan.preset].compiled
+    always, parallel = plan.preset in PRESETS and PRESETS[plan.preset].compiled, _is_parallel(plan)
     if not fast and not always:
         return plan
     report = compile_pipeline(
@@ -197,6 +206,7 @@ def _compiled(pipe: Any, plan: Plan, defaults: ModelDefaults, *, device: torch.d
         fp8=fast == "fp8",
         graphs=not plan.offload_blocks,
         low_memory=always,  # planned with the memory of the compiled decoder
+        parallel=parallel,
     )
     named = f"{plan.preset}, {'fp8' if fast == 'fp8' else 'fast'}" if fast else plan.preset
     return dataclasses.replace(plan, preset=named, exact=False, fast=report)

@@ -7,6 +7,7 @@ measure how far the preview, or another decoder, is from the VAE.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -27,6 +28,7 @@ from fluxnb.io.files import atomic_write, read_bytes
 from fluxnb.pipeline.compat import compute_dtype, execution_device
 from fluxnb.pipeline.state import state_of
 from fluxnb.records.latents import LinearRGB, fit_linear
+from fluxnb.runtime.parallel import is_split, local_decoder
 
 __all__ = ["decode_latents", "encode_picture", "fit_preview", "measure", "preview_of", "samples"]
 
@@ -123,12 +125,17 @@ def decode_latents(
     output_type: str,
     *,
     to_vae: Callable[[Any, Tensor], Tensor] = scaled_to_vae,
+    together: bool = False,
 ) -> Any:
     """Decode latents (n, channels, rows, columns) as a pipeline does: into images ("pil") or a tensor 0 to 1 ("pt").
 
     Arguments:
         to_vae: of the pipeline's family; by default the scale that the autoencoder's configuration states.
+        together: under a parallel preset, all processes decode this picture together; otherwise this one does alone.
     """
+    if not together and is_split(getattr(vae, "decoder", None)):
+        vae = copy.copy(vae)
+        vae._modules = {**vae._modules, "decoder": local_decoder(vae.decoder)}
     z = to_vae(vae, latents.to(device=device, dtype=compute_dtype(vae)))
     return processor.postprocess(vae.decode(z, return_dict=False)[0], output_type=output_type)
 

@@ -29,6 +29,7 @@ from fluxnb.planning.display import Row, as_html, as_text, sentence
 from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
 from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of, named_size
 from fluxnb.planning.presets import Preset, all_presets, presets_of
+from fluxnb.planning.processes import launched
 from fluxnb.planning.requirements import Requirements, Workload, requirements
 from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS, Recipe
 from fluxnb.remote.endpoints import Endpoint, endpoint_of, resolve
@@ -38,6 +39,7 @@ __all__ = ["Option", "Plan", "check_processes", "convert_out_of_memory", "is_lar
 
 OFFLOAD_ABOVE = 0.8  # share of the GPU from which quantized blocks move to main memory during decoding
 MOST_PROCESSES = 1024
+HEAD_WIDTH = 128  # of an attention head of FLUX.1
 LARGE = 10**9  # weights from which a model computes in 16 bits and is assembled part by part
 TINY = ModelSize(
     modulation=0, blocks=10**7, rest=0, t5=10**6, clip=10**6, vae=10**6, layer=10**5, text_layer=10**5, width=192,
@@ -110,7 +112,11 @@ class Plan:
     @property
     def next_smaller(self) -> str:
         """The fastest preset that requires at most 80 % of this one's GPU memory; "" if there is none."""
-        less = [each for each in self.options if not each.refused and each.requirements.vram_gib < 0.8 * self.vram_gib]
+        less = [
+            each
+            for each in self.options
+            if not each.refused and not each.preset.parallel and each.requirements.vram_gib < 0.8 * self.vram_gib
+        ]
         return min(less, key=lambda option: option.cost).preset.name if less else ""
 
     def out_of_memory(self, given: str) -> RunError:
@@ -277,9 +283,16 @@ def plan(
         preset=preset,
         this_machine=hardware is None,
         free_disk=machine.disk_gib + downloaded if weights.is_on_hub(model) else math.inf,
+        gpus=processes if processes > 1 or hardware is not None else launched().count,
     )
-    options = tuple(request.option(each) for each in presets.values())
-    fits = [option for option in options if not option.refused and preset in ("auto", option.preset.name)]
+    # In one process, a preset for several is listed where it is requested.
+    listed = [each for each in presets.values() if not each.parallel or request.gpus > 1 or preset == each.name]
+    options = tuple(request.option(each) for each in listed)
+    fits = [
+        option
+        for option in options
+        if not option.refused and preset in (option.preset.name, "" if option.preset.parallel else "auto")
+    ]
     refused = tuple((option.preset.name, option.refused) for option in options if option.refused)
     if not fits:
         raise _nothing_fits(f"{model}", request, options)
@@ -442,6 +455,7 @@ class _Request:
         preset: the one that was requested, or "auto".
         this_machine: False for a described machine, on which any library may be installed.
         free_disk: GiB for the files of the model, those that are downloaded already included.
+        gpus: the number of processes, each on a GPU of its own, that a parallel preset can use.
     """
 
     model: ModelSize
@@ -450,11 +464,12 @@ class _Request:
     preset: str
     this_machine: bool
     free_disk: float
+    gpus: int = 1
 
     def option(self, preset: Preset) -> Option:
         """A preset with its requirements and the reason to refuse it."""
         machine = self.machine.without_accelerator if preset.name == "cpu" else self.machine
-        required = requirements(preset, self.model, machine, self.workload)
+        required = requirements(preset, self.model, machine, self.workload, gpus=self.gpus)
         # Compiled code cannot follow weights that move.
         may_offload = preset.storage != "plain" and not preset.compiled and machine.device == "cuda"
         if may_offload and required.vram_gib > OFFLOAD_ABOVE * machine.vram_gib:
@@ -488,10 +503,23 @@ class _Request:
             return f"PyTorch's builds have no kernels for capability {version} now"
         if not is_large(self.model) and preset.name not in (self.preset, "resident"):
             return "the model is small"
+        if preset.parallel and (problem := self._not_parallel(machine)):
+            return problem
         if preset.storage == "fp8-rows" and not machine.float8:
             return "needs 8-bit matrix units (capability 8.9)"
         if preset.storage == "int8" and machine.capability < (8, 0):
             return "needs 8-bit matrix units and a compiler for them (capability 8.0)"
+        return ""
+
+    def _not_parallel(self, machine: Hardware) -> str:
+        """Why no picture can be computed by several GPUs; "" where it can."""
+        if self.gpus < 2:
+            example = "torchrun --nproc-per-node 2 script.py" if self.this_machine else "processes=2"
+            return f"needs two or more processes, each on a GPU of its own: {example}"
+        if machine.gpus < (launched().local_count if self.this_machine else self.gpus):
+            return f"needs a GPU for each process, and there {'is' if machine.gpus == 1 else 'are'} {machine.gpus}"
+        if is_large(self.model) and self.model.width // HEAD_WIDTH % self.gpus:
+            return f"{self.model.width // HEAD_WIDTH} attention heads cannot be divided by {self.gpus}"
         return ""
 
     def _missing_library(self, preset: Preset) -> str:

@@ -32,6 +32,8 @@ class Preset:
             that compile for minutes have 5, so that they are chosen by hand.
         library: the package that is required in addition to diffusers.
         compiled: whether the preset is always compiled.
+        parallel: whether a picture is split over several GPUs, with one process on each. Such a preset is never chosen
+            by itself, since every process has to make the same calls.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Preset:
     penalty: float = 1.0
     library: str = ""
     compiled: bool = False
+    parallel: bool = False
 
     @property
     def gguf(self) -> str:
@@ -54,7 +57,7 @@ class Preset:
     @property
     def exact(self) -> bool:
         """Whether the results equal those of the plain model."""
-        return self.storage == self.text_storage == "plain"
+        return self.storage == self.text_storage == "plain" and not self.parallel
 
 
 PRESETS: dict[str, Preset] = {
@@ -88,6 +91,10 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="gguf-q4", description="the blocks are read from a GGUF file of 6.8 GB", storage="gguf-q4",
             penalty=2.5, library="gguf",
+        ),
+        Preset(
+            name="parallel", description="each picture is computed by several GPUs, compiled", compiled=True,
+            parallel=True,
         ),
         Preset(name="stream", description="layers are streamed from main memory", offload="leaf"),
         Preset(name="stream-mapped", description="layers are streamed from the page cache", offload="mapped"),

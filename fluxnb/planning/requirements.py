@@ -32,6 +32,9 @@ DECODE_RATE = 0.29  # of the transformer's FLOP/s
 DECODE_COMPILED = 0.42  # of the plain time, on an H100
 # The time of a compiled evaluation as a share of a plain one, on an H100.
 COMPILED = {"int8": 0.82, "fp8-rows": 0.54}
+# An evaluation over n GPUs takes (divided / n + whole) of a plain one's time on one GPU. Fitted to 80.1 ms on two H200
+# and 44.9 ms on four, where a plain one takes 164.5 ms (compiled and replayed as a CUDA graph, 1024 px).
+PARALLEL_DIVIDED, PARALLEL_WHOLE = 0.856, 0.059
 # Bytes of memory traffic per weight for converting the storage format to the compute format. Those of GGUF are from
 # seconds published for an H100 (huggingface/blog, "Exploring Quantization Backends").
 CAST_BYTES = {
@@ -113,11 +116,13 @@ def requirements(
     workload: Workload = FULL_SIZE,
     *,
     offload_blocks: bool = False,
+    gpus: int = 1,
 ) -> Requirements:
     """Predict what a preset requires on a machine.
 
     Arguments:
         offload_blocks: predict with part of the transformer in main memory during decoding.
+        gpus: that compute one picture under a parallel preset.
     """
     held = transformer_bytes(preset, model, workload.bytes)
     encoders = text_bytes(preset, model, workload.bytes)
@@ -139,7 +144,7 @@ def requirements(
     ram += cached_gib if cache else 0.0
     page_cache = (machine.ram_gib - ram) * GIB
     streamed = held if preset.offload == "mapped" or machine.device == "cpu" else 0.0
-    costs = _Costs(preset, model, machine, workload)
+    costs = _Costs(preset, model, machine, workload, gpus)
     quantized_files = model.transformer * (2 - WEIGHT_BYTES[preset.storage]) if preset.gguf else 0
     return Requirements(
         vram_gib=peak / GIB,
@@ -221,6 +226,7 @@ class _Costs:
     model: ModelSize
     machine: Hardware
     workload: Workload
+    gpus: int = 1
 
     def picture(self, held: float, *, in_page_cache: bool) -> float:
         """A picture of an encoded prompt, with `held` bytes of weights in the transformer."""
@@ -239,8 +245,10 @@ class _Costs:
         elif machine.device == "cpu":
             step = max(step, held / ((machine.bandwidth if in_page_cache else machine.disk) * 1e9))
         decoding = DECODE_FLOP * self.workload.pixels / (DECODE_RATE * rate)
+        if preset.parallel:
+            step *= PARALLEL_DIVIDED / self.gpus + PARALLEL_WHOLE
         total = self.workload.steps * self.workload.evaluations * step + decoding * (
-            DECODE_COMPILED if preset.compiled else 1.0
+            (DECODE_COMPILED if preset.compiled else 1.0) / (self.gpus if preset.parallel else 1)
         )
         if preset.offload == "model":
             total += 2 * (held + self.model.vae * self.workload.bytes) / (PAGEABLE * 1e9)

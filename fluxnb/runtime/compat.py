@@ -13,14 +13,16 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = [
     "ATTENTION_BACKENDS",
     "ExecutionDevice",
+    "attention_backends",
     "compiled_call",
     "compiler_options",
     "discard_compiled_call",
+    "gather",
     "gguf_types",
     "has_execution_device",
     "has_stateful_hooks",
@@ -39,6 +41,7 @@ __all__ = [
     "set_attention_backend",
     "set_compiled_call",
     "set_execution_device",
+    "split_tokens_over",
     "tied_weights",
     "tokenizer_method",
     "tuner_layers",
@@ -106,7 +109,49 @@ def compiler_options(autotune: bool) -> Iterator[None]:
             yield
 
 
+def gather(part: Tensor) -> Tensor:
+    """The tensors (count, ...) that the processes give here, in all of them; all have the same shape.
+
+    The functional collectives are what torch.compile traces. torch 2.13 calls `all_gather_tensor` deprecated, and its
+    successor, `all_gather_single`, is not in earlier versions.
+    """
+    import torch.distributed._functional_collectives as collectives
+    from torch.distributed import group
+
+    function = getattr(collectives, "all_gather_single", None) or collectives.all_gather_tensor
+    gathered: Tensor = function(part[None].contiguous(), 0, group.WORLD)
+    return gathered
+
+
 # ---------------------------------------------------------------------------------------------------------- diffusers
+def attention_backends(*, parallel: bool = False) -> tuple[str, ...]:
+    """The names of `ATTENTION_BACKENDS`; with `parallel` those that diffusers can split over processes.
+
+    Checked on diffusers 0.42: `_AttentionBackendRegistry._supports_context_parallel` holds their names.
+    """
+    if not parallel:
+        return ATTENTION_BACKENDS
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as Registry
+
+    return tuple(name for name in ATTENTION_BACKENDS if name in Registry._supports_context_parallel)
+
+
+def split_tokens_over(transformer: nn.Module, count: int) -> None:
+    """Split the tokens of a transformer's evaluations over all processes, each with its share of the attention heads.
+
+    `enable_parallelism` is experimental in diffusers 0.42 and warns of it with each call.
+    """
+    from diffusers import ContextParallelConfig
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=count))
+    finally:
+        logging.set_verbosity(level)
+
+
 def model_offload_hooks(pipe: Any) -> list[Any]:
     """The hooks of `pipe.enable_model_cpu_offload()`, each with an `offload()` method; empty without it.
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as distributed
 from torch import Tensor, nn
 
 from fluxnb.errors import InputError
@@ -21,7 +22,7 @@ from fluxnb.planning.model_size import ModelSize
 from fluxnb.planning.requirements import Workload
 from fluxnb.runtime.adapters import support_adapters
 from fluxnb.runtime.compat import (
-    ATTENTION_BACKENDS,
+    attention_backends,
     compiler_options,
     discard_compiled_call,
     remove_unfused_projections,
@@ -29,6 +30,7 @@ from fluxnb.runtime.compat import (
 )
 from fluxnb.runtime.cuda_graphs import GraphReplay
 from fluxnb.runtime.exclusive import ExclusiveGroup, group_of
+from fluxnb.runtime.parallel import agreed, split_decoder, split_transformer
 from fluxnb.runtime.quantisation import block_layers, quantise_layers
 from fluxnb.units import duration
 
@@ -89,6 +91,7 @@ def compile_pipeline(
     fuse: bool = True,
     graphs: bool = True,
     low_memory: bool = False,
+    parallel: bool = False,
     rounds: int = 5,
 ) -> SpeedupReport:
     """Compile a pipeline whose weights are on the device, in place, and measure every step.
@@ -100,6 +103,7 @@ def compile_pipeline(
         fuse: compute queries, keys and values in one matrix product; their separate layers are deleted.
         graphs: replay evaluations as CUDA graphs where that is faster. Not for weights that move.
         low_memory: never run the plain decoder, which needs the most memory; its speedup is then not known.
+        parallel: split each picture over the processes of `fluxnb.runtime.parallel`, which all make this call.
         rounds: number of timed calls per measurement.
 
     Raises:
@@ -114,12 +118,14 @@ def compile_pipeline(
         )
     with torch.no_grad():
         inputs = evaluation_inputs(transformer, device, workload)
-        steps = _Steps(pipe, device, rounds, lambda: transformer(**inputs))
+        steps = _Steps(pipe, device, rounds, lambda: transformer(**inputs), parallel=parallel)
         steps.choose_attention()
+        if parallel:
+            steps.split()
         with compiler_options(autotune):
             steps.compile_blocks(fuse=fuse, fp8=fp8)
             if graphs and device.type == "cuda":
-                steps.add(_use_graphs(transformer, steps.evaluate, steps.seconds, rounds))
+                steps.add(_use_graphs(transformer, steps.evaluate, steps.seconds, rounds, agree=steps.agreed))
             steps.add(_compile_decoder(pipe, _decoding(pipe, device, workload), device, rounds, low_memory=low_memory))
     if group_of(transformer) is None:
         # Compiling while another thread calls compiled code is an error in PyTorch.
@@ -131,8 +137,11 @@ def compile_pipeline(
 class _Steps:
     """The steps that change the evaluation of the transformer, each measured against the one before it."""
 
-    def __init__(self, pipe: Any, device: torch.device, rounds: int, evaluate: Callable[[], Any]) -> None:
-        self.transformer, self.device, self.rounds, self.evaluate = pipe.transformer, device, rounds, evaluate
+    def __init__(
+        self, pipe: Any, device: torch.device, rounds: int, evaluate: Callable[[], Any], *, parallel: bool
+    ) -> None:
+        self.pipe, self.device, self.rounds, self.evaluate = pipe, device, rounds, evaluate
+        self.transformer, self.parallel = pipe.transformer, parallel
         self.speedups: list[Speedup] = []
         self.attention: dict[str, float] = {}
         self.seconds = seconds(evaluate, rounds)
@@ -142,18 +151,29 @@ class _Steps:
         self.seconds = speedup.after
 
     def choose_attention(self) -> None:
-        self.attention = _time_attention(self.transformer, self.evaluate, self.device)
+        self.attention = _time_attention(self.transformer, self.evaluate, self.device, parallel=self.parallel)
         if len(self.attention) > 1:
-            best = min(self.attention, key=self.attention.__getitem__)
+            best = self.agreed(min(self.attention, key=self.attention.__getitem__))
             set_attention_backend(self.transformer, best)
             self.add(Speedup(f"attention {best}", self.seconds, seconds(self.evaluate, self.rounds)))
+
+    def agreed(self, choice: Any) -> Any:
+        """The choice of this process, or where a picture is split over several, of the first one."""
+        return agreed(choice) if self.parallel else choice
+
+    def split(self) -> None:
+        started = time.perf_counter()
+        split_transformer(self.transformer)
+        self.pipe.vae.decoder = split_decoder(self.pipe.vae.decoder)
+        setup, after = time.perf_counter() - started, seconds(self.evaluate, self.rounds)
+        self.add(Speedup(f"tokens split over {distributed.get_world_size()} processes", self.seconds, after, setup))
 
     def compile_blocks(self, *, fuse: bool, fp8: bool) -> None:
         fused = fuse and _fuse_projections(self.transformer)
         if fp8:
             quantise_layers(self.transformer, "fp8-rows")
         started = time.perf_counter()
-        self.transformer.compile_repeated_blocks(fullgraph=True, **({"dynamic": False} if fp8 else {}))
+        self.transformer.compile_repeated_blocks(fullgraph=not self.parallel, **({"dynamic": False} if fp8 else {}))
         self.evaluate()
         _synchronize(self.device)
         setup = time.perf_counter() - started
@@ -185,7 +205,14 @@ def _fuse_projections(transformer: Any) -> bool:
     return plain
 
 
-def _use_graphs(transformer: Any, evaluate: Callable[[], Any], before: float, rounds: int) -> Speedup:
+def _use_graphs(
+    transformer: Any,
+    evaluate: Callable[[], Any],
+    before: float,
+    rounds: int,
+    *,
+    agree: Callable[[bool], bool] = bool,
+) -> Speedup:
     """Replay evaluations as CUDA graphs where that is faster."""
     started = time.perf_counter()
     replay = GraphReplay(transformer)
@@ -193,7 +220,7 @@ def _use_graphs(transformer: Any, evaluate: Callable[[], Any], before: float, ro
         evaluate()
     _synchronize(next(transformer.parameters()).device)
     setup, after = time.perf_counter() - started, seconds(evaluate, rounds)
-    used = after < WORTHWHILE * before
+    used = agree(after < WORTHWHILE * before)
     if not used:
         replay.remove()
     return Speedup("one CUDA graph an evaluation" + ("" if used else ", not used"), before, after, setup)
@@ -216,12 +243,14 @@ def _compile_decoder(
     return Speedup("decoder compiled in channels-last" + ("" if used else ", not used"), plain, after, setup)
 
 
-def _time_attention(transformer: Any, evaluate: Callable[[], Any], device: torch.device) -> dict[str, float]:
+def _time_attention(
+    transformer: Any, evaluate: Callable[[], Any], device: torch.device, *, parallel: bool = False
+) -> dict[str, float]:
     """Seconds of one evaluation with each attention backend that is available."""
     times: dict[str, float] = {}
     if device.type != "cuda" or not hasattr(transformer, "set_attention_backend"):
         return times
-    for name in ATTENTION_BACKENDS:
+    for name in attention_backends(parallel=parallel):
         try:
             set_attention_backend(transformer, name)
             times[name] = seconds(evaluate, 3)

@@ -273,7 +273,8 @@ def _sample_rest(
             if x is not None and flux.can_decode:
                 finite.settle()
                 started = time.perf_counter()
-                fetch = flux.begin_decoding(flux.geometry.latents(x, first.height, first.width))
+                latents = flux.geometry.latents(x, first.height, first.width)
+                fetch = flux.begin_decoding(latents, together=True)
         except KeyboardInterrupt:
             undecoded = True
         trajectories = trace.finish()  # a GPU decodes while the trajectories are copied from it
