@@ -56,6 +56,8 @@ Views
     Scrubber          the widget of `scrub`
     Explorer          the widget of `explore`
     Lab               the widget of `lab`
+    canvas            a plane in which points are drawn, as data for a flow in two dimensions
+    Canvas            the widget of `canvas`: `.points`
     film              decode the steps of a trajectory
     tiny              a small decoder in place of the VAE
 

@@ -59,9 +59,11 @@ from .sampling.run import run as run
 from .sampling.sampler import STOP as STOP
 from .train.evaluation.reading import Reading as Reading
 from .train.evaluation.reading import judge as judge
+from .widgets import Canvas as Canvas
 from .widgets import Explorer as Explorer
 from .widgets import Lab as Lab
 from .widgets import Scrubber as Scrubber
+from .widgets import canvas as canvas
 from .widgets import explore as explore
 from .widgets import scrub as scrub
 

@@ -7,7 +7,7 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
-const VIEWS = ["scrubber", "explore", "lab"];
+const VIEWS = ["scrubber", "explore", "lab", "canvas"];
 const target = fileURLToPath(new URL("../fluxnb/widgets/static/", import.meta.url));
 
 // Names are shortened, since saved notebooks and pages contain these files. The names that a page and anywidget use

@@ -20,7 +20,7 @@ load run recording sweep stream plan Recipe Axes Keep Step Trajectory Film Cell 
 save open_trajectory open_recipe
 filmstrip compare contact_sheet
 scrub explore lab Scrubber FluxnbError
-invert check exercises Claims judge
+invert check exercises Claims judge canvas
 """.split()
 PLOTS = """
 attention chart compare contact_sheet describe filmstrip latent_channels lock_in memory path pictures sigma_curve

@@ -83,6 +83,7 @@ EXPECTED = {
     "grid.to_html('grid.html', shows=['x'], size=256)": "Path",
     "trajectory.to_html('fox.html', decode=flux.decode)": "Path",
     "fnb.scrub(trajectory)": "Scrubber",
+    "fnb.canvas('ring')": "Canvas",
     "fnb.explore(grid)": "Explorer",
     "fnb.lab(flux)": "Lab",
     "fnb.filmstrip(trajectory)": "Figure",

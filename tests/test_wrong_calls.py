@@ -123,6 +123,11 @@ WRONG = {
     "the model is called": lambda r: r.flux("a fox"),
     "the model is moved": lambda r: r.flux.to("cuda"),
     "pictures of a model": lambda r: r.flux.images,
+    "a canvas of an unknown shape": lambda r: fnb.canvas("two mons"),
+    "a canvas of points in space": lambda r: fnb.canvas([[1, 2, 3]]),
+    "a canvas of points outside it": lambda r: fnb.canvas([[1, 20]]),
+    "a canvas of too many points": lambda r: fnb.canvas([[0, 0]] * 2001),
+    "a shape of no points": lambda r: fnb.widgets.shape("ring", count=0),
     "encode of text": lambda r: r.flux.encode("a fox"),
     "decode of tokens": lambda r: r.flux.decode(r.trajectory.final),
 }
@@ -196,6 +201,8 @@ GOOD: dict[str, Any] = {
     "fnb.plots.describe": lambda r: {"figure": fnb.filmstrip(r.trajectory), "alt": "a"},
     "fnb.scrub": lambda r: {"trajectories": r.trajectory, "shows": ["x"], "decode": None, "labels": None},
     "fnb.explore": lambda r: {"grid": r.sweep, "shows": ["x"], "decode": None, "size": 64, "folder": r.folder},
+    "fnb.canvas": lambda r: {"points": "ring"},
+    "fnb.widgets.shape": lambda r: {"name": "ring", "count": 3, "seed": 0},
     "fnb.film": lambda r: {"flux": r.flux, "trajectory": r.trajectory, "what": "x", "by": "linear"},
     "fnb.tiny": lambda r: {"flux": r.flux, "source": r.flux.pipe.vae},
     "fnb.save": lambda r: {"trajectory": r.trajectory, "path": r.folder / "a.safetensors"},
@@ -243,8 +250,8 @@ GOOD: dict[str, Any] = {
 }  # fmt: skip
 # Names whose values are made by fluxnb and not by its users.
 MADE_HERE = {
-    "Cell", "Claim", "Exercise", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan", "Reading",
-    "Recorder", "Scrubber", "Step", "Stream", "Sweep", "Trajectory", "Verdict",
+    "Canvas", "Cell", "Claim", "Exercise", "Explorer", "Film", "Flux", "Imported", "Lab", "LoadedPair", "Plan",
+    "Reading", "Recorder", "Scrubber", "Step", "Stream", "Sweep", "Trajectory", "Verdict",
 }  # fmt: skip
 NOT_CALLED = {"STOP", "last", "flow", "io", "metrics", "plots", "widgets"}
 

@@ -10,7 +10,7 @@ from importlib import resources
 
 __all__ = ["VIEWS", "script", "style"]
 
-VIEWS = ("scrubber", "explore", "lab")
+VIEWS = ("scrubber", "explore", "lab", "canvas")
 
 
 def script(view: str) -> str:

@@ -2,6 +2,8 @@
 
 explore, Explorer  a grid: rows, columns and pages to choose, comparison, stars, a slider over sigma
 scrub, Scrubber    one slider over sigma for one or several trajectories
+canvas, Canvas     a plane in which points are drawn; `.points` is the drawing
+shape              the points of a named shape: two moons, ring, spiral, letters, scribble
 Lab                a form for prompts, seeds and steps, with pictures as they are generated; `fluxnb.lab` opens one
 """
 

@@ -97,9 +97,9 @@ def page_of(view: str, traits: dict[str, Any], host: Host) -> str:
 
 def open_widget(page: Any, widget: Any, host: str, folder: Path) -> Any:
     """Display a widget in a fake host, in `page`."""
-    view = {"Scrubber": "scrubber", "Explorer": "explore", "Lab": "lab"}[type(widget).__name__]
+    view = {"Scrubber": "scrubber", "Explorer": "explore", "Lab": "lab", "Canvas": "canvas"}[type(widget).__name__]
     names = [name for name in widget.keys if not name.startswith("_") and name not in ("layout", "tooltip", "tabbable")]
-    traits = {name: getattr(widget, name) for name in names}
+    traits = widget.get_state(names)
     path = folder / f"{view}-{host}.html"
     path.write_text(page_of(view, traits, HOSTS[host]), encoding="utf-8")
     page.emulate_media(color_scheme=HOSTS[host].scheme)

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from fluxnb.errors import InputError
 from fluxnb.train.toy import (
     CENTERS,
     MODES,
     SPREAD,
     Net,
     align,
+    as_points,
     blobs,
+    crossings,
     detour,
+    detours,
     distance,
     draw_data,
     exact_velocity,
     log_density,
+    optimal_velocity,
+    posterior,
     straightness,
+    train,
     trajectory,
 )
 
@@ -88,3 +96,101 @@ def test_alignment_is_positive_for_preserved_and_negative_for_reversed_direction
     noise = torch.randn(1000, 2, generator=seeded())
     preserves, reverses = (lambda x, s: 0.5 * x), (lambda x, s: 1.5 * x)
     assert align(preserves, noise) > 0.95 and align(reverses, noise) < -0.95
+
+
+# ----------------------------------------------------------------------------------------------- any points as the data
+def cross(count: int = 200) -> torch.Tensor:
+    """Points on the two diagonals of a square, off the center."""
+    position = torch.linspace(-1, 1, count // 2)[:, None]
+    return torch.cat((position * torch.tensor([1.0, 1.0]), position * torch.tensor([1.0, -1.0]))) + 0.3
+
+
+def test_the_posterior_of_two_points_is_the_ratio_of_their_densities():
+    points, x, sigma = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[0.2, 0.7]]), torch.tensor(0.5)
+    density = [math.exp(-((0.2 - 0.5 * side) ** 2) / (2 * 0.5**2)) for side in (1, -1)]
+    assert posterior(points, x, sigma)[0, 0] == pytest.approx(density[0] / sum(density), rel=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 0.7])
+def test_the_optimal_velocity_of_points_is_the_mean_of_the_directions_of_their_lines(sigma):
+    points, x, level = cross(), torch.tensor([[0.4, -0.2]]), torch.tensor(sigma)
+    noise = (x - (1 - sigma) * points) / sigma  # of the line from each data point through x
+    weights = torch.exp(-noise.square().sum(1) / 2)
+    expected = ((noise - points) * weights[:, None]).sum(0) / weights.sum()
+    assert torch.allclose(optimal_velocity(points)(x, level)[0], expected, atol=1e-4)
+
+
+def test_one_optimal_step_from_any_noise_ends_at_the_mean_of_the_points():
+    points = cross()
+    ends = trajectory(optimal_velocity(points), torch.randn(64, 2, generator=seeded()), 1)[-1]
+    assert torch.allclose(ends, points.mean(0).expand(64, 2), atol=1e-5)
+
+
+def test_many_optimal_steps_end_at_the_points():
+    points = cross(20)
+    ends = trajectory(optimal_velocity(points), torch.randn(64, 2, generator=seeded()), 100)[-1]
+    assert torch.cdist(ends, points).min(1).values.max() < 0.02
+
+
+def test_the_optimal_velocity_with_a_spread_is_that_of_the_blobs():
+    x, sigma = torch.randn(32, 2, generator=seeded()), torch.rand(32, generator=seeded(1))
+    assert torch.allclose(optimal_velocity(CENTERS, SPREAD)(x, sigma), exact_velocity(x, sigma), atol=1e-5)
+
+
+def test_the_median_of_the_detours_is_the_detour():
+    bent = torch.tensor([[[0.0, 0.0]] * 3, [[1.0, 0.0]] * 3, [[1.0, 1.0], [2.0, 0.0], [1.0, 2.0]]])
+    assert detours(bent).tolist() == pytest.approx([math.sqrt(2), 1, 3 / math.sqrt(5)])
+    assert detour(bent) == pytest.approx(3 / math.sqrt(5))
+
+
+def test_lines_of_a_monotone_map_do_not_cross_and_those_of_its_reverse_all_do():
+    noise = torch.randn(50, 2, generator=seeded())
+    assert crossings(2 * noise + 1, noise) == 0 and crossings(-noise, noise) == 1
+
+
+def test_half_of_the_lines_between_independent_points_cross():
+    data, noise = cross(400), torch.randn(400, 2, generator=seeded())
+    assert crossings(data, noise) == pytest.approx(0.5, abs=0.06)
+
+
+@pytest.mark.parametrize("convert", [lambda p: p.double(), lambda p: p.numpy(), lambda p: p.tolist()])
+def test_points_are_accepted_as_tensors_arrays_and_lists(convert):
+    assert torch.equal(as_points(convert(cross())), cross())
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[[1.0, 2.0, 3.0]] * 3, [1.0, 2.0], [], np.zeros((0, 2)), [[0.0, 0.0]], [[0.0, math.nan]] * 2, "ring", None],
+)
+def test_points_that_are_no_data_are_refused_in_three_parts(points):
+    for function in (as_points, optimal_velocity, train):
+        with pytest.raises(InputError) as caught:
+            function(points)
+        assert caught.value.given and caught.value.possible and caught.value.remedy
+
+
+def test_noise_without_a_row_for_each_point_is_refused():
+    with pytest.raises(InputError, match="its own noise"):
+        train(cross(20), torch.zeros(19, 2))
+
+
+def test_training_is_deterministic_by_its_seed_and_leaves_the_global_generator_alone():
+    state = torch.get_rng_state()
+    one, same, other = (train(cross(), seed=seed, iterations=3) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert not torch.equal(one.out.weight, other.out.weight)
+
+
+@pytest.mark.moderate
+def test_a_trained_flow_follows_the_optimal_one_and_its_reflow_is_straight():
+    points, noise = cross(), torch.randn(1024, 2, generator=seeded())
+    flow, exact = train(points, iterations=700), optimal_velocity(points)
+    x = 0.5 * points[torch.arange(1024) % 200] + 0.5 * noise
+    level = torch.tensor(0.5)
+    error = (flow(x, level) - exact(x, level)).square().mean() / exact(x, level).square().mean()
+    assert error.sqrt() < 0.25
+    path = trajectory(flow, noise, 50)
+    assert detour(path) == pytest.approx(detour(trajectory(exact, noise, 50)), rel=0.1)
+    second = trajectory(train(path[-1], noise, iterations=400), noise, 50)
+    assert straightness(second) < straightness(path) / 20 and detour(second) < 1.02
