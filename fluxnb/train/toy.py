@@ -76,7 +76,7 @@ def posterior(points: Float[Tensor, "m 2"], x: Points, sigma: Levels, spread: fl
         sigma: noise levels above 0; with a spread, 0 is possible too.
         spread: standard deviation of a Gaussian around each data point.
     """
-    sigma = sigma.expand(len(x))[:, None]
+    points, sigma = points.to(x.dtype), sigma.expand(len(x))[:, None]
     variance = (1 - sigma).square() * spread**2 + sigma.square()
     squares = x.square().sum(1, keepdim=True) - 2 * (1 - sigma) * (x @ points.T)
     squares = squares + (1 - sigma).square() * points.square().sum(1)
@@ -104,7 +104,7 @@ def optimal_velocity(points: Any, spread: float = 0.0) -> Velocity:
     data = as_points(points)
 
     def velocity(x: Tensor, sigma: Tensor) -> Tensor:
-        mean = posterior(data, x, sigma, spread) @ data
+        mean = posterior(data, x, sigma, spread) @ data.to(x.dtype)
         sigma = sigma.expand(len(x))[:, None]
         variance = (1 - sigma).square() * spread**2 + sigma.square()
         away = x - (1 - sigma) * mean  # the mean offset from the points at this level

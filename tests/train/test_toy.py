@@ -54,6 +54,13 @@ def test_at_pure_noise_the_velocity_points_away_from_the_mean_of_the_data():
     assert torch.allclose(exact_velocity(x, torch.tensor(1.0)), x, atol=1e-6)
 
 
+def test_the_exact_velocity_of_doubles_is_double():
+    x = torch.randn(8, 2, generator=seeded()).double()
+    exact = exact_velocity(x, torch.tensor(0.5))
+    assert exact.dtype == torch.float64
+    assert torch.allclose(exact.float(), exact_velocity(x.float(), torch.tensor(0.5)), atol=1e-4)
+
+
 def test_the_exact_flow_samples_the_data_distribution():
     ends = trajectory(exact_velocity, torch.randn(4096, 2, generator=seeded()), 100)[-1]
     count, spread, lost = blobs(ends)
