@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -51,7 +52,8 @@ def as_points(points: Any) -> Points:
         InputError: another shape, fewer than two points, or numbers that are not finite.
     """
     try:
-        tensor = torch.as_tensor(points, dtype=torch.float32)
+        # A copy, since torch takes no array that is read-only, such as `fluxnb.canvas().points`.
+        tensor = points.float() if isinstance(points, Tensor) else torch.from_numpy(np.array(points, dtype=np.float32))
     except (TypeError, ValueError, RuntimeError) as problem:
         raise InputError(f"points={shorten(points)}", "they are an (n, 2) array of numbers", _REMEDY) from problem
     given = f"points of the shape {tuple(tensor.shape)}"
@@ -146,7 +148,7 @@ class Net(nn.Module):
 
 
 def train(
-    points: Any, noise: Any = None, *, seed: int = 0, iterations: int = 1000, rate: float = 5e-3, batch: int = 384
+    points: Any, noise: Any = None, *, seed: int = 0, iterations: int = 1200, rate: float = 0.02, batch: int = 256
 ) -> Net:
     """Train a rectified flow on points of the plane; takes a few seconds on a CPU.
 

@@ -31,6 +31,11 @@ def slerp(a, b, share):
     return (torch.sin((1 - share) * theta) * a + torch.sin(share * theta) * b) / torch.sin(theta)
 
 
+def posterior_mean(x, sigma, points):
+    weights = torch.softmax(-(((x - (1 - sigma) * points) / sigma) ** 2) / 2, 0)
+    return (weights * points).sum()
+
+
 def heun(v, x, sigma, sigma_next):
     step = sigma_next - sigma
     first = v(x, sigma)
@@ -63,6 +68,16 @@ ANSWERS = {
                            ((run("a fox", [1.0]), run("a cat", [2.0])), "different noises"),
                            ((run("a fox", [1.0]), run("a cat", [1.0, 2.0])), "size"),
                            ((run("a fox", [1.0]), run("a cat", [1.0], 2)), "step counts"), (3, "two trajectories")]),
+    "bent-paths-1": ([2, 2.0], [(-1, "velocity"), (0, "nearer"), (4, "choose"), (1, "the noise"), (3, "against"),
+                                (0.5, "no part"), (7, "mean")]),
+    "bent-paths-2": ([posterior_mean],
+                     [(lambda x, s, p: p.mean(), "all points"),
+                      (lambda x, s, p: p[((x - (1 - s) * p) ** 2).argmin()], "likeliest"),
+                      (lambda x, s, p: (torch.softmax(-(((x - p) / s) ** 2) / 2, 0) * p).sum(), "moved towards 0"),
+                      (lambda x, s, p: (torch.softmax(-((x - (1 - s) * p) ** 2) / 2, 0) * p).sum(), "another standard"),
+                      (lambda x, s, p: (torch.softmax(-(((x - (1 - s) * p) / s) ** 2), 0) * p).sum(), "factor"),
+                      (lambda x, s, p: x, "weigh the point"), (3, "a function")]),
+    "bent-paths-3": (["b"], [("a", "drawn as before"), ("c", "directly"), ("d", "squared error")]),
     "distillation-1": ([14], [(7, "ratio of the steps"), (28, "teacher alone"), (56, "ratio"), (3.5, "slower"),
                               (52, "difference"), (1, "divide")]),
     "distillation-2": (["b"], [("a", "Measure"), ("c", "encoders"), ("d", "formula")]),
@@ -153,7 +168,7 @@ def test_every_exercise_has_right_and_wrong_answers_here():
 
 def test_there_are_three_exercises_for_each_notebook():
     notebooks = [each.notebook for each in fnb.exercises()]
-    assert len(set(notebooks)) == 15 and all(notebooks.count(name) == 3 for name in notebooks)
+    assert len(set(notebooks)) == 16 and all(notebooks.count(name) == 3 for name in notebooks)
     assert [each.name for each in fnb.exercises("bias")] == ["bias-1", "bias-2", "bias-3"]
 
 

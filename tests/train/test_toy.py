@@ -160,7 +160,14 @@ def test_half_of_the_lines_between_independent_points_cross():
     assert crossings(data, noise) == pytest.approx(0.5, abs=0.06)
 
 
-@pytest.mark.parametrize("convert", [lambda p: p.double(), lambda p: p.numpy(), lambda p: p.tolist()])
+def read_only(points: torch.Tensor) -> np.ndarray:
+    """An array as a canvas has it."""
+    array = points.numpy().copy()
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize("convert", [lambda p: p.double(), lambda p: p.numpy(), lambda p: p.tolist(), read_only])
 def test_points_are_accepted_as_tensors_arrays_and_lists(convert):
     assert torch.equal(as_points(convert(cross())), cross())
 
@@ -192,7 +199,7 @@ def test_training_is_deterministic_by_its_seed_and_leaves_the_global_generator_a
 @pytest.mark.moderate
 def test_a_trained_flow_follows_the_optimal_one_and_its_reflow_is_straight():
     points, noise = cross(), torch.randn(1024, 2, generator=seeded())
-    flow, exact = train(points, iterations=700), optimal_velocity(points)
+    flow, exact = train(points, iterations=600), optimal_velocity(points)
     x = 0.5 * points[torch.arange(1024) % 200] + 0.5 * noise
     level = torch.tensor(0.5)
     error = (flow(x, level) - exact(x, level)).square().mean() / exact(x, level).square().mean()

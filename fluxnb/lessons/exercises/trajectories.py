@@ -1,7 +1,9 @@
-"""Exercises of the notebooks about trajectories: quickstart, step by step, seeds and steps."""
+"""Exercises of the notebooks about trajectories: quickstart, step by step, seeds and steps, bent paths."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from fluxnb.flow import schedule, shared_evaluations
@@ -25,6 +27,16 @@ def _one_noise_two_prompts(answer: Any) -> tuple[Status, str]:
     if len(one) != len(other):
         return "nearly", "The noise is the same. The step counts differ too, so the prompt is not the only difference."
     return "right", "The prompt has no part in the noise: the same seed and size give the same noise for any prompt."
+
+
+def _posterior_mean(weigh: Callable[[float, float, float], float]) -> Callable[..., float]:
+    """The mean of data points on a line, weighted by a function of x, sigma and each point."""
+
+    def mean(x: float, sigma: float, points: Any) -> float:
+        weights = [weigh(x, sigma, float(point)) for point in points]
+        return sum(w * float(point) for w, point in zip(weights, points, strict=True)) / sum(weights)
+
+    return mean
 
 
 EXERCISES = (
@@ -177,5 +189,66 @@ EXERCISES = (
         "Sample two trajectories that begin at the same noise and differ in nothing but the prompt. Answer with both: "
         "`(one, other)`.",
         _one_noise_two_prompts,
+    ),
+    Exercise(
+        "bent-paths-1",
+        "The data are the two points 0 and 4 on a line, equally likely. Noise is at x = 1 and sigma is 1. Where does "
+        "one step of the exact flow to sigma 0 end? Answer with a number.",
+        number(
+            2,
+            because="At sigma 1 both points are equally likely, whatever x is, and the step ends at their mean.",
+            wrong={
+                -1: "That is the velocity, `x - mean of the data`. Where does a step with it end?",
+                0: "The nearer point is not the likelier one at sigma 1, since x is noise alone.",
+                4: "That is one of the two points. Can the flow choose one at sigma 1?",
+                1: "That is the noise. The step goes from there to the estimate of the data.",
+                3: "The step goes against the velocity, from sigma 1 down to 0.",
+                0.5: "At sigma 1 the place of x has no part in the estimate of the data.",
+            },
+            otherwise="What is the mean of the data, given x at sigma 1? The step ends there.",
+        ),
+    ),
+    Exercise(
+        "bent-paths-2",
+        "Write a function `mean_of_data(x, sigma, points)` for equally likely data points on a line and noise with a "
+        "standard deviation of 1: the mean of the data, given that x = (1 - sigma) data + sigma noise. Answer with the "
+        "function.",
+        function(
+            _posterior_mean(lambda x, sigma, p: math.exp(-(((x - (1 - sigma) * p) / sigma) ** 2) / 2)),
+            inputs=[(1.0, 1.0, (0.0, 4.0)), (0.6, 0.5, (-1.0, 1.0)), (0.9, 0.8, (0.0, 1.0, 3.0))],
+            because="Each point counts as much as the noise of its line through x is likely.",
+            wrong=[
+                (_posterior_mean(lambda x, sigma, p: 1.0), "This is the mean of all points. x has to enter."),
+                (lambda x, sigma, points: min(points, key=lambda p: abs(x - (1 - sigma) * p)),
+                 "This is the likeliest point. The mean weighs all of them."),
+                (_posterior_mean(lambda x, sigma, p: math.exp(-(((x - p) / sigma) ** 2) / 2)),
+                 "At level sigma a data point has moved towards 0. By which factor?"),
+                (_posterior_mean(lambda x, sigma, p: math.exp(-((x - (1 - sigma) * p) ** 2) / 2)),
+                 "At level sigma the noise in x has another standard deviation than 1."),
+                (_posterior_mean(lambda x, sigma, p: math.exp(-(((x - (1 - sigma) * p) / sigma) ** 2))),
+                 "The exponent of a normal density has a factor that is missing here."),
+            ],
+            otherwise="For each point, compute the noise of its line through x, and weigh the point by the normal "
+                "density of that noise. The weights have the sum 1.",
+        ),
+    ),
+    Exercise(
+        "bent-paths-3",
+        "Reflow trains a second flow on pairs of noise and the end of the first flow's path from it. What does it "
+        "change in the training?\n"
+        "a) the distribution of the noise\n"
+        "b) which noise is paired with which data\n"
+        "c) the lines of the pairs, which are bent as the paths are\n"
+        "d) the loss, which rewards straight paths\n"
+        "Answer with a letter.",
+        choice(
+            "b",
+            because="Few of the new lines change sides, so there is little to average, and the paths become straight.",
+            wrong={
+                "a": "The noise of the pairs is drawn as before. What belongs to it?",
+                "c": "A training line joins two ends directly, whatever path led from one to the other.",
+                "d": "The loss is the same squared error. What is it given?",
+            },
+        ),
     ),
 )  # fmt: skip
