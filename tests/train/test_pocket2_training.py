@@ -64,6 +64,13 @@ def test_noise_levels_shift_with_the_number_of_tokens():
     assert few.min() > 0 and few.max() < 1 and many.mean() > few.mean() + 0.05
 
 
+def test_a_decoder_is_trained_further_while_its_latents_stay(run, tmp_path):
+    main(["autoencoder", "--preset", "tiny", "--out", str(tmp_path), "--start", str(run / "vae")])
+    before, after = (AutoencoderKL.from_pretrained(folder / "vae").state_dict() for folder in (run, tmp_path))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
+
+
 def test_each_stage_reads_the_files_of_the_previous_one(run):
     vae = AutoencoderKL.from_pretrained(run / "vae")
     assert vae.config.latent_channels == 16 and vae.config.sample_size == TINY.sizes.default_size

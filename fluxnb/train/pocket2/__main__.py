@@ -60,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--iterations", type=int, help="number of iterations, instead of a duration")
             stage.add_argument("--rate", type=float, dest="learning_rate", help="learning rate")
             stage.add_argument("--scenes", type=int, help="distinct scenes per device")
+        if name == "autoencoder":
+            stage.add_argument("--start", type=Path, help="folder of an autoencoder whose decoder is trained further")
         if name == "teacher":
             stage.add_argument("--start", type=Path, help="file of pretrained weights")
             stage.add_argument("--seed", type=int, default=3000, help="of the scenes; another continues with new ones")
@@ -98,7 +100,7 @@ def _autoencoder(options: argparse.Namespace, preset: Preset, rank: Rank) -> Non
 
     changes = _given(options, "seconds", "iterations", "learning_rate", "scenes")
     schedule = dataclasses.replace(preset.autoencoder, **changes)
-    train_autoencoder(dataclasses.replace(preset, autoencoder=schedule), options.out, rank)
+    train_autoencoder(dataclasses.replace(preset, autoencoder=schedule), options.out, rank, options.start)
 
 
 def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:

@@ -26,17 +26,28 @@ VALIDATION_SEED = 990_000  # of the scenes that are not in the training data
 RENDER_BATCH = 1024  # pictures; smaller batches take as long, because the kernels are many and short
 
 
-def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
-    """Train on all ranks; save the averaged autoencoder as `out`/vae and the log as `out`/autoencoder.jsonl."""
+def train_autoencoder(preset: Preset, out: Path, rank: Rank, start: Path | None = None) -> AutoencoderKL:
+    """Train on all ranks; save the averaged autoencoder as `out`/vae and the log as `out`/autoencoder.jsonl.
+
+    Arguments:
+        start: folder of an autoencoder whose decoder is trained further. Its encoder stays as it is, and with it the
+            latents, so that a teacher which was trained on them remains valid. None trains both from random weights.
+    """
     schedule, cuda = preset.autoencoder, rank.device.type == "cuda"
     large, small = preset.autoencoder_sizes
     torch.manual_seed(rank.index)
     log = Log(out / "autoencoder.jsonl", rank)
     order = torch.channels_last if cuda else torch.contiguous_format
     renderer = Renderer(rank.device)
-    vae = build_autoencoder(preset.sizes).to(rank.device, memory_format=order)
+    vae = build_autoencoder(preset.sizes) if start is None else AutoencoderKL.from_pretrained(start).train()
+    vae = vae.to(rank.device, memory_format=order)
     rank.broadcast_weights(vae)
-    adam, average = make_adamw(list(vae.parameters()), schedule.learning_rate, (0.9, 0.99)), Average(vae, schedule.ema)
+    if start is not None:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    trained = [weight for weight in vae.parameters() if weight.requires_grad]
+    adam = make_adamw(trained, schedule.learning_rate, (0.9, 0.99))
+    average = Average(vae, schedule.ema, pretrained=start is not None)
     shapes = [
         (Shape(large, large), schedule.scenes * 3 // 4),
         (Shape(small, small), schedule.scenes // 4),
@@ -46,8 +57,11 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
 
     def loss_of(pictures: Tensor) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
-            posterior = vae.encode(pictures).latent_dist
-            decoded = vae.decode(posterior.sample()).sample
+            with torch.set_grad_enabled(start is None):
+                posterior = vae.encode(pictures).latent_dist
+            decoded = vae.decode(posterior.sample() if start is None else posterior.mean).sample
+        if start is not None:
+            return picture_loss(decoded.float(), pictures)
         kl = posterior.kl().mean() / posterior.mean[0].numel()
         return picture_loss(decoded.float(), pictures) + KL * kl
 
@@ -67,9 +81,10 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank) -> AutoencoderKL:
     average.swap()
     vae.eval()
     if rank.first:
-        pictures = tables[0][:4096].float() / 127.5 - 1
-        latents = torch.cat([encode_pictures(vae, part) for part in pictures.split(256)]).float()
-        whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+        if start is None:
+            pictures = tables[0][:4096].float() / 127.5 - 1
+            latents = torch.cat([encode_pictures(vae, part) for part in pictures.split(256)]).float()
+            whiten(vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
         quality = evaluate(vae, renderer, preset, 2048 if cuda else 16)
         log(iterations=pace.total, seconds=pace.seconds(), **quality)
         vae.save_pretrained(out / "vae")
