@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxnb.runtime.compat import remember_device
+
 __all__ = [
     "apply_rope",
     "cache_config",
@@ -24,7 +26,6 @@ __all__ = [
     "config_object",
     "dtype_keyword",
     "empirical_shift",
-    "execution_device",
     "forward_hooks",
     "has_model_hooks",
     "hook_names",
@@ -33,37 +34,12 @@ __all__ = [
     "is_compiled",
     "is_parallel",
     "own_instance",
-    "placement_markers",
     "progress_bar_config",
     "remove_hooks",
     "silenced",
     "tensor_version",
     "without_loading_output",
 ]
-
-
-def execution_device(pipe: Any) -> torch.device:
-    """The device that a pipeline computes on.
-
-    `DiffusionPipeline.device` gives the device of the weights, which under an offload is the CPU.
-    """
-    device: torch.device = pipe._execution_device
-    return device
-
-
-def placement_markers(pipe: Any) -> tuple[Any, ...]:
-    """Values that change when `execution_device` may change; a fiftieth of its cost.
-
-    An offload leaves a hook (`_hf_hook` of accelerate, `_diffusers_hook`) on a model or on the first of its modules
-    with weights, and a move changes the device of the first weight. Checked on diffusers 0.42.
-    """
-    markers: list[Any] = []
-    for model in (part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)):
-        first = next((part for part in model.modules() if part._parameters), model)
-        hooks = (id(getattr(part, name, None)) for part in (model, first) for name in ("_hf_hook", "_diffusers_hook"))
-        weight = next((weight for weight in first._parameters.values() if weight is not None), None)
-        markers.append((id(model), None if weight is None else weight.device, *hooks))
-    return tuple(markers)
 
 
 def has_model_hooks(pipe: Any) -> bool:
@@ -79,14 +55,18 @@ def interrupt(pipe: Any) -> None:
     pipe._interrupt = True
 
 
-def own_instance(pipe: Any, scheduler: Any) -> Any:
+def own_instance(pipe: Any, scheduler: Any, device: torch.device) -> Any:
     """A pipeline over the same modules with attributes of its own, so that a call changes nothing on the original.
 
     `from_pipe` re-runs the constructor and registers every module again; a shallow copy costs a thousandth of that.
     The attributes are set without `DiffusionPipeline.__setattr__`, which would register the scheduler in the
     configuration. Freeing model hooks stays with the original, whose list of hooks it replaces.
+
+    Arguments:
+        device: that the pipeline computes on.
     """
     view = copy.copy(pipe)
+    remember_device(view, device)
     vars(view)["scheduler"] = scheduler
     if has_model_hooks(pipe):
         vars(view)["maybe_free_model_hooks"] = pipe.maybe_free_model_hooks

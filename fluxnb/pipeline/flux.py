@@ -27,7 +27,7 @@ from fluxnb.families.defaults import DefaultChanges, ModelDefaults
 from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import family_of, pair_of
-from fluxnb.pipeline.compat import compute_dtype, execution_device, has_model_hooks, is_caching, placement_markers
+from fluxnb.pipeline.compat import compute_dtype, has_model_hooks, is_caching
 from fluxnb.pipeline.identity import Identity, identity_of
 from fluxnb.pipeline.markers import change_markers, deep_markers, encoding_markers
 from fluxnb.pipeline.preview import decode_latents, encode_picture, preview_of
@@ -42,6 +42,7 @@ from fluxnb.records import Geometry, Pair
 from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.runtime.adaln_cache import expecting
+from fluxnb.runtime.compat import execution_device, placement_markers
 
 if TYPE_CHECKING:
     from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
@@ -317,7 +318,7 @@ class Flux:
     # ----------------------------------------------------------------------------------------------- denoise
     def view(self, recipe: ResolvedRecipe, generators: Generators) -> Any:
         """The pipeline for one call of `denoise`, with its own scheduler set to this recipe."""
-        return pipeline_view(self.pipe, recipe, generators)
+        return pipeline_view(self.pipe, recipe, generators, device=self.device)
 
     @_locked
     def denoise(

@@ -20,7 +20,7 @@ from fluxnb.families.defaults import ModelDefaults, defaults_of
 from fluxnb.families.family import Family
 from fluxnb.families.registry import FAMILIES, family_of
 from fluxnb.installation import warn_of_newer_libraries
-from fluxnb.pipeline.compat import dtype_keyword, execution_device, without_loading_output
+from fluxnb.pipeline.compat import dtype_keyword, without_loading_output
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.identity import identity_of
 from fluxnb.pipeline.state import state_of
@@ -35,7 +35,7 @@ from fluxnb.records.recipe import DTYPES
 from fluxnb.remote.endpoints import EndpointName, endpoint_of
 from fluxnb.remote.handle import Remote
 from fluxnb.runtime.assembly import assemble
-from fluxnb.runtime.compat import is_library_error
+from fluxnb.runtime.compat import execution_device, is_library_error
 from fluxnb.runtime.compilation import compile_pipeline
 from fluxnb.runtime.exclusive import protect
 from fluxnb.runtime.parallel import join

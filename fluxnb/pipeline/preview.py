@@ -25,9 +25,10 @@ from fluxnb.checkpoints.checksums import sampled_fingerprint
 from fluxnb.families.flux1 import scaled_from_vae, scaled_to_vae
 from fluxnb.families.registry import family_of
 from fluxnb.io.files import atomic_write, read_bytes
-from fluxnb.pipeline.compat import compute_dtype, execution_device
+from fluxnb.pipeline.compat import compute_dtype
 from fluxnb.pipeline.state import state_of
 from fluxnb.records.latents import LinearRGB, fit_linear
+from fluxnb.runtime.compat import execution_device
 from fluxnb.runtime.parallel import is_split, local_decoder
 
 __all__ = ["decode_latents", "encode_picture", "fit_preview", "measure", "preview_of", "samples"]

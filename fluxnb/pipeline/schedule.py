@@ -119,13 +119,13 @@ def prepared_scheduler(
     return own
 
 
-def pipeline_view(pipe: Any, recipe: ResolvedRecipe, generators: Generators) -> Any:
+def pipeline_view(pipe: Any, recipe: ResolvedRecipe, generators: Generators, *, device: torch.device) -> Any:
     """A pipeline over the same modules for one call: its own scheduler, progress bar and loop state.
 
     What a call writes on its pipeline (`_interrupt`, guidance, timesteps) stays on the view, so a user's own call of
     the original may run at the same time.
     """
-    view = own_instance(pipe, scheduler_for(pipe.scheduler, recipe, generators))
+    view = own_instance(pipe, scheduler_for(pipe.scheduler, recipe, generators), device)
     mark_as_view(view, pipe)
     # `run` and `sweep` display their own progress, which covers more than this loop.
     view.set_progress_bar_config(**{**progress_bar_config(pipe), "disable": True})

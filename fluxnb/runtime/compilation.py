@@ -25,6 +25,7 @@ from fluxnb.runtime.compat import (
     attention_backends,
     compiler_options,
     discard_compiled_call,
+    remember_device,
     remove_unfused_projections,
     set_attention_backend,
 )
@@ -131,6 +132,7 @@ def compile_pipeline(
         # Compiling while another thread calls compiled code is an error in PyTorch.
         ExclusiveGroup(transformer, device=device)
     support_adapters(pipe, device)
+    remember_device(pipe)
     return SpeedupReport(tuple(steps.speedups), steps.attention)
 
 

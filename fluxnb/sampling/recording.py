@@ -40,6 +40,7 @@ from fluxnb.pipeline.load import handle_of
 from fluxnb.pipeline.state import original_of
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.remote.handle import Remote
+from fluxnb.runtime.compat import class_of
 from fluxnb.sampling.attention import AttentionCapture, PromptWords, attention_modules, capture_attention, words_of
 from fluxnb.sampling.patched_method import Wrapper, bound_arguments, patched_call, patched_method
 from fluxnb.sampling.recorded_recipe import FollowedCallback, Surroundings, observed_hooks
@@ -156,7 +157,7 @@ def recording(
     if keep.attention is not None:
         attention_modules(getattr(pipe, "transformer", None), keep.attention, keep.heads)  # refuse before the call
     recorder = Recorder(pipe, keep, flux or _described(pipe), None if prompts is None else list(prompts))
-    return _opened(recorder, type(pipe))
+    return _opened(recorder, class_of(pipe))
 
 
 @contextlib.contextmanager
@@ -190,7 +191,7 @@ def _observed(kind: type, original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         # A subclass that calls `super().__call__` has a wrapper of its own.
-        recorders = [each for each in _OPEN.get() if each._follows(self)] if type(self) is kind else []
+        recorders = [each for each in _OPEN.get() if each._follows(self)] if class_of(self) is kind else []
         if not recorders:
             return original(self, *args, **kwargs)
         with contextlib.ExitStack() as stack:

@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from fluxnb.pipeline import compat
-from fluxnb.runtime.compat import set_execution_device
 from tests.conftest import toy_pipeline
-from tests.offload import group_offload
 
 
 @pytest.fixture(scope="module")
@@ -24,10 +22,6 @@ def pipe():
 def call(pipe, **more):
     options = {"height": 32, "width": 32, "num_inference_steps": 4, "max_sequence_length": 48, "output_type": "latent"}
     return pipe("a fox", generator=torch.Generator().manual_seed(0), **{**options, **more}).images
-
-
-def test_a_pipeline_on_the_cpu_computes_on_the_cpu(pipe):
-    assert compat.execution_device(pipe) == torch.device("cpu")
 
 
 def test_model_hooks_are_seen_from_the_time_they_are_set_to_the_time_they_are_removed(monkeypatch):
@@ -63,7 +57,7 @@ def test_an_own_instance_gives_the_same_bytes_and_leaves_the_original_as_it_was(
 
     expected = call(pipe)
     before, configuration = dict(vars(pipe)), dict(pipe.config)
-    view = compat.own_instance(pipe, copy.copy(pipe.scheduler))
+    view = compat.own_instance(pipe, copy.copy(pipe.scheduler), torch.device("cpu"))
     assert torch.equal(call(view), expected)
     compat.interrupt(view)
     view.set_progress_bar_config(desc="another")
@@ -184,49 +178,3 @@ def test_output_while_loading_is_suppressed_and_restored(fails):
     except ValueError:
         assert fails
     assert state() == before
-
-
-def _sequential_offload(pipe):
-    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-
-    for part in (part for part in pipe.text_encoder.modules() if part._parameters):
-        add_hook_to_module(part, AlignDevicesHook(execution_device="meta", offload=False))
-
-
-def _model_offload(pipe):
-    from accelerate.hooks import CpuOffload, add_hook_to_module
-
-    add_hook_to_module(pipe.text_encoder, CpuOffload(execution_device="meta"))
-
-
-def _group_offload(pipe, kind):
-    from diffusers.hooks import apply_group_offloading
-
-    apply_group_offloading(
-        pipe.transformer,
-        onload_device=torch.device("cpu"),
-        offload_device=torch.device("cpu"),
-        offload_type=kind,
-        num_blocks_per_group=1,
-    )
-
-
-CHANGES_OF_PLACE = {
-    "moved": lambda pipe: pipe.transformer.to("meta"),
-    "sequential offload": _sequential_offload,
-    "model offload": _model_offload,
-    "group offload by block": lambda pipe: _group_offload(pipe, "block_level"),
-    "group offload by layer": lambda pipe: _group_offload(pipe, "leaf_level"),
-    "exchanged part": lambda pipe: setattr(pipe, "vae", toy_pipeline(seed=1).vae),
-    "device set by a preset": lambda pipe: set_execution_device(pipe.vae, torch.device("meta")),
-}
-
-
-@pytest.mark.parametrize("change", CHANGES_OF_PLACE)
-def test_placement_markers_change_with_the_place_of_a_pipeline(change):
-    other = toy_pipeline()
-    before = compat.placement_markers(other)
-    assert compat.placement_markers(other) == before
-    with group_offload():
-        CHANGES_OF_PLACE[change](other)
-    assert compat.placement_markers(other) != before

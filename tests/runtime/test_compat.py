@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -145,6 +146,87 @@ def test_a_device_that_is_set_is_reported_and_is_no_offload_of_diffusers(pipe):
     assert not compat.has_stateful_hooks(pipe.vae)
     pipe.remove_all_hooks()
     assert not hasattr(pipe.vae, "_hf_hook")
+
+
+def test_a_pipeline_on_the_cpu_computes_on_the_cpu(pipe):
+    assert compat.execution_device(pipe) == torch.device("cpu")
+
+
+def _sequential_offload(pipe):
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    for part in (part for part in pipe.text_encoder.modules() if part._parameters):
+        add_hook_to_module(part, AlignDevicesHook(execution_device="meta", offload=False))
+
+
+def _model_offload(pipe):
+    from accelerate.hooks import CpuOffload, add_hook_to_module
+
+    add_hook_to_module(pipe.text_encoder, CpuOffload(execution_device="meta"))
+
+
+def _group_offload(pipe, kind):
+    from diffusers.hooks import apply_group_offloading
+
+    apply_group_offloading(
+        pipe.transformer,
+        onload_device=torch.device("cpu"),
+        offload_device=torch.device("cpu"),
+        offload_type=kind,
+        num_blocks_per_group=1,
+    )
+
+
+CHANGES_OF_PLACE = {
+    "moved": lambda pipe: pipe.transformer.to("meta"),
+    "sequential offload": _sequential_offload,
+    "model offload": _model_offload,
+    "group offload by block": lambda pipe: _group_offload(pipe, "block_level"),
+    "group offload by layer": lambda pipe: _group_offload(pipe, "leaf_level"),
+    "exchanged part": lambda pipe: setattr(pipe, "vae", toy_pipeline(seed=1).vae),
+    "device set by a preset": lambda pipe: compat.set_execution_device(pipe.vae, torch.device("meta")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_PLACE)
+def test_placement_markers_change_with_the_place_of_a_pipeline(change):
+    other = toy_pipeline()
+    before = compat.placement_markers(other)
+    assert compat.placement_markers(other) == before
+    with group_offload():
+        CHANGES_OF_PLACE[change](other)
+    assert compat.placement_markers(other) != before
+
+
+@pytest.mark.parametrize("change", CHANGES_OF_PLACE)
+def test_a_remembered_device_is_that_of_a_search(change):
+    other, remembering = toy_pipeline(), toy_pipeline()
+    compat.remember_device(remembering)
+    assert remembering._execution_device == other._execution_device
+    with group_offload():
+        CHANGES_OF_PLACE[change](other)
+        CHANGES_OF_PLACE[change](remembering)
+    assert remembering._execution_device == other._execution_device
+
+
+def test_a_pipeline_that_remembers_its_device_keeps_its_class_for_everyone_else(tmp_path):
+    pipe = toy_pipeline()
+    kind = type(pipe)
+    compat.remember_device(pipe)
+    compat.remember_device(pipe)
+    assert isinstance(pipe, kind) and type(pipe).__mro__[1] is kind
+    assert (type(pipe).__name__, type(pipe).__module__) == (kind.__name__, kind.__module__)
+    assert compat.class_of(pipe) is kind is compat.class_of(toy_pipeline())
+    pipe.save_config(tmp_path)
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == kind.__name__
+
+
+def test_a_given_device_is_not_searched_for(pipe, monkeypatch):
+    view = copy.copy(pipe)
+    compat.remember_device(view, torch.device("meta"))
+    monkeypatch.setattr(compat, "placement_markers", lambda _: pytest.fail("searched"))
+    assert view._execution_device == torch.device("meta")
+    assert "_fluxnb_device" not in vars(pipe)
 
 
 def test_group_offload_is_found_and_covers_new_layers_once_installed_again(pipe):
