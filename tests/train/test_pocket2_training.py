@@ -71,6 +71,20 @@ def test_a_decoder_is_trained_further_while_its_latents_stay(run, tmp_path):
     assert changed == {"decoder", "post_quant_conv"}
 
 
+@pytest.mark.parametrize("added", [1, 3])
+def test_added_blocks_change_nothing_and_have_gradients(run, added):
+    few = networks.load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    sizes = dataclasses.replace(TINY.sizes, single_blocks=TINY.sizes.single_blocks + added)
+    many = networks.load_denoiser(sizes, run / "teacher.safetensors")
+    pooled, sequence = few.encode(*vocabulary.Tokenizers()(["a cat"]))
+    x = torch.randn(1, 12, few.transformer.config.in_channels, generator=torch.Generator().manual_seed(0))
+    before, after = (each(x, torch.tensor([0.5]), pooled, sequence, (3, 4)) for each in (few, many))
+    torch.testing.assert_close(after, before)
+    after.square().mean().backward()
+    last = [block.proj_out.weight.grad.abs().max() for block in many.transformer.single_transformer_blocks]
+    assert len(last) == sizes.single_blocks and min(last) > 0
+
+
 def test_each_stage_reads_the_files_of_the_previous_one(run):
     vae = AutoencoderKL.from_pretrained(run / "vae")
     assert vae.config.latent_channels == 16 and vae.config.sample_size == TINY.sizes.default_size

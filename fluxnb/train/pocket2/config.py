@@ -16,7 +16,7 @@ class Sizes(first.Sizes):
 
     default_size: int = 192  # side in pixels of a picture if a call specifies no size
     double_blocks: int = 2
-    single_blocks: int = 6
+    single_blocks: int = 11
     heads: int = 8
     text_width: int = 256
     text_tokens: int = T5_TOKENS

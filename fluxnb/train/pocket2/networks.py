@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fluxnb.train.data.vocabulary import CLIP_TOKENS, clip_tokenizer, t5_tokenizer
 from fluxnb.train.networks import build
@@ -41,10 +43,38 @@ def save_denoiser(model: Denoiser, out: Path, name: str = "teacher") -> None:
     (out / f"{name}.part").rename(out / f"{name}.safetensors")
 
 
+def with_more_blocks(weights: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Weights of a network with `count` single blocks that computes what one with fewer blocks computes.
+
+    Each added block follows the one that it is a copy of. Its last layer is zero, so that at first it passes its input
+    on, and it has gradients because its gate is not (block expansion, 2401.02415). A network with `count` blocks or
+    more is returned as it is.
+    """
+    start = "transformer.single_transformer_blocks."
+    inside = {name: tensor for name, tensor in weights.items() if name.startswith(start)}
+    has = 1 + max(int(name.removeprefix(start).split(".")[0]) for name in inside)
+    if has >= count:
+        return weights
+    grown = {name: tensor for name, tensor in weights.items() if name not in inside}
+    origins = [index * has // count for index in range(count)]
+    for index, origin in enumerate(origins):
+        added = origin in origins[:index]
+        for name, tensor in inside.items():
+            number, rest = name.removeprefix(start).split(".", 1)
+            if int(number) == origin:
+                zero = added and rest.startswith("proj_out.")
+                grown[f"{start}{index}.{rest}"] = torch.zeros_like(tensor) if zero else tensor.clone()
+    return grown
+
+
 def load_denoiser(sizes: Sizes, file: Path) -> Denoiser:
-    """Load a file of `save_denoiser` in float32, in evaluation mode."""
+    """Load a file of `save_denoiser` in float32, in evaluation mode.
+
+    A file with fewer single blocks is extended by blocks that change nothing until they are trained.
+    """
     model = build_denoiser(sizes)
-    missing, unexpected = model.load_state_dict({k: t.float() for k, t in load_file(file).items()}, strict=False)
+    weights = with_more_blocks({k: t.float() for k, t in load_file(file).items()}, sizes.single_blocks)
+    missing, unexpected = model.load_state_dict(weights, strict=False)
     if unexpected or set(missing) - {"text_encoder_2.encoder.embed_tokens.weight"}:
         raise ValueError(
             f"{file} has weights of another network: missing {missing}, unexpected {unexpected}. "
