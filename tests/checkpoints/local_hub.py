@@ -58,6 +58,22 @@ class Hub:
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
 
 
+def connect(hub: Hub, monkeypatch: Any, cache: Path) -> None:
+    """Make huggingface_hub use the local hub in place of its own, with an empty cache and no token."""
+    from huggingface_hub import constants, file_download
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)  # the client waits a second before each retry
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**14)  # what has arrived counts from one chunk on
+    monkeypatch.setenv("HF_TOKEN", "")
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"

@@ -12,7 +12,7 @@ import pytest
 import fluxnb as fnb
 from fluxnb.checkpoints import sources as weights
 from fluxnb.errors import StorageError
-from tests.checkpoints.local_hub import COMMIT, Hub
+from tests.checkpoints.local_hub import COMMIT, Hub, connect
 
 REPO = "fluxnb-tests/fox"
 SHARD = "transformer/diffusion_pytorch_model.safetensors"
@@ -21,19 +21,8 @@ SHARD = "transformer/diffusion_pytorch_model.safetensors"
 @pytest.fixture
 def hub(toy_folder, tmp_path, monkeypatch):
     """A local hub that serves the toy, and a client with an empty cache that uses it."""
-    from huggingface_hub import constants, file_download
-
     with Hub(toy_folder) as serving:
-        monkeypatch.setattr(constants, "ENDPOINT", serving.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", serving.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(file_download.time, "sleep", lambda _: None)  # the client waits a second before each retry
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**14)  # what has arrived counts from one chunk on
-        monkeypatch.setenv("HF_TOKEN", "")
+        connect(serving, monkeypatch, tmp_path / "cache")
         yield serving
 
 

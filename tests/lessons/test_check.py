@@ -42,6 +42,19 @@ def heun(v, x, sigma, sigma_next):
     return x + step / 2 * (first + v(x + step * first, sigma_next))
 
 
+def scale(weights, bits):
+    return abs(weights).max() / (2 ** (bits - 1) - 1)
+
+
+def multiples(weights, step, nearest=torch.round):
+    return nearest(weights / step) * step
+
+
+def rounded(weights, bits):
+    weights = torch.as_tensor(weights)
+    return multiples(weights, scale(weights, bits))
+
+
 # For each exercise: right answers, then wrong answers with a word of the idea that the verdict names.
 ANSWERS = {
     "quickstart-1": ([lambda x, v, sigma: x - sigma * v, lambda x, v, s: x - v * s],
@@ -146,6 +159,22 @@ ANSWERS = {
                                 (13.3, "close"), (50, "fnb.metrics.Count")]),
     "bias-2": (["a"], [("b", "contain"), ("c", "compared"), ("d", "estimate")]),
     "bias-3": (["b"], [("a", "limit"), ("c", "common"), ("d", "valid")]),
+    "fewer-bits-1": ([rounded, lambda w, b: rounded(np.array(w.tolist()), b)],
+                     [(lambda w, b: (w / w.abs().max() * (2 ** (b - 1) - 1)).round(), "Multiply them"),
+                      (lambda w, b: rounded(w, b + 1), "sign"),
+                      (lambda w, b: multiples(w, w.abs().max() / 2 ** (b - 1)), "one level too many"),
+                      (lambda w, b: multiples(w, scale(w, b), torch.floor), "next lower"),
+                      (lambda w, b: multiples(w, scale(w, b), torch.trunc), "towards 0"),
+                      (lambda w, b: multiples(w, w.max() / (2 ** (b - 1) - 1)), "negative"),
+                      (lambda w, b: w, "as they were"), (4, "a function")]),
+    "fewer-bits-2": ([4.5], [(4, "scales"), (4.25, "groups of 64"), (20, "all weights"), (0.5, "of its own"),
+                             (144, "whole group"), (5, "divide")]),
+    "fewer-bits-3": (["c"], [("a", "Another seed"), ("b", "the other way around"), ("d", "another right one")]),
+    "schnell-1": ([96], [(120, "same evaluation"), (24, "one step"), (48, "four evaluations"), (72, "once"),
+                         (40, "each seed"), (192, "guidance"), (7, "pairs")]),
+    "schnell-2": ([0.25], [(0, "now and then"), (0.5, "not two"), (1 / 3, "among those"), (0.75, "other three"),
+                           (1, "everything"), (25, "a share"), (0.9, "how often")]),
+    "schnell-3": (["b"], [("a", "Both"), ("c", "good"), ("d", "intervals")]),
     "three-machines-1": ([92.04, 92.0, 92.0358], [(48.13, "every value"), (95.05, "Two of them"), (43.9, "range"),
                                                   (67.97, "squared"), (45.12, "mean"), (184.07, "root"),
                                                   (91.6, "close"), (10, "divided")]),
@@ -168,7 +197,7 @@ def test_every_exercise_has_right_and_wrong_answers_here():
 
 def test_there_are_three_exercises_for_each_notebook():
     notebooks = [each.notebook for each in fnb.exercises()]
-    assert len(set(notebooks)) == 16 and all(notebooks.count(name) == 3 for name in notebooks)
+    assert len(set(notebooks)) == 18 and all(notebooks.count(name) == 3 for name in notebooks)
     assert [each.name for each in fnb.exercises("bias")] == ["bias-1", "bias-2", "bias-3"]
 
 

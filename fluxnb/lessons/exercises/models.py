@@ -1,8 +1,9 @@
-"""Exercises of the notebooks about models: memory, latents, bias, and one recipe in other programs."""
+"""Exercises of the notebooks about models: memory, latents, bias, other programs, fewer bits, a large model."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from fluxnb.lessons.answers import Exercise, choice, choices, function, number
@@ -12,6 +13,18 @@ __all__ = ["EXERCISES"]
 
 def _error(a: Any, b: Any) -> float:
     return sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a)
+
+
+def _scale(weights: Any, bits: int) -> float:
+    return float(max(map(abs, weights))) / (2 ** (bits - 1) - 1)
+
+
+def _to_multiples(weights: Any, scale: float, nearest: Callable[[float], int] = round) -> list[float]:
+    return [nearest(float(weight) / scale) * scale for weight in weights]
+
+
+def _rounded(weights: Any, bits: int) -> list[float]:
+    return _to_multiples(weights, _scale(weights, bits))
 
 
 EXERCISES = (
@@ -248,6 +261,130 @@ EXERCISES = (
                 "b": "Does a run read the clock?",
                 "c": "Are the weights with an adapter the weights without it?",
                 "d": "Does PyTorch draw the same numbers from one seed on each device?",
+            },
+        ),
+    ),
+    Exercise(
+        "fewer-bits-1",
+        "Write a function `rounded(weights, bits)`: one group of weights, given as a tensor, rounded symmetrically. "
+        "The integers go from -n to n with n = 2**(bits - 1) - 1, and the largest absolute weight becomes n times the "
+        "scale. Return the rounded weights, not the integers. Answer with the function.",
+        function(
+            _rounded,
+            inputs=[((0.11, -1.0, 0.26, 0.52), 4), ((0.9, -0.35, 0.2), 3), ((0.4, -0.05, -0.17, 0.08), 2)],
+            because="The scale is the largest absolute weight divided by n; each weight becomes the nearest multiple.",
+            wrong=[
+                (lambda weights, bits: [value / _scale(weights, bits) for value in _rounded(weights, bits)],
+                    "These are the integers. Multiply them by the scale."),
+                (lambda weights, bits: _rounded(weights, bits + 1), "These are twice as many levels: one of the bits "
+                    "is for the sign."),
+                (lambda weights, bits: _to_multiples(weights, max(map(abs, weights)) / 2 ** (bits - 1)),
+                    "From -n to n with n = 2**(bits - 1) there is one level too many for these bits."),
+                (lambda weights, bits: _to_multiples(weights, _scale(weights, bits), math.floor),
+                    "This takes the next lower level. Take the nearest."),
+                (lambda weights, bits: _to_multiples(weights, _scale(weights, bits), math.trunc),
+                    "This takes the next level towards 0. Take the nearest."),
+                (lambda weights, bits: _to_multiples(weights, max(weights) / (2 ** (bits - 1) - 1)),
+                    "The largest weight may be negative. Take its absolute value."),
+                (lambda weights, bits: list(weights), "These are the weights as they were."),
+            ],
+            otherwise="Scale first: the largest absolute weight divided by n. Then round weights / scale, and multiply "
+                "by the scale.",
+        ),
+    ),
+    Exercise(
+        "fewer-bits-2",
+        "Weights are stored in 4 bits, in groups of 32 with one scale of 16 bits each. How many bits does a weight "
+        "take on average? Answer with a number.",
+        number(
+            4.5,
+            because="4 bits, and a share of 16 / 32 of the scale.",
+            wrong={
+                4: "The scales are stored as well.",
+                4.25: "That is for groups of 64.",
+                20: "A scale belongs to all weights of its group.",
+                0.5: "That is the share of the scale. The weight has bits of its own.",
+                144: "That is a whole group.",
+                6: "The scale has 16 bits, and 32 weights share it.",
+            },
+            otherwise="Add up the bits of a group, and divide by the number of its weights.",
+        ),
+    ),
+    Exercise(
+        "fewer-bits-3",
+        "Which of these shows that a model in 4 bits follows prompts worse than in 16 bits?\n"
+        "a) Its pictures of the same prompts and seeds differ from those in 16 bits by 5 % of the range of a pixel.\n"
+        "b) For one prompt and seed, the sign is right in 16 bits and wrong in 4 bits.\n"
+        "c) Of 500 prompts it shows more wrong, and the 95 % intervals of both shares do not overlap.\n"
+        "d) Its velocity is off by 13 %.\n"
+        "Answer with a letter.",
+        choice(
+            "c",
+            because="This counts what the question is about, in enough cases. The others show that pictures changed.",
+            wrong={
+                "a": "Another seed changes more pixels. Are its pictures worse?",
+                "b": "For another prompt and seed it may be the other way around. How many cases are needed?",
+                "d": "Does a velocity that is off lead to a wrong picture, or to another right one?",
+            },
+        ),
+    ),
+    Exercise(
+        "schnell-1",
+        "Six prompts and four seeds are sampled in one step and in four steps, without guidance. The first evaluation "
+        "of a prompt and a seed is the same for both and is computed once. How many evaluations are there? Answer with "
+        "a number.",
+        number(
+            96,
+            because="24 pairs of a prompt and a seed take four evaluations each; the run of one step is the first of "
+                "them.",
+            wrong={
+                120: "Both runs begin with the same evaluation.",
+                24: "That is the run of one step.",
+                48: "The run of four steps has four evaluations.",
+                72: "The first evaluation has to be computed once.",
+                40: "Each prompt is sampled with each seed.",
+                10: "How many pairs of a prompt and a seed are there?",
+                192: "Without guidance there is one evaluation a step.",
+            },
+            otherwise="How many pairs of a prompt and a seed are there, and how many evaluations does each take?",
+        ),
+    ),
+    Exercise(
+        "schnell-2",
+        "For a picture of one prompt and seed, the nearest of four pictures of another prompt is looked for: one of "
+        "the same seed, three of other seeds. In which share of cases is it the one of the same seed, if a seed holds "
+        "nothing that two prompts share? Answer with a number from 0 to 1.",
+        number(
+            0.25,
+            because="Then each of the four is the nearest equally often.",
+            wrong={
+                0: "By chance it is the nearest now and then.",
+                0.5: "There are four pictures, not two.",
+                1 / 3: "The one of the same seed is among those that are compared.",
+                0.75: "That is the share of the other three.",
+                1: "That would be a seed that holds everything.",
+                4: "The answer is a share, 0 to 1.",
+                25: "The answer is a share, 0 to 1.",
+            },
+            otherwise="If nothing distinguishes the four, how often is each of them the nearest?",
+            near=0.01,
+        ),
+    ),
+    Exercise(
+        "schnell-3",
+        "A claim that holds for pocket in 24 of 24 cases holds for another model in 15 of 24. What follows?\n"
+        "a) One of the two measurements is wrong.\n"
+        "b) The claim is about pocket, and is weaker or not true for the other model.\n"
+        "c) The other model is worse.\n"
+        "d) Nothing, because the two models were tried with other prompts.\n"
+        "Answer with a letter.",
+        choice(
+            "b",
+            because="The intervals, 86 to 100 % and 43 to 79 %, do not overlap. A claim is about what it was tried on.",
+            wrong={
+                "a": "Both may be right: they are about two models.",
+                "c": "Does the claim say what is good?",
+                "d": "The cases of each model are prompts and seeds of its own. Are the two intervals compatible?",
             },
         ),
     ),

@@ -1,0 +1,76 @@
+"""Notebook 17 with `MODEL = "schnell"`: its code on a tiny random model of the classes of FLUX.1, from a local hub."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fluxnb as fnb
+from fluxnb.planning.hardware import describe_hardware
+from tests.checkpoints.local_hub import COMMIT, Hub, connect
+from tests.conftest import toy_pipeline
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "17_does_it_hold_on_schnell.ipynb"
+
+
+@pytest.fixture
+def schnell(tmp_path, monkeypatch):
+    """A hub on which FLUX.1-schnell is a tiny model with random weights, and a machine that can hold the real one."""
+    toy_pipeline(length=256).save_pretrained(tmp_path / "schnell")
+    with Hub(tmp_path / "schnell", token="hf_read") as hub:
+        connect(hub, monkeypatch, tmp_path / "cache")
+        monkeypatch.setenv("HF_TOKEN", "hf_read")
+        machine = describe_hardware({"ram_gib": 64, "cores": 2})
+        monkeypatch.setattr("fluxnb.planning.plan.detect", lambda *_: machine)
+        yield hub
+
+
+def executed(cells: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Any]]:
+    """The names that code cells define, and the values that they display."""
+    names: dict[str, Any] = {}
+    displayed = []
+    for cell in cells:
+        source = re.sub(r"^( *)%.*$", r"\1raise", "".join(cell["source"]), flags=re.M)  # commands of IPython
+        tree = ast.parse(source)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, cell["id"], "exec"), names)
+        if last is not None:
+            displayed.append(eval(compile(ast.Expression(last.value), cell["id"], "eval"), names))
+    return names, displayed
+
+
+@pytest.mark.slow
+def test_the_schnell_branch_runs_and_evaluates_as_often_as_it_announces(schnell, monkeypatch, capsys, tmp_path):
+    from diffusers import FluxTransformer2DModel
+
+    monkeypatch.setenv("FLUXNB_MODEL", "schnell")
+    monkeypatch.chdir(tmp_path)
+    counted = [0]
+    forward = FluxTransformer2DModel.forward
+
+    def counting(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        counted[0] += len(hidden_states)
+        return forward(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(FluxTransformer2DModel, "forward", counting)
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    names, displayed = executed(cells)
+    text = capsys.readouterr().out
+
+    assert (names["flux"].model, names["flux"].revision) == ("schnell", COMMIT)
+    announced = int(re.search(r"schnell, 512 px: (\d+) evaluations", text)[1])
+    assert counted == [announced] and f"{announced} evaluations were made, {announced} were announced" in text
+    assert re.search(r"T4: \d+ min .*, L4: \d+ min .*, A100: \d+ min", text)
+    assert "pocket" not in text
+    assert all(prompt.startswith("a photo of ") for prompt, *_ in names["runs"])
+    assert {run.image.size for run in names["runs"].values()} == {(512, 512)}
+
+    (claims,) = [each for each in displayed if isinstance(each, fnb.Claims)]
+    assert len(claims) >= 4
+    assert all(claim.count.trials and claim.status in ("pass", "differs") for claim in claims)
+    assert "schnell" in repr(claims)
