@@ -351,7 +351,7 @@ EXERCISES = (
     ),
     Exercise(
         "schnell-2",
-        "For a picture of one prompt and seed, the nearest of four pictures of another prompt is looked for: one of "
+        "For a picture of one prompt and seed, the nearest of four pictures of another prompt is searched for: one of "
         "the same seed, three of other seeds. In which share of cases is it the one of the same seed, if a seed holds "
         "nothing that two prompts share? Answer with a number from 0 to 1.",
         number(
@@ -383,7 +383,7 @@ EXERCISES = (
             because="The intervals, 86 to 100 % and 43 to 79 %, do not overlap. A claim is about what it was tried on.",
             wrong={
                 "a": "Both may be right: they are about two models.",
-                "c": "Does the claim say what is good?",
+                "c": "Is the claim about what is good?",
                 "d": "The cases of each model are prompts and seeds of its own. Are the two intervals compatible?",
             },
         ),
