@@ -74,3 +74,15 @@ def test_the_schnell_branch_runs_and_evaluates_as_often_as_it_announces(schnell,
     assert len(claims) >= 4
     assert all(claim.count.trials and claim.status in ("pass", "differs") for claim in claims)
     assert "schnell" in repr(claims)
+
+
+def test_the_committed_notebook_made_the_evaluations_that_it_announced():
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    printed = "".join(
+        "".join(output["text"])
+        for cell in cells
+        for output in cell.get("outputs", ())
+        if output["output_type"] == "stream"
+    )
+    made, announced = re.search(r"(\d+) evaluations were made, (\d+) were announced", printed).groups()
+    assert made == announced and f"| pocket | {made} |" in "".join(cells[0]["source"])
