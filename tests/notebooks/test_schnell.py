@@ -1,4 +1,4 @@
-"""Notebook 17 with `MODEL = "schnell"`: its code on a tiny random model of the classes of FLUX.1, from a local hub."""
+"""Notebooks with `MODEL = "schnell"`: their code on a tiny random model of the classes of FLUX.1, from a local hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,19 @@ from fluxnb.planning.hardware import describe_hardware
 from tests.checkpoints.local_hub import COMMIT, Hub, connect
 from tests.conftest import toy_pipeline
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "17_does_it_hold_on_schnell.ipynb"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+NOTEBOOK = NOTEBOOKS / "17_does_it_hold_on_schnell.ipynb"
+ANNOUNCED = re.compile(r"FLUX\.1-schnell instead of pocket \| ([\d,]+) \|")
+
+
+def cells_of(notebook: Path) -> list[dict[str, Any]]:
+    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+
+
+def announced_for_schnell() -> dict[str, int]:
+    """The notebooks that offer schnell instead of pocket, with the evaluations that they announce for it."""
+    found = {path.stem: ANNOUNCED.search("".join(cells_of(path)[0]["source"])) for path in NOTEBOOKS.glob("*.ipynb")}
+    return {name: int(match[1].replace(",", "")) for name, match in sorted(found.items()) if match}
 
 
 @pytest.fixture
@@ -27,14 +39,32 @@ def schnell(tmp_path, monkeypatch):
         monkeypatch.setenv("HF_TOKEN", "hf_read")
         machine = describe_hardware({"ram_gib": 64, "cores": 2})
         monkeypatch.setattr("fluxnb.planning.plan.detect", lambda *_: machine)
+        monkeypatch.setenv("FLUXNB_MODEL", "schnell")
+        monkeypatch.chdir(tmp_path)
         yield hub
 
 
-def executed(cells: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Any]]:
-    """The names that code cells define, and the values that they display."""
+@pytest.fixture
+def counted(monkeypatch):
+    """A list with the number of evaluations of the tiny model, which has one double block and pocket several."""
+    from diffusers import FluxTransformer2DModel
+
+    count = [0]
+    forward = FluxTransformer2DModel.forward
+
+    def counting(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+        count[0] += len(hidden_states) * (self.config.num_layers == 1)
+        return forward(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(FluxTransformer2DModel, "forward", counting)
+    return count
+
+
+def executed(notebook: Path) -> tuple[dict[str, Any], list[Any]]:
+    """The names that the code of a notebook defines, and the values that its cells display."""
     names: dict[str, Any] = {}
     displayed = []
-    for cell in cells:
+    for cell in (cell for cell in cells_of(notebook) if cell["cell_type"] == "code"):
         source = re.sub(r"^( *)%.*$", r"\1raise", "".join(cell["source"]), flags=re.M)  # commands of IPython
         tree = ast.parse(source)
         last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
@@ -44,22 +74,22 @@ def executed(cells: list[dict[str, Any]]) -> tuple[dict[str, Any], list[Any]]:
     return names, displayed
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", announced_for_schnell())
+def test_a_notebook_runs_on_schnell_within_the_evaluations_that_it_announces(name, schnell, counted):
+    _, displayed = executed(NOTEBOOKS / f"{name}.ipynb")
+    assert 0 < counted[0] <= announced_for_schnell()[name]
+    (claims,) = [each for each in displayed if isinstance(each, fnb.Claims)]
+    assert all(claim.status != "fail" for claim in claims)
+
+
+def test_several_notebooks_offer_schnell():
+    assert len(announced_for_schnell()) >= 5
+
+
 @pytest.mark.slow
-def test_the_schnell_branch_runs_and_evaluates_as_often_as_it_announces(schnell, monkeypatch, capsys, tmp_path):
-    from diffusers import FluxTransformer2DModel
-
-    monkeypatch.setenv("FLUXNB_MODEL", "schnell")
-    monkeypatch.chdir(tmp_path)
-    counted = [0]
-    forward = FluxTransformer2DModel.forward
-
-    def counting(self: Any, hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        counted[0] += len(hidden_states)
-        return forward(self, hidden_states, *args, **kwargs)
-
-    monkeypatch.setattr(FluxTransformer2DModel, "forward", counting)
-    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    names, displayed = executed(cells)
+def test_the_schnell_branch_runs_and_evaluates_as_often_as_it_announces(schnell, counted, capsys):
+    names, displayed = executed(NOTEBOOK)
     text = capsys.readouterr().out
 
     assert (names["flux"].model, names["flux"].revision) == ("schnell", COMMIT)
@@ -77,7 +107,7 @@ def test_the_schnell_branch_runs_and_evaluates_as_often_as_it_announces(schnell,
 
 
 def test_the_committed_notebook_made_the_evaluations_that_it_announced():
-    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    cells = cells_of(NOTEBOOK)
     printed = "".join(
         "".join(output["text"])
         for cell in cells
