@@ -1,6 +1,6 @@
 """The notebooks that offer FLUX.1-schnell, on a model of its size with random weights.
 
-`python -m pytest tests/gpu/test_notebooks_gpu.py -m gpu -o addopts=`; needs 34 GB of disk or main memory for the weights.
+`python -m pytest tests/gpu/test_notebooks_gpu.py -m gpu -o addopts=`. The weights take 34 GB of disk.
 """
 
 from __future__ import annotations
@@ -34,12 +34,11 @@ def counted(folder, monkeypatch, tmp_path):
         count[0] += len(hidden_states) * (self.config.num_layers == 19)
         return forward(self, hidden_states, *args, **kwargs)
 
+    def loading(model="pocket", *args, **kwargs):
+        return load(folder if model == "schnell" else model, *args, **kwargs)
+
     monkeypatch.setattr(FluxTransformer2DModel, "forward", counting)
-    monkeypatch.setattr(
-        fnb,
-        "load",
-        lambda model="pocket", *args, **kwargs: load(folder if model == "schnell" else model, *args, **kwargs),
-    )
+    monkeypatch.setattr(fnb, "load", loading)
     monkeypatch.setenv("FLUXNB_MODEL", "schnell")
     monkeypatch.chdir(tmp_path)
     return count
