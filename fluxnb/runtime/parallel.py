@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import os
 from typing import Any, TypeVar
 
 import torch
@@ -30,16 +31,16 @@ def join(processes: Processes, device: torch.device) -> None:
     """Connect this process with those that were launched beside it; without effect where they are connected already.
 
     Raises:
-        InputError: no other process was launched.
+        InputError: no other process was launched, or not by a launcher that connects them.
     """
-    if processes.count < 2:
-        raise InputError(
-            'preset="parallel" in a single process',
-            "one process on each of two or more GPUs is needed",
-            "type torchrun --nproc-per-node 2 script.py",
-        )
     if distributed.is_initialized():
         return
+    if processes.count < 2 or "MASTER_ADDR" not in os.environ:
+        raise InputError(
+            f'preset="parallel" in {"a single process" if processes.count < 2 else "processes without an address"}',
+            "two or more processes are needed, each on a GPU of its own, that a launcher connects",
+            "type torchrun --nproc-per-node 2 script.py",
+        )
     on_cuda = device.type == "cuda"
     distributed.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
     atexit.register(distributed.destroy_process_group)

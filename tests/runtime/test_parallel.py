@@ -80,9 +80,15 @@ def test_every_process_refuses(found, case):
     assert all(each["refused"][case] for each in found)
 
 
-def test_one_process_is_refused_with_the_launcher():
-    with pytest.raises(InputError, match="torchrun"):
-        join(Processes(), torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("processes", "given"),
+    [(Processes(), "a single process"), (Processes(count=2, local_count=2), "processes without an address")],
+)
+def test_processes_that_no_launcher_connects_are_refused_with_the_launcher(processes, given, monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="torchrun") as caught:
+        join(processes, torch.device("cpu"))
+    assert given in caught.value.given
 
 
 def test_a_number_of_processes_that_the_heads_do_not_allow_names_one_that_they_do(monkeypatch):
