@@ -124,11 +124,15 @@ def plan(options: argparse.Namespace) -> int:
 def sweep(options: argparse.Namespace) -> int:
     """Sample a grid of prompts, seeds and step counts into a folder, on all GPUs of this machine."""
     from fluxnb.grid.axes import Axes
+    from fluxnb.grid.handles import parallel_grid
     from fluxnb.grid.store import Store
+    from fluxnb.planning.presets import PRESETS
     from fluxnb.planning.processes import launched
 
     axes = _axes(options)
     grid = Axes.of(**axes)  # raises for a grid that is not possible, before a model is loaded
+    if options.preset in PRESETS and PRESETS[options.preset].parallel:
+        raise parallel_grid()
     Store(options.store)  # raises for a folder that cannot be written
     if options.worker:
         return _work(options, axes)

@@ -71,6 +71,7 @@ def test_the_help_of_sweep_describes_several_gpus_and_exit_statuses(capsys):
         (["sweep", "", "--store", "{}"], 2, "at least one word"),
         (["sweep", "a fox", "--store", "{}", "--model", "pokcet", "--processes", "1"], 2, "pocket"),
         (["sweep", "a", "b", "--store", "{}", "--preset", "big", "--processes", "2"], 2, "preset"),
+        (["sweep", "a fox", "--store", "{}", "--preset", "parallel"], 2, "one picture on each GPU"),
         (["sweep", "a fox", "--store", "{}", "--processes", "0"], 2, "processes=0"),
         (
             ["sweep", "a fox", "--store", "{}", "--processes", "2", "--model", "klein@bfl"],

@@ -18,7 +18,7 @@ from fluxnb.remote.handle import Remote
 from fluxnb.runtime.parallel import is_split
 from fluxnb.sampling.sampler import StepCallback
 
-__all__ = ["Handle", "is_paid", "prepare", "runner_of"]
+__all__ = ["Handle", "is_paid", "parallel_grid", "prepare", "runner_of"]
 
 Handle = Flux | Remote
 
@@ -34,11 +34,7 @@ def prepare(
     if isinstance(handle, Flux):
         handle.require_vae()
         if is_split(handle.pipe.vae.decoder):
-            raise InputError(
-                'a grid of a model loaded as "parallel"',
-                "a grid is computed sooner with one picture on each GPU than with each picture on all of them",
-                "leave preset out and give store= in every process, or type fluxnb sweep --processes 2",
-            )
+            raise parallel_grid()
         return handle.refresh()
     requested = {
         "keep=": keep is not None,
@@ -50,6 +46,15 @@ def prepare(
         if given:
             raise handle.refusal(name)
     return ()
+
+
+def parallel_grid() -> InputError:
+    """The error for a grid with a model that computes each picture on several GPUs."""
+    return InputError(
+        'a grid with preset="parallel"',
+        "a grid is computed sooner with one picture on each GPU than with each picture on all of them",
+        "leave preset out and give store= in every process, or type fluxnb sweep --processes 2",
+    )
 
 
 def runner_of(
