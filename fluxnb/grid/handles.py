@@ -33,7 +33,7 @@ def prepare(
     """
     if isinstance(handle, Flux):
         handle.require_vae()
-        if is_split(handle.pipe.vae.decoder):
+        if is_split(handle.pipe.vae):
             raise parallel_grid()
         return handle.refresh()
     requested = {

@@ -134,7 +134,7 @@ def decode_latents(
         to_vae: of the pipeline's family; by default the scale that the autoencoder's configuration states.
         together: under a parallel preset, all processes decode this picture together; otherwise this one does alone.
     """
-    if not together and is_split(getattr(vae, "decoder", None)):
+    if not together and is_split(vae):
         vae = copy.copy(vae)
         vae._modules = {**vae._modules, "decoder": local_decoder(vae.decoder)}
     z = to_vae(vae, latents.to(device=device, dtype=compute_dtype(vae)))

@@ -291,7 +291,9 @@ def plan(
     fits = [
         option
         for option in options
-        if not option.refused and preset in (option.preset.name, "" if option.preset.parallel else "auto")
+        if not option.refused
+        and preset in ("auto", option.preset.name)
+        and (preset != "auto" or not option.preset.parallel)
     ]
     refused = tuple((option.preset.name, option.refused) for option in options if option.refused)
     if not fits:

@@ -218,7 +218,7 @@ def execution_device(pipe: Any) -> torch.device:
     """The device that a pipeline computes on.
 
     `DiffusionPipeline.device` gives the device of the weights, which under an offload is the CPU. diffusers 0.42 looks
-    for hooks of an offload in every module of the pipeline, which takes 30 ms at the size of FLUX.1.
+    for hooks of an offload in every module of the pipeline.
     """
     device: torch.device = pipe._execution_device
     return device
@@ -264,19 +264,22 @@ _DEVICE = "_fluxnb_device"  # on a pipeline: markers of its placement, or None, 
 @functools.cache
 def _remembering(kind: type) -> type:
     """A subclass of a pipeline's class whose instances remember the device that they compute on."""
-    search = kind._execution_device.fget  # type: ignore[attr-defined]
 
-    def device(pipe: Any) -> Any:
-        known = vars(pipe)[_DEVICE]
-        if known is not None and known[0] is None:
+    class Remembering(kind):  # type: ignore[misc]
+        @property
+        def _execution_device(self) -> Any:
+            known = vars(self).get(_DEVICE)  # missing on a pipeline that was made by calling this class
+            if known is not None and known[0] is None:
+                return known[1]
+            markers = placement_markers(self)
+            if known is None or known[0] != markers:
+                known = self.__dict__[_DEVICE] = (markers, super()._execution_device)
             return known[1]
-        markers = placement_markers(pipe)
-        if known is None or known[0] != markers:
-            known = vars(pipe)[_DEVICE] = (markers, search(pipe))
-        return known[1]
 
-    own = {_DEVICE: None, "_execution_device": property(device), "__module__": kind.__module__, "__doc__": kind.__doc__}
-    return type(kind.__name__, (kind,), own)
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(Remembering, name, getattr(kind, name))
+    setattr(Remembering, _DEVICE, None)
+    return Remembering
 
 
 def set_execution_device(model: nn.Module, device: torch.device) -> None:

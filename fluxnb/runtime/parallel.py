@@ -127,8 +127,9 @@ def split_decoder(decoder: nn.Module) -> nn.Module:
     return split
 
 
-def is_split(decoder: Any) -> bool:
-    """Whether a decoder computes a part of the rows in each process; False for what is no decoder."""
+def is_split(vae: Any) -> bool:
+    """Whether the decoder of a VAE computes a part of the rows in each process; False for a VAE without a decoder."""
+    decoder = getattr(vae, "decoder", None)
     return isinstance(decoder, nn.Module) and _LOCAL in vars(decoder)
 
 

@@ -54,7 +54,6 @@ def main(folder: str, result: str) -> None:
         "refused": [
             refusal(lambda: fnb.run(flux, "a fox", seed=1, steps=1, height=48, width=48)),
             refusal(lambda: fnb.sweep(flux, prompts=["a fox"], seeds=[1])),
-            refusal(lambda: fnb.run(flux, "a fox", seed=1, steps=1, height=40, width=64)),
         ],
     }
     if distributed.get_rank() == 0:

@@ -221,6 +221,21 @@ def test_a_pipeline_that_remembers_its_device_keeps_its_class_for_everyone_else(
     assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == kind.__name__
 
 
+def test_a_pipeline_made_by_calling_the_class_of_another_finds_its_device(pipe):
+    remembering = copy.copy(pipe)
+    compat.remember_device(remembering, torch.device("meta"))
+    assert type(remembering)(**pipe.components)._execution_device == torch.device("cpu")
+
+
+def test_a_device_that_is_an_attribute_of_the_class_is_remembered_as_well():
+    class Fixed:
+        _execution_device = torch.device("meta")
+
+    pipe = Fixed()
+    compat.remember_device(pipe)
+    assert pipe._execution_device == torch.device("meta")
+
+
 def test_a_given_device_is_not_searched_for(pipe, monkeypatch):
     view = copy.copy(pipe)
     compat.remember_device(view, torch.device("meta"))

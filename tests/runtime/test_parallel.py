@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_a_split_decoder_shares_its_weights(toy_pipe):
 def test_the_decoder_for_one_process_is_the_given_one(toy_pipe):
     split = split_decoder(toy_pipe.vae.decoder)
     assert local_decoder(split) is toy_pipe.vae.decoder is local_decoder(toy_pipe.vae.decoder)
-    assert is_split(split) and not is_split(toy_pipe.vae.decoder) and not is_split(None)
+    assert is_split(SimpleNamespace(decoder=split)) and not is_split(toy_pipe.vae) and not is_split(object())
 
 
 def test_the_plan_of_a_picture_over_several_gpus_is_quicker_with_more_of_them():
