@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,17 @@ def test_the_recording_benchmark_finds_the_same_bytes_in_all_cases(tmp_path):
     assert "failed" not in out.read_text()
     assert len(flags(result)) >= 11 and all(flags(result))
     assert result["resident"]["recording on/off, median of pairs"] > 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_full_size_measures_its_cases_at_toy_size(tmp_path):
+    cases = ["resident", "lean-24", "fast"]
+    command = [sys.executable, "-m", "tests.benchmarks.fullsize", "--tiny", "--out", str(tmp_path), "--cases", *cases]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env={**os.environ, "TMPDIR": str(tmp_path)})
+    measured = json.loads((tmp_path / "fullsize-tiny.json").read_text())["cases"]
+    assert set(measured) == set(cases)
+    assert [facts.get("failed") for facts in measured.values()] == [None] * 3
+    assert measured["fast"]["times plain diffusers"] > 0
 
 
 def test_kernels_are_summarized_by_kind_with_idle_time():

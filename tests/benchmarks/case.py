@@ -137,12 +137,12 @@ class Bench:
     def predicted(self, preset: str) -> dict[str, float]:
         """The predictions of a preset that is not loaded through `fnb.load`."""
         from fluxnb.planning.hardware import describe_hardware
-        from fluxnb.planning.plan import _model_size
+        from fluxnb.planning.model_size import model_size_of
         from fluxnb.planning.presets import PRESETS
         from fluxnb.planning.requirements import Workload, requirements
 
         workload = Workload(size=self.size, text=self.text)
-        need = requirements(PRESETS[preset], _model_size(self.folder), describe_hardware("h200"), workload)
+        need = requirements(PRESETS[preset], model_size_of(self.folder), describe_hardware("h200"), workload)
         return {"predicted GiB": need.vram_gib, "predicted RAM GiB": need.ram_gib, "predicted seconds": need.seconds}
 
     def sample(self, flux: Any, prompt: str = PROMPT, seed: int = 0, steps: int = 4) -> Any:
@@ -186,9 +186,11 @@ class Bench:
 
     def recipe(self, flux: Any, seed: int = 0) -> Any:
         """The resolved recipe of the standard prompt."""
-        from fluxnb.sampling.run import resolve
+        from fluxnb.records.recipe import Recipe
 
-        return resolve(flux, PROMPT, seed=seed, steps=4, height=self.size, width=self.size)
+        recipe = Recipe(prompt=PROMPT, seed=seed, steps=4, height=self.size, width=self.size)
+        # `flux.resolve` refuses a pipeline without text encoders, which a picture of given embeddings does not need.
+        return flux.defaults.resolve(recipe, model=flux.model, revision=flux.revision, dtype=flux.dtype)
 
     def sample_encoded(self, flux: Any, encoded: Any, seed: int) -> Any:
         """One picture of an encoded prompt: the cost of each further seed."""

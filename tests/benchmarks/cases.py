@@ -37,7 +37,7 @@ CASES: dict[str, tuple[float, str]] = {
 
 def resident(bench: Bench) -> None:
     """Plain diffusers with everything on the GPU, the reference of the comparisons."""
-    from fluxnb.planning.plan import _model_size
+    from fluxnb.planning.model_size import model_size_of
     from fluxnb.runtime.compilation import matmul_ceiling, seconds, share_of_ceiling
 
     load_seconds, pipe = bench.clock(lambda: bench.plain(**({"device_map": "cuda"} if bench.cuda else {})))
@@ -54,7 +54,7 @@ def resident(bench: Bench) -> None:
     ceiling = matmul_ceiling(bench.device, side=512 if bench.tiny else 8192)
     bench.report(**{
         "evaluation seconds": forward, "matmul TFLOP/s": ceiling,
-        "share of ceiling": share_of_ceiling(_model_size(bench.folder), tokens, forward, ceiling),
+        "share of ceiling": share_of_ceiling(model_size_of(bench.folder), tokens, forward, ceiling),
         "decode seconds": seconds(decoding(bench, pipe)),
     })  # fmt: skip
 
@@ -138,8 +138,7 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
     def measure(bench: Bench) -> None:
         import fluxnb as fnb
         from fluxnb.pipeline.prompts import Encoded
-        from fluxnb.planning.model_size import flux1_size
-        from fluxnb.planning.plan import _model_size
+        from fluxnb.planning.model_size import flux1_size, model_size_of
         from fluxnb.planning.requirements import Workload
         from fluxnb.runtime.adaln_cache import AdaLNCache, expected_timesteps, modulation_layers
         from fluxnb.runtime.compilation import compile_pipeline, evaluation_inputs, matmul_ceiling, share_of_ceiling
@@ -173,7 +172,7 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
         forward = evaluation(bench, pipe)
         ceiling = matmul_ceiling(bench.device, side=512 if bench.tiny else 8192)
         tokens = (bench.size // 16) ** 2 + bench.text
-        shapes = _model_size(bench.folder) if bench.tiny else flux1_size()
+        shapes = model_size_of(bench.folder) if bench.tiny else flux1_size()
         bench.report(**{
             "picture from embeddings seconds": after, "fluxnb picture from embeddings seconds": ours,
             "times plain diffusers": reference / after, "fluxnb times plain diffusers": reference / ours,
