@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fluxnb as fnb
 from fluxnb.planning.hardware import describe_hardware
@@ -45,6 +46,24 @@ def schnell(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def in_bfloat16(schnell, monkeypatch):
+    """schnell in bfloat16, other models in float32, and noise that differs between these two, as in PyTorch 2.11."""
+    load, randn = fnb.load, torch.randn
+
+    def loaded(model: str, **options: Any) -> Any:
+        if model != "schnell":
+            return load(model, **options)
+        return load(model, dtype="bfloat16", **options).with_defaults(size=128)  # a smaller size, to be faster
+
+    def drawn(*shape: Any, **options: Any) -> Any:
+        noise = randn(*shape, **options)
+        return -noise if noise.dtype == torch.bfloat16 else noise
+
+    monkeypatch.setattr(fnb, "load", loaded)
+    monkeypatch.setattr(torch, "randn", drawn)
+
+
+@pytest.fixture
 def counted(monkeypatch):
     """A list with the number of evaluations of the tiny model, which has one double block and pocket several."""
     from diffusers import FluxTransformer2DModel
@@ -60,8 +79,8 @@ def counted(monkeypatch):
     return count
 
 
-def executed(notebook: Path) -> tuple[dict[str, Any], list[Any]]:
-    """The names that the code of a notebook defines, and the values that its cells display."""
+def executed(notebook: Path, *, until: str | None = None) -> tuple[dict[str, Any], list[Any]]:
+    """The names that the code of a notebook defines, and the values that its cells display; all cells by default."""
     names: dict[str, Any] = {}
     displayed = []
     for cell in (cell for cell in cells_of(notebook) if cell["cell_type"] == "code"):
@@ -71,6 +90,8 @@ def executed(notebook: Path) -> tuple[dict[str, Any], list[Any]]:
         exec(compile(tree, cell["id"], "exec"), names)
         if last is not None:
             displayed.append(eval(compile(ast.Expression(last.value), cell["id"], "eval"), names))
+        if cell["id"] == until:
+            break
     return names, displayed
 
 
@@ -81,6 +102,22 @@ def test_a_notebook_runs_on_schnell_within_the_evaluations_that_it_announces(nam
     assert 0 < counted[0] <= announced_for_schnell()[name]
     (claims,) = [each for each in displayed if isinstance(each, fnb.Claims)]
     assert all(claim.status != "fail" for claim in claims)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", announced_for_schnell())
+def test_a_notebook_runs_on_schnell_where_each_number_format_has_its_own_noise(name, in_bfloat16):
+    _, displayed = executed(NOTEBOOKS / f"{name}.ipynb")
+    (claims,) = [each for each in displayed if isinstance(each, fnb.Claims)]
+    assert all(claim.status != "fail" for claim in claims)
+
+
+@pytest.mark.moderate
+def test_the_noise_of_a_seed_is_compared_in_the_number_format_of_the_run(in_bfloat16, capsys):
+    names, _ = executed(NOTEBOOKS / "03_seeds_and_steps.ipynb", until="cell-05")
+    assert {run.x_T.dtype for run in names["runs"]} == {torch.bfloat16, torch.float32}
+    text = capsys.readouterr().out
+    assert "6 runs" in text and "the same noise in each number format, here bfloat16 and float32" in text
 
 
 def test_several_notebooks_offer_schnell():
