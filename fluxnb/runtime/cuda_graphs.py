@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from fluxnb.runtime.compat import hook_count, is_changed_at_run_time
 from fluxnb.runtime.exclusive import ExclusiveGroup, group_of
 
-__all__ = ["GraphReplay", "cuda_graph"]
+__all__ = ["GraphReplay", "cuda_graph", "free_graphs"]
 
 _log = logging.getLogger(__name__)
 LIMIT = 8  # recorded graphs, one per shape of the inputs; further shapes are evaluated without one
@@ -27,6 +28,8 @@ LIMIT = 8  # recorded graphs, one per shape of the inputs; further shapes are ev
 # Records a function without arguments that returns a tensor. Returns a function that computes it again and the tensor
 # that it writes to.
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], Any], Tensor]]
+
+_REPLAYS: weakref.WeakSet[GraphReplay] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class GraphReplay:
         self._graphs: dict[object, _Graph | None] = {}  # None: recording failed
         functools.update_wrapper(self, self._forward)  # diffusers inspects the signature of forward
         transformer.forward = self
+        _REPLAYS.add(self)
         if group_of(transformer) is None:
             ExclusiveGroup(transformer, device=next(transformer.parameters()).device)
 
@@ -78,6 +82,7 @@ class GraphReplay:
 
     def __call__(self, *args: Any, **inputs: Any) -> Any:
         """What `forward` returns."""
+        inputs = dict(sorted(inputs.items()))  # the order of keyword arguments does not matter
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         others = {name: value for name, value in inputs.items() if name not in tensors}
         if args or others.get("return_dict") is not False or not self._can_replay(others):
@@ -127,6 +132,16 @@ class GraphReplay:
             _log.warning("evaluated without a CUDA graph, recording failed: %s", str(problem).splitlines()[0])
             return None
         return _Graph(inputs, replay, output)
+
+
+def free_graphs() -> None:
+    """Free the recorded graphs of all transformers; later calls are recorded again.
+
+    A graph that holds collectives of NCCL keeps its communicator in use. Leaving the process group while such a graph
+    exists waits forever.
+    """
+    for replay in list(_REPLAYS):
+        replay._graphs.clear()
 
 
 def cuda_graph() -> Record:

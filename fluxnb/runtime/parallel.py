@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fluxnb.errors import InputError
 from fluxnb.planning.processes import Processes
 from fluxnb.runtime.compat import gather, split_tokens_over
+from fluxnb.runtime.cuda_graphs import free_graphs
 
 __all__ = ["agreed", "is_split", "join", "local_decoder", "split_decoder", "split_transformer"]
 
@@ -43,7 +44,14 @@ def join(processes: Processes, device: torch.device) -> None:
         )
     on_cuda = device.type == "cuda"
     distributed.init_process_group("nccl" if on_cuda else "gloo", device_id=device if on_cuda else None)
-    atexit.register(distributed.destroy_process_group)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """Leave the other processes at the end of this one."""
+    free_graphs()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def agreed(value: T) -> T:

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import fluxnb as fnb
+from fluxnb.planning.requirements import Workload
 from fluxnb.runtime.adaln_cache import AdaLNCache
-from fluxnb.runtime.cuda_graphs import LIMIT, GraphReplay
+from fluxnb.runtime.compilation import evaluation_inputs
+from fluxnb.runtime.cuda_graphs import LIMIT, GraphReplay, free_graphs
 from tests.conftest import toy_pipeline
 from tests.runtime.test_adaln_cache import inputs_for, lean
 
@@ -243,3 +245,29 @@ def test_attention_is_recorded_although_evaluations_are_replayed():
     fnb.run(flux, "a fox", **options)
     trajectory = fnb.run(flux, "a fox", **options, keep=fnb.Keep(tensors=("attention",)))
     assert all("attention" in step.tensors for step in trajectory.steps)
+
+
+def test_the_order_of_the_arguments_does_not_matter(replayed):
+    transformer, _, recorder = replayed
+    inputs = inputs_for(transformer, [1.0])
+    with torch.no_grad():
+        transformer(**inputs), transformer(**inputs), transformer(**dict(reversed(inputs.items())))
+    assert (recorder.recorded, recorder.replayed) == (1, 2)
+
+
+def test_a_picture_replays_the_evaluation_that_compilation_measured():
+    pipe, recorder = toy_pipeline(), Recorder()
+    GraphReplay(pipe.transformer, recorder)
+    inputs = evaluation_inputs(pipe.transformer, torch.device("cpu"), Workload(size=64, text=16))
+    with torch.no_grad():
+        pipe.transformer(**inputs), pipe.transformer(**inputs)
+    pipe("a fox", height=64, width=64, num_inference_steps=3, guidance_scale=3.5, max_sequence_length=16)
+    assert (recorder.recorded, recorder.replayed) == (1, 4)
+
+
+def test_freed_graphs_are_recorded_again(replayed):
+    transformer, _, recorder = replayed
+    ask(transformer), ask(transformer), ask(transformer)
+    free_graphs()
+    ask(transformer)
+    assert (recorder.recorded, recorder.replayed) == (2, 3)

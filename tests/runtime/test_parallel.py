@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as distributed
 
 import fluxnb as fnb
 from fluxnb.errors import InputError, RunError
@@ -17,6 +18,7 @@ from fluxnb.planning.presets import PRESETS
 from fluxnb.planning.processes import Processes
 from fluxnb.runtime import parallel
 from fluxnb.runtime.compat import attention_backends
+from fluxnb.runtime.cuda_graphs import GraphReplay
 from fluxnb.runtime.parallel import is_split, join, local_decoder, split_decoder, split_transformer
 
 LIMIT = 240
@@ -160,3 +162,14 @@ def test_only_backends_that_can_be_split_are_tried():
 
 def test_the_preset_is_marked_as_lossy_and_compiled():
     assert PRESETS["parallel"].compiled and not PRESETS["parallel"].exact
+
+
+def test_graphs_are_freed_before_the_processes_part(toy_pipe, monkeypatch):
+    # A CUDA graph with collectives keeps NCCL's communicator in use, and leaving would wait for it forever.
+    replay, graphs = GraphReplay(toy_pipe.transformer, record=lambda call: (call, call())), []
+    replay._graphs["a shape"] = None
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "destroy_process_group", lambda: graphs.append(dict(replay._graphs)))
+    parallel._leave()
+    replay.remove()
+    assert graphs == [{}]
