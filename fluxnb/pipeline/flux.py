@@ -194,11 +194,15 @@ class Flux:
         self.unidentified = now.unknown
         return now.unknown
 
-    def refresh_if_changed(self) -> None:
-        """`refresh` where markers of the pipeline have changed; reading them takes about a millisecond."""
+    def refresh_if_changed(self) -> Markers:
+        """`refresh` where markers of the pipeline have changed; reading them takes a few milliseconds.
+
+        Returns the markers, of the pipeline's objects and of their content.
+        """
         objects, content = self._markers
         if change_markers(self.pipe) != objects or deep_markers(self.pipe) != content:
             self.refresh()
+        return self._markers
 
     @property
     def geometry(self) -> Geometry:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, compress
 from operator import attrgetter, itemgetter, methodcaller
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fluxnb.pipeline.compat import cache_config, config_object, forward_hooks, tensor_version
 from fluxnb.pipeline.identity import COMPONENTS, TOKENIZERS, VAE_SETTINGS, adapters_of, is_known_forward
 
-__all__ = ["change_markers", "deep_markers", "encoding_markers"]
+__all__ = ["change_markers", "deep_markers", "encoding_markers", "modules_in_training", "modules_with_hooks"]
 
 QUICK_SETTINGS = ("padding_side", "truncation_side", "model_max_length")  # of a tokenizer; the others take longer
 
@@ -84,6 +84,21 @@ def encoding_markers(pipe: Any) -> int | None:
     return hash(tuple(found))
 
 
+def modules_with_hooks(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model that have forward hooks or pre-hooks, in a fixed order."""
+    known = _modules_of(model)
+    hooked = (
+        compress(known.modules, map(_get(name), known.contents)) for name in ("_forward_hooks", "_forward_pre_hooks")
+    )
+    return list(dict.fromkeys(chain.from_iterable(hooked)))
+
+
+def modules_in_training(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model that are in training mode."""
+    known = _modules_of(model)
+    return list(compress(known.modules, map(_training, known.contents)))
+
+
 def _runs_other_code(module: nn.Module) -> bool:
     """Whether a hook or a method on a module is not from a library that leaves the numbers as they are."""
     forward = vars(module).get("forward")
@@ -92,10 +107,14 @@ def _runs_other_code(module: nn.Module) -> bool:
     return any(not is_known_forward(hook) for hook in forward_hooks(module))
 
 
+def _get(name: str) -> methodcaller:
+    return methodcaller("get", name)
+
+
 _content = attrgetter("__dict__")
 _children = itemgetter("_modules")
 _weights = itemgetter("_parameters")
-_training = methodcaller("get", "training")  # a compiled module has it in its original alone
+_training = _get("training")  # a compiled module has it in its original alone
 _dtype = attrgetter("dtype")
 _version = attrgetter("_version")
 

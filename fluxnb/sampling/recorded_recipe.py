@@ -22,7 +22,7 @@ from fluxnb.errors import FluxnbError
 from fluxnb.pipeline.compat import forward_hooks, is_caching, remove_hooks, tensor_version
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.identity import is_random
-from fluxnb.pipeline.markers import change_markers, deep_markers
+from fluxnb.pipeline.markers import change_markers, deep_markers, modules_in_training, modules_with_hooks
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.patched_method import own_attribute
 
@@ -216,8 +216,8 @@ class Surroundings:
         markers: tuple[Any, ...] = ()
         hooked: tuple[tuple[nn.Module, tuple[Any, ...]], ...] = ()
         try:
-            flux.refresh_if_changed()
-            markers, reason, hooked = _markers(pipe), next(_reasons(pipe, flux), ""), _hooked(pipe)
+            markers, models = _comparable(*flux.refresh_if_changed()), _models(pipe)
+            reason, hooked = next(_reasons(pipe, flux, models), ""), _hooked(models)
         except Exception as problem:  # parts of an unexpected kind
             reason = f"the pipeline cannot be identified ({type(problem).__name__}: {problem})"
         return cls(
@@ -231,21 +231,25 @@ class Surroundings:
 
     def reason_afterwards(self, pipe: Any) -> str:
         """What differs after the call from before, in words."""
-        if _markers(pipe) != self.markers:
+        if _comparable(change_markers(pipe), deep_markers(pipe)) != self.markers:
             return "the models or the scheduler were changed during the call"
         if torch.get_num_threads() != self.threads:
             return "the number of threads was changed during the call"
-        if _hooked(pipe) != self.hooked:
+        if _hooked(_models(pipe)) != self.hooked:
             return "hooks were added or removed during the call"
         return ""
 
 
-def _markers(pipe: Any) -> tuple[Any, ...]:
+def _comparable(objects: tuple[Any, ...], content: int) -> tuple[Any, ...]:
     # The marker of adapters is never equal; the deep markers cover them.
-    return (*(each for each in change_markers(pipe) if type(each) is not object), deep_markers(pipe))
+    return (*(each for each in objects if type(each) is not object), content)
 
 
-def _reasons(pipe: Any, flux: Flux) -> Iterator[str]:
+def _models(pipe: Any) -> dict[str, nn.Module]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+
+
+def _reasons(pipe: Any, flux: Flux, models: dict[str, nn.Module]) -> Iterator[str]:
     """Why a recipe cannot describe a pipeline as it is."""
     kind, scheduler = type(pipe), pipe.scheduler
     processor = getattr(pipe, "image_processor", None)
@@ -264,19 +268,29 @@ def _reasons(pipe: Any, flux: Flux) -> Iterator[str]:
     if is_caching(pipe.transformer):
         yield "the transformer keeps state from one evaluation to the next (enable_cache)"
     yield from flux.unidentified
-    if any(torch.is_autocast_enabled(device) for device in {"cpu", flux.device.type}):
+    if _is_autocast(flux):
         yield "the call ran under torch.autocast"
-    for name, part in pipe.components.items():
-        for module in part.modules() if isinstance(part, nn.Module) else ():
-            if is_random(module):
-                yield f"{name} is in training mode, and its dropout is random"
+    for name, model in models.items():
+        if any(map(is_random, modules_in_training(model))):
+            yield f"{name} is in training mode, and its dropout is random"
 
 
-def _hooked(pipe: Any) -> tuple[tuple[nn.Module, tuple[Any, ...]], ...]:
-    """The modules of a pipeline that have forward hooks of the user, with these hooks."""
-    modules = (module for part in pipe.components.values() if isinstance(part, nn.Module) for module in part.modules())
+def _is_autocast(flux: Flux) -> bool:
+    """Whether autocast is enabled for the device of a model, which takes long to find, or for the CPU."""
+    if torch.is_autocast_enabled("cpu"):
+        return True
+    accelerator = torch.accelerator.current_accelerator()
+    return (
+        accelerator is not None and torch.is_autocast_enabled(accelerator.type) and flux.device.type == accelerator.type
+    )
+
+
+def _hooked(models: dict[str, nn.Module]) -> tuple[tuple[nn.Module, tuple[Any, ...]], ...]:
+    """The modules that have forward hooks of the user, with these hooks."""
     found = (
-        (module, tuple(hook for hook in forward_hooks(module) if not _is_from_library(hook))) for module in modules
+        (module, tuple(hook for hook in forward_hooks(module) if not _is_from_library(hook)))
+        for model in models.values()
+        for module in modules_with_hooks(model)
     )
     return tuple((module, hooks) for module, hooks in found if hooks)
 
