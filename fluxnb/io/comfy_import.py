@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from fluxnb.errors import InputError
 from fluxnb.io.comfy_levels import SCHEDULERS, Table, levels
-from fluxnb.io.comfyui import MODELS, TEMPLATE_TOKENS, estimated_tokens
+from fluxnb.io.comfyui import MODELS, TEMPLATE_TOKENS, draws_other_noise, estimated_tokens
 from fluxnb.io.imported import Imported, imported, quoted, refusal
 from fluxnb.io.model_files import has_fewer_bits, is_vae_of_flux1, known_model
 from fluxnb.io.weighted_text import without_weights
@@ -170,6 +170,8 @@ def read_graph(graph: Mapping[str, Any]) -> Imported:
     sampler = _only_sampler(reading)
     fields = _sampled(reading, sampler)
     _note_what_follows(reading, sampler)
+    if draws_other_noise():
+        reading.differs.append("In 16 bits, this version of PyTorch draws other noise than ComfyUI.")
     return imported("comfyui", fields, reading.differs)
 
 

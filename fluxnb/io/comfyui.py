@@ -4,23 +4,34 @@ ComfyUI opens a PNG whose `prompt` chunk holds a graph in the API format. For FL
 templates: one loader each for the transformer, the two text encoders and the VAE, and one KSampler. For pocket it
 starts with the loader of the node pack in `comfyui/`, which ComfyUI needs to run it.
 
-A seed gives the same noise in both programs (`tests/comfyui/test_server.py`). The noise levels agree to 1e-7 for step
-counts that divide 1000. Other counts differ more, because ComfyUI rounds levels to thousandths: 3 steps by 7e-4
-(`tests/io/test_comfy_levels.py`).
+A seed gives the same noise in both programs (`tests/comfyui/test_server.py`); in bfloat16 and float16 this depends on
+the version of PyTorch, see `draws_other_noise`. The noise levels agree to 1e-7 for step counts that divide 1000. Other
+counts differ more, because ComfyUI rounds levels to thousandths: 3 steps by 7e-4 (`tests/io/test_comfy_levels.py`).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten
 from fluxnb.records.recipe import Recipe
 
-__all__ = ["MODELS", "ComfyModel", "comfy_workflow", "escaped", "estimated_tokens", "workflow_or_none"]
+__all__ = [
+    "MODELS",
+    "ComfyModel",
+    "comfy_workflow",
+    "draws_other_noise",
+    "escaped",
+    "estimated_tokens",
+    "workflow_or_none",
+]
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,8 @@ def comfy_workflow(recipe: Recipe, *, browser: bool = True) -> dict[str, Any]:
     ComfyUI draws the same picture from it. Measured with pocket in ComfyUI 0.3.64 on a CPU, for 12 seeds and up to 4
     steps (`tests/comfyui/test_server.py`): in float32 the final latents agree to 7e-5 and pixels to one level; in
     bfloat16 they agree to 37 to 55 dB, as closely as bfloat16 agrees with float32. For FLUX.1 the graph, the noise and
-    its levels are the same, and the text encoders round differently; its pictures were not compared.
+    its levels are the same, and the text encoders round differently; its pictures were not compared. With a PyTorch
+    that draws other noise in 16 bits, as 2.11 does, a picture of a 16-bit model is another one in ComfyUI.
 
     The API format does not hold what a seed does after a run; in the browser, set "control after generate" to "fixed".
     ComfyUI chooses the number format of the weights itself.
@@ -104,6 +116,20 @@ def workflow_or_none(recipe: Recipe) -> dict[str, Any] | None:
         return comfy_workflow(recipe)
     except InputError:
         return None
+
+
+@functools.cache
+def draws_other_noise() -> bool:
+    """Whether this PyTorch draws other noise in 16 bits than in 32, where ComfyUI draws it.
+
+    PyTorch 2.11 computes normal numbers of a CPU in the number format of the tensor, 2.13 in float32
+    (github.com/pytorch/pytorch/issues/166853).
+    """
+    in_32_bits, in_16_bits = (
+        torch.randn(64, dtype=dtype, generator=torch.Generator().manual_seed(0))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    return not torch.equal(in_32_bits.bfloat16(), in_16_bits)
 
 
 def estimated_tokens(prompt: str) -> int:

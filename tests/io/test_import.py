@@ -13,6 +13,7 @@ import tracemalloc
 import zlib
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -21,7 +22,7 @@ import fluxnb as fnb
 from fluxnb.errors import FluxnbError, InputError, StorageError
 from fluxnb.io import containers, other_programs
 from fluxnb.io.a1111 import parameters
-from fluxnb.io.comfyui import MODELS
+from fluxnb.io.comfyui import MODELS, draws_other_noise
 from fluxnb.io.containers import USER_COMMENT
 from fluxnb.io.png import encode_png
 from fluxnb.records.recipe import Recipe
@@ -516,3 +517,20 @@ def test_a_file_that_does_not_exist_is_a_storage_error(tmp_path):
 def test_open_recipe_names_import_recipe():
     with pytest.raises(InputError, match=r"fnb\.import_recipe\(picture\)"):
         fnb.open_recipe(png(prompt="{}"))
+
+
+def test_an_import_mentions_that_this_pytorch_draws_other_noise_in_16_bits(monkeypatch):
+    drawn = torch.randn
+
+    def coarse(*size, dtype=torch.float32, **options):
+        """Like the generator of PyTorch 2.11, which computes in the number format of the tensor."""
+        return drawn(*size, **options).mul(0.999).to(dtype) if dtype == torch.bfloat16 else drawn(*size, **options)
+
+    draws_other_noise.cache_clear()
+    monkeypatch.setattr(torch, "randn", coarse)
+    try:
+        assert (
+            fnb.import_recipe(graph()).differs[-1].startswith("In 16 bits, this version of PyTorch draws other noise")
+        )
+    finally:
+        draws_other_noise.cache_clear()
