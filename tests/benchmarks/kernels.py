@@ -28,7 +28,7 @@ def profile(call: Callable[[], Any], slowest: int = 12) -> dict[str, Any]:
     profiler = torch.profiler
     with torch.no_grad():
         call()  # warm-up, to the clock rate and the temperature of repeated calls
-        with profiler.defaults(activities=[profiler.ProfilerActivity.CUDA]) as recorded:
+        with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as recorded:
             call()
             torch.cuda.synchronize()
     events = [
