@@ -27,7 +27,8 @@ from tests.benchmarks import table as gpu  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
-FULL, COST, OTHERS = (RESULTS / name for name in ("fullsize.json", "recording.json", "families.json"))
+NAMES = ("fullsize.json", "recording.json", "families.json", "several_gpus.json")
+FULL, COST, OTHERS, SEVERAL = (RESULTS / name for name in NAMES)
 CARD = ROOT / "fluxnb" / "pocket" / "card.json"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "models.md")
 TABLE = re.compile(r"(<!-- table ([\w-]+), written by python docs/tables\.py -->)\n.*?" + re.escape(gpu.END), re.DOTALL)
@@ -51,6 +52,11 @@ QUANTITIES = {
     "sign/seen": ("sign spelled right", 100, 1),
     "fd": ("Fréchet distance", 1, 4),
 }
+
+
+# What was expected of several GPUs before it was measured, by their number.
+GRID_SPEEDUP = {2: 1.95, 8: 7.0}
+PICTURE_SECONDS = {"bfloat16": {2: 0.34, 4: 0.20, 8: 0.14}, "8-bit rows": {2: 0.28, 4: 0.17, 8: 0.12}}
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -97,6 +103,33 @@ def families(results: dict[str, Any]) -> str:
         rows.append([held, f"{limit} GB" if limit else "-", *memory, f"{seconds:.2f}", ratio, case["card"]])
     head = ["", "GPU memory limit", "peak", "predicted", "s", "run / plain call", "card"]
     return markdown(head, rows) + f"\n{results['note']}\n"
+
+
+def several_gpus(results: dict[str, Any]) -> str:
+    """A grid by several processes, and one picture over several GPUs, with what was expected of them."""
+    rows = []
+    for row in results["grid"]:
+        expected = GRID_SPEEDUP.get(row["processes"])
+        title = f"a grid of 64 pictures, {row['processes']} GPUs"
+        facts = f"{max(row['evaluations'])} evaluations, {'the same' if row['same bytes'] else 'other'} bytes"
+        gain = f"{row['speedup']:.2f} times one GPU"
+        rows.append([title, gain, *_held(expected, row["speedup"], "at least {:g} times"), facts, row["card"]])
+    for row in results["picture"]:
+        expected = PICTURE_SECONDS[row["numbers"]].get(row["gpus"])
+        facts = f"relative difference {row['difference']:.2g}, recorded / plain {row['recorded']:.2f}"
+        title = f"one picture, {row['numbers']}, {row['gpus']} GPUs"
+        rows.append(
+            [title, f"{row['seconds']:.2f} s", *_held(expected, -row["seconds"], "at most {:g} s"), facts, row["card"]]
+        )
+    return markdown(["", "measured", "expected", "holds", "", "card"], rows)
+
+
+def _held(expected: float | None, value: float, words: str) -> tuple[str, str]:
+    """The expectation in words, and whether a value reaches it; a negative value has an upper limit."""
+    if expected is None:
+        return "-", "-"
+    holds = value >= expected if value > 0 else -value <= expected
+    return words.format(expected), "yes" if holds else "**no**"
 
 
 def evaluation(card: dict[str, Any]) -> str:
@@ -192,12 +225,15 @@ def included() -> dict[str, str]:
 
 def written() -> dict[str, str]:
     """The tables between comments in committed pages, by name."""
-    full, card, cost, others = (json.loads(path.read_text(encoding="utf-8")) for path in (FULL, CARD, COST, OTHERS))
+    full, card, cost, others, several = (
+        json.loads(path.read_text(encoding="utf-8")) for path in (FULL, CARD, COST, OTHERS, SEVERAL)
+    )
     return {
         "gpu": gpu.table(full),
         "comparisons": comparisons(full),
         "recording": recording(cost),
         "families": families(others),
+        "several-gpus": several_gpus(several),
         "evaluation": evaluation(card),
         "models": models(),
         "notebooks": notebook_list(),

@@ -6,10 +6,12 @@ import json
 import sys
 
 import pytest
+import torch
 
 from tests.benchmarks import table
 from tests.benchmarks.case import thinned
 from tests.benchmarks.comparisons import compare
+from tests.benchmarks.rows import KEYS, add_row
 
 RESULTS = {
     "card": "H200", "date": "2026-11-23", "versions": {"torch": "2.11.0"}, "what": "random weights", "pixels": 1024,
@@ -78,3 +80,13 @@ def test_a_prediction_is_compared_with_the_peak_of_a_picture_and_of_compilation(
 def test_a_lower_peak_of_loading_is_not_compared():
     rows = compare({"plain": {"predicted GiB": 9.1, "peak allocated GiB": 9.0, "loading peak GiB": 8.0}})
     assert [holds for *_, holds in rows] == [True]
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_row_replaces_the_one_of_the_same_set_up(tmp_path, kind):
+    first = dict.fromkeys(KEYS[kind], 2)
+    for seconds, facts in ((1.0, first), (2.0, {**first, KEYS[kind][-1]: 4}), (3.0, first)):
+        add_row(tmp_path / "rows.json", kind, {**facts, "seconds": seconds})
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["seconds"] for row in rows[kind]] == [3.0, 2.0]
+    assert all(row["date"] and row["versions"]["torch"] == torch.__version__ for row in rows[kind])

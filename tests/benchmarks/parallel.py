@@ -16,6 +16,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from fluxnb.planning.processes import launched
 from fluxnb.planning.requirements import Workload
 from fluxnb.runtime.compilation import compile_pipeline
 from fluxnb.runtime.parallel import join, split_decoder, split_transformer
+from tests.benchmarks.rows import add_row
 
 CALLS = 7
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fp8", action="store_true")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, help="file of results to which the row is added")
     options = parser.parse_args()
     pipe, device, size, text = _pipeline(tiny=options.tiny)
     inputs = _inputs(pipe, device, size, text)
@@ -72,6 +75,8 @@ def main() -> None:
     }
     if distributed.get_rank() == 0:
         print(json.dumps(facts), flush=True)
+        if options.out is not None:
+            add_row(options.out, "picture", facts)
 
 
 def _pipeline(*, tiny: bool) -> tuple[Any, torch.device, int, int]:

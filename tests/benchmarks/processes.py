@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from tests.benchmarks.rows import add_row
+
 GRID: dict[str, Any] = {"prompts": ["a red fox in the snow", "a cat in a forest"], "seeds": list(range(8))}
 GRID["steps"] = [1, 2, 3, 4]
 REPEATS = 3
@@ -84,6 +86,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, help="file of results to which the row is added")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -117,6 +120,8 @@ def main() -> None:
         "same bytes": len(set().union(*(run["digests"] for each in runs.values() for run in each))) == 1,
     }
     print(json.dumps(facts))
+    if options.out is not None:
+        add_row(options.out, "grid", facts)
 
 
 if __name__ == "__main__":

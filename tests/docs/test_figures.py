@@ -11,6 +11,7 @@ import pytest
 from tests.docs.blocks import ROOT
 
 FULL, CARD = "tests/benchmarks/results/fullsize.json", "fluxnb/pocket/card.json"
+SEVERAL = "tests/benchmarks/results/several_gpus.json"
 PLAN, PRESETS = "tests/planning/test_plan.py", "fluxnb/planning/presets.py"
 
 # Page, number, file that holds it, and the place in the file: keys of JSON and a factor, or a text.
@@ -31,6 +32,8 @@ FIGURES = [
     ("docs/claims.md", "95 %", "fluxnb/metrics.py", "1.959964  # the standard normal quantile of a two-sided 95 %"),
     ("docs/troubleshooting.md", "31.4 GiB", PLAN, "31.4 GiB to download"),
     ("docs/benchmarks.md", "0.81 s", FULL, ("cases", "fast", "plain diffusers from embeddings seconds", 1)),
+    ("docs/benchmarks.md", "68 ms", SEVERAL, "120.6 -> 67.9 ms"),
+    ("docs/benchmarks.md", "121 ms", SEVERAL, "120.6 -> 67.9 ms"),
     ("docs/benchmarks.md", "28 evaluations", FULL, ("cases", "grid", "grid evaluations", 1)),
     ("docs/benchmarks.md", "6.5 s", FULL, ("cases", "grid", "grid seconds", 1)),
     ("docs/benchmarks.md", "9.3 s", FULL, ("cases", "grid", "naive grid seconds", 1)),
