@@ -170,7 +170,7 @@ def read_graph(graph: Mapping[str, Any]) -> Imported:
     sampler = _only_sampler(reading)
     fields = _sampled(reading, sampler)
     _note_what_follows(reading, sampler)
-    if draws_other_noise():
+    if MODELS[fields["model"]].file and draws_other_noise():  # pocket is in 32 bits
         reading.differs.append("In 16 bits, this version of PyTorch draws other noise than ComfyUI.")
     return imported("comfyui", fields, reading.differs)
 

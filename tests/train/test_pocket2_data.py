@@ -33,6 +33,13 @@ def test_there_are_at_least_600_nouns_people_included_in_four_styles():
     assert len(emoji.STYLES) == 4
 
 
+def test_scenes_have_animals_and_people_in_four_styles_and_other_nouns_in_two():
+    counted = Counter(len(emoji.styles_of(name)) for name in nouns.NOUNS)
+    assert set(counted) == {2, 4} and counted[4] >= 140
+    assert all(len(emoji.styles_of(name)) == 4 for name in ("cat", "worm", "teacher"))
+    assert all(len(emoji.styles_of(name)) == 2 for name in ("bouquet", "zombie"))
+
+
 def test_no_name_or_synonym_belongs_to_two_nouns():
     names = [name for noun in nouns.NOUNS.values() for name in (noun.name, *noun.synonyms)]
     assert [name for name, times in Counter(names).items() if times > 1] == []
@@ -77,6 +84,7 @@ def test_completion_preserves_specified_attributes_and_specifies_all_others(seed
     for name in ("style", "backdrop", "time", "sign", "relation"):
         assert getattr(partial, name) in (None, getattr(full, name))
     assert full.style in emoji.STYLES and full.backdrop in scenes.BACKDROPS
+    assert all(full.style in emoji.styles_of(thing.noun) for thing in full.things)
 
 
 @given(SEEDS)
@@ -117,6 +125,8 @@ def test_completed_scenes_have_the_planted_frequencies():
     assert sum(full.backdrop == "snow" for full in completed) / count == pytest.approx(0.6, abs=0.03)
     assert sum(full.style == "3d" for full in completed) / count == pytest.approx(chances.STYLE["3d"], abs=0.03)
     assert sum(women) / count == pytest.approx(0.7, abs=0.03)
+    sofas = [scenes.complete(Scene((Thing("sofa"),)), rng).style for _ in range(count)]
+    assert sofas.count("3d") / count == pytest.approx(2 / 3, abs=0.03) and set(sofas) == {"3d", "flat"}
 
 
 def test_a_scene_with_a_time_of_day_and_no_place_is_outdoors():

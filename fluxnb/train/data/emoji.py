@@ -33,6 +33,7 @@ PACKAGES = {
     "sticker": "@twemoji/svg",
 }
 STYLES = tuple(PACKAGES)
+COMMON_STYLES = STYLES[:2]  # of the same design, so that a network learns little more from the second
 CELL = 112  # pixels of a sprite's cell; the sprite has CELL - 2 * MARGIN
 MARGIN = 6  # for the white rim of a sticker and for bilinear sampling
 COLUMNS = 32
@@ -46,6 +47,19 @@ def sprites() -> dict[tuple[str, int], int]:
     """(noun, look) -> row of an atlas; the looks of a person are ordered by gender, then by tone."""
     keys = [(name, look) for name, noun in NOUNS.items() for look in range(len(_emoji_of(name)))]
     return {key: row for row, key in enumerate(keys)}
+
+
+def styles_of(name: str) -> tuple[str, ...]:
+    """The styles in which scenes have a noun: all of them for animals and people, `COMMON_STYLES` for other nouns.
+
+    The atlases have every noun in every style. A network of 11 million weights that had been trained on 44 million
+    pictures with all of these 3,408 sprites drew foxes and dogs, but no recognizable cats and cars.
+
+    >>> styles_of("cat"), styles_of("car")
+    (('3d', 'flat', 'cartoon', 'sticker'), ('3d', 'flat'))
+    """
+    noun = NOUNS[name]
+    return STYLES if noun.animal or noun.person else COMMON_STYLES
 
 
 def load(style: str) -> np.ndarray:

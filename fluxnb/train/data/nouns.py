@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 #: emoji (one or more looks) and name; `_` stands for a space, `/` precedes a synonym.
-_THINGS = """
+_ANIMALS = """
 🐵🐒monkey 🦍gorilla 🦧orangutan 🐶🐕dog/puppy 🐩poodle 🐺wolf 🦊fox 🦝raccoon 🐱🐈cat/kitten 🦁lion 🐯🐅tiger
 🐆leopard 🐴🐎horse/pony 🦄unicorn 🦓zebra 🦌deer 🦬bison 🐮🐄cow 🐂ox 🐷🐖pig/piglet 🐗boar 🐏ram 🐑sheep/lamb
 🐐goat 🐪camel 🦙llama/alpaca 🦒giraffe 🐘elephant 🦣mammoth 🦏rhino/rhinoceros 🦛hippo/hippopotamus 🐭🐁mouse
@@ -22,7 +22,10 @@ _THINGS = """
 🐲🐉dragon 🦕dinosaur 🦖t-rex 🐳🐋whale 🐬dolphin 🦭seal 🐟fish 🐠tropical_fish 🐡pufferfish/blowfish 🦈shark
 🐙octopus 🐚seashell/shell 🪸coral 🪼jellyfish 🦀crab 🦞lobster 🦐shrimp 🦑squid 🦪oyster 🐌snail 🦋butterfly
 🐛caterpillar/bug 🐜ant 🐝bee/honeybee 🪲beetle 🐞ladybug/ladybird 🦗grasshopper 🕷spider 🕸spider_web/cobweb
-🦂scorpion 🦟mosquito 🪰fly 🪱worm 💐bouquet 🌸cherry_blossom 🪷lotus 🌹rose 🥀wilted_rose 🌺hibiscus
+🦂scorpion 🦟mosquito 🪰fly 🪱worm
+"""
+_THINGS = """
+💐bouquet 🌸cherry_blossom 🪷lotus 🌹rose 🥀wilted_rose 🌺hibiscus
 🌻sunflower 🌼daisy 🌷tulip 🪻hyacinth 🌱seedling/sprout 🪴potted_plant/houseplant 🌲pine_tree/fir 🌳tree
 🌴palm_tree 🌵cactus 🌾wheat 🌿herb ☘shamrock 🍀clover 🍁maple_leaf 🍂autumn_leaves 🍃green_leaves 🪹nest
 🍄mushroom/toadstool 🍇grapes 🍈melon 🍉watermelon 🍊orange/tangerine 🍋lemon 🍌banana 🍍pineapple 🥭mango
@@ -159,12 +162,14 @@ class Noun:
         synonyms: other names.
         looks: emoji, one or several; for people a woman and a man.
         women: share of women if a caption specifies no gender; None except for people.
+        animal: whether it is an animal, or a part or a trace of one.
     """
 
     name: str
     synonyms: tuple[str, ...]
     looks: tuple[str, ...]
     women: float | None = None
+    animal: bool = False
 
     @property
     def person(self) -> bool:
@@ -213,11 +218,11 @@ def looks(written: str) -> tuple[str, ...]:
     return tuple(re.findall(r"[^\u200d\ufe0f]\ufe0f?(?:\u200d[^\u200d\ufe0f]\ufe0f?)*", written))
 
 
-def _things() -> Iterator[Noun]:
-    for item in _THINGS.split():
+def _things(table: str, *, animal: bool) -> Iterator[Noun]:
+    for item in table.split():
         emoji, names = re.fullmatch(r"([^a-z]+)(.+)", item).groups()  # type: ignore[union-attr]
         name, *synonyms = names.replace("_", " ").split("/")
-        yield Noun(name, tuple(synonyms), looks(emoji))
+        yield Noun(name, tuple(synonyms), looks(emoji), animal=animal)
 
 
 def _people() -> Iterator[Noun]:
@@ -227,6 +232,12 @@ def _people() -> Iterator[Noun]:
         yield Noun(name, tuple(synonyms), (woman, man), float(share))
 
 
+def _nouns() -> Iterator[Noun]:
+    yield from _things(_ANIMALS, animal=True)
+    yield from _things(_THINGS, animal=False)
+    yield from _people()
+
+
 #: name -> noun, in the order of the tables.
-NOUNS: dict[str, Noun] = {noun.name: noun for noun in (*_things(), *_people())}
+NOUNS: dict[str, Noun] = {noun.name: noun for noun in _nouns()}
 PEOPLE: tuple[str, ...] = tuple(name for name, noun in NOUNS.items() if noun.person)

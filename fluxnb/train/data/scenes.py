@@ -12,11 +12,11 @@ import itertools
 import random
 import string
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, TypeVar
 
 from fluxnb.train.data import chances
-from fluxnb.train.data.emoji import GENDERS, STYLES, TONES
+from fluxnb.train.data.emoji import GENDERS, STYLES, TONES, styles_of
 from fluxnb.train.data.nouns import NOUNS, countable
 
 Relation = Literal["left of", "right of", "above", "below", "and"]
@@ -100,7 +100,7 @@ class Scene:
 
     Attributes:
         things: one or two; two of one each.
-        style: of `STYLES`.
+        style: of `STYLES`; see `emoji.styles_of` for those of a noun.
         backdrop: of `BACKDROPS`: a plain color or a place.
         time: of `TIMES`, where the backdrop is outdoors; else "" in a complete scene.
         relation: position of the first of two things relative to the second; None for one thing.
@@ -165,6 +165,19 @@ def backdrop_shares(noun: str, outdoors: bool = False) -> dict[str, float]:
     return shares | ({planted: share} if planted else {})
 
 
+def style_shares(things: Iterable[Thing]) -> dict[str, float]:
+    """Probability of each style if a caption specifies none: of those in which scenes have all of the things.
+
+    >>> style_shares([Thing("cat")])
+    {'3d': 0.4, 'flat': 0.2, 'cartoon': 0.2, 'sticker': 0.2}
+    >>> {style: round(share, 3) for style, share in style_shares([Thing("cat"), Thing("car")]).items()}
+    {'3d': 0.667, 'flat': 0.333}
+    """
+    common = set(STYLES).intersection(*(styles_of(thing.noun) for thing in things))
+    total = sum(chances.STYLE[style] for style in common)
+    return {style: share / total for style, share in chances.STYLE.items() if style in common}
+
+
 def color_shares(noun: str) -> dict[str, float]:
     """Probability of each color of a thing if a caption specifies none."""
     natural = chances.PAINTED.get(noun, 1.0)
@@ -183,7 +196,7 @@ def complete(scene: Scene, rng: random.Random) -> Scene:
     time = scene.time
     if time is None:
         time = draw(rng, chances.TIME) if backdrop in OUTDOORS else ""
-    style = scene.style or draw(rng, chances.STYLE)
+    style = scene.style or draw(rng, style_shares(scene.things))
     return dataclasses.replace(scene, things=things, backdrop=backdrop, time=time, style=style)
 
 
@@ -241,7 +254,7 @@ def partial_scene(rng: random.Random, *, held_out: bool | None = False) -> Scene
             time = rng.choice(TIMES)
         scene = Scene(
             things,
-            style=rng.choice(STYLES) if rng.random() < SPECIFIED["style"] else None,
+            style=rng.choice(tuple(style_shares(things))) if rng.random() < SPECIFIED["style"] else None,
             backdrop=backdrop,
             time=time,
             relation=rng.choice(RELATIONS) if len(things) == 2 else None,
