@@ -25,7 +25,7 @@ from torch import nn
 
 from fluxnb.runtime.compat import has_stateful_hooks, model_offload_hooks, module_call_frame, tokenizer_method
 
-__all__ = ["ExclusiveGroup", "group_of", "protect"]
+__all__ = ["ExclusiveGroup", "end_interrupted_calls", "group_of", "protect"]
 
 # A call that was interrupted releases nothing (PyTorch calls hooks after an Exception, not after a KeyboardInterrupt).
 # A waiting thread looks for such calls once per interval.
@@ -129,6 +129,11 @@ class ExclusiveGroup:
         with self._guard:
             for hold in [hold for hold in self._holds if hold.frame is frame][-1:]:
                 self._end(hold)
+
+    def drop_ended(self) -> None:
+        """Release the lock where a call that held it was interrupted, and with it the tensors of that call."""
+        with self._guard:
+            self._drop_ended()
 
     def _end(self, hold: _Hold) -> None:
         try:
@@ -234,6 +239,16 @@ def protect(pipe: Any, device: torch.device | None = None) -> None:
         if name := tokenizer_method(part):
             _GROUPS[part] = group = ExclusiveGroup()
             setattr(part, name, group.wrap(getattr(part, name)))
+
+
+def end_interrupted_calls(pipe: Any) -> None:
+    """Release the locks and the tensors of calls of a pipeline's parts that were interrupted.
+
+    The next call of a part would do so as well.
+    """
+    parts = (part for part in vars(pipe).values() if isinstance(part, nn.Module))
+    for group in {group for part in parts if (group := group_of(part)) is not None}:
+        group.drop_ended()
 
 
 def _add_with_methods(group: ExclusiveGroup, model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from fluxnb.pipeline.schedule import Generators
 from fluxnb.pipeline.solvers import turn_upward
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
+from fluxnb.runtime.exclusive import end_interrupted_calls
 from fluxnb.sampling.attention import attention_modules, words_of
 from fluxnb.sampling.initial_state import InitialState
 from fluxnb.sampling.recording import CallTrace
@@ -278,7 +279,7 @@ def _sample_rest(
         except KeyboardInterrupt:
             undecoded = True
         trajectories = trace.finish()  # a GPU decodes while the trajectories are copied from it
-    if failure is not None or stopped or interrupted:
+    if failure is not None or stopped or interrupted or undecoded:
         _free_memory(flux.pipe)
     if failure is not None:
         raise failure  # outside the except: a traceback would keep the tensors alive
@@ -374,6 +375,7 @@ def _on_schedule(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence
 
 def _free_memory(pipe: Any) -> None:
     """What diffusers does at the end of a call, for a call that did not reach it, and return cached memory."""
+    end_interrupted_calls(pipe)
     pipe.maybe_free_model_hooks()
     gc.collect()
     if torch.cuda.is_available():

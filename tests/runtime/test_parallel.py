@@ -20,6 +20,7 @@ from fluxnb.runtime import parallel
 from fluxnb.runtime.compat import attention_backends
 from fluxnb.runtime.cuda_graphs import GraphReplay
 from fluxnb.runtime.parallel import is_split, join, local_decoder, split_decoder, split_transformer
+from tests.conftest import toy_pipeline
 
 LIMIT = 240
 GPUS = {"device": "cuda", "vram_gib": 80, "ram_gib": 400, "cores": 64}
@@ -164,12 +165,12 @@ def test_the_preset_is_marked_as_lossy_and_compiled():
     assert PRESETS["parallel"].compiled and not PRESETS["parallel"].exact
 
 
-def test_graphs_are_freed_before_the_processes_part(toy_pipe, monkeypatch):
+def test_graphs_are_freed_before_the_processes_part(monkeypatch):
     # A CUDA graph with collectives keeps NCCL's communicator in use, and leaving would wait for it forever.
-    replay, graphs = GraphReplay(toy_pipe.transformer, record=lambda call: (call, call())), []
+    pipe, graphs = toy_pipeline(), []
+    replay = GraphReplay(pipe.transformer, record=lambda call: (call, call()))
     replay._graphs["a shape"] = None
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "destroy_process_group", lambda: graphs.append(dict(replay._graphs)))
     parallel._leave()
-    replay.remove()
     assert graphs == [{}]

@@ -10,6 +10,7 @@ import torch
 import fluxnb as fnb
 from fluxnb.errors import InputError, RunError
 from fluxnb.pipeline.identity import identity_of
+from fluxnb.runtime.exclusive import ExclusiveGroup
 from tests.conftest import toy_pipeline
 from tests.pipeline.test_identity import CHANGES
 from tests.plain_calls import counted, plain_call
@@ -213,6 +214,27 @@ def test_ctrl_c_while_the_model_computes_leaves_the_trajectory_so_far_and_nothin
     assert live_bytes() - before == trajectory.nbytes
     del trajectory
     assert live_bytes() == before
+
+
+@pytest.mark.moderate
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_leaves_no_tensors_of_an_exclusive_call_in_memory(toy_trajectory):
+    # PyTorch runs no hooks after a KeyboardInterrupt, so the call does not release the lock by itself.
+    toy = fnb.load(toy_pipeline())
+    ExclusiveGroup(toy.pipe.transformer)
+    pressed = []
+
+    def press(*_):
+        pressed.append(1)
+        if len(pressed) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    fnb.run(toy, toy_trajectory.recipe)
+    before = live_bytes()
+    hook = toy.pipe.transformer.single_transformer_blocks[0].register_forward_pre_hook(press)
+    trajectory = fnb.run(toy, toy_trajectory.recipe, on_interrupt="return")
+    hook.remove()
+    assert len(trajectory) == 1 and live_bytes() - before == trajectory.nbytes
     assert fnb.run(toy, toy_trajectory.recipe).image.tobytes() == toy_trajectory.image.tobytes()
 
 
