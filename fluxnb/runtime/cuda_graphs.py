@@ -137,8 +137,7 @@ class GraphReplay:
 def free_graphs() -> None:
     """Free the recorded graphs of all transformers; later calls are recorded again.
 
-    A graph that holds collectives of NCCL keeps its communicator in use. Leaving the process group while such a graph
-    exists waits forever.
+    A graph that holds collectives of NCCL keeps its communicator in use, and leaving the process group waits for it.
     """
     for replay in list(_REPLAYS):
         replay._graphs.clear()

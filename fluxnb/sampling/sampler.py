@@ -374,7 +374,7 @@ def _on_schedule(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence
 
 
 def _free_memory(pipe: Any) -> None:
-    """What diffusers does at the end of a call, for a call that did not reach it, and return cached memory."""
+    """End a call that did not reach its end, as diffusers ends others, and return cached memory."""
     end_interrupted_calls(pipe)
     pipe.maybe_free_model_hooks()
     gc.collect()

@@ -528,9 +528,10 @@ def test_an_import_mentions_that_this_pytorch_draws_other_noise_in_16_bits(monke
 
     draws_other_noise.cache_clear()
     monkeypatch.setattr(torch, "randn", coarse)
+    pocket = SCHNELL.replace(model="pocket", height=128, width=128, revision=None)
     try:
-        assert (
-            fnb.import_recipe(graph()).differs[-1].startswith("In 16 bits, this version of PyTorch draws other noise")
-        )
+        large, small = (fnb.import_recipe(graph(recipe)).differs for recipe in (SCHNELL, pocket))
     finally:
         draws_other_noise.cache_clear()
+    assert large[-1].startswith("In 16 bits, this version of PyTorch draws other noise")
+    assert small == ()

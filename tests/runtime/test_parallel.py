@@ -166,7 +166,7 @@ def test_the_preset_is_marked_as_lossy_and_compiled():
 
 
 def test_graphs_are_freed_before_the_processes_part(monkeypatch):
-    # A CUDA graph with collectives keeps NCCL's communicator in use, and leaving would wait for it forever.
+    # A CUDA graph with collectives keeps NCCL's communicator in use, and leaving waits for it.
     pipe, graphs = toy_pipeline(), []
     replay = GraphReplay(pipe.transformer, record=lambda call: (call, call()))
     replay._graphs["a shape"] = None
