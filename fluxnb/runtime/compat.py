@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = [
     "compiled_call",
     "compiler_options",
     "discard_compiled_call",
+    "exchange",
     "execution_device",
     "gather",
     "gguf_types",
@@ -128,6 +129,19 @@ def gather(part: Tensor) -> Tensor:
     return gathered
 
 
+def exchange(parts: Tensor) -> Tensor:
+    """Send `parts[i]` to process i: what the processes have sent to this one, (count, ...), in their order.
+
+    A functional collective, which torch.compile traces, as in `gather`.
+    """
+    import torch.distributed._functional_collectives as collectives
+    from torch.distributed import group
+
+    # Flat, because inductor does not keep the layout of a tensor with more dimensions.
+    received: Tensor = collectives.all_to_all_single(parts.flatten(), None, None, group.WORLD)
+    return collectives.wait_tensor(received).view(parts.shape)
+
+
 # ---------------------------------------------------------------------------------------------------------- diffusers
 def attention_backends(*, parallel: bool = False) -> tuple[str, ...]:
     """The names of `ATTENTION_BACKENDS`; with `parallel` those that diffusers can split over processes.
@@ -141,12 +155,19 @@ def attention_backends(*, parallel: bool = False) -> tuple[str, ...]:
     return tuple(name for name in ATTENTION_BACKENDS if name in Registry._supports_context_parallel)
 
 
-def split_tokens_over(transformer: nn.Module, count: int) -> None:
+def split_tokens_over(transformer: nn.Module, count: int, attention: Callable[..., Tensor]) -> None:
     """Split the tokens of a transformer's evaluations over all processes, each with its share of the attention heads.
 
-    `enable_parallelism` is experimental in diffusers 0.42 and warns of it with each call.
+    `enable_parallelism` is experimental in diffusers 0.42 and warns of it with each call. Its
+    `TemplatedUlyssesAttention` cannot be traced by torch.compile, which therefore interrupts every block, and it
+    exchanges queries, keys and values one after another. Calls without gradients use `attention` in its place.
+
+    Arguments:
+        attention: takes queries, keys and values of this process's tokens, (B, tokens, heads, d) each, and a function
+            that computes attention of all tokens; returns the result for this process's tokens.
     """
     from diffusers import ContextParallelConfig
+    from diffusers.models import attention_dispatch
     from diffusers.utils import logging
 
     level = logging.get_verbosity()
@@ -155,6 +176,33 @@ def split_tokens_over(transformer: nn.Module, count: int) -> None:
         transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=count))
     finally:
         logging.set_verbosity(level)
+    vars(transformer._parallel_config)[_ATTENTION] = attention
+    if not hasattr(attention_dispatch.TemplatedUlyssesAttention, "of_diffusers"):
+        attention_dispatch.TemplatedUlyssesAttention = _replaceable(attention_dispatch.TemplatedUlyssesAttention)
+
+
+_ATTENTION = "_fluxnb_attention"  # on a transformer's `ParallelConfig`: the attention of `split_tokens_over`
+
+
+def _replaceable(ulysses: Any) -> type:
+    """A class to use as `TemplatedUlyssesAttention`, which replaces it for the transformers of `split_tokens_over`."""
+
+    class Ulysses:
+        of_diffusers = ulysses
+
+        @staticmethod
+        def apply(*inputs: Any) -> Any:
+            query, key, value, mask, *options, with_sums, forward, _, config = inputs
+            own = getattr(config, _ATTENTION, None)
+            if own is None or mask is not None or with_sums or torch.is_grad_enabled():
+                return ulysses.apply(*inputs)
+
+            def attend(*projections: Tensor) -> Any:
+                return forward(None, *projections, mask, *options, False, _save_ctx=False, _parallel_config=config)
+
+            return own(query, key, value, attend)
+
+    return Ulysses
 
 
 def model_offload_hooks(pipe: Any) -> list[Any]:

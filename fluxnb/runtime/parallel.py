@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import copy
 import os
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from fluxnb.errors import InputError
 from fluxnb.planning.processes import Processes
-from fluxnb.runtime.compat import gather, split_tokens_over
+from fluxnb.runtime.compat import exchange, gather, split_tokens_over
 from fluxnb.runtime.cuda_graphs import free_graphs
 
 __all__ = ["agreed", "is_split", "join", "local_decoder", "split_decoder", "split_transformer"]
@@ -82,8 +83,28 @@ def split_transformer(transformer: Any) -> None:
             f"a number that divides {heads} is possible",
             f"type torchrun --nproc-per-node {max(n for n in range(1, count) if heads % n == 0)} script.py",
         )
-    split_tokens_over(transformer, count)
+    split_tokens_over(transformer, count, attention)
     transformer.register_forward_pre_hook(_check_tokens, with_kwargs=True, prepend=True)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+    """Attention of tokens that are split over the processes: each process attends to all tokens with some of the heads.
+
+    Queries, keys and values are sent in one message, in an order in which what arrives needs no copy.
+
+    Arguments:
+        query, key, value: of this process's tokens, (B, tokens, heads, d).
+        attend: attention of queries, keys and values of all tokens, (B, all tokens, some heads, d).
+
+    Returns:
+        (B, tokens, heads, d)
+    """
+    (batch, tokens, heads, width), count = query.shape, distributed.get_world_size()
+    own = heads // count
+    sent = torch.stack((query, key, value), 2).view(batch, tokens, 3, count, own, width).permute(3, 1, 0, 2, 4, 5)
+    attended = attend(*exchange(sent).flatten(0, 1).transpose(0, 1).unbind(2))
+    sent = attended.reshape(batch, count, tokens, own, width).permute(1, 2, 0, 3, 4)
+    return exchange(sent).permute(2, 1, 0, 3, 4).flatten(2, 3)
 
 
 def _check_tokens(_: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:

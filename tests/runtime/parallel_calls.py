@@ -14,7 +14,10 @@ import fluxnb as fnb
 from fluxnb.errors import InputError
 from fluxnb.planning.presets import PRESETS
 from fluxnb.planning.processes import launched
+from fluxnb.planning.requirements import Workload
 from fluxnb.runtime.assembly import assemble
+from fluxnb.runtime.compat import discard_compiled_call
+from fluxnb.runtime.compilation import evaluation_inputs
 from fluxnb.runtime.parallel import agreed, join, split_decoder, split_transformer
 
 CPU = torch.device("cpu")
@@ -35,6 +38,7 @@ def main(folder: str, result: str) -> None:
         split_transformer(pipe.transformer)
         pipe.vae.decoder = split_decoder(pipe.vae.decoder)
         parts = pipe.vae.decoder(latents)
+    traced, ours, theirs = evaluations(pipe.transformer)
     flux = fnb.load(pipe)
     together = fnb.run(flux, "a fox", **REQUEST)
     with fnb.recording(pipe) as recorded:
@@ -49,6 +53,8 @@ def main(folder: str, result: str) -> None:
         "picture": together.image.tobytes().hex(),
         "plain": plain.tobytes().hex(),
         "recorded": len(recorded.trajectories[0]),
+        "attention": torch.equal(ours, theirs.detach()),
+        "traced": float((traced - ours).abs().max() / ours.abs().max()),
         "names": sorted(pipe.vae.decoder.state_dict()) == sorted(assembled_names(folder)),
         "agreed": agreed(distributed.get_rank()),
         "refused": [
@@ -63,6 +69,21 @@ def main(folder: str, result: str) -> None:
     distributed.all_gather_object(everything, found)
     if distributed.get_rank() == 0:
         Path(result).write_text(json.dumps(everything))
+
+
+def evaluations(transformer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One evaluation with blocks that are traced as a whole, without tracing, and with the attention of diffusers."""
+    inputs = evaluation_inputs(transformer, CPU, Workload(size=64, text=16))
+    with torch.no_grad():
+        (ours,) = transformer(**inputs)
+    with torch.enable_grad():  # training uses the attention of diffusers
+        (theirs,) = transformer(**inputs)
+    transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        (traced,) = transformer(**inputs)
+    for part in transformer.modules():
+        discard_compiled_call(part)
+    return traced, ours, theirs
 
 
 def assembled_names(folder: str) -> list[str]:

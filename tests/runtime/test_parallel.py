@@ -49,6 +49,16 @@ def test_the_latents_of_a_run_are_those_of_one_process(found):
 
 
 @pytest.mark.slow
+def test_attention_over_the_processes_has_the_bytes_of_that_of_diffusers(found):
+    assert all(each["attention"] for each in found)
+
+
+@pytest.mark.slow
+def test_a_block_with_split_tokens_is_traced_as_one_graph(found):
+    assert max(each["traced"] for each in found) < 1e-5
+
+
+@pytest.mark.slow
 def test_all_processes_have_the_same_picture(found):
     assert found[0]["picture"] == found[1]["picture"]
 
