@@ -116,7 +116,7 @@ def several_gpus(results: dict[str, Any]) -> str:
     for row in results["picture"]:
         title = f"one picture, {row['numbers']}, {row['gpus']} GPUs"
         facts = f"relative difference {row['difference']:.2g}, recorded / plain {row['recorded']:.2f}"
-        most = PICTURE_SECONDS[row["numbers"]].get(row["gpus"])
+        most = PICTURE_SECONDS.get(row["numbers"], {}).get(row["gpus"])
         limit = ("-", "-") if most is None else (f"at most {most:g} s", _yes(row["seconds"] <= most))
         rows.append([title, f"{row['seconds']:.2f} s", *limit, facts, row["card"]])
     return markdown(["", "measured", "expected", "holds", "", "card"], rows)

@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, help="file of results to which the row is added")
     options = parser.parse_args()
+    calls = 1 if options.tiny else CALLS
     pipe, device, size, text = _pipeline(tiny=options.tiny)
     inputs = _inputs(pipe, device, size, text)
 
@@ -47,7 +48,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(1)
         return pipe(**inputs, **options, generator=generator, return_dict=False)[0]
 
-    plain, latents = _median(picture), picture(output_type="latent")
+    plain, latents = _median(picture, calls), picture(output_type="latent")
     began = time.perf_counter()
     if options.tiny:
         split_transformer(pipe.transformer)
@@ -58,7 +59,7 @@ def main() -> None:
         report = compile_pipeline(pipe, device, workload, fp8=options.fp8, low_memory=True, parallel=True)
     setup = time.perf_counter() - began
     picture(), picture()
-    seconds, recorded = _alternating(picture, lambda: _recorded(pipe, picture))
+    seconds, recorded = _alternating(picture, lambda: _recorded(pipe, picture), calls)
     together = picture(output_type="latent")
     facts = {
         "card": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
@@ -85,7 +86,9 @@ def _pipeline(*, tiny: bool) -> tuple[Any, torch.device, int, int]:
         torch.set_num_threads(1)
         torch.accelerator.device_count = lambda: 1  # diffusers divides by it
         join(launched(), torch.device("cpu"))
-        return fnb.load("pocket").pipe, torch.device("cpu"), 128, 48
+        pipe = fnb.load("pocket").pipe
+        pipe.set_progress_bar_config(disable=True)
+        return pipe, torch.device("cpu"), 64, 48
     from tests.benchmarks.random_checkpoint import on_device
 
     device = gpu_of_process()
@@ -115,14 +118,14 @@ def _recorded(pipe: Any, picture: Callable[[], Any]) -> None:
         picture()
 
 
-def _alternating(one: Callable[[], Any], other: Callable[[], Any]) -> tuple[float, float]:
-    pairs = [(_seconds(one), _seconds(other)) for _ in range(CALLS)]
+def _alternating(one: Callable[[], Any], other: Callable[[], Any], calls: int) -> tuple[float, float]:
+    pairs = [(_seconds(one), _seconds(other)) for _ in range(calls)]
     return statistics.median(first for first, _ in pairs), statistics.median(second for _, second in pairs)
 
 
-def _median(call: Callable[[], Any]) -> float:
+def _median(call: Callable[[], Any], calls: int) -> float:
     call()
-    return statistics.median(_seconds(call) for _ in range(CALLS))
+    return statistics.median(_seconds(call) for _ in range(calls))
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -1,7 +1,7 @@
 """Time of a grid by several processes, each with its own GPU, relative to one process.
 
     python -m tests.benchmarks.processes --processes 2           # FLUX.1's sizes with random weights
-    python -m tests.benchmarks.processes --processes 2 --tiny    # pocket on a CPU, to test the script
+    python -m tests.benchmarks.processes --processes 2 --tiny    # four pictures of pocket on a CPU, to test the script
 
 The grid has 64 pictures: 2 prompts, 8 seeds and 1 to 4 steps, so 112 evaluations of the transformer. All processes load
 the model once and sample a first picture. Then the grid is sampled into new stores, alternately by the first process
@@ -29,6 +29,7 @@ from tests.benchmarks.rows import add_row
 
 GRID: dict[str, Any] = {"prompts": ["a red fox in the snow", "a cat in a forest"], "seeds": list(range(8))}
 GRID["steps"] = [1, 2, 3, 4]
+TINY: dict[str, Any] = {"prompts": GRID["prompts"][:1], "seeds": [0, 1], "steps": [1, 2]}
 REPEATS = 3
 
 
@@ -39,19 +40,19 @@ def worker(*, tiny: bool) -> None:
 
     if tiny:
         torch.set_num_threads(1)
-        flux, size = fnb.load("pocket"), 64
+        flux, size, axes = fnb.load("pocket"), 64, TINY
     else:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        flux, size = fnb.load(on_device(device)).with_defaults(max_sequence_length=256), 1024
+        flux, size, axes = fnb.load(on_device(device)).with_defaults(max_sequence_length=256), 1024, GRID
     sides = {"height": size, "width": size}
     evaluated = [0]
     flux.pipe.transformer.register_forward_hook(lambda *_: evaluated.__setitem__(0, evaluated[0] + 1))
-    fnb.sweep(flux, **{**GRID, "seeds": [99], "steps": [1]}, **sides, progress=False)
+    fnb.sweep(flux, **{**axes, "seeds": [99], "steps": [1]}, **sides, progress=False)
     print("ready", flush=True)
     for line in sys.stdin:
         evaluated[0] = 0
-        grid = fnb.sweep(flux, **GRID, **sides, store=line.strip(), progress=False)
+        grid = fnb.sweep(flux, **axes, **sides, store=line.strip(), progress=False)
         ended = time.time()
         digest = hashlib.sha256(b"".join(cell.image.tobytes() for cell in grid)).hexdigest()
         print(json.dumps({"ended": ended, "evaluations": evaluated[0], "digest": digest}), flush=True)

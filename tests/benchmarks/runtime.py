@@ -1,11 +1,13 @@
 """Time of a pocket picture relative to the plain diffusers call: `python tests/benchmarks/runtime.py`.
 
 The calls alternate within one process, so that other load on the machine affects all of them equally. The ratios are
-the result; the seconds depend on the machine. Prints one JSON object.
+the result; the seconds depend on the machine. Prints one JSON object. `--tiny` has one round of
+smaller pictures, to test the script.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -20,7 +22,7 @@ import fluxnb as fnb
 from fluxnb.checkpoints.sources import POCKET
 from fluxnb.pipeline.state import state_of
 
-PROMPT, ROUNDS = "a cat holding a sign that says hello world", 12
+PROMPT, ROUNDS, IMPORTS = "a cat holding a sign that says hello world", 12, 5
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -30,16 +32,21 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def import_seconds() -> float:
-    """Seconds of `import fluxnb` in a new interpreter, without its start-up; median of five."""
+def import_seconds(rounds: int) -> float:
+    """Seconds of `import fluxnb` in a new interpreter, without its start-up; median of the rounds."""
     code = "import time; t = time.perf_counter(); import fluxnb; print(time.perf_counter() - t)"
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(5)]
+    command = [sys.executable, "-c", code]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(rounds)]
     return statistics.median(float(run.stdout) for run in runs)
 
 
 def main() -> None:
     """Measure and print the result."""
-    torch.set_num_threads(2)
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    rounds, imports, size = (1, 1, 64) if options.tiny else (ROUNDS, IMPORTS, 128)
+    torch.set_num_threads(1 if options.tiny else 2)
     pipe = FluxPipeline.from_pretrained(POCKET / "base")
     pipe.set_progress_bar_config(disable=True)
     flux = fnb.load("pocket-base")
@@ -49,8 +56,8 @@ def main() -> None:
             PROMPT,
             negative_prompt="",
             true_cfg_scale=1.5,
-            height=128,
-            width=128,
+            height=size,
+            width=size,
             num_inference_steps=4,
             max_sequence_length=48,
             generator=torch.Generator().manual_seed(0),
@@ -61,7 +68,7 @@ def main() -> None:
             plain()
 
     def run() -> None:
-        fnb.run(flux, PROMPT, seed=0, steps=4)
+        fnb.run(flux, PROMPT, seed=0, steps=4, height=size, width=size)
 
     def run_new() -> None:
         state_of(flux.pipe).encodings.clear()
@@ -72,7 +79,7 @@ def main() -> None:
     for call in calls.values():
         call()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, call in calls.items():
             times[name].append(seconds(call))
     ratio = {
@@ -81,7 +88,7 @@ def main() -> None:
         if name != "plain"
     }
     medians = {f"{name} seconds": statistics.median(values) for name, values in times.items()}
-    facts = {**ratio, **medians, "import seconds": import_seconds(), "threads": torch.get_num_threads()}
+    facts = {**ratio, **medians, "import seconds": import_seconds(imports), "threads": torch.get_num_threads()}
     print(json.dumps({name: round(value, 4) for name, value in facts.items()}, indent=1))
 
 

@@ -5,12 +5,13 @@ a sweep, and a sweep in batches of 16 pictures. The ratios are the result; the s
 shared machine, wall time also depends on other processes. Each measurement therefore includes the processor load of
 other processes, and the ratio of the least disturbed calls is reported separately. If "others" is not near 0 even
 there, use the ratio of processor time, which ignores parallelism. Each picture of the exact sweep is compared with its
-plain call. Prints one JSON object.
+plain call. Prints one JSON object. `--tiny` has four small pictures, to test the script.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -26,7 +27,8 @@ import fluxnb as fnb
 from fluxnb.checkpoints.sources import POCKET
 
 PROMPTS = ["a red fox in the snow", "a cat holding a sign that says hello", "two blue birds on a branch"]
-SEEDS, STEPS = range(4), [1, 2, 3, 4]
+GRID: dict[str, Any] = {"prompts": PROMPTS, "seeds": range(4), "steps": [1, 2, 3, 4]}
+TINY: dict[str, Any] = {"prompts": PROMPTS[:1], "seeds": range(2), "steps": [1, 2]}
 
 
 class Counter:
@@ -81,7 +83,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
+    axes, size = (TINY, 64) if options.tiny else (GRID, 128)
     torch.set_num_threads(options.threads)
     pipe = FluxPipeline.from_pretrained(POCKET / "base")
     pipe.set_progress_bar_config(disable=True)
@@ -94,22 +98,20 @@ def main() -> None:
         return [
             pipe(
                 prompt,
-                height=128,
-                width=128,
+                height=size,
+                width=size,
                 num_inference_steps=steps,
                 max_sequence_length=48,
                 generator=torch.Generator().manual_seed(seed),
             )
             .images[0]
             .tobytes()
-            for prompt in PROMPTS
-            for seed in SEEDS
-            for steps in STEPS
+            for prompt, seed, steps in itertools.product(*axes.values())
         ]
 
     def grid(batch: int) -> Callable[[], list[bytes]]:
         def call() -> list[bytes]:
-            cells = fnb.sweep(flux, prompts=PROMPTS, seeds=SEEDS, steps=STEPS, height=128, width=128, batch=batch)
+            cells = fnb.sweep(flux, **axes, height=size, width=size, batch=batch)
             return [cell.image.tobytes() for cell in cells]
 
         return call

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -22,21 +21,13 @@ from PIL import Image
 
 import fluxnb
 from tests.docs.blocks import FENCE, ROOT, blocks, run_bash, run_python
+from tests.docs.scripts import script
 
 README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BIN = Path(sys.executable).parent
 LARGEST_ANIMATIONS = 2_000_000  # bytes of both
-
-
-def script(name: str):
-    """A script of docs/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # -------------------------------------------------------------------------------------------------------------- blocks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -13,8 +12,7 @@ import fluxnb as fnb
 from fluxnb.errors import InputError, StorageError
 from fluxnb.lessons.claims import LONG_PROMPTS, LONG_SEEDS, MIME, read_claims
 from fluxnb.metrics import Count
-
-ROOT = Path(__file__).parents[2]
+from tests.docs.scripts import script
 
 
 @pytest.fixture
@@ -24,10 +22,7 @@ def claims():
 
 @pytest.fixture(scope="module")
 def command():
-    spec = importlib.util.spec_from_file_location("claims_command", ROOT / "docs" / "claims.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("claims")
 
 
 def notebook(path: Path, *tables: dict) -> Path:
