@@ -5,8 +5,10 @@ Everything that imports torch happens inside the fixtures, so that the shape che
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +168,47 @@ def toy_trajectory(toy: Any) -> Any:
     import fluxnb
 
     return fluxnb.run(toy, "a red fox in the snow", seed=3, steps=4)
+
+
+@pytest.fixture
+def other_noise_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Normal numbers in 16 bits differ from those in 32 bits, as in PyTorch 2.11."""
+    import torch
+
+    randn = torch.randn
+
+    def drawn(*size: Any, **options: Any) -> Any:
+        noise = randn(*size, **options)
+        return noise if noise.dtype.itemsize > 2 else -noise
+
+    with _drawing(drawn, monkeypatch):
+        yield
+
+
+@pytest.fixture
+def same_noise_in_16_bits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Normal numbers in 16 bits are those in 32 bits, rounded: PyTorch 2.13 draws them so, and 2.11 is made to."""
+    import torch
+
+    from fluxnb.io.comfyui import draws_other_noise
+
+    randn = torch.randn
+
+    def drawn(*size: Any, dtype: Any = None, **options: Any) -> Any:
+        in_16_bits = dtype is not None and dtype.itemsize == 2
+        return randn(*size, dtype=torch.float32 if in_16_bits else dtype, **options).to(dtype)
+
+    with _drawing(drawn, monkeypatch) if draws_other_noise() else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _drawing(randn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Use this function as `torch.randn`; what fluxnb found out about the other one is forgotten."""
+    from fluxnb.io.comfyui import draws_other_noise
+
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.randn", randn)
+        draws_other_noise.cache_clear()
+        yield
+    draws_other_noise.cache_clear()

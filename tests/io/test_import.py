@@ -13,7 +13,6 @@ import tracemalloc
 import zlib
 
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -22,7 +21,7 @@ import fluxnb as fnb
 from fluxnb.errors import FluxnbError, InputError, StorageError
 from fluxnb.io import containers, other_programs
 from fluxnb.io.a1111 import parameters
-from fluxnb.io.comfyui import MODELS, draws_other_noise
+from fluxnb.io.comfyui import MODELS
 from fluxnb.io.containers import USER_COMMENT
 from fluxnb.io.png import encode_png
 from fluxnb.records.recipe import Recipe
@@ -31,6 +30,11 @@ from tests.io.test_comfyui import comfy_recipes
 TINY = Image.new("RGB", (32, 16))
 SCHNELL = Recipe(prompt="a (red) fox", seed=3, steps=4, height=512, width=768, model="schnell", max_sequence_length=256)
 DEV = SCHNELL.replace(model="dev", guidance=2.5, max_sequence_length=512, steps=20)
+
+
+@pytest.fixture(autouse=True)
+def noise(same_noise_in_16_bits):
+    """Noise as in ComfyUI; a single test is about the difference that other noise makes."""
 
 
 def graph(recipe=SCHNELL, **nodes):
@@ -86,7 +90,8 @@ def test_every_recipe_that_has_a_graph_comes_back_from_it(recipe):
         filled["dtype"] = "float32"
     assert read.recipe == recipe.replace(model=recipe.model.rpartition("FLUX.1-")[2], **filled)
     assert all("rounds the levels" in each for each in read.differs)
-    assert bool(read.differs) == (1000 % recipe.steps != 0)
+    levels = 10_000 if recipe.model.endswith("dev") and recipe.shift is None else 1000  # among which ComfyUI chooses
+    assert bool(read.differs) == (levels % recipe.steps != 0)
 
 
 def advanced(recipe=DEV, **scheduler):
@@ -519,19 +524,9 @@ def test_open_recipe_names_import_recipe():
         fnb.open_recipe(png(prompt="{}"))
 
 
-def test_an_import_mentions_that_this_pytorch_draws_other_noise_in_16_bits(monkeypatch):
-    drawn = torch.randn
-
-    def coarse(*size, dtype=torch.float32, **options):
-        """Like the generator of PyTorch 2.11, which computes in the number format of the tensor."""
-        return drawn(*size, **options).mul(0.999).to(dtype) if dtype == torch.bfloat16 else drawn(*size, **options)
-
-    draws_other_noise.cache_clear()
-    monkeypatch.setattr(torch, "randn", coarse)
+@pytest.mark.usefixtures("other_noise_in_16_bits")
+def test_an_import_mentions_that_this_pytorch_draws_other_noise_in_16_bits():
     pocket = SCHNELL.replace(model="pocket", height=128, width=128, revision=None)
-    try:
-        large, small = (fnb.import_recipe(graph(recipe)).differs for recipe in (SCHNELL, pocket))
-    finally:
-        draws_other_noise.cache_clear()
+    large, small = (fnb.import_recipe(graph(recipe)).differs for recipe in (SCHNELL, pocket))
     assert large[-1].startswith("In 16 bits, this version of PyTorch draws other noise")
     assert small == ()

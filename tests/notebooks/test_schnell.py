@@ -46,21 +46,16 @@ def schnell(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def in_bfloat16(schnell, monkeypatch):
+def in_bfloat16(schnell, other_noise_in_16_bits, monkeypatch):
     """schnell in bfloat16, other models in float32, and noise that differs between these two, as in PyTorch 2.11."""
-    load, randn = fnb.load, torch.randn
+    load = fnb.load
 
     def loaded(model: str, **options: Any) -> Any:
         if model != "schnell":
             return load(model, **options)
         return load(model, dtype="bfloat16", **options).with_defaults(size=128)  # a smaller size, to be faster
 
-    def drawn(*shape: Any, **options: Any) -> Any:
-        noise = randn(*shape, **options)
-        return -noise if noise.dtype == torch.bfloat16 else noise
-
     monkeypatch.setattr(fnb, "load", loaded)
-    monkeypatch.setattr(torch, "randn", drawn)
 
 
 @pytest.fixture
