@@ -10,7 +10,7 @@ import torch
 
 import fluxnb as fnb
 from tests.benchmarks.random_checkpoint import write_checkpoint
-from tests.notebooks.test_schnell import NOTEBOOK, NOTEBOOKS, announced_for_schnell, executed
+from tests.notebooks.execution import NOTEBOOK, NOTEBOOKS, announced_for_schnell, count_evaluations, executed
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -26,22 +26,15 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def counted(folder, monkeypatch, tmp_path):
     """The evaluations of the large model, which `fnb.load("schnell")` gives."""
-    from diffusers import FluxTransformer2DModel
-
-    count, load, forward = [0], fnb.load, FluxTransformer2DModel.forward
-
-    def counting(self, hidden_states, *args, **kwargs):
-        count[0] += len(hidden_states) * (self.config.num_layers == 19)
-        return forward(self, hidden_states, *args, **kwargs)
+    load = fnb.load
 
     def loading(model="pocket", *args, **kwargs):
         return load(folder if model == "schnell" else model, *args, **kwargs)
 
-    monkeypatch.setattr(FluxTransformer2DModel, "forward", counting)
     monkeypatch.setattr(fnb, "load", loading)
     monkeypatch.setenv("FLUXNB_MODEL", "schnell")
     monkeypatch.chdir(tmp_path)
-    return count
+    return count_evaluations(monkeypatch, double_blocks=19)
 
 
 @pytest.mark.parametrize("name", [*announced_for_schnell(), NOTEBOOK.stem])
