@@ -155,6 +155,7 @@ class GridRunner:
             raise
         finally:
             workers.close()
+            self._prompts.clear()  # a Stream, which holds this runner, may live longer
             for key in list(self._claims):
                 self._release(key, all_uses=True)
 

@@ -43,6 +43,7 @@ from fluxnb.records.latents import LinearRGB
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.runtime.adaln_cache import expecting
 from fluxnb.runtime.compat import execution_device, placement_markers
+from fluxnb.runtime.exclusive import ending_interrupted_calls
 
 if TYPE_CHECKING:
     from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
@@ -98,9 +99,11 @@ _no_grad: Callable[[F], F] = torch.no_grad()
 
 
 def _locked(method: F) -> F:
+    """Hold the lock during a method, and end the calls of modules that are interrupted in it."""
+
     @functools.wraps(method)
     def under_lock(self: Flux, *args: Any, **kwargs: Any) -> Any:
-        with self.lock:
+        with self.lock, ending_interrupted_calls(self.pipe):
             return method(self, *args, **kwargs)
 
     return cast(F, under_lock)
@@ -510,7 +513,8 @@ class Flux:
         # hooks that move weights cannot use afterwards, so it is for the CPU alone.
         no_gradients = torch.inference_mode() if device.type == "cpu" else torch.no_grad()
         guard = self.lock if lock and device.type != "cpu" else contextlib.nullcontext()
-        with no_gradients, guard, convert_out_of_memory(self.plan, f"decoding with {self.model}"):
+        ending = ending_interrupted_calls(self.pipe)
+        with ending, no_gradients, guard, convert_out_of_memory(self.plan, f"decoding with {self.model}"):
             for part in latents.split(len(latents) if batched else 1):
                 colors = decode_latents(
                     vae,

@@ -29,6 +29,7 @@ from fluxnb.pipeline.compat import compute_dtype
 from fluxnb.pipeline.state import state_of
 from fluxnb.records.latents import LinearRGB, fit_linear
 from fluxnb.runtime.compat import execution_device
+from fluxnb.runtime.exclusive import ending_interrupted_calls
 from fluxnb.runtime.parallel import is_split, local_decoder
 
 __all__ = ["decode_latents", "encode_picture", "fit_preview", "measure", "preview_of", "samples"]
@@ -158,10 +159,11 @@ def _samples_of(pipe: Any) -> tuple[Float[Tensor, "count channels _h _w"], Pictu
     from_vae, to_vae = (scaled_from_vae, scaled_to_vae) if family is None else (family.from_vae, family.to_vae)
     latents, pictures = [], []
     try:
-        for picture in samples():
-            latents.append(encode_picture(vae, picture[None], device, from_vae=from_vae))
-            decoded = decode_latents(vae, pipe.image_processor, latents[-1], device, "pt", to_vae=to_vae)
-            pictures.append(decoded.float().cpu())
+        with ending_interrupted_calls(pipe):
+            for picture in samples():
+                latents.append(encode_picture(vae, picture[None], device, from_vae=from_vae))
+                decoded = decode_latents(vae, pipe.image_processor, latents[-1], device, "pt", to_vae=to_vae)
+                pictures.append(decoded.float().cpu())
     finally:
         pipe.maybe_free_model_hooks()
     return torch.cat(latents), torch.cat(pictures)

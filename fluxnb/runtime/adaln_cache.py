@@ -201,8 +201,9 @@ class AdaLNCache:
         row = self._row(key, temb.device)
         if layout not in self._active:
             self._active[layout] = torch.empty_like(row)
-        active = self._active[layout]
-        if layout != self._layout:
+        active, views_differ = self._active[layout], layout != self._layout
+        self._key = self._layout = None  # until both are complete: an interrupt may leave them half set
+        if views_differ:
             widths = [layer.out_features for layer in self._layers.values()]
             for layer, part in zip(self._layers.values(), active.split(widths, dim=1), strict=True):
                 layer.row = part

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fluxnb.checkpoints.checksums import read_json
 from fluxnb.checkpoints.validation import check_index, check_model
+from fluxnb.cleanup import undoing
 from fluxnb.errors import InputError, RunError, StorageError, shorten
 from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
@@ -79,8 +80,8 @@ def assemble(
     for name in (name for name in folders if name.startswith("text_encoder")):
         encoder = getattr(pipe, name)
         if preset.text_encoders == "by layer":
-            load_by_layer(encoder, reader(folders[name], cache=cache_weights), device)
-            ExclusiveGroup(encoder, device=device)
+            release = load_by_layer(encoder, reader(folders[name], cache=cache_weights), device)
+            ExclusiveGroup(device=device).add(encoder, during=functools.partial(undoing, release))
         else:
             load_text_encoder(encoder, reader(folders[name]), device, preset.text_storage, text_dtype or dtype)
     load_weights(pipe.vae, reader(folders["vae"]), device)

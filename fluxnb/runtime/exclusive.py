@@ -23,9 +23,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fluxnb.cleanup import undoing
 from fluxnb.runtime.compat import has_stateful_hooks, model_offload_hooks, module_call_frame, tokenizer_method
 
-__all__ = ["ExclusiveGroup", "end_interrupted_calls", "group_of", "protect"]
+__all__ = ["ExclusiveGroup", "ending_interrupted_calls", "group_of", "protect"]
 
 # A call that was interrupted releases nothing (PyTorch calls hooks after an Exception, not after a KeyboardInterrupt).
 # A waiting thread looks for such calls once per interval.
@@ -241,11 +242,19 @@ def protect(pipe: Any, device: torch.device | None = None) -> None:
             setattr(part, name, group.wrap(getattr(part, name)))
 
 
-def end_interrupted_calls(pipe: Any) -> None:
-    """Release the locks and the tensors of calls of a pipeline's parts that were interrupted.
+def ending_interrupted_calls(pipe: Any) -> AbstractContextManager[None]:
+    """At the end of the block, release the locks and the tensors of a pipeline's calls that were interrupted in it.
 
-    The next call of a part would do so as well.
+    Without the block, the next call of the same part releases them.
+
+    Example:
+        >>> with ending_interrupted_calls(pipe):                                    # doctest: +SKIP
+        ...     image = pipe("a fox").images[0]
     """
+    return undoing(functools.partial(_end_interrupted_calls, pipe))
+
+
+def _end_interrupted_calls(pipe: Any) -> None:
     parts = (part for part in vars(pipe).values() if isinstance(part, nn.Module))
     for group in {group for part in parts if (group := group_of(part)) is not None}:
         group.drop_ended()

@@ -8,6 +8,7 @@ encoders, which run once per prompt.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -285,17 +286,29 @@ def set_tensor(layer: nn.Module, leaf: str, tensor: Tensor) -> None:
     setattr(layer, leaf, tensor if keep else nn.Parameter(tensor, requires_grad=False))
 
 
-def load_by_layer(model: nn.Module, reader: WeightReader, device: torch.device) -> None:
+def load_by_layer(model: nn.Module, reader: WeightReader, device: torch.device) -> Callable[[], None]:
     """Run a model built without memory on a device that holds only the layer that is running.
 
     Exact: the same kernels compute on the same numbers. Each call of the model reads every weight once.
+
+    Returns:
+        A function that releases the weights of layers whose call was interrupted, to be called after each call of the
+        model. PyTorch runs no hooks after a KeyboardInterrupt.
     """
     check_weights(model, reader)
     _move_buffers(model, device)
     set_execution_device(model, device)
-    for path, layer in model.named_modules():
-        if next(layer.parameters(recurse=False), None) is not None:
-            _LayerLoader(path, layer, reader, device)
+    loaders = [
+        (layer, _LayerLoader(path, layer, reader, device))
+        for path, layer in model.named_modules()
+        if next(layer.parameters(recurse=False), None) is not None
+    ]
+    return functools.partial(_release, loaders)
+
+
+def _release(loaders: Sequence[tuple[nn.Module, _LayerLoader]]) -> None:
+    for layer, loader in loaders:
+        loader.release(layer)
 
 
 class _LayerLoader:
@@ -314,7 +327,8 @@ class _LayerLoader:
 
     def release(self, layer: nn.Module, *_: Any) -> None:
         for leaf, empty in self.empty.items():
-            setattr(layer, leaf, empty)
+            if getattr(layer, leaf) is not empty:
+                setattr(layer, leaf, empty)
 
 
 def _alias_tied_weights(model: nn.Module, reader: Any) -> None:

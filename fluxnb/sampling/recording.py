@@ -41,6 +41,7 @@ from fluxnb.pipeline.state import original_of
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.remote.handle import Remote
 from fluxnb.runtime.compat import class_of
+from fluxnb.runtime.exclusive import ending_interrupted_calls
 from fluxnb.sampling.attention import AttentionCapture, PromptWords, attention_modules, capture_attention, words_of
 from fluxnb.sampling.patched_method import Wrapper, bound_arguments, patched_call, patched_method
 from fluxnb.sampling.recorded_recipe import FollowedCallback, Surroundings, observed_hooks
@@ -194,13 +195,11 @@ def _observed(kind: type, original: Callable[..., Any]) -> Callable[..., Any]:
         recorders = [each for each in _OPEN.get() if each._follows(self)] if class_of(self) is kind else []
         if not recorders:
             return original(self, *args, **kwargs)
-        with contextlib.ExitStack() as stack:
+        with ending_interrupted_calls(self), contextlib.ExitStack() as stack:
             calls: list[_Call] = []
             try:
-                given, defaults = (
-                    bound_arguments(types.MethodType(original, self), args, kwargs),
-                    _defaults_of(original),
-                )
+                given = bound_arguments(types.MethodType(original, self), args, kwargs)
+                defaults = _defaults_of(original)
                 for each in recorders:
                     calls.append(stack.enter_context(each._call(self, given, defaults)))
                     kwargs = calls[-1].trace.arguments(kwargs)

@@ -8,7 +8,7 @@ import enum
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,7 +24,6 @@ from fluxnb.pipeline.schedule import Generators
 from fluxnb.pipeline.solvers import turn_upward
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
-from fluxnb.runtime.exclusive import end_interrupted_calls
 from fluxnb.sampling.attention import attention_modules, words_of
 from fluxnb.sampling.initial_state import InitialState
 from fluxnb.sampling.recording import CallTrace
@@ -257,7 +256,7 @@ def _sample_rest(
         prompts=[recipe.prompt for recipe in recipes],
         on_velocity=on_velocity,
     )
-    with flux.lock:
+    with flux.lock, _freeing_after_errors(flux.pipe):
         completed = undecoded = False
         fetch: Callable[[], Sequence[Image.Image]] | None = None
         try:
@@ -373,9 +372,18 @@ def _on_schedule(known: Sequence[Step], path: Sequence[Tensor], levels: Sequence
     )
 
 
+@contextlib.contextmanager
+def _freeing_after_errors(pipe: Any) -> Iterator[None]:
+    """Empty caches of activations and move models back after an error, which diffusers does after a completed call."""
+    try:
+        yield
+    except Exception:
+        pipe.maybe_free_model_hooks()
+        raise
+
+
 def _free_memory(pipe: Any) -> None:
     """End a call that did not reach its end, as diffusers ends others, and return cached memory."""
-    end_interrupted_calls(pipe)
     pipe.maybe_free_model_hooks()
     gc.collect()
     if torch.cuda.is_available():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fluxnb as fnb
+from fluxnb.runtime import adaln_cache
 from fluxnb.runtime.adaln_cache import (
     ON_DEVICE,
     STANDARD_STEPS,
@@ -18,6 +20,7 @@ from fluxnb.runtime.adaln_cache import (
     modulation_layers,
 )
 from tests.conftest import toy_pipeline
+from tests.interrupts import Opcodes
 
 
 def lean(transformer, **options):
@@ -205,3 +208,23 @@ def test_recently_used_rows_stay_on_the_device():
         inputs = inputs_for(plain, [sigma])
         with torch.no_grad():
             assert torch.equal(mine(**inputs)[0], plain(**inputs)[0])
+
+
+@pytest.mark.moderate
+def test_an_interrupt_never_leaves_the_row_of_one_timestep_under_another():
+    mine, cache = lean(toy_pipeline().transformer)
+
+    def rows(sigma, interrupt=None):
+        with torch.no_grad(), interrupt or contextlib.nullcontext():
+            mine.time_text_embed(torch.tensor([1000 * sigma]), torch.ones(1, 32))
+        return torch.cat([layer.row for layer in cache._layers.values()], dim=1)
+
+    expected = {sigma: rows(sigma) for sigma in (0.5, 0.25)}
+    with Opcodes(file=adaln_cache.__file__) as dry:
+        rows(0.5)
+    assert len(dry.places) > 50 and not torch.equal(expected[0.5], expected[0.25])
+    for index, place in enumerate(dry.places):
+        rows(0.25)
+        with contextlib.suppress(KeyboardInterrupt):
+            rows(0.5, Opcodes(index, file=adaln_cache.__file__))
+        assert torch.equal(rows(0.25), expected[0.25]), place
