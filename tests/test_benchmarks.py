@@ -7,7 +7,6 @@ import io
 import json
 import os
 import runpy
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from tests.benchmarks.kernels import summarize
 from tests.docs.scripts import script
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 # Both processes of a benchmark, which share the imports, since these take longer than the benchmark.
@@ -73,10 +73,13 @@ def test_the_benchmark_of_full_size_measures_its_cases_at_toy_size(execute, monk
     monkeypatch.chdir(ROOT)  # of the processes of the cases
     places = ["--out", str(tmp_path), "--folder", str(tmp_path / "model")]
     execute("tests.benchmarks.fullsize", "--tiny", *places, "--cases", *cases)
-    measured = json.loads((tmp_path / "fullsize-tiny.json").read_text())["cases"]
+    results = json.loads((tmp_path / "fullsize-tiny.json").read_text())
+    measured, tables = results["cases"], script("tables")
     assert set(measured) == set(cases)
     assert [facts.get("failed") for facts in measured.values()] == [None] * 3
     assert measured["fast"]["times plain diffusers"] > 0
+    assert all(tables.gpu.ROWS[name] in tables.gpu.table(results) for name in cases)
+    assert "| lean: bytes of plain bf16 | equal | 1 | yes |" in tables.comparisons(results)
 
 
 @pytest.mark.slow
@@ -110,9 +113,7 @@ def test_the_benchmark_of_a_grid_by_several_processes_measures_the_row_of_its_ta
 @pytest.mark.slow
 def test_the_benchmark_of_a_picture_over_several_gpus_measures_the_row_of_its_table(tmp_path):
     rows = tmp_path / "rows.json"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-c", TWO_PROCESSES, "--tiny", "--out", str(rows)]
     environment = {**os.environ, **address, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment)

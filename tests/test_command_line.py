@@ -20,6 +20,7 @@ import fluxnb as fnb
 from fluxnb.__main__ import main
 from fluxnb.grid import launcher
 from fluxnb.grid.launcher import Launcher, Outcome
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--height", "32", "--width", "32"]
@@ -344,11 +345,7 @@ with open(f"{sys.argv[3]}/{os.environ['RANK']}.json", "w") as stream:
 
 @pytest.mark.long
 def test_two_machines_under_accelerate_share_a_grid(toy, toy_folder, tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     script, reports = tmp_path / "script.py", tmp_path / "reports"
     script.write_text(SCRIPT)
     reports.mkdir()

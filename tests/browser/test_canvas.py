@@ -8,6 +8,7 @@ import pytest
 from fluxnb.widgets import canvas
 from fluxnb.widgets.drawing import MOST_POINTS
 from tests.browser.hosts import HOSTS, low_contrasts, open_widget
+from tests.browser.kernel import execute
 from tests.browser.test_access import RUN, swipe
 from tests.browser.waiting import expect, wait_for_value
 
@@ -152,16 +153,8 @@ def test_points_arrive_in_the_kernel_and_come_from_it(run_notebook, page):
     drag(page, (-2, -1), (2, -1))
     count = len(page.locator(".fluxnb-dots").get_attribute("d").split("M")) - 1
     assert count > 100
-    script = """async ([code]) => {
-      const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-      let text = "";
-      const future = kernel.requestExecute({ code });
-      future.onIOPub = ({ content }) => { text += content.text ?? ""; };
-      await future.done;
-      return text.trim();
-    }"""
-    wait_for_value(page, lambda: page.evaluate(script, ["print(drawing.points.shape)"]), f"({count}, 2)")
-    assert float(page.evaluate(script, ["print(drawing.points[:, 1].mean())"])) == pytest.approx(-1, abs=0.1)
-    page.evaluate(script, ["drawing.points = 'ring'"])
+    wait_for_value(page, lambda: execute(page, "print(drawing.points.shape)"), f"({count}, 2)")
+    assert float(execute(page, "print(drawing.points[:, 1].mean())")) == pytest.approx(-1, abs=0.1)
+    execute(page, "drawing.points = 'ring'")
     expect(page.locator(".fluxnb-count")).to_have_text("600 points")
     assert not page.errors

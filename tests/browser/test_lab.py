@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from tests.browser.kernel import execute
 from tests.browser.waiting import expect, wait_for_silence, wait_for_value
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' <img src=x onerror=window.owned=2>"
@@ -48,15 +49,7 @@ def test_the_scrubber_works_in_jupyterlab_and_sends_few_messages(run_notebook, p
     wait_for_silence(page, sent)
     assert len(sent) < 16, "of 106 moves, at most one is sent in a tenth of a second"
     slider.press("End")
-    read = """async () => {
-      const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-      const future = kernel.requestExecute({ code: "print(widget.sigma)" });
-      let text = "";
-      future.onIOPub = (m) => { if (m.header.msg_type === "stream") text += m.content.text; };
-      await future.done;
-      return text.trim();
-    }"""
-    wait_for_value(page, lambda: page.evaluate(read), "0.0")  # the last move arrives in Python
+    wait_for_value(page, lambda: execute(page, "print(widget.sigma)"), "0.0")  # the last move arrives in Python
     assert page.locator(".jp-Notebook .jp-CodeCell").count() == 2
     assert not page.errors and not page.outside
     if shots := os.environ.get("FLUXNB_SCREENSHOTS"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser.kernel import execute
 from tests.browser.waiting import expect, wait_until
 
 NASTY = "</script><script>window.owned=1</script></style> \" ' & <img src=x onerror=window.owned=2> <b>bold</b>"
@@ -37,22 +38,6 @@ def fill(page, **fields: str) -> None:
 
 def button(page):
     return page.locator(".fluxnb-lab button.fluxnb-main")
-
-
-def execute(page, code: str) -> str:
-    """Run code on the notebook's kernel, as another cell would; returns what it printed."""
-    return page.evaluate(
-        """async (code) => {
-          const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-          const future = kernel.requestExecute({ code });
-          let text = "";
-          future.onIOPub = (m) => { if (m.header.msg_type === "stream") text += m.content.text;
-                                    if (m.header.msg_type === "error") text += m.content.evalue; };
-          await future.done;
-          return text;
-        }""",
-        code,
-    )
 
 
 def shot(page, name: str) -> None:
@@ -95,7 +80,7 @@ def test_generate_fills_all_tiles(opened):
     print(f"from click to first picture: {milliseconds:.0f} ms")
     expect(page.locator(".fluxnb-progress-text")).to_contain_text("6 pictures in")
     shot(page, "lab_finished")
-    assert execute(page, "print(repr(lab.grid), len(lab.grids))").strip().endswith("2")
+    assert execute(page, "print(repr(lab.grid), len(lab.grids))").endswith("2")
 
 
 def test_previews_are_displayed_and_another_cell_runs_meanwhile(opened):
@@ -118,7 +103,7 @@ def test_previews_are_displayed_and_another_cell_runs_meanwhile(opened):
     phase(page, "finished")
     same = "again = fnb.sweep(flux, prompts='a red fox', seeds=range(8), steps=4)\n" \
         "print(all(x.image.tobytes() == y.image.tobytes() for x, y in zip(lab.grid, again)))"  # fmt: skip
-    assert execute(page, same).strip() == "True"
+    assert execute(page, same) == "True"
 
 
 def test_stop_takes_effect_within_one_step(opened):

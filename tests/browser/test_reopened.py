@@ -7,6 +7,7 @@ import urllib.request
 
 import pytest
 
+from tests.browser.kernel import execute
 from tests.browser.waiting import expect, wait_for_images, wait_for_value
 
 SCRUB = """from tests.scenes import grid, trajectory
@@ -68,15 +69,7 @@ def test_a_saved_notebook_displays_every_widget_again(run_notebook, page, lab, f
     page.locator(".fluxnb-explore").first.locator(".fluxnb-tile").first.focus()
     page.keyboard.press("s")
     code = "print(explorer.stars, [len(cell.steps) if 0 else cell.recipe.seed for cell in explorer.starred])"
-    read = """async (code) => {
-      const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
-      const future = kernel.requestExecute({ code });
-      let text = "";
-      future.onIOPub = (m) => { if (m.header.msg_type === "stream") text += m.content.text; };
-      await future.done;
-      return text.trim();
-    }"""
-    wait_for_value(page, lambda: page.evaluate(read, code), "[0] [0]")
+    wait_for_value(page, lambda: execute(page, code), "[0] [0]")
     save(page)
 
     # With the kernel: the outputs connect to the widgets again.

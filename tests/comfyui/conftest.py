@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import FLAGS
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 MODEL_FILES = (
@@ -84,9 +84,7 @@ def serving(home: str, folder: Path) -> Iterator[Server]:
         (folder / "models" / name).touch()
     (folder / "custom_nodes").mkdir()
     shutil.copytree(ROOT / "comfyui", folder / "custom_nodes" / "fluxnb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--cpu", "--disable-auto-launch", "--listen", "127.0.0.1", "--port", str(port)]
     program = [os.environ.get("COMFYUI_PYTHON", sys.executable), "main.py"]
     command = [*program, *options, "--base-directory", str(folder)]

@@ -287,26 +287,23 @@ def test_a_copied_module_has_a_lock_of_its_own():
 
 
 # -------------------------------------------------------------------------------------------------- presets
-def transformer_calls(transformer):
-    """Two calls at different timesteps, the reading of each made alone first."""
+def assert_each_call_gives_what_it_gives_alone(transformer):
+    """Two calls at different timesteps, twenty times at once."""
     inputs = [inputs_for(transformer, [sigma], seed=seed) for seed, sigma in enumerate((0.9, 0.31))]
-    calls = [lambda given=given: transformer(**given)[0] for given in inputs]
-    return calls
+
+    def twenty(given):
+        with torch.no_grad():
+            return [transformer(**given)[0] for _ in range(20)]
+
+    alone = [twenty(given)[0] for given in inputs]
+    for right, results in zip(alone, in_threads(*[lambda given=given: twenty(given) for given in inputs]), strict=True):
+        assert all(torch.equal(right, result) for result in results)
 
 
 @pytest.mark.moderate
 @pytest.mark.parametrize("preset", STATEFUL)
 def test_raw_calls_at_different_timesteps_give_what_each_gives_alone(toy_folder, preset):
-    transformer = built(toy_folder, preset).transformer
-    calls = transformer_calls(transformer)
-
-    def many(call):
-        with torch.no_grad():
-            return [call() for _ in range(20)]
-
-    alone = [many(call)[0] for call in calls]
-    for right, results in zip(alone, in_threads(*[lambda call=call: many(call) for call in calls]), strict=True):
-        assert all(torch.equal(right, result) for result in results)
+    assert_each_call_gives_what_it_gives_alone(built(toy_folder, preset).transformer)
 
 
 @pytest.mark.moderate
@@ -414,15 +411,7 @@ def test_a_replayed_transformer_is_exclusive():
         return (lambda: answer.copy_(call())), answer
 
     GraphReplay(transformer, record)
-    calls = transformer_calls(transformer)
-
-    def many(call):
-        with torch.no_grad():
-            return [call() for _ in range(20)]
-
-    alone = [many(call)[0] for call in calls]
-    for right, results in zip(alone, in_threads(*[lambda call=call: many(call) for call in calls]), strict=True):
-        assert all(torch.equal(right, result) for result in results)
+    assert_each_call_gives_what_it_gives_alone(transformer)
 
 
 def test_what_a_plain_pipeline_holds_is_not_exclusive(toy):
