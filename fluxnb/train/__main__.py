@@ -21,6 +21,12 @@ POCKET_FOLDER = Path(__file__).parents[1] / "pocket"
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; `--help` lists them."""
+    options = _parser().parse_args(arguments)
+    run: Callable[[argparse.Namespace], None] = options.run
+    run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fluxnb.train",
         description="Train pocket, stage by stage: atlas, autoencoder, judge, teacher, pairs, reflow --warm, student, "
@@ -32,9 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     _add_distillation(commands)
     _add_evaluation(commands)
     _add_ship(commands)
-    options = parser.parse_args(arguments)
-    run: Callable[[argparse.Namespace], None] = options.run
-    run(options)
+    return parser
 
 
 # ---------------------------------------------------------------------------------------------------------- options
@@ -61,7 +65,11 @@ def _add_training(commands: Any) -> None:
 
 def _add_teacher_options(stage: argparse.ArgumentParser) -> None:
     stage.add_argument(
-        "--start", type=Path, metavar="FOLDER", help="continue from the denoiser of a run or of fluxnb/pocket"
+        "--pretrained",
+        "--start",  # the name in the commands of earlier cards, which torchrun reads as an option of its own
+        type=Path,
+        metavar="FOLDER",
+        help="continue from the denoiser of a run or of fluxnb/pocket",
     )
     stage.add_argument("--optimizer", choices=OPTIMIZERS, help="muon applies to the matrices of the blocks")
     stage.add_argument("--muon-lr-ratio", type=float, help="learning rate of Muon relative to AdamW's")
@@ -197,7 +205,7 @@ def _train(options: argparse.Namespace) -> None:
     else:
         from fluxnb.train.stages.teacher import train_teacher
 
-        train_teacher(preset, options.out, rank, options.start, options.compile)
+        train_teacher(preset, options.out, rank, options.pretrained, options.compile)
     rank.leave()
 
 

@@ -65,10 +65,15 @@ def test_noise_levels_shift_with_the_number_of_tokens():
 
 
 def test_a_decoder_is_trained_further_while_its_latents_stay(run, tmp_path):
-    main(["autoencoder", "--preset", "tiny", "--out", str(tmp_path), "--start", str(run / "vae")])
+    main(["autoencoder", "--preset", "tiny", "--out", str(tmp_path), "--pretrained", str(run / "vae")])
     before, after = (AutoencoderKL.from_pretrained(folder / "vae").state_dict() for folder in (run, tmp_path))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_a_decoder_that_was_trained_further_does_not_name_the_folder_it_came_from(run, tmp_path):
+    main(["autoencoder", "--preset", "tiny", "--out", str(tmp_path), "--pretrained", str(run / "vae")])
+    assert (tmp_path / "vae" / "config.json").read_text() == (run / "vae" / "config.json").read_text()
 
 
 @pytest.mark.parametrize("added", [1, 3])
@@ -99,7 +104,7 @@ def test_training_of_the_teacher_continues_from_a_file(run, tmp_path):
     networks.save_denoiser(model, tmp_path)
     again = networks.load_denoiser(TINY.sizes, tmp_path / "teacher.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
-    start = ["--start", str(run / "teacher.safetensors"), "--iterations", "2"]
+    start = ["--pretrained", str(run / "teacher.safetensors"), "--iterations", "2"]
     main(["teacher", "--preset", "tiny", "--out", str(run), *start])
 
 

@@ -72,24 +72,26 @@ def test_muon_trains_a_teacher(tmp_path):
 
 @pytest.mark.moderate
 def test_the_validation_loss_is_the_same_function_for_both_optimizers(run, tmp_path):
-    (adamw,) = validations(train(tmp_path / "adamw", "--learning-rate", "0", "--start", str(run)))
-    (muon,) = validations(train(tmp_path / "muon", "--learning-rate", "0", "--start", str(run), "--optimizer", "muon"))
+    (adamw,) = validations(train(tmp_path / "adamw", "--learning-rate", "0", "--pretrained", str(run)))
+    (muon,) = validations(
+        train(tmp_path / "muon", "--learning-rate", "0", "--pretrained", str(run), "--optimizer", "muon")
+    )
     (moved,) = validations(
-        train(tmp_path / "moved", "--learning-rate", "0.1", "--start", str(run), "--optimizer", "muon")
+        train(tmp_path / "moved", "--learning-rate", "0.1", "--pretrained", str(run), "--optimizer", "muon")
     )
     assert adamw == muon != moved
 
 
 @pytest.mark.moderate
 def test_a_shipped_teacher_continues_with_the_loss_of_its_run(run, shipped, tmp_path):
-    (from_run,) = validations(train(tmp_path / "run", "--learning-rate", "0", "--start", str(run)))
-    (from_shipped,) = validations(train(tmp_path / "shipped", "--learning-rate", "0", "--start", str(shipped)))
+    (from_run,) = validations(train(tmp_path / "run", "--learning-rate", "0", "--pretrained", str(run)))
+    (from_shipped,) = validations(train(tmp_path / "shipped", "--learning-rate", "0", "--pretrained", str(shipped)))
     assert from_shipped == pytest.approx(from_run, rel=1e-3)  # the shipped autoencoder is in half precision
 
 
 @pytest.mark.moderate
 def test_a_continued_run_can_be_shipped(shipped, tmp_path):
-    train(tmp_path / "run", "--start", str(shipped))
+    train(tmp_path / "run", "--pretrained", str(shipped))
     again = ship(tmp_path / "run", tmp_path / "again", TINY.sizes)
     assert (again / "base" / "vae").is_dir() and (again / "judge.safetensors").exists()
 
@@ -98,7 +100,7 @@ def test_a_continued_run_can_be_shipped(shipped, tmp_path):
 def test_the_card_keeps_the_previous_training_of_a_continued_teacher(shipped, tmp_path):
     before = json.loads((shipped / "card.json").read_text())["training"]["teacher"]
     to = Path(shutil.copytree(shipped, tmp_path / "to"))
-    train(tmp_path / "run", "--start", str(shipped))
+    train(tmp_path / "run", "--pretrained", str(shipped))
     for _ in range(2):  # the second time adds nothing
         ship(tmp_path / "run", to, TINY.sizes)
     assert json.loads((to / "card.json").read_text())["training"]["teacher"]["previous"] == before
@@ -118,18 +120,18 @@ def test_pretrained_weights_get_a_short_warmup(run, tmp_path, monkeypatch, start
     slow = dataclasses.replace(TINY, teacher=dataclasses.replace(TINY.teacher, warmup=500))
     monkeypatch.setitem(PRESETS, "tiny", slow)
     shutil.copytree(run / "vae", tmp_path / "vae")
-    train(tmp_path, *(["--start", str(run)] if start else []))
+    train(tmp_path, *(["--pretrained", str(run)] if start else []))
     assert warmups == [iterations]
 
 
 def test_weights_of_another_preset_are_rejected(tmp_path):
     with pytest.raises(InputError, match="--preset"):
-        train(tmp_path, "--start", str(SHIPPED))
+        train(tmp_path, "--pretrained", str(SHIPPED))
 
 
 def test_a_start_without_a_denoiser_is_rejected(tmp_path):
-    with pytest.raises(StorageError, match="--start fluxnb/pocket"):
-        train(tmp_path / "run", "--start", str(tmp_path))
+    with pytest.raises(StorageError, match="--pretrained fluxnb/pocket"):
+        train(tmp_path / "run", "--pretrained", str(tmp_path))
 
 
 def test_the_error_for_a_missing_autoencoder_names_the_command(tmp_path):
@@ -140,7 +142,7 @@ def test_the_error_for_a_missing_autoencoder_names_the_command(tmp_path):
 @pytest.mark.moderate
 def test_another_autoencoder_is_rejected(run, tmp_path):
     with pytest.raises(StorageError, match="two autoencoders"):
-        train(run_folder(tmp_path, seed=1), "--start", str(run))
+        train(run_folder(tmp_path, seed=1), "--pretrained", str(run))
 
 
 def test_the_shipped_tokenizers_agree_with_the_built_ones():

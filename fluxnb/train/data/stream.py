@@ -44,7 +44,7 @@ class Chunk:
 def draw_chunks(
     counts: Iterable[tuple[Shape, int]], seed: int, *, held_out: bool | None = False, workers: int = 0
 ) -> Iterator[Chunk]:
-    """Sample scenes in chunks of at most `CHUNK`.
+    """Sample scenes in chunks of at most `CHUNK`. The worker processes begin at once, before the first chunk is used.
 
     Arguments:
         counts: shapes with their number of scenes.
@@ -59,12 +59,12 @@ def draw_chunks(
     ]
     many = min(len(jobs), workers or cores_per_rank())
     if many <= 1 or sum(count for _, _, _, count, _ in jobs) <= CHUNK:  # starting processes takes longer
-        yield from (_chunk(job[0], arrays) for job, arrays in zip(jobs, itertools.starmap(_work, jobs), strict=True))
-        return
+        return (_chunk(job[0], arrays) for job, arrays in zip(jobs, itertools.starmap(_work, jobs), strict=True))
     spawned = get_context("spawn")  # a fork of a process that has a GPU or threads is not safe
-    with ProcessPoolExecutor(many, mp_context=spawned, initializer=_one_thread) as pool:
-        for job, arrays in zip(jobs, pool.map(_work, *zip(*jobs, strict=True)), strict=True):
-            yield _chunk(job[0], arrays)
+    pool = ProcessPoolExecutor(many, mp_context=spawned, initializer=_one_thread)
+    results = pool.map(_work, *zip(*jobs, strict=True))
+    pool.shutdown(wait=False)  # after the jobs that it has
+    return (_chunk(job[0], arrays) for job, arrays in zip(jobs, results, strict=True))
 
 
 def draw_pairs(

@@ -61,9 +61,11 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--rate", type=float, dest="learning_rate", help="learning rate")
             stage.add_argument("--scenes", type=int, help="distinct scenes per device")
         if name == "autoencoder":
-            stage.add_argument("--start", type=Path, help="folder of an autoencoder whose decoder is trained further")
+            stage.add_argument(
+                "--pretrained", type=Path, help="folder of an autoencoder whose decoder is trained further"
+            )
         if name == "teacher":
-            stage.add_argument("--start", type=Path, help="file of pretrained weights")
+            stage.add_argument("--pretrained", type=Path, help="file of pretrained weights")
             stage.add_argument("--seed", type=int, default=3000, help="of the scenes; another continues with new ones")
             stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
             stage.add_argument("--cooldown", type=float, help="last share of the iterations, in which the rate falls")
@@ -100,7 +102,7 @@ def _autoencoder(options: argparse.Namespace, preset: Preset, rank: Rank) -> Non
 
     changes = _given(options, "seconds", "iterations", "learning_rate", "scenes")
     schedule = dataclasses.replace(preset.autoencoder, **changes)
-    train_autoencoder(dataclasses.replace(preset, autoencoder=schedule), options.out, rank, options.start)
+    train_autoencoder(dataclasses.replace(preset, autoencoder=schedule), options.out, rank, options.pretrained)
 
 
 def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
@@ -109,7 +111,7 @@ def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     changes = _given(options, "seconds", "iterations", "learning_rate", "scenes", "warmup", "cooldown")
     schedule = dataclasses.replace(preset.teacher, **changes)
     preset = dataclasses.replace(preset, teacher=schedule, **_given(options, "tokens"))
-    train_teacher(preset, options.out, rank, options.start, options.compile, seed=options.seed)
+    train_teacher(preset, options.out, rank, options.pretrained, options.compile, seed=options.seed)
 
 
 def _student(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:

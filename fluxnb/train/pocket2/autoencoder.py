@@ -39,7 +39,9 @@ def train_autoencoder(preset: Preset, out: Path, rank: Rank, start: Path | None 
     log = Log(out / "autoencoder.jsonl", rank)
     order = torch.channels_last if cuda else torch.contiguous_format
     renderer = Renderer(rank.device)
-    vae = build_autoencoder(preset.sizes) if start is None else AutoencoderKL.from_pretrained(start).train()
+    vae = build_autoencoder(preset.sizes).train()
+    if start is not None:
+        vae.load_state_dict(AutoencoderKL.from_pretrained(start).state_dict())
     vae = vae.to(rank.device, memory_format=order)
     rank.broadcast_weights(vae)
     if start is not None:

@@ -12,7 +12,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from fluxnb.records.latents import pack, unpack
 from fluxnb.train.config import Schedule
 from fluxnb.train.data.drawing import Renderer
 from fluxnb.train.data.layouts import Shape
-from fluxnb.train.data.stream import draw_chunks
+from fluxnb.train.data.stream import Chunk, draw_chunks
 from fluxnb.train.data.vocabulary import CAPTION_TOKENS, CLIP_TOKENS, Tokenizers
 from fluxnb.train.networks.build import count_parameters
 from fluxnb.train.networks.denoiser import Denoiser
@@ -88,29 +88,36 @@ def train_teacher(
     )
     rank.broadcast_weights(model)
     optimizer = _optimizer(model, schedule)
+    chunks = draw_chunks(scene_counts(preset, schedule.scenes), seed + rank.index)  # drawn while the blocks compile
+
+    def loss_of(batch: Batch) -> Tensor:
+        with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
+            return flow_loss(model, batch)
+
+    if cuda and compiled != "none":
+        compile_blocks(model, dynamic=compiled == "dynamic")
+        for _, _, batches in random_batches(preset, rank):
+            loss_of(next(batches)).mean().backward()
+        optimizer.zero_grad()
+    compiling = time.perf_counter() - started
     vae = AutoencoderKL.from_pretrained(out / "vae").to(rank.device).eval()
     renderer = Renderer(rank.device)
-    tables = cache(vae, renderer, preset, schedule.scenes, seed=seed + rank.index)
-    validation = (
-        cache(vae, renderer, preset, schedule.validation, seed=VALIDATION_SEED, workers=1) if rank.first else []
-    )
+    tables = cache(vae, renderer, chunks)
+    validation: list[Table] = []
+    if rank.first:
+        counts = scene_counts(preset, schedule.validation)
+        validation = cache(vae, renderer, draw_chunks(counts, VALIDATION_SEED, workers=1))
     empty = tuple(ids.to(rank.device, torch.int16) for ids in Tokenizers()([""]))
     average = Average(model, schedule.ema, pretrained=start is not None)
     log(
         parameters={name: count_parameters(part) for name, part in model.named_children()},
         cached={f"{t.shape.height}x{t.shape.width}": len(t.latents) for t in tables},
         latent_std=float(tables[0].latents[:4096].float().std()),
-        cache_seconds=time.perf_counter() - started,
+        compile_seconds=compiling,
+        cache_seconds=time.perf_counter() - started - compiling,
         start=None if start is None else start.name,
         seed=seed,
     )
-    if cuda and compiled != "none":
-        compile_blocks(model, dynamic=compiled == "dynamic")
-
-    def loss_of(batch: Batch) -> Tensor:
-        with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
-            return flow_loss(model, batch)
-
     pace, batches = Pace(schedule, rank), draw_batches(tables, preset, rank, empty, seed=seed)
     running, pictures, saved = torch.zeros((), device=rank.device), 0, time.perf_counter()
     for iteration in pace:
@@ -137,7 +144,6 @@ def train_teacher(
         iterations=pace.total,
         pictures=pictures,
         seconds=pace.seconds(),
-        compile_seconds=pace.compiling,
         devices=rank.world,
     )
     average.swap()
@@ -172,16 +178,7 @@ def compile_steps(preset: Preset, rank: Rank, compiled: str) -> None:
     cuda = rank.device.type == "cuda"
     if cuda and compiled != "none":
         compile_blocks(model, dynamic=compiled == "dynamic")
-    paddings = dict.fromkeys([preset.paddings[0][0], preset.paddings[-1][0]])
-    for padding, shape in itertools.product(paddings, dict(preset.shapes)):
-        table = Table(
-            shape,
-            torch.randn(8, preset.sizes.latent_channels, shape.height // 8, shape.width // 8, device=rank.device),
-            torch.ones(8, CLIP_TOKENS, dtype=torch.int16, device=rank.device),
-            torch.zeros(8, CAPTION_TOKENS, dtype=torch.int16, device=rank.device),
-        )
-        only = dataclasses.replace(preset, paddings=((padding, 1.0),))
-        batches = draw_batches([table], only, rank, (table.clip_ids[:1], table.t5_ids[:1]))
+    for padding, shape, batches in random_batches(preset, rank):
         seconds = []
         for batch in itertools.islice(batches, 5):
             started = time.perf_counter()
@@ -195,16 +192,27 @@ def compile_steps(preset: Preset, rank: Rank, compiled: str) -> None:
         print(json.dumps(facts | {"first": seconds[0], "step": min(seconds)}), flush=True)
 
 
-def cache(
-    vae: AutoencoderKL, renderer: Renderer, preset: Preset, scenes: int, *, seed: int, workers: int = 0
-) -> list[Table]:
-    """Latents and token ids of scenes; each shape has as many as its share of the pictures in batches."""
+def random_batches(preset: Preset, rank: Rank) -> Iterator[tuple[int, Shape, Iterator[Batch]]]:
+    """Endless batches of random latents for every shape, each with the most frequent padding and the last one."""
+    paddings = dict.fromkeys([preset.paddings[0][0], preset.paddings[-1][0]])
+    for padding, shape in itertools.product(paddings, dict(preset.shapes)):
+        table = Table(
+            shape,
+            torch.randn(8, preset.sizes.latent_channels, shape.height // 8, shape.width // 8, device=rank.device),
+            torch.ones(8, CLIP_TOKENS, dtype=torch.int16, device=rank.device),
+            torch.zeros(8, CAPTION_TOKENS, dtype=torch.int16, device=rank.device),
+        )
+        only = dataclasses.replace(preset, paddings=((padding, 1.0),))
+        yield padding, shape, draw_batches([table], only, rank, (table.clip_ids[:1], table.t5_ids[:1]))
+
+
+def cache(vae: AutoencoderKL, renderer: Renderer, chunks: Iterable[Chunk]) -> list[Table]:
+    """Latents and token ids of scenes, one table per shape."""
     device = renderer.device
-    counts = scene_counts(preset, scenes)
-    found: dict[Shape, list[tuple[Tensor, Tensor, Tensor]]] = {shape: [] for shape, _ in counts}
-    for chunk in draw_chunks(counts, seed, workers=workers):
+    found: dict[Shape, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for chunk in chunks:
         latents = encode(vae, renderer, chunk.layout.to(device), chunk.shape)
-        found[chunk.shape].append((latents, chunk.clip_ids.to(device), chunk.t5_ids.to(device)))
+        found.setdefault(chunk.shape, []).append((latents, chunk.clip_ids.to(device), chunk.t5_ids.to(device)))
     return [Table(shape, *map(torch.cat, zip(*parts, strict=True))) for shape, parts in found.items()]
 
 

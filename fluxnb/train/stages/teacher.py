@@ -194,7 +194,7 @@ def load_start(sizes: Sizes, start: Path) -> Denoiser:
     raise StorageError(
         f"no denoiser in {start}",
         "a run's folder holds transformer.safetensors and text.safetensors, a shipped one base/transformer",
-        "type --start fluxnb/pocket, or leave --start out to begin from random weights",
+        "type --pretrained fluxnb/pocket, or leave --pretrained out to begin from random weights",
     )
 
 
@@ -217,7 +217,7 @@ def copy_prerequisites(start: Path | None, out: Path, rank: Rank) -> None:
     if not (out / "vae").is_dir():
         raise StorageError(
             f"no autoencoder in {out}",
-            "a teacher learns the latents of the autoencoder in vae/, which --start copies if it is given",
+            "a teacher learns the latents of the autoencoder in vae/, which --pretrained copies if it is given",
             f"train it: python -m fluxnb.train autoencoder --out {out}",
         )
 
