@@ -100,13 +100,12 @@ def reason_without_recipe(call: CallTrace, item: int) -> str:
     """Why no recipe repeats this picture, in one sentence; "" where one does."""
     if call.flux is None or call.surroundings is None:
         return f"fluxnb has no model for a {type(call.pipe).__name__}"
-    reasons = (
-        _reason_in_arguments(call, call.flux, item),
-        call.surroundings.reason,
-        _reason_in_progress(call),
-        call.surroundings.reason_afterwards(call.pipe),
+    return (
+        _reason_in_arguments(call, call.flux, item)
+        or call.surroundings.reason
+        or _reason_in_progress(call)
+        or call.difference()
     )
-    return next(filter(None, reasons), "")
 
 
 def _reason_in_arguments(call: CallTrace, flux: Flux, item: int) -> str:

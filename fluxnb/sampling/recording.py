@@ -256,6 +256,7 @@ class CallTrace:
         self.seeds: tuple[int | None, ...] = ()
         self.surroundings: Surroundings | None = None
         self.followed_callback = False
+        self._difference: str | None = None
         self.changed = ""  # what a callback or a hook changed, in words
         self.words: tuple[PromptWords, ...] = ()
         self.levels: list[float] = []
@@ -294,6 +295,12 @@ class CallTrace:
     def words_of(self, item: int) -> tuple[str, ...]:
         """The words of one picture's prompt, where attention is recorded."""
         return self.words[item * len(self.words) // self.count].words if self.words else ()
+
+    def difference(self) -> str:
+        """What differs in the pipeline after the computations from before, in words; compared once."""
+        if self._difference is None:
+            self._difference = "" if self.surroundings is None else self.surroundings.reason_afterwards(self.pipe)
+        return self._difference
 
     @property
     def last_x(self) -> Tensor | None:
@@ -455,6 +462,9 @@ class CallTrace:
             picture = args[0] if args else kwargs.get("image")
             if isinstance(picture, Tensor):
                 self._finite_picture = torch.isfinite(picture).all()
+            if len(self.steps) == self.planned:
+                # Nothing after this changes the picture, and a GPU is still decoding it while the models are compared.
+                self.difference()
         return original(*args, **kwargs)
 
     def _prepare_latents(self, original: Wrapper, *args: Any, **kwargs: Any) -> Any:
