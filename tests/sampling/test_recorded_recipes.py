@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fluxnb as fnb
+from fluxnb.sampling import recorded_recipe
 from tests.conftest import toy_pipeline
 
 pytestmark = pytest.mark.slow
@@ -386,3 +387,25 @@ def test_the_reason_is_displayed_and_stored(toy_pipe, tmp_path):
     assert trajectory.recipe_missing == "prompt_2 is not part of a recipe"
     assert "no recipe: prompt_2" in repr(trajectory)
     assert fnb.open_trajectory(trajectory.save(tmp_path / "a")).recipe_missing == trajectory.recipe_missing
+
+
+def test_the_models_are_compared_once_after_the_decoding_and_before_the_picture_is_converted(toy_pipe, monkeypatch):
+    order, compare = [], recorded_recipe.Surroundings.reason_afterwards
+    convert = type(toy_pipe.image_processor).postprocess
+
+    def compared(self, pipe):
+        order.append("compared")
+        return compare(self, pipe)
+
+    def converted(self, *args, **kwargs):
+        order.append("converted")
+        return convert(self, *args, **kwargs)
+
+    monkeypatch.setattr(recorded_recipe.Surroundings, "reason_afterwards", compared)
+    monkeypatch.setattr(type(toy_pipe.image_processor), "postprocess", converted)
+    with fnb.recording(toy_pipe) as recorder:
+        for _ in range(2):  # previews of the first call are fitted to decoded pictures
+            order.clear()
+            toy_pipe(["a fox", "a dog"], num_inference_steps=2, height=32, width=32, max_sequence_length=48,
+                     generator=[fresh(1), fresh(2)], guidance_scale=0.0)  # fmt: skip
+    assert order == ["compared", "converted"] and all(each.recipe for each in recorder.trajectories)
