@@ -39,7 +39,7 @@ from fluxnb.planning.hardware import GIB, detect
 from fluxnb.planning.plan import Plan, convert_out_of_memory
 from fluxnb.planning.requirements import DECODING
 from fluxnb.records import Geometry, Pair
-from fluxnb.records.latents import LinearRGB
+from fluxnb.records.latents import LinearRGB, to_pixels
 from fluxnb.records.recipe import Recipe, ResolvedRecipe
 from fluxnb.runtime.adaln_cache import expecting
 from fluxnb.runtime.compat import execution_device, placement_markers
@@ -525,9 +525,7 @@ class Flux:
                     to_vae=self.family.to_vae,
                     together=together,
                 )
-                # diffusers rounds on the CPU; rounding on the device gives the same bytes and transfers a quarter.
-                picture = (colors.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-                queued.append((picture, torch.isfinite(colors).all()))
+                queued.append((to_pixels(colors), torch.isfinite(colors).all()))
             if has_model_hooks(self.pipe):
                 self.pipe.maybe_free_model_hooks()
 

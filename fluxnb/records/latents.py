@@ -20,7 +20,7 @@ from torch import Tensor
 from fluxnb.errors import shorten
 from fluxnb.records.geometry import FLUX1
 
-__all__ = ["Decode", "LinearRGB", "fit_linear", "pack", "token_grid", "tokens_in", "unpack"]
+__all__ = ["Decode", "LinearRGB", "fit_linear", "pack", "to_pixels", "token_grid", "tokens_in", "unpack"]
 
 Latents = Float[Tensor, "*batch channels height width"]
 Tokens = Float[Tensor, "*batch tokens features"]
@@ -46,6 +46,14 @@ def unpack(tokens: Tokens, height: int, width: int) -> Latents:
         InputError: the number of tokens does not fit the size.
     """
     return FLUX1.latents(tokens, height, width)
+
+
+def to_pixels(colors: Float[Tensor, "*batch 3 height width"]) -> Pixels:
+    """Colors (..., 3, height, width) from 0 to 1 as bytes (..., height, width, 3), with the bytes of diffusers.
+
+    diffusers rounds on the CPU. Rounding on a GPU gives the same bytes, and a quarter of the data is transferred.
+    """
+    return (colors.float() * 255).round().to(torch.uint8).movedim(-3, -1).contiguous()
 
 
 def token_grid(height: int, width: int) -> tuple[int, int]:

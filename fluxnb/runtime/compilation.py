@@ -32,6 +32,7 @@ from fluxnb.runtime.compat import (
 from fluxnb.runtime.cuda_graphs import GraphReplay
 from fluxnb.runtime.exclusive import ExclusiveGroup, group_of
 from fluxnb.runtime.parallel import agreed, split_decoder, split_transformer
+from fluxnb.runtime.pictures import convert_on_device
 from fluxnb.runtime.quantisation import block_layers, quantise_layers
 from fluxnb.units import duration
 
@@ -133,6 +134,7 @@ def compile_pipeline(
         ExclusiveGroup(transformer, device=device)
     support_adapters(pipe, device)
     remember_device(pipe)
+    convert_on_device(pipe.image_processor)
     return SpeedupReport(tuple(steps.speedups), steps.attention)
 
 

@@ -17,6 +17,7 @@ from fluxnb.families.reading import TrigFlow, prediction_of
 from fluxnb.pipeline.state import state_of
 from fluxnb.records import Step, Trajectory
 from fluxnb.records.geometry import FLUX1
+from fluxnb.records.latents import to_pixels
 from fluxnb.sampling.recorded_recipe import prompt_of, recipe_of
 
 if TYPE_CHECKING:
@@ -130,9 +131,7 @@ def pictures_of(output: Any) -> list[Image.Image] | None:
     if isinstance(result, np.ndarray):
         result = torch.from_numpy(result).movedim(-1, 1)
     if isinstance(result, Tensor) and result.ndim == 4 and result.shape[1] == 3:
-        # Converted to bytes on the device: floats are four times as much to transfer, and slow to convert on a CPU.
-        small = (result.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-        return [Image.fromarray(each) for each in small.permute(0, 2, 3, 1).contiguous().cpu().numpy()]
+        return [Image.fromarray(each) for each in to_pixels(result.detach().float().clamp(0, 1)).cpu().numpy()]
     return None
 
 
