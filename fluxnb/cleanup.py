@@ -9,7 +9,7 @@ __all__ = ["progress_lock", "release_progress_lock", "undoing"]
 
 
 @contextlib.contextmanager
-def undoing(undo: Callable[[], None]) -> Iterator[None]:
+def undoing(undo: Callable[[], object]) -> Iterator[None]:
     """Call `undo` when the block ends; what it undoes is set up inside the block.
 
     An interrupt may arrive anywhere, also inside `undo`. It is therefore called twice: the second call completes what

@@ -166,9 +166,11 @@ class DecodeWorkers:
             return
         for sampled, (image, seconds), cell in zip(several, images, cells, strict=True):
             try:
-                cell.set_result(self._cell(sampled, image, seconds))
+                result = self._cell(sampled, image, seconds)
             except BaseException as problem:
                 cell.set_exception(problem)
+            else:  # an interrupt inside `set_result` belongs to the caller, since the cell is complete
+                cell.set_result(result)
 
     def _cell(self, sampled: Sampled, image: Image.Image, decode_seconds: float) -> Cell:
         recipe, trajectory = sampled.recipe, sampled.trajectory

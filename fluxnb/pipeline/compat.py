@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import copy
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fluxnb.cleanup import undoing
 from fluxnb.runtime.compat import remember_device
 
 __all__ = [
@@ -194,11 +196,9 @@ def silenced() -> Iterator[None]:
     """Drop the truncation warnings of diffusers and transformers in this context; other threads still get them."""
     for name in LOGGERS:
         logging.getLogger(name).addFilter(_pass_unless_silenced)  # adding a filter twice has no effect
-    token = _SILENCED.set(True)
-    try:
+    with undoing(functools.partial(_SILENCED.set, _SILENCED.get())):
+        _SILENCED.set(True)
         yield
-    finally:
-        _SILENCED.reset(token)
 
 
 def dtype_keyword() -> str:

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fluxnb.cleanup import undoing
 from fluxnb.errors import RunError
 
 __all__ = ["AdaLNCache", "CachedModulation", "expected_timesteps", "expecting", "modulation_layers"]
@@ -287,11 +288,9 @@ def expected_timesteps(pipe: Any) -> Callable[[], Iterable[float]]:
 @contextlib.contextmanager
 def expecting(scheduler: Any) -> Iterator[None]:
     """Name the scheduler of the pipeline calls made inside the block, where it is not the pipeline's own."""
-    token = _SCHEDULER.set(scheduler)
-    try:
+    with undoing(functools.partial(_SCHEDULER.set, _SCHEDULER.get())):
+        _SCHEDULER.set(scheduler)
         yield
-    finally:
-        _SCHEDULER.reset(token)
 
 
 def _timesteps(pipe: Any) -> Iterable[float]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fluxnb.checkpoints.checksums import read_json
 from fluxnb.checkpoints.sources import weight_files
+from fluxnb.cleanup import undoing
 from fluxnb.errors import StorageError, shorten
 from fluxnb.io.headers import Header, StoredTensor, safetensors_header
 from fluxnb.progress import Progress
@@ -360,13 +361,15 @@ def offloaded_blocks(blocks: Sequence[nn.Module], copies: dict[nn.Parameter, Ten
     """
     weights = [weight for block in blocks for weight in block.parameters() if weight.device.type != "cpu"]
     devices = {weight: weight.device for weight in weights}
-    try:
+
+    def restore() -> None:
+        for weight in weights:
+            if weight.numel() == 0:
+                weight.data = copies[weight].to(devices[weight], non_blocking=True)
+
+    with undoing(restore):
         for weight in weights:
             if weight not in copies:
                 copies[weight] = weight.data.to("cpu").pin_memory()
             weight.data = torch.empty(0, dtype=weight.dtype, device=weight.device)
         yield
-    finally:
-        for weight in weights:
-            if weight.numel() == 0:
-                weight.data = copies[weight].to(devices[weight], non_blocking=True)

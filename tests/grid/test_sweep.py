@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 import fluxnb as fnb
 from fluxnb.errors import InputError
+from fluxnb.grid import decode_workers
 from fluxnb.pipeline.state import state_of
 from tests.plain_calls import counted, plain_call
 
@@ -194,6 +196,16 @@ def test_stream_yields_cells_as_they_finish_and_stops_when_the_loop_is_left(toy,
 
 
 @pytest.mark.moderate
+def test_an_interrupt_while_a_cell_is_completed_ends_a_stream(toy, monkeypatch):
+    class Interrupted(Future):
+        def set_result(self, result):
+            super().set_result(result)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(decode_workers, "Future", Interrupted)
+    assert list(fnb.stream(toy, prompts="a fox", seeds=range(2), steps=1)) == []
+
+
 def test_a_stopped_sweep_returns_the_finished_cells(toy, tmp_path):
     steps = []
 

@@ -15,8 +15,10 @@ from fluxnb.checkpoints.sources import POCKET
 from fluxnb.errors import InputError, RunError, StorageError
 from fluxnb.planning.presets import PRESETS
 from fluxnb.planning.requirements import Workload
+from fluxnb.runtime import streaming
 from fluxnb.runtime.assembly import assemble
 from tests.conftest import toy_pipeline
+from tests.interrupts import Opcodes
 from tests.io.test_headers import safetensors
 from tests.offload import group_offload
 from tests.plain_calls import plain_call
@@ -415,3 +417,20 @@ def test_fast_refuses_a_preset_that_moves_its_weights(toy_folder):
     pipe.transformer.to("meta")
     with pytest.raises(InputError, match="weights in one place"):
         compile_pipeline(pipe, CPU, Workload(size=64, text=48))
+
+
+def test_an_interrupt_never_leaves_blocks_without_their_weights():
+    block = torch.nn.Linear(2, 2, device="meta")  # stands for a GPU: weights on the CPU are not moved
+    copies = {weight: torch.ones(weight.shape) for weight in block.parameters()}
+    shapes = [weight.shape for weight in block.parameters()]
+
+    def move(interrupt):
+        with interrupt, streaming.offloaded_blocks([block], copies):
+            assert all(weight.numel() == 0 for weight in block.parameters())
+
+    move(dry := Opcodes(file=streaming.__file__))
+    assert len(dry.places) > 50
+    for index, place in enumerate(dry.places):
+        with contextlib.suppress(KeyboardInterrupt):
+            move(Opcodes(index, file=streaming.__file__))
+        assert [weight.shape for weight in block.parameters()] == shapes, place

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import fluxnb as fnb
+from fluxnb.pipeline import compat
 from fluxnb.pipeline.state import state_of
+from fluxnb.runtime import adaln_cache
 from fluxnb.sampling import patched_method, recording
 from tests.conftest import toy_pipeline
 from tests.interrupts import Lines, Opcodes, Signals, chosen, in_thread
@@ -304,3 +306,25 @@ def test_cleanup_runs_although_an_interrupt_arrives_in_it():
     with contextlib.suppress(KeyboardInterrupt), undoing(undo):
         pass
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    "block, variable, file",
+    [
+        (compat.silenced, compat._SILENCED, compat.__file__),
+        (lambda: adaln_cache.expecting("a scheduler"), adaln_cache._SCHEDULER, adaln_cache.__file__),
+    ],
+    ids=["silenced", "expecting"],
+)
+def test_an_interrupt_never_leaves_a_setting_that_a_block_makes(block, variable, file):
+    def enter(interrupt):
+        with interrupt, block():
+            pass
+
+    before = variable.get()
+    enter(dry := Opcodes(file=file))
+    assert len(dry.places) > 5
+    for index, place in enumerate(dry.places):
+        with contextlib.suppress(KeyboardInterrupt):
+            enter(Opcodes(index, file=file))
+        assert variable.get() is before, place
