@@ -36,6 +36,7 @@ __all__ = [
     "is_group_offloaded",
     "is_library_error",
     "model_offload_hooks",
+    "models_of",
     "module_call_frame",
     "modules_in_float32",
     "placement_markers",
@@ -272,6 +273,14 @@ def execution_device(pipe: Any) -> torch.device:
     return device
 
 
+def models_of(pipe: Any) -> list[nn.Module]:
+    """The models of a pipeline.
+
+    The attributes are copied first, since a call of the pipeline in another thread may add some.
+    """
+    return [part for part in vars(pipe).copy().values() if isinstance(part, nn.Module)]
+
+
 def placement_markers(pipe: Any) -> tuple[Any, ...]:
     """Values that change when `execution_device` may change; a fiftieth of its cost.
 
@@ -279,7 +288,7 @@ def placement_markers(pipe: Any) -> tuple[Any, ...]:
     with weights, and a move changes the device of the first weight. Checked on diffusers 0.42.
     """
     markers: list[Any] = []
-    for model in (part for part in vars(pipe).values() if isinstance(part, torch.nn.Module)):
+    for model in models_of(pipe):
         first = next((part for part in model.modules() if part._parameters), model)
         hooks = (id(getattr(part, name, None)) for part in (model, first) for name in ("_hf_hook", "_diffusers_hook"))
         weight = next((weight for weight in first._parameters.values() if weight is not None), None)

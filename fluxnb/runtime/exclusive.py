@@ -24,7 +24,13 @@ import torch
 from torch import nn
 
 from fluxnb.cleanup import undoing
-from fluxnb.runtime.compat import has_stateful_hooks, model_offload_hooks, module_call_frame, tokenizer_method
+from fluxnb.runtime.compat import (
+    has_stateful_hooks,
+    model_offload_hooks,
+    models_of,
+    module_call_frame,
+    tokenizer_method,
+)
 
 __all__ = ["ExclusiveGroup", "ending_interrupted_calls", "group_of", "protect"]
 
@@ -255,8 +261,7 @@ def ending_interrupted_calls(pipe: Any) -> AbstractContextManager[None]:
 
 
 def _end_interrupted_calls(pipe: Any) -> None:
-    parts = (part for part in vars(pipe).values() if isinstance(part, nn.Module))
-    for group in {group for part in parts if (group := group_of(part)) is not None}:
+    for group in {group for model in models_of(pipe) if (group := group_of(model)) is not None}:
         group.drop_ended()
 
 

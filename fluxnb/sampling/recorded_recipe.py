@@ -410,7 +410,7 @@ class _Before:
             alive=tuple(
                 dict(value) if isinstance(value, dict) else value
                 for owner in (pipe, pipe.scheduler)
-                for value in vars(owner).values()
+                for value in vars(owner).copy().values()
             ),
         )
 
@@ -432,7 +432,8 @@ class _Before:
 
 def _attributes(owner: Any) -> dict[str, Any]:
     """The attributes of an object by identity, tensors also by version, dictionaries by their entries."""
-    return {name: _signature(value) for name, value in vars(owner).items()}
+    # Copied first: a call of the same pipeline in another thread may add attributes.
+    return {name: _signature(value) for name, value in vars(owner).copy().items()}
 
 
 def _signature(value: Any) -> Any:

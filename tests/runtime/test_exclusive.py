@@ -10,6 +10,7 @@ import pickle
 import sys
 import threading
 import time
+import types
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from fluxnb.planning.presets import PRESETS
 from fluxnb.runtime import exclusive
 from fluxnb.runtime.assembly import assemble
 from fluxnb.runtime.cuda_graphs import GraphReplay
-from fluxnb.runtime.exclusive import ExclusiveGroup, group_of, protect
+from fluxnb.runtime.exclusive import ExclusiveGroup, ending_interrupted_calls, group_of, protect
 from tests.conftest import toy_pipeline
 from tests.interrupts import Opcodes, Signals, chosen, in_thread
 from tests.runtime.test_adaln_cache import inputs_for
@@ -491,3 +492,19 @@ def test_a_pipeline_that_is_given_with_offloading_is_protected():
 def test_only_models_that_hold_state_are_exclusive(toy_folder, preset):
     pipe = assemble(toy_folder, PRESETS[preset], device=CPU, dtype=torch.float32)
     assert (group_of(pipe.transformer) is not None) == PRESETS[preset].adaln_cache
+
+
+def test_the_models_of_a_pipeline_are_found_while_another_thread_calls_it():
+    pipe = types.SimpleNamespace()
+
+    class Part:
+        @property
+        def __class__(self):  # read by `isinstance`
+            setattr(pipe, f"attribute {len(vars(pipe))}", None)
+            return object
+
+    pipe.part, pipe.transformer = Part(), Probe()
+    group = ExclusiveGroup(pipe.transformer)
+    with pytest.raises(KeyboardInterrupt), ending_interrupted_calls(pipe):
+        pipe.transformer(KeyboardInterrupt())
+    assert repr(group) == "ExclusiveGroup(free, 0 waiting)" and len(vars(pipe)) > 2
