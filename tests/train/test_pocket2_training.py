@@ -1,15 +1,17 @@
 """Tokenizers and training stages of the second pocket, with the smallest preset."""
 
 import dataclasses
+import inspect
 import json
 import random
 import shutil
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, FluxPipeline
+from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 from safetensors.torch import load_file
 
+import fluxnb as fnb
 from fluxnb.records.latents import pack, unpack
 from fluxnb.train.data import captions, scenes, stream, vocabulary
 from fluxnb.train.pocket2 import config, distillation, networks, teacher
@@ -179,3 +181,16 @@ def test_a_shipped_student_is_loaded_by_diffusers_and_draws_the_pictures_of_the_
     settings = {"num_inference_steps": 2, "height": 64, "width": 64, "max_sequence_length": 48}
     latents = pipe("a red fox", latents=pack(noise), output_type="latent", **settings).images
     torch.testing.assert_close(latents, expected, atol=5e-3, rtol=0)  # half precision
+
+
+def test_a_shipped_folder_has_settings_of_the_classes_of_diffusers_alone(run, tmp_path):
+    main(["ship", "--preset", "tiny", "--out", str(run), "--to", str(tmp_path / "teacher")])
+    for name, kind in (("transformer", FluxTransformer2DModel), ("vae", AutoencoderKL)):
+        stored = json.loads((tmp_path / "teacher" / name / "config.json").read_text())
+        assert {key for key in stored if not key.startswith("_")} <= set(inspect.signature(kind).parameters)
+
+
+def test_a_shipped_folder_has_the_default_size_of_the_preset(run, tmp_path):
+    main(["ship", "--preset", "tiny", "--out", str(run), "--to", str(tmp_path / "teacher")])
+    flux = fnb.load(FluxPipeline.from_pretrained(tmp_path / "teacher"))
+    assert flux.defaults.size == TINY.sizes.default_size

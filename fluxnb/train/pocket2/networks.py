@@ -26,12 +26,10 @@ def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
 def build_denoiser(sizes: Sizes) -> Denoiser:
     """An untrained teacher, initialized with adaLN-Zero as in DiT (2212.09748)."""
     clip = dataclasses.replace(sizes, text_tokens=CLIP_TOKENS)
-    transformer = build.build_transformer(sizes)
-    transformer.register_to_config(sample_size=sizes.default_size // 8)
     return Denoiser(
         build.build_text_encoder(clip, len(clip_tokenizer())),
         build.build_text_encoder_2(sizes, len(t5_tokenizer())),
-        transformer,
+        build.build_transformer(sizes),
     )
 
 
