@@ -14,6 +14,7 @@ from fluxnb.train.data.scenes import Scene, Thing
 
 pytestmark = pytest.mark.slow
 
+SHAPES = [layouts.Shape(*sides) for sides in ((192, 192), (128, 128), (160, 240), (192, 128))]
 SEEDS = st.integers(0, 2**32)
 
 
@@ -196,12 +197,12 @@ def test_facing_right_is_the_mirror_of_facing_left(renderer):
 @pytest.mark.parametrize(
     ("relation", "axis", "sign"), [("left of", 0, -1), ("right of", 0, 1), ("above", 1, -1), ("below", 1, 1)]
 )
-@pytest.mark.parametrize("shape", [(1.0, 1.0), (1.5, 1.0), (1.0, 1.5)])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_two_things_are_placed_according_to_their_relation(relation, axis, sign, shape):
     rng = random.Random(0)
     scene = Scene((Thing("fox"), Thing("owl")), relation=relation)
     completed = [scenes.complete(scene, rng) for _ in range(50)]
-    layout = layouts.lay_out(completed, rng, *shape)
+    layout = layouts.lay_out(completed, rng, shape)
     fox = [emoji.sprites()["fox", 0] + emoji.STYLES.index(a.style) * len(emoji.sprites()) for a in completed]
     for row, sprite in enumerate(fox):
         slot = layout.sprites[row].tolist().index(sprite)
@@ -209,18 +210,36 @@ def test_two_things_are_placed_according_to_their_relation(relation, axis, sign,
 
 
 @settings(max_examples=50)
-@given(SEEDS, st.sampled_from([(1.0, 1.0), (1.5, 1.0), (1.0, 1.5)]))
+@given(SEEDS, st.sampled_from(SHAPES))
 def test_things_are_inside_the_picture_and_overlap_little(seed, shape):
     rng = random.Random(seed)
     full = scenes.complete(scenes.partial_scene(rng), rng)
-    layout = layouts.lay_out([full], rng, *shape)
+    layout = layouts.lay_out([full], rng, shape)
     boxes = layout.boxes[0][layout.sprites[0] >= 0]
     assert len(boxes) == sum(thing.count for thing in full.things)
+    width, height = shape.units
     for i, (x, y, side, _) in enumerate(boxes.tolist()):
-        assert -0.06 <= x - side / 2 and x + side / 2 <= shape[0] + 0.06
-        assert -0.06 <= y - side / 2 and y + side / 2 <= shape[1] + 0.06
+        assert -1e-6 <= x - side / 2 and x + side / 2 <= width + 1e-6
+        assert -1e-6 <= y - side / 2 and y + side / 2 <= height + 1e-6
         for other_x, other_y, other, _ in boxes[i + 1 :].tolist():
             assert max(abs(x - other_x), abs(y - other_y)) > 0.72 * min(side, other)
+
+
+@settings(max_examples=50)
+@given(SEEDS, st.sampled_from(SHAPES))
+def test_the_boxes_of_things_begin_and_end_at_the_edges_of_tokens(seed, shape):
+    rng = random.Random(seed)
+    layout = layouts.lay_out([scenes.complete(scenes.partial_scene(rng), rng)], rng, shape)
+    boxes = layout.boxes[0][layout.sprites[0] >= 0]
+    pixels = torch.stack((boxes[:, :2] - boxes[:, 2:3] / 2, boxes[:, :2] + boxes[:, 2:3] / 2)) * 16 * shape.cells
+    torch.testing.assert_close(pixels / 16, (pixels / 16).round(), atol=1e-4, rtol=0)
+
+
+def test_a_thing_has_many_places_and_sizes():
+    rng = random.Random(0)
+    full = [scenes.complete(Scene((Thing("cat"),), backdrop="snow"), rng) for _ in range(200)]
+    boxes = layouts.lay_out(full, rng).boxes[:, 0, :3]
+    assert len(boxes[:, 2].unique()) >= 5 and len(boxes.unique(dim=0)) >= 40
 
 
 def test_signs_with_different_letters_look_different(renderer):

@@ -2,6 +2,9 @@
 
 Lengths are in units of the picture's shorter side, from its top left corner. A layout adds the randomness that no
 caption describes: positions, the shape of hills, the shade of the sky.
+
+The boxes of things begin and end at the edges of the transformer's tokens. A thing then has the same tokens wherever it
+stands, up to what is behind it, and a small network does not have to learn a picture for each shift by a pixel.
 """
 
 from __future__ import annotations
@@ -84,8 +87,13 @@ class Shape:
         return self.height * self.width // 256
 
     @property
+    def cells(self) -> int:
+        """Number of tokens along the shorter side."""
+        return min(self.height, self.width) // 16
+
+    @property
     def units(self) -> tuple[float, float]:
-        """Width and height in units of the shorter side, as in `lay_out`."""
+        """Width and height in units of the shorter side."""
         short = min(self.height, self.width)
         return self.width / short, self.height / short
 
@@ -143,22 +151,23 @@ _COLOR = {name: index for index, name in enumerate(COLORS)} | {NATURAL: -1}
 _STAMP = {name: index for index, name in enumerate(STAMP_NAMES)}
 
 
-def lay_out(scenes: Sequence[Scene], rng: random.Random, width: float = 1.0, height: float = 1.0) -> Layout:
-    """Lay out complete scenes in pictures of width x height, the shorter of which is 1."""
-    rows = [_row(scene, rng, width, height) for scene in scenes]
+def lay_out(scenes: Sequence[Scene], rng: random.Random, shape: Shape = Shape(192, 192)) -> Layout:
+    """Lay out complete scenes in pictures of a shape."""
+    rows = [_row(scene, rng, shape) for scene in scenes]
     fields = (field.name for field in dataclasses.fields(Layout))
     columns = zip(*rows, strict=True)
     types = {True: np.int64, False: np.float32}
     return Layout(*(torch.from_numpy(np.array(c, types[f in _INTEGERS])) for f, c in zip(fields, columns, strict=True)))
 
 
-def _row(scene: Scene, rng: random.Random, width: float, height: float) -> tuple[object, ...]:
+def _row(scene: Scene, rng: random.Random, shape: Shape) -> tuple[object, ...]:
+    width, height = shape.units
     style = emoji.STYLES.index(str(scene.style))
     placed, sign = _place(scene, rng, width, height)
     sprites, boxes, colors = [-1] * SLOTS, [(0.0, 0.0, 1.0, 1.0)] * SLOTS, [-1] * SLOTS
     for slot, (thing, x, y, side) in enumerate(placed):
         sprites[slot] = style * len(emoji.sprites()) + emoji.sprites()[thing.noun, thing.look or 0]
-        boxes[slot] = (x, y, side, -1.0 if thing.facing == "right" else 1.0)
+        boxes[slot] = (*_snapped(x, y, side, shape), -1.0 if thing.facing == "right" else 1.0)
         colors[slot] = _COLOR[thing.color or NATURAL]
     return (
         sprites,
@@ -172,6 +181,17 @@ def _row(scene: Scene, rng: random.Random, width: float, height: float) -> tuple
         sign,
         spell(scene.sign),
     )
+
+
+def _snapped(x: float, y: float, side: float, shape: Shape) -> tuple[float, float, float]:
+    """A box with edges at the edges of tokens: the largest side that is not larger, at the nearest place inside."""
+    cells = shape.cells
+    tokens = max(2, int(side * cells + 1e-6))
+    left, top = (
+        min(max(round(center * cells - tokens / 2), 0), pixels // 16 - tokens)
+        for center, pixels in ((x, shape.width), (y, shape.height))
+    )
+    return (left + tokens / 2) / cells, (top + tokens / 2) / cells, tokens / cells
 
 
 _Placed = list[tuple[Thing, float, float, float]]
@@ -198,7 +218,7 @@ def _two(scene: Scene, rng: random.Random, width: float, height: float) -> _Plac
     around = rng.uniform
     sides = [around(0.36, 0.45) for _ in range(2)]
     if scene.relation in ("above", "below"):
-        x = [width / 2 + around(-0.16, 0.16) * width for _ in range(2)]
+        x = [width / 2 + around(-0.13, 0.13) * width for _ in range(2)]
         y = [height * share + around(-0.02, 0.02) for share in (0.26, 0.74)]
     else:
         x = [width * share + around(-0.03, 0.03) for share in (0.27, 0.73)]

@@ -74,7 +74,7 @@ def draw_pairs(
     rng = random.Random(f"{seed}/{shape.height}x{shape.width}/{number}")
     partial = [scenes.partial_scene(rng, held_out=held_out) for _ in range(count)]
     complete = [scenes.complete(scene, rng) for scene in partial]
-    return partial, complete, lay_out(complete, rng, *shape.units)
+    return partial, complete, lay_out(complete, rng, shape)
 
 
 def cores_per_rank() -> int:

@@ -273,7 +273,7 @@ class Evaluator:
         if setting is None:
             read, features = read_layouts(self.judge, self.renderer, layout)
             rng = random.Random(seed)  # of further pictures of the same captions, for the Fréchet distance
-            again = lay_out([complete(scene, rng) for scene in scenes], rng, *self.shape.units)
+            again = lay_out([complete(scene, rng) for scene in scenes], rng, self.shape)
             others = read_layouts(self.judge, self.renderer, again)[1]
             return correctness(scenes, read) | {"features": _array(features), "others": _array(others)}
         read, features = self._read(setting, scenes, seed)
@@ -284,7 +284,7 @@ class Evaluator:
         scenes = [scene for scene in open_prompts(self.size.prompts) for _ in range(self.size.noises)]
         if setting is None:
             rng = random.Random(5)
-            layout = lay_out([complete(scene, rng) for scene in scenes], rng, *self.shape.units)
+            layout = lay_out([complete(scene, rng) for scene in scenes], rng, self.shape)
             read, features = read_layouts(self.judge, self.renderer, layout)
         else:
             read, features = self._read(setting, scenes, 9)
