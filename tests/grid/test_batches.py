@@ -68,6 +68,7 @@ def test_an_image_of_a_batch_equals_the_plain_one_up_to_rounding_and_is_marked(t
         assert not cell.exact and cell.numerics == "batch"
 
 
+@pytest.mark.moderate
 def test_a_batch_of_one_is_exact_for_any_batch_argument(toy):
     for cell in fnb.sweep(toy, prompts="a fox", steps=[1, 3], height=32, width=32, batch=8):
         assert cell.exact and cell.image.tobytes() == plain_call(toy.pipe, cell.recipe).tobytes()

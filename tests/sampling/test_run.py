@@ -402,6 +402,7 @@ def test_a_film_shows_every_step(toy, toy_trajectory, what):
     assert film[2].tobytes() == expected.tobytes()
 
 
+@pytest.mark.moderate
 def test_the_last_clean_frame_is_the_picture(toy, toy_trajectory):
     assert fnb.film(toy, toy_trajectory)[-1].tobytes() == toy_trajectory.image.tobytes()
 

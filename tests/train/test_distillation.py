@@ -119,6 +119,7 @@ def test_the_critics_gradient_reaches_the_student_through_the_frozen_teacher(set
     assert all(p.grad is None for p in teacher.parameters())
 
 
+@pytest.mark.moderate
 def test_the_critic_gets_the_gradient_of_its_own_loss_only(setup):
     learner, teacher, critic, batch = setup
     torch.manual_seed(5)
@@ -245,6 +246,7 @@ def test_the_averaged_student_differs_from_the_live_one(setup):
     assert not torch.equal(live, learner.transformer.x_embedder.weight)
 
 
+@pytest.mark.moderate
 def test_sampling_is_deterministic(teacher):
     ids = torch.randint(3, 40, (2, TINY.sizes.text_tokens))
     noise = torch.randn(2, 16, 16, 16)

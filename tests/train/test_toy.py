@@ -61,6 +61,7 @@ def test_the_exact_velocity_of_doubles_is_double():
     assert torch.allclose(exact.float(), exact_velocity(x.float(), torch.tensor(0.5)), atol=1e-4)
 
 
+@pytest.mark.moderate
 def test_the_exact_flow_samples_the_data_distribution():
     ends = trajectory(exact_velocity, torch.randn(4096, 2, generator=seeded()), 100)[-1]
     count, spread, lost = blobs(ends)
@@ -188,6 +189,7 @@ def test_noise_without_a_row_for_each_point_is_refused():
         train(cross(20), torch.zeros(19, 2))
 
 
+@pytest.mark.moderate
 def test_training_is_deterministic_by_its_seed_and_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
     one, same, other = (train(cross(), seed=seed, iterations=3) for seed in (0, 0, 1))
