@@ -23,6 +23,7 @@ def wheel(tmp_path_factory):
     return built
 
 
+@pytest.mark.moderate
 def test_the_wheel_holds_every_file_of_the_package(wheel):
     inside = set(zipfile.ZipFile(wheel).namelist())
     skipped = {"__pycache__"}

@@ -157,6 +157,7 @@ def test_a_missing_library_is_an_error(toy_folder, monkeypatch):
         built(toy_folder, "lean-nf4")
 
 
+@pytest.mark.moderate
 def test_offloading_blocks_changes_no_bytes(toy_folder, toy_trajectory, monkeypatch):
     from fluxnb.runtime import assembly
 
@@ -196,6 +197,7 @@ def test_a_compiled_decoder_offloads_blocks_too(toy_folder, monkeypatch):
     assert seen == ["away", "back"] * 2
 
 
+@pytest.mark.moderate
 def test_an_overflow_in_float16_is_an_error_that_names_the_part(toy_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -62,6 +62,7 @@ def ask(transformer, sigmas=(1.0,), **options):
         return transformer(**inputs_for(transformer, list(sigmas), **options))[0]
 
 
+@pytest.mark.moderate
 def test_replays_have_the_bits_of_the_plain_network(pair):
     plain, mine, _, recorder = pair
     for sigma, seed in ((1.0, 0), (0.75, 0), (0.5, 1), (1.0, 2)):
@@ -69,6 +70,7 @@ def test_replays_have_the_bits_of_the_plain_network(pair):
     assert (recorder.recorded, recorder.replayed) == (1, 3)
 
 
+@pytest.mark.moderate
 def test_alternating_shapes_read_their_own_rows(pair):
     plain, mine, _, recorder = pair
     for sigmas in ([1.0], [1.0, 0.5], [0.5], [0.5, 0.25], [0.75], [1.0, 0.75]):

@@ -40,6 +40,7 @@ def test_an_inversion_has_no_picture_and_no_recipe_and_states_why(inverted):
     assert inverted.recipe_missing == "the run inverted a picture"
 
 
+@pytest.mark.moderate
 def test_the_network_is_evaluated_at_the_upper_level_of_each_step(toy, monkeypatch, picture):
     seen = []
     forward = toy.pipe.transformer.forward

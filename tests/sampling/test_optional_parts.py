@@ -195,6 +195,7 @@ def test_a_picture_that_is_not_finite_is_a_warning_of_a_recording(pipe, output):
     assert recorder.trajectories[0].finished
 
 
+@pytest.mark.moderate
 def test_a_velocity_that_is_not_finite_is_a_warning_of_a_recording(pipe):
     pipe.transformer.register_forward_hook(lambda module, args, out: (out[0] * float("nan"),))
     with fnb.recording(pipe), pytest.warns(fnb.RecordingWarning, match="velocity of step 0"):
