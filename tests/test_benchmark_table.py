@@ -32,6 +32,12 @@ def test_the_table_has_a_line_for_each_measured_case():
     assert "nf4" not in text and "H200" in text
 
 
+def test_the_table_names_the_days_of_its_measurements():
+    name = next(iter(RESULTS["cases"]))
+    later = {**RESULTS, "cases": {**RESULTS["cases"], name: {**RESULTS["cases"][name], "date": "2026-11-27"}}}
+    assert "\n2026-11-23, torch" in table.table(RESULTS) and "\n2026-11-23 to 2026-11-27, torch" in table.table(later)
+
+
 def test_the_table_has_a_column_for_the_card():
     case = {"picture seconds": 0.5, "peak allocated GiB": 1.0, "card": "H100"}
     text = table.table({**RESULTS, "cases": {**RESULTS["cases"], "int8-16": case}})

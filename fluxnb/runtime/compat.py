@@ -39,6 +39,7 @@ __all__ = [
     "models_of",
     "module_call_frame",
     "modules_in_float32",
+    "named_like",
     "placement_markers",
     "reinstall_group_offload",
     "remember_device",
@@ -131,14 +132,17 @@ def gather(part: Tensor) -> Tensor:
 
 
 def exchange(parts: Tensor) -> Tensor:
-    """Send `parts[i]` to process i: what the processes have sent to this one, (count, ...), in their order.
+    """Send `parts[i]` to process i, and return what each process sent to this one, in the order of the processes.
 
     A functional collective, which torch.compile traces, as in `gather`.
+
+    Arguments:
+        parts: (count, ...), one part for each process, of the same shape in all processes.
     """
     import torch.distributed._functional_collectives as collectives
     from torch.distributed import group
 
-    # Flat, because inductor does not keep the layout of a tensor with more dimensions.
+    # Flat, as diffusers does it: otherwise inductor may give the collective a tensor that is not contiguous.
     received: Tensor = collectives.all_to_all_single(parts.flatten(), None, None, group.WORLD)
     return collectives.wait_tensor(received).view(parts.shape)
 
@@ -333,10 +337,15 @@ def _remembering(kind: type) -> type:
                 known = self.__dict__[_DEVICE] = (markers, super()._execution_device)
             return known[1]
 
-    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
-        setattr(Remembering, name, getattr(kind, name))
     setattr(Remembering, _DEVICE, None)
-    return Remembering
+    return named_like(Remembering, kind)
+
+
+def named_like(made: type, kind: type) -> type:
+    """A subclass that was made of a class, with its name, module and documentation."""
+    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
+        setattr(made, name, getattr(kind, name))
+    return made
 
 
 def set_execution_device(model: nn.Module, device: torch.device) -> None:

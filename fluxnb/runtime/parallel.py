@@ -83,11 +83,11 @@ def split_transformer(transformer: Any) -> None:
             f"a number that divides {heads} is possible",
             f"type torchrun --nproc-per-node {max(n for n in range(1, count) if heads % n == 0)} script.py",
         )
-    split_tokens_over(transformer, count, attention)
+    split_tokens_over(transformer, count, _attention)
     transformer.register_forward_pre_hook(_check_tokens, with_kwargs=True, prepend=True)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:
     """Attention of tokens that are split over the processes: each process attends to all tokens with some of the heads.
 
     Queries, keys and values are sent in one message, in an order in which what arrives needs no copy.

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from fluxnb.records.latents import to_pixels
+from fluxnb.runtime.compat import named_like
 
 __all__ = ["convert_on_device"]
 
@@ -38,9 +39,7 @@ def _converting(kind: type) -> type:
             colors = super().postprocess(image, "pt", do_denormalize)
             return [Image.fromarray(pixels) for pixels in to_pixels(colors).cpu().numpy()]
 
-    for name in ("__name__", "__qualname__", "__module__", "__doc__"):
-        setattr(Converting, name, getattr(kind, name))
-    return Converting
+    return named_like(Converting, kind)
 
 
 def is_on_gpu(image: Any) -> bool:

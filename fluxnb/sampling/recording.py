@@ -256,7 +256,7 @@ class CallTrace:
         self.seeds: tuple[int | None, ...] = ()
         self.surroundings: Surroundings | None = None
         self.followed_callback = False
-        self._difference: str | None = None
+        self._difference: str | None = None  # None: not compared yet
         self.changed = ""  # what a callback or a hook changed, in words
         self.words: tuple[PromptWords, ...] = ()
         self.levels: list[float] = []
@@ -297,7 +297,7 @@ class CallTrace:
         return self.words[item * len(self.words) // self.count].words if self.words else ()
 
     def difference(self) -> str:
-        """What differs in the pipeline after the computations from before, in words; compared once."""
+        """What in the pipeline differs from before the call, in words; compared when this is first called."""
         if self._difference is None:
             self._difference = "" if self.surroundings is None else self.surroundings.reason_afterwards(self.pipe)
         return self._difference

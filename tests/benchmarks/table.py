@@ -51,7 +51,9 @@ def table(results: dict[str, Any]) -> str:
         lines.append(f"| {title} | {cap} | {measured} | {predicted} | {seconds:.2f} | {card} |")
     versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
     size = f"{results['pixels']} px, {results['steps']} steps, {results['tokens']} tokens"
-    return "\n".join([*lines, "", f"{results['date']}, {versions}; {results['what']}; {size}."])
+    dates = sorted({results["date"], *(case["date"] for case in results["cases"].values() if "date" in case)})
+    period = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    return "\n".join([*lines, "", f"{period}, {versions}; {results['what']}; {size}."])
 
 
 def main() -> None:

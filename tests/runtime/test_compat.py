@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -331,6 +333,57 @@ def test_the_attention_backend_of_one_transformer_is_not_that_of_others(pipe):
     }
     assert backends == {"AttentionBackendName._NATIVE_MATH"}
     assert _AttentionBackendRegistry.get_active_backend()[0] == default
+
+
+def test_the_attention_over_processes_takes_the_inputs_that_its_replacement_reads():
+    from diffusers.models.attention_dispatch import TemplatedUlyssesAttention
+
+    kind = getattr(TemplatedUlyssesAttention, "of_diffusers", TemplatedUlyssesAttention)
+    names = ["query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa", "return_lse"]
+    assert list(inspect.signature(kind.forward).parameters)[1:] == [
+        *names,
+        "forward_op",
+        "backward_op",
+        "_parallel_config",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("marked", "mask", "sums", "grad", "expected"),
+    [
+        (True, None, False, False, "fluxnb"),
+        (False, None, False, False, "diffusers"),
+        (True, "mask", False, False, "diffusers"),
+        (True, None, True, False, "diffusers"),
+        (True, None, False, True, "diffusers"),
+    ],
+    ids=["a split transformer", "another transformer", "a mask", "log-sum-exp", "gradients"],
+)
+def test_the_attention_of_diffusers_is_replaced_only_where_it_can_be(marked, mask, sums, grad, expected):
+    class OfDiffusers:
+        @staticmethod
+        def apply(*_):
+            return "diffusers"
+
+    config = SimpleNamespace(**({compat._ATTENTION: lambda *_: "fluxnb"} if marked else {}))
+    inputs = (*torch.zeros(3, 1), mask, 0.0, False, None, False, sums, None, None, config)
+    with torch.set_grad_enabled(grad):
+        assert compat._replaceable(OfDiffusers).apply(*inputs) == expected
+
+
+def test_the_replaced_attention_computes_with_the_kernel_and_the_options_of_the_call():
+    given = {}
+
+    def forward(*inputs, **others):
+        given.update(inputs=inputs[:1] + inputs[4:], **others)
+        return sum(inputs[1:4])
+
+    config = SimpleNamespace(**{compat._ATTENTION: lambda query, key, value, attend: attend(query, key, value)})
+    inputs = (*torch.ones(3, 1), None, 0.1, False, 0.5, False, False, forward, None, config)
+    with torch.no_grad():
+        assert compat._replaceable(object()).apply(*inputs) == 3
+    options = (None, 0.1, False, 0.5, False, False)  # mask, dropout, causal, scale, grouped queries, log-sum-exp
+    assert given == {"inputs": (None, *options), "_save_ctx": False, "_parallel_config": config}
 
 
 # ------------------------------------------------------------------------------------------------------- transformers

@@ -409,3 +409,19 @@ def test_the_models_are_compared_once_after_the_decoding_and_before_the_picture_
             toy_pipe(["a fox", "a dog"], num_inference_steps=2, height=32, width=32, max_sequence_length=48,
                      generator=[fresh(1), fresh(2)], guidance_scale=0.0)  # fmt: skip
     assert order == ["compared", "converted"] and all(each.recipe for each in recorder.trajectories)
+
+
+def test_a_callback_that_converts_a_picture_and_then_changes_a_weight_leaves_no_recipe():
+    pipe = toy_pipeline()
+
+    def callback(pipe, index, timestep, tensors):
+        if index == 1:  # the last step
+            pipe.image_processor.postprocess(torch.zeros(1, 3, 32, 32))
+            with torch.no_grad():
+                pipe.vae.decoder.conv_out.bias.add_(1)
+        return tensors
+
+    with fnb.recording(pipe) as recorder:
+        pipe("a fox", num_inference_steps=2, height=32, width=32, max_sequence_length=48, guidance_scale=0.0,
+             generator=fresh(1), callback_on_step_end=callback)  # fmt: skip
+    assert recorder.trajectories[0].recipe is None

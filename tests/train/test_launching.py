@@ -11,10 +11,10 @@ pytestmark = pytest.mark.moderate
 
 
 def options_of(parser: argparse.ArgumentParser) -> list[str]:
-    """The first name of every option of a parser and of its commands."""
-    found = [name for action in parser._actions for name in action.option_strings[:1] if name.startswith("--")]
-    found += [action.option_strings[-1] for action in parser._actions if action.option_strings[:1] == ["-h"]]
+    """The first long name of every option of a parser and of its commands."""
+    found = []
     for action in parser._actions:
+        found += [name for name in action.option_strings if name.startswith("--")][:1]
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
                 found += options_of(command)

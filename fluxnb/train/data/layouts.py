@@ -3,8 +3,8 @@
 Lengths are in units of the picture's shorter side, from its top left corner. A layout adds the randomness that no
 caption describes: positions, the shape of hills, the shade of the sky.
 
-The boxes of things begin and end at the edges of the transformer's tokens. A thing then has the same tokens wherever it
-stands, up to what is behind it, and a small network does not have to learn a picture for each shift by a pixel.
+The boxes of things begin and end at the edges of the transformer's tokens, so that a small network does not have to
+learn how a thing looks at every shift by a pixel.
 """
 
 from __future__ import annotations

@@ -193,7 +193,7 @@ def compile_steps(preset: Preset, rank: Rank, compiled: str) -> None:
 
 
 def random_batches(preset: Preset, rank: Rank) -> Iterator[tuple[int, Shape, Iterator[Batch]]]:
-    """Endless batches of random latents for every shape, each with the most frequent padding and the last one."""
+    """Padding, shape and endless batches of random latents, for the first and the last padding and every shape."""
     paddings = dict.fromkeys([preset.paddings[0][0], preset.paddings[-1][0]])
     for padding, shape in itertools.product(paddings, dict(preset.shapes)):
         table = Table(
