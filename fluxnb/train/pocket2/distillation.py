@@ -232,7 +232,10 @@ def train_ladd(
             next_save += settings.save_every
             average.swap()
             number = f"{iteration + 1:06d}"
-            saved[number] = monitor(student) if monitor and rank.first else {}
+            saved[number] = {}
+            if monitor and rank.first:
+                with torch.compiler.set_stance("force_eager"):  # as in `validate`
+                    saved[number] = monitor(student)
             log(iteration=iteration, seconds=pace.seconds(), **saved[number])
             if rank.first:
                 save_transformer(student.transformer, out / f"{name}s" / f"{number}.safetensors")
