@@ -22,10 +22,12 @@ from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import FAMILIES, MODELS, family_of_class
 from fluxnb.installation import restore_command
 from fluxnb.io.files import user_path
+from fluxnb.io.packaged import POCKET
 
 __all__ = [
     "HUB",
     "NAMES",
+    "POCKET",
     "Source",
     "check_name",
     "check_revision",
@@ -42,7 +44,6 @@ __all__ = [
 
 HUB = {name: model.repo for name, model in MODELS.items() if model.repo}
 NAMES = tuple(MODELS)
-POCKET = Path(__file__).parents[1] / "pocket"
 HUB_ID = r"[\w.-]+/[\w.-]+"
 
 
@@ -143,6 +144,10 @@ def _packaged(name: str) -> Source:
     base, student = POCKET / "base", POCKET / "transformer"
     if not (base / "model_index.json").is_file():
         raise StorageError(f"no weights in {POCKET}", "the package contains them", f"run {restore_command()}")
+    if not MODELS[name].defaults:
+        raise StorageError(
+            f"no readable card.json in {POCKET}", "the package contains it", f"run {restore_command()}, then restart"
+        )
     card = _card(POCKET)
     verify(POCKET, card, remedy=f"run {restore_command()}")
     parts = {"transformer": student} if name == "pocket" and student.is_dir() else {}

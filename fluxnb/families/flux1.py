@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from fluxnb.families.family import Family, Guidance, Limit, Model
+from fluxnb.io.packaged import packaged_defaults
 from fluxnb.records import Geometry, Pair
 
 __all__ = ["FLUX1", "even", "scaled_from_vae", "scaled_to_vae", "tokens_of_noise"]
 
 # Guidance 3.5 and 512 tokens are the defaults of FLUX.1-dev, 256 tokens those of schnell (black-forest-labs/flux).
 DEV = {"steps": 28, "guidance_kind": "embedded", "guidance": 3.5, "max_sequence_length": 512}
-POCKET_BASE = {"size": 128, "steps": 28, "guidance_kind": "true_cfg", "guidance": 1.5, "max_sequence_length": 48}
 
 
 def encode(pipe: Any, prompt: str, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -102,8 +102,8 @@ FLUX1 = Family(
         "feature_extractor": ("transformers", "CLIPImageProcessor(Fast)?"),
     },
     models={
-        "pocket": Model(defaults={"size": 128, "steps": 4, "max_sequence_length": 48}),
-        "pocket-base": Model(defaults=POCKET_BASE),
+        "pocket": Model(defaults=packaged_defaults("pocket")),
+        "pocket-base": Model(defaults=packaged_defaults("pocket-base")),
         "schnell": Model(repo="black-forest-labs/FLUX.1-schnell", gated=True),
         "dev": Model(
             repo="black-forest-labs/FLUX.1-dev", licence="FLUX.1 [dev] non-commercial", gated=True, defaults=DEV

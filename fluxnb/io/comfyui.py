@@ -21,6 +21,7 @@ import torch
 
 from fluxnb.arguments import entry_point
 from fluxnb.errors import InputError, shorten
+from fluxnb.io.packaged import packaged_defaults
 from fluxnb.records.recipe import Recipe
 
 __all__ = [
@@ -44,6 +45,14 @@ class ComfyModel:
     guided_by: str = ""  # "embedded": an input of the network; "true_cfg": two evaluations a step
 
 
+def _packaged(name: str) -> ComfyModel:
+    defaults = packaged_defaults(name)
+    kind = defaults.get("guidance_kind", "none")
+    tokens, guidance = defaults.get("max_sequence_length", TEMPLATE_TOKENS), defaults.get("guidance")
+    return ComfyModel("", tokens, guidance, "" if kind == "none" else kind)
+
+
+TEMPLATE_TOKENS = 256  # to which ComfyUI pads T5's tokens
 _SCHNELL = ComfyModel("flux1-schnell.safetensors", 256)
 _DEV = ComfyModel("flux1-dev.safetensors", 512, 3.5, "embedded")
 MODELS: Mapping[str, ComfyModel] = {
@@ -51,10 +60,9 @@ MODELS: Mapping[str, ComfyModel] = {
     "dev": _DEV,
     "black-forest-labs/FLUX.1-schnell": _SCHNELL,
     "black-forest-labs/FLUX.1-dev": _DEV,
-    "pocket": ComfyModel("", 48),
-    "pocket-base": ComfyModel("", 48, 1.5, "true_cfg"),
+    "pocket": _packaged("pocket"),
+    "pocket-base": _packaged("pocket-base"),
 }
-TEMPLATE_TOKENS = 256  # to which ComfyUI pads T5's tokens
 SAFE_INTEGER = 2**53  # JavaScript rounds integers from here on
 # What the browser changes in a prompt: comments are removed, {a|b} is replaced by one choice, line ends are normalized
 # and a backslash takes the next character with it.

@@ -22,7 +22,7 @@ from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.load import device_of, load, remember
 from fluxnb.planning.model_size import model_size_of, named_size
 from fluxnb.planning.pairs import HOLDINGS, plan_pair
-from fluxnb.planning.plan import Plan, convert_out_of_memory
+from fluxnb.planning.plan import Plan, convert_out_of_memory, known_defaults
 from fluxnb.records import Pair
 from fluxnb.runtime.exclusive import protect
 from fluxnb.runtime.streaming import WeightReader, build_without_memory, load_weights
@@ -94,7 +94,9 @@ def load_pair(model: str | Path = "pocket", teacher: str | Path | None = None, *
         if student_source.local
         else named_size(family.name)
     )
-    plan = plan_pair(pair.student, family, size, preset=preset)
+    folder = Path(student_source.place) if student_source.local else None
+    settings = known_defaults(pair.student, folder, family)
+    plan = plan_pair(pair.student, family, size, defaults=settings, preset=preset)
     held, device = HOLDINGS[plan.preset], device_of(plan)
     student = load(student_of, preset="cpu" if device.type == "cpu" else held.preset)
     with convert_out_of_memory(plan, f"loading {teacher_source.name}"):

@@ -10,7 +10,7 @@ from fluxnb.errors import RunError, unknown_choice
 from fluxnb.families.family import Family
 from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
 from fluxnb.planning.model_size import ModelSize
-from fluxnb.planning.plan import Plan, is_large, natural_dtype
+from fluxnb.planning.plan import Plan, is_large, natural_dtype, small_workload
 from fluxnb.planning.presets import Preset, presets_of
 from fluxnb.planning.requirements import PINNED_TRANSFORMER, Workload, memory_by_stage, requirements
 
@@ -63,6 +63,7 @@ def plan_pair(
     size: ModelSize,
     hardware: Hardware | str | Mapping[str, Any] | None = None,
     *,
+    defaults: Mapping[str, Any] | None = None,
     preset: str = "auto",
 ) -> Plan:
     """Choose how to hold a teacher and its student on a machine.
@@ -71,6 +72,7 @@ def plan_pair(
         name: of the pair, for messages.
         size: of one of the models; both have the same.
         hardware: as in `fnb.plan`.
+        defaults: of the student, as in `fluxnb.planning.plan.known_defaults`.
         preset: one of `HOLDINGS`, or "auto".
 
     Raises:
@@ -87,7 +89,7 @@ def plan_pair(
         raise unknown_choice("preset", preset, ("auto", *HOLDINGS))
     machine = detect() if hardware is None else describe_hardware(hardware)
     large = is_large(size)
-    workload = Workload(text=512) if large else Workload(size=128, text=48, bytes=4)
+    workload = Workload(text=512) if large else small_workload(defaults or {})
     refused: list[tuple[str, str]] = []
     presets = presets_of(family)
     for holding in HOLDINGS.values():

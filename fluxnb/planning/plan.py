@@ -35,7 +35,17 @@ from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS, Recipe
 from fluxnb.remote.endpoints import Endpoint, endpoint_of, resolve
 from fluxnb.units import duration
 
-__all__ = ["Option", "Plan", "check_processes", "convert_out_of_memory", "is_large", "plan"]
+__all__ = [
+    "Option",
+    "Plan",
+    "check_processes",
+    "convert_out_of_memory",
+    "is_large",
+    "known_defaults",
+    "natural_dtype",
+    "plan",
+    "small_workload",
+]
 
 OFFLOAD_ABOVE = 0.8  # share of the GPU from which quantized blocks move to main memory during decoding
 MOST_PROCESSES = 1024
@@ -239,7 +249,7 @@ def plan(
         hardware: a name such as "colab-t4" or "rtx-3060-12gb", "12gb/32gb", a mapping such as {"vram_gib": 12}, or a
             Hardware; None for this machine.
         preset: one of the names in `fluxnb.planning.presets`, to plan that preset or learn why it does not fit.
-        size: of the pictures in pixels; 1024, or 128 for pocket, by default.
+        size: of the pictures in pixels; the size of the model, such as 1024 for schnell, by default.
         steps: of each picture; the model's default where left out.
         revision: a branch, tag or commit of the hub; "main" by default.
         processes: number of processes that share the machine, such as those of `fluxnb sweep --processes`. Each takes
@@ -268,8 +278,8 @@ def plan(
     family = _family(model, folder)
     presets = _presets(family, preset)
     model_size = _model_size(model, folder)
-    defaults = _defaults(model, folder, family)
-    workload = _workload(model_size, size, defaults.get("steps", Workload().steps) if steps is None else steps)
+    defaults = known_defaults(model, folder, family)
+    workload = _workload(model_size, size, steps, defaults)
     workload = dataclasses.replace(
         workload,
         text=workload.text if family.exclusive or not is_large(model_size) else 512,  # the length of Qwen3's prompts
@@ -384,14 +394,22 @@ def natural_dtype(machine: Hardware, large: bool) -> str:
     return "bfloat16" if machine.bf16 or machine.device != "cuda" else "float16"
 
 
-def _workload(model: ModelSize, size: int | None, steps: int) -> Workload:
+def _workload(model: ModelSize, size: int | None, steps: int | None, defaults: Mapping[str, Any]) -> Workload:
+    steps = defaults.get("steps", Workload().steps) if steps is None else steps
     if size is not None and (not 16 <= size <= LARGEST_SIDE or size % 16):
         raise InputError(f"size={size}", f"multiples of 16 from 16 to {LARGEST_SIDE} are possible", "try size=1024")
     if not 1 <= steps <= MOST_STEPS:
         raise InputError(f"steps={steps}", f"1 to {MOST_STEPS} are possible", "try steps=4")
+    settings = {**defaults, "steps": steps, **({} if size is None else {"size": size})}
     if is_large(model):
-        return Workload(size=size or 1024, steps=steps)
-    return Workload(size=size or 128, steps=steps, text=48, bytes=4)
+        return Workload(size=settings.get("size", Workload().size), steps=steps)
+    return small_workload(settings)
+
+
+def small_workload(defaults: Mapping[str, Any]) -> Workload:
+    """One picture of a small model, which computes in float32, with its default settings."""
+    known = {"size": "size", "steps": "steps", "max_sequence_length": "text"}
+    return Workload(**{field: defaults[name] for name, field in known.items() if name in defaults}, bytes=4)
 
 
 def _configurations(model: str | Path, revision: str | None = None) -> Path | None:
@@ -424,18 +442,23 @@ def _family(model: str | Path, folder: Path | None) -> Family:
     return family_of_model(str(model)) or FLUX1
 
 
-def _defaults(model: str | Path, folder: Path | None, family: Family) -> Mapping[str, Any]:
+def known_defaults(model: str | Path, folder: Path | None, family: Family) -> Mapping[str, Any]:
     """The defaults of a model with a name, also by its repository; of others those that its configurations give."""
     if name := name_of(str(model)):
         return MODELS[name].defaults
     if folder is None:
         return {}
-    index, transformer = folder / "model_index.json", folder / "transformer" / "config.json"
+    index, transformer, vae = (
+        folder / "model_index.json",
+        folder / "transformer/config.json",
+        folder / "vae/config.json",
+    )
     settings = {**(read_json(index) if index.is_file() else {}), "_name_or_path": str(model)}
     # What a family reads from a loaded pipeline.
     described = SimpleNamespace(
         config=SimpleNamespace(**settings),
         transformer=SimpleNamespace(config=SimpleNamespace(**read_json(transformer))),
+        vae=SimpleNamespace(config=SimpleNamespace(**(read_json(vae) if vae.is_file() else {}))),
     )
     return family.configured(described)
 

@@ -298,7 +298,7 @@ def _integer(name: str, value: object, low: int, high: int, remedy: str) -> int:
 
 
 def _side(name: str, value: object) -> int:
-    side = _integer(name, value, 16, LARGEST_SIDE, f"try {name}=1024, or {name}=128 for pocket")
+    side = _integer(name, value, 16, LARGEST_SIDE, f"try {name}=1024, or leave it out for the size of the model")
     if side % 16:
         below, above = side // 16 * 16, min(side // 16 * 16 + 16, LARGEST_SIDE)
         raise InputError(
