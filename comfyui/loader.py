@@ -18,6 +18,7 @@ import comfy.supported_models
 import torch
 
 import fluxnb as fnb
+from fluxnb.io.packaged import packaged_defaults
 
 __all__ = ["FluxnbLoader", "PocketText", "PocketVAE"]
 
@@ -32,7 +33,7 @@ class FluxnbLoader:
     CATEGORY = "fluxnb"
     FUNCTION = "load"
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
-    DESCRIPTION = "Loads pocket, a FLUX model of 7.6 million parameters that is part of the package fluxnb."
+    DESCRIPTION = "Loads pocket, a small FLUX model that is part of the package fluxnb."
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -40,7 +41,7 @@ class FluxnbLoader:
         return {
             "required": {
                 "model_name": (["pocket", "pocket-base"], {}),
-                "max_sequence_length": ("INT", {"default": 48, "min": 1, "max": 512}),
+                "max_sequence_length": ("INT", {"default": _default_tokens(), "min": 1, "max": 512}),
                 "dtype": (list(DTYPES), {"default": "float32"}),
             },
             "optional": {"revision": ("STRING", {"default": ""})},
@@ -52,8 +53,9 @@ class FluxnbLoader:
         """MODEL, CLIP and VAE.
 
         Arguments:
-            model_name: "pocket", distilled for 1 to 4 steps at cfg 1, or "pocket-base", for cfg 1.5 and 28 steps.
-            max_sequence_length: tokens to which prompts are padded or cut; 48 is pocket's default.
+            model_name: "pocket", distilled for 1 to 4 steps at cfg 1, or "pocket-base", for 28 steps and the
+                cfg of the graphs that fluxnb writes.
+            max_sequence_length: tokens to which prompts are padded or cut; that of the model by default.
             dtype: number format of the weights.
             revision: of the weights that a picture was made with; a warning is logged for another one.
         """
@@ -66,6 +68,11 @@ class FluxnbLoader:
                 flux.revision,
             )
         return _model(flux, DTYPES[dtype]), PocketText(flux, max_sequence_length), PocketVAE(flux)
+
+
+def _default_tokens() -> int:
+    """The text length of pocket, as on its card."""
+    return int(packaged_defaults("pocket").get("max_sequence_length", 256))
 
 
 def _model(flux: fnb.Flux, dtype: torch.dtype) -> Any:

@@ -36,8 +36,8 @@ TABLE = re.compile(r"(<!-- table ([\w-]+), written by python docs/tables\.py -->
 # Settings of the evaluation and how they are named, in the order of the table.
 SETTINGS = {
     "renders": "fresh renders, the ceiling",
-    "teacher@28": "pocket-base, 28 steps, guidance 1.5",
-    "teacher@4": "pocket-base, 4 steps, guidance 1.5",
+    "teacher@28": "pocket-base, 28 steps, guidance {guidance:g}",
+    "teacher@4": "pocket-base, 4 steps, guidance {guidance:g}",
     "teacher, unguided@4": "pocket-base, 4 steps, no guidance",
     "teacher@1": "pocket-base, 1 step, no guidance",
     "student@4": "**pocket, 4 steps**",
@@ -128,14 +128,14 @@ def _yes(holds: bool) -> str:
 
 def evaluation(card: dict[str, Any]) -> str:
     """What the judge finds in the pictures of the shipped models."""
-    rows = []
+    rows, guidance = [], card["evaluation"]["config"]["guidance"]
     for name, title in SETTINGS.items():
         measured = card["evaluation"]["settings"][name]
         values = [
             f"{measured[key]['value'] * factor:.{digits}f}" if measured.get(key, {}).get("value") is not None else "-"
             for key, (_, factor, digits) in QUANTITIES.items()
         ]
-        rows.append([title, *values])
+        rows.append([title.format(guidance=guidance), *values])
     return markdown(["in %, the last column aside", *(title for title, _, _ in QUANTITIES.values())], rows)
 
 

@@ -281,8 +281,8 @@ class Flux:
         """The words that pocket was trained on, with example prompts; None for models without such a limit.
 
         Example:
-            >>> fnb.load("pocket").vocabulary.unknown("a unicorn in the snow")         # doctest: +SKIP
-            ('unicorn',)
+            >>> fnb.load("pocket").vocabulary.unknown("a pirate in the snow")         # doctest: +SKIP
+            ('pirate',)
         """
         return vocabulary_of(self.model, self.pipe)
 
@@ -297,8 +297,8 @@ class Flux:
         again after a change of an encoder or a tokenizer.
 
         Warns:
-            PromptWarning: quotes what lies beyond CLIP's 77 or T5's 256 (48 for pocket) tokens, or names words that
-                pocket was not trained on.
+            PromptWarning: quotes what lies beyond CLIP's 77 tokens or `max_sequence_length` tokens of T5, or names
+                words that pocket was not trained on.
         """
         self._notice_moves()
         length = recipe.max_sequence_length

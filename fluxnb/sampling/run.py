@@ -94,7 +94,7 @@ def run(
         KeyboardInterrupt: the run was interrupted; see `on_interrupt`.
 
     Example:
-        >>> trajectory = run(flux, "a fox in the snow", seed=3, steps=4)            # doctest: +SKIP
+        >>> trajectory = run(flux, "a fox in the snow", seed=3, steps=4, height=128, width=128)    # doctest: +SKIP
         >>> trajectory.image.size, trajectory.sigmas                                # doctest: +SKIP
         ((128, 128), (1.0, 0.75, 0.5, 0.25, 0.0))
         >>> other = run(flux, "an owl in the snow", image=trajectory.image, strength=0.5)   # doctest: +SKIP
