@@ -9,6 +9,7 @@ import pytest
 from fluxnb.checkpoints import sources as weights
 from fluxnb.checkpoints.hub import hub_error
 from fluxnb.errors import InputError, StorageError
+from fluxnb.families.family import Model
 
 
 @pytest.fixture
@@ -89,6 +90,12 @@ def test_missing_package_data_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(weights, "POCKET", tmp_path / "pocket")
     monkeypatch.setattr(weights, "restore_command", lambda: "pip install a_folder")
     with pytest.raises(StorageError, match="pip install a_folder"):
+        weights.locate("pocket")
+
+
+def test_a_package_without_a_readable_card_is_an_error(monkeypatch):
+    monkeypatch.setattr(weights, "MODELS", {**weights.MODELS, "pocket": Model()})
+    with pytest.raises(StorageError, match=r"no readable card\.json"):
         weights.locate("pocket")
 
 

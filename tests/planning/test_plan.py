@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import fluxnb as fnb
 from fluxnb.errors import InputError, RunError, StorageError
+from fluxnb.families.defaults import ModelDefaults
+from fluxnb.io.packaged import packaged_defaults
 from fluxnb.planning.hardware import Hardware, detect
-from fluxnb.planning.plan import plan
+from fluxnb.planning.plan import plan, small_workload
 
 
 def machine(device="cuda", vram=0.0, ram=64.0, **more):
@@ -121,6 +125,19 @@ def test_seconds_depend_on_the_steps_and_the_steps_on_the_model():
     assert (plan("schnell", "rtx-4090").steps, plan("dev", "rtx-4090").steps) == (4, 28)
     assert plan("dev", "rtx-4090").seconds > 4 * plan("schnell", "rtx-4090").seconds
     assert (plan("pocket").steps, plan("pocket-base").steps) == (4, 28)
+
+
+@pytest.mark.parametrize("name", ["pocket", "pocket-base"])
+def test_a_plan_of_pocket_has_the_size_and_text_length_of_its_defaults(name):
+    defaults = ModelDefaults(**packaged_defaults(name))
+    assert (plan(name, machine()).size, plan(name, machine(), size=64).size) == (defaults.size, 64)
+    assert small_workload(packaged_defaults(name)).text == defaults.max_sequence_length
+
+
+@pytest.mark.moderate
+def test_a_plan_of_a_folder_has_the_size_of_its_vae(toy_folder):
+    sample = json.loads((toy_folder / "vae" / "config.json").read_text())["sample_size"]
+    assert plan(toy_folder, machine()).size == sample
 
 
 def test_a_folder_of_a_model_with_guidance_is_planned_with_the_steps_of_dev(tmp_path):
