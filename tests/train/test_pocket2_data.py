@@ -260,3 +260,13 @@ def test_the_atlases_together_take_at_most_six_megabytes():
 def test_every_place_has_an_appearance_and_every_backdrop_is_a_place_or_a_color():
     assert set(places.TABLE) == set(scenes.PLACES)
     assert len(scenes.BACKDROPS) == len(scenes.PLAIN) + len(scenes.PLACES)
+
+
+def test_training_captions_name_nouns_in_proportion_to_their_weights():
+    rng = random.Random(0)
+    drawn = [scenes.partial_scene(rng, held_out=None) for _ in range(40_000)]
+    named = Counter(scene.things[0].noun for scene in drawn if len(scene.things) == 1 and scene.things[0].count == 1)
+    total = sum(map(scenes.caption_weight, nouns.NOUNS))
+    for noun in ("fox", "taxi", "doctor", "cat"):
+        expected = named.total() * scenes.caption_weight(noun) / total
+        assert abs(named[noun] - expected) < 4 * expected**0.5, noun

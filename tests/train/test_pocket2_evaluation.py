@@ -141,3 +141,17 @@ def test_a_measurement_that_exists_is_not_repeated(run, tmp_path):
 def test_a_student_is_selected_by_its_pictures(run):
     found = evaluation.Evaluator(TINY, run, evaluation.Size(), torch.device("cpu"))
     assert set(found.monitor(found.teacher, count=6)) == {"everything_4", "everything_1", "fd_4"}
+
+
+@pytest.mark.slow
+def test_the_planted_shares_are_measured_on_renders_and_on_every_model(run):
+    planted = json.loads((run / "evaluation.json").read_text())["planted"]
+    assert {"renders", "teacher-28", "student-4", "student-1"} < set(planted)
+    assert all(entry["low"] <= entry["share"] <= entry["high"] for rows in planted.values() for entry in rows)
+
+
+@pytest.mark.slow
+def test_each_target_has_an_interval(run):
+    targets = json.loads((run / "evaluation.json").read_text())["targets"]
+    distances = [row["value"] for row in targets if "Fréchet" in row["name"]]
+    assert len(distances) == 2 and all(value["low"] <= value["high"] for value in distances)

@@ -1,12 +1,15 @@
 """The judge of the second pocket: the attributes of layouts, and its training with the smallest preset."""
 
+import json
 import random
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fluxnb.train.data.layouts import lay_out
 from fluxnb.train.data.scenes import COLORS, Scene, Thing, complete
+from fluxnb.train.networks.judge import save_judge
 from fluxnb.train.pocket2 import judge
 from fluxnb.train.pocket2.__main__ import main
 from fluxnb.train.pocket2.config import TINY
@@ -78,3 +81,15 @@ def test_the_judge_trains_and_reads_pictures_of_any_size(tmp_path):
     assert (
         features.shape == (3, TINY.judge_width) and read.letters.shape == (3, 14) and read.first.max() < judge.NO_NOUN
     )
+
+
+@pytest.mark.slow
+def test_a_judge_continues_from_a_saved_one(tmp_path):
+    torch.manual_seed(1)
+    save_judge(judge.build_judge(TINY), tmp_path / "start.safetensors")
+    common = ["judge", "--preset", "tiny", "--out", str(tmp_path), "--rate", "0"]
+    main([*common, "--pretrained", str(tmp_path / "start.safetensors")])
+    start, end = (load_file(tmp_path / f"{name}.safetensors") for name in ("start", "judge"))
+    assert all(torch.allclose(start[name], end[name], atol=1e-3) for name in start)
+    lines = [json.loads(line) for line in (tmp_path / "judge.jsonl").read_text().splitlines()]
+    assert lines[0]["start"] == "start.safetensors"

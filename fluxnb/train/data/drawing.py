@@ -193,7 +193,8 @@ def _textures(sprites: np.ndarray, rimmed: bool) -> tuple[Tensor, Tensor]:
             grown = F.max_pool2d(alpha, 2 * RIM - 1, stride=1, padding=RIM - 1)
             last = F.avg_pool2d(F.pad(grown, (1, 1, 1, 1)), 3, stride=1)
         else:
-            last = F.avg_pool2d(F.pad(alpha, (6, 6, 6, 6)), 13, stride=1)
+            rows = F.avg_pool2d(F.pad(alpha, (6, 6, 6, 6)), (13, 1), stride=1)
+            last = F.avg_pool2d(rows, (1, 13), stride=1)
         large = torch.cat((rgba[:, :3] * alpha, alpha, last), 1)
         sheet = large.new_zeros(len(large), 5, cell, cell * 3 // 2)
         for level in range(3):

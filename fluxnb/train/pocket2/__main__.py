@@ -64,8 +64,9 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument(
                 "--pretrained", type=Path, help="folder of an autoencoder whose decoder is trained further"
             )
-        if name == "teacher":
+        if name in ("teacher", "judge"):
             stage.add_argument("--pretrained", type=Path, help="file of pretrained weights")
+        if name == "teacher":
             stage.add_argument("--seed", type=int, default=3000, help="of the scenes; another continues with new ones")
             stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
             stage.add_argument("--cooldown", type=float, help="last share of the iterations, in which the rate falls")
@@ -133,7 +134,7 @@ def _judge(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     from fluxnb.train.pocket2.judge import train_judge
 
     schedule = dataclasses.replace(preset.judge, **_given(options, "seconds", "iterations", "learning_rate", "scenes"))
-    train_judge(dataclasses.replace(preset, judge=schedule), options.out, rank)
+    train_judge(dataclasses.replace(preset, judge=schedule), options.out, rank, options.pretrained)
 
 
 def _evaluate(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:

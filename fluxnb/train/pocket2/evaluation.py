@@ -7,6 +7,7 @@ What a caption specifies is read from the pictures by the judge. What it leaves 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import random
@@ -43,6 +44,7 @@ RENDERS = "renders"  # the setting of the upper bound
 TEACHER = "teacher-28"
 GUIDANCES = (1.0, 1.5, 2.5)  # at which the teacher's planted shares are measured
 BATCH = 256
+DISTANCE_DRAWS = 100  # of the bootstrap of Fréchet distances, each of which takes a tenth of a second
 Job = Callable[[], dict[str, np.ndarray]]
 _RELATIONS = {  # relation -> arrangement, and whether the first thing of the caption is the second one of the picture
     "left of": ("side by side", False),
@@ -246,7 +248,10 @@ class Evaluator:
     def jobs(self) -> list[tuple[str, Job]]:
         """All measurements by name; they do not depend on each other."""
         seeds, settings = [(seed, split) for seed in range(self.size.seeds) for split in SPLITS], self.settings()
-        jobs: list[tuple[str, Job]] = [(f"{RENDERS}.open", partial(self.openness, None))]
+        jobs: list[tuple[str, Job]] = [
+            (f"{RENDERS}.open", partial(self.openness, None)),
+            (f"{RENDERS}.planted", partial(self.planted, None)),
+        ]
         for setting in (None, *settings):
             name = RENDERS if setting is None else setting.name
             jobs += [(f"{name}.{split}.{seed}", partial(self.adherence, setting, seed, split)) for seed, split in seeds]
@@ -272,9 +277,7 @@ class Evaluator:
         scenes, _, layout = draw_pairs(self.shape, 70_000 + seed, 0, self.size.count, split == "held_out")
         if setting is None:
             read, features = read_layouts(self.judge, self.renderer, layout)
-            rng = random.Random(seed)  # of further pictures of the same captions, for the Fréchet distance
-            again = lay_out([complete(scene, rng) for scene in scenes], rng, self.shape)
-            others = read_layouts(self.judge, self.renderer, again)[1]
+            others = self._rendered(scenes, seed)[1]  # further pictures of the captions, for the Fréchet distance
             return correctness(scenes, read) | {"features": _array(features), "others": _array(others)}
         read, features = self._read(setting, scenes, seed)
         return correctness(scenes, read) | {"features": _array(features)}
@@ -282,20 +285,15 @@ class Evaluator:
     def openness(self, setting: Setting | None) -> dict[str, np.ndarray]:
         """Style, backdrop and features of many pictures of prompts that specify only a noun: (prompts, noises, ...)."""
         scenes = [scene for scene in open_prompts(self.size.prompts) for _ in range(self.size.noises)]
-        if setting is None:
-            rng = random.Random(5)
-            layout = lay_out([complete(scene, rng) for scene in scenes], rng, self.shape)
-            read, features = read_layouts(self.judge, self.renderer, layout)
-        else:
-            read, features = self._read(setting, scenes, 9)
+        read, features = self._rendered(scenes, 5) if setting is None else self._read(setting, scenes, 9)
         found = {"style": _array(read.style), "backdrop": _array(read.backdrop), "features": _array(features)}
         return {name: values.reshape(-1, self.size.noises, *values.shape[1:]) for name, values in found.items()}
 
-    def planted(self, setting: Setting) -> dict[str, np.ndarray]:
-        """For each prompt of `planted`, how many of its pictures have the planted value."""
+    def planted(self, setting: Setting | None) -> dict[str, np.ndarray]:
+        """For each prompt of `planted`, how many of its pictures have the planted value; without a setting, renders."""
         prompts = planted()
         scenes = [prompt.scene for prompt in prompts for _ in range(self.size.shares)]
-        read, _ = self._read(setting, scenes, 11)
+        read, _ = self._rendered(scenes, 6) if setting is None else self._read(setting, scenes, 11)
         hits = []
         for index, prompt in enumerate(prompts):
             rows = slice(index * self.size.shares, (index + 1) * self.size.shares)
@@ -314,6 +312,11 @@ class Evaluator:
                 found["fd_4"] = frechet(features, read_layouts(self.judge, self.renderer, layout)[1])
         return found
 
+    def _rendered(self, scenes: list[Scene], seed: int) -> tuple[Attributes, Tensor]:
+        rng = random.Random(seed)
+        layout = lay_out([complete(scene, rng) for scene in scenes], rng, self.shape)
+        return read_layouts(self.judge, self.renderer, layout)
+
     def _read(self, setting: Setting, scenes: list[Scene], seed: int) -> tuple[Attributes, Tensor]:
         if setting.transformer not in self.models:
             path = self.out / f"{setting.transformer}.safetensors"
@@ -328,6 +331,10 @@ class Evaluator:
 
 def _array(values: Tensor) -> np.ndarray:
     return values.cpu().numpy()
+
+
+def _frechet(one: np.ndarray, other: np.ndarray) -> float:
+    return frechet(torch.from_numpy(one), torch.from_numpy(other))
 
 
 # --------------------------------------------------------------------------------------------------------- the report
@@ -382,13 +389,21 @@ class Report:
 
     def distance(self, setting: str) -> float:
         """The Fréchet distance of the pictures of the seen captions to renders of the same captions."""
-        stacked = [
-            np.concatenate(
-                [np.load(path)[field] for name, path in self.files.items() if name.startswith(f"{who}.seen.")]
-            )
-            for who, field in ((setting, "features"), (RENDERS, "others"))
-        ]
-        return frechet(*map(torch.from_numpy, stacked))
+        return _frechet(self._features(setting), self._features(RENDERS, "others"))
+
+    def relative_distance(self, setting: str, to: str) -> Estimate:
+        """The Fréchet distance divided by that of another setting; the interval is a bootstrap over captions."""
+        columns = [self._features(setting), self._features(to), self._features(RENDERS, "others")]
+
+        def statistic(rows: np.ndarray) -> float:
+            one, other, renders = np.split(rows, 3, axis=1)
+            return _frechet(one, renders) / _frechet(other, renders)
+
+        return bootstrap(statistic, np.concatenate(columns, 1), draws=DISTANCE_DRAWS)
+
+    def _features(self, setting: str, field: str = "features") -> np.ndarray:
+        prefix = f"{setting}.seen."
+        return np.concatenate([np.load(path)[field] for name, path in self.files.items() if name.startswith(prefix)])
 
     def diversity(self, setting: str) -> dict[str, np.ndarray]:
         """By prompt: entropy of style and backdrop in nats, and the effective number of pictures (Vendi score)."""
@@ -406,6 +421,7 @@ class Report:
         pairs = np.stack([self.diversity(each)["vendi"] for each in (setting, to)], 1)
         return bootstrap(lambda rows: float(rows[:, 0].mean() / rows[:, 1].mean()), pairs)
 
+    @functools.cached_property
     def rows(self) -> list[Row]:
         """The targets of teacher and student."""
         rows = []
@@ -421,8 +437,7 @@ class Report:
             for attribute in floors:
                 value = self.relative(setting, TEACHER, "seen", attribute)
                 rows.append(Row(f"{setting}, seen, {attribute} against {TEACHER}", value, at_least=floor))
-            ratio = self.distance(setting) / self.distance(TEACHER)
-            value = Estimate(ratio, math.nan, math.nan, len(self.correct(setting, "seen", "object")), "ratio")
+            value = self.relative_distance(setting, TEACHER)
             rows.append(Row(f"{setting}, Fréchet distance against {TEACHER}", value, at_most=1.25))
             rows.append(
                 Row(
@@ -463,7 +478,7 @@ class Report:
                 for setting in self.names
             },
             "planted": self.shares(),
-            "targets": [{**dataclasses.asdict(row), "met": row.met} for row in self.rows()],
+            "targets": [{**dataclasses.asdict(row), "met": row.met} for row in self.rows],
         }
 
     def table(self) -> str:
@@ -474,7 +489,7 @@ class Report:
                 cells = [f"{100 * self.share(setting, split, each).value:.1f}" for each in ATTRIBUTES]
                 lines.append(f"| {setting} | {split.replace('_', ' ')} | " + " | ".join(cells) + " |")
         lines += ["", "| target | measured | required | met |", "| --- | --- | --- | --- |"]
-        for row in self.rows():
+        for row in self.rows:
             required = f"at most {row.at_most}" if row.at_most is not None else f"at least {row.at_least}"
             value = f"{row.value.value:.3f} ({row.value.low:.3f} to {row.value.high:.3f})"
             lines.append(f"| {row.name} | {value} | {required} | {'yes' if row.met else 'no'} |")

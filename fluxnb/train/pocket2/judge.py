@@ -198,16 +198,22 @@ def build_judge(preset: Preset) -> Judge:
     return Judge(preset.judge_width)
 
 
-def train_judge(preset: Preset, out: Path, rank: Rank) -> Judge:
-    """Train on renders of all combinations, the held-out ones included; saves `out`/judge.safetensors."""
+def train_judge(preset: Preset, out: Path, rank: Rank, start: Path | None = None) -> Judge:
+    """Train on renders of all combinations, the held-out ones included; saves `out`/judge.safetensors.
+
+    Arguments:
+        start: file of a judge whose training continues; None starts from random weights.
+    """
     schedule, shape = preset.judge, Shape(SIDE, SIDE)
     torch.manual_seed(100 + rank.index)
     log, renderer = Log(out / "judge.jsonl", rank), Renderer(rank.device)
-    judge = build_judge(preset).to(rank.device)
+    judge = (build_judge(preset) if start is None else load_judge(start, preset)).train().to(rank.device)
     rank.broadcast_weights(judge)
     chunks = list(draw_chunks([(shape, schedule.scenes)], 2000 + rank.index, held_out=None))
     layouts = Layout.cat([chunk.layout for chunk in chunks]).to(rank.device)
-    adam, average, pace = make_optimizer(judge, schedule), Average(judge, schedule.ema), Pace(schedule, rank)
+    log(scenes=len(layouts), start=None if start is None else start.name)
+    adam, pace = make_optimizer(judge, schedule), Pace(schedule, rank)
+    average = Average(judge, schedule.ema, pretrained=start is not None)
     generator = torch.Generator(rank.device).manual_seed(rank.index)
     for iteration in pace:
         rows = torch.randint(len(layouts), (schedule.batch,), generator=generator, device=rank.device)
