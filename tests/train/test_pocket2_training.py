@@ -1,6 +1,7 @@
 """Tokenizers and training stages of the second pocket, with the smallest preset."""
 
 import dataclasses
+import hashlib
 import inspect
 import json
 import random
@@ -14,9 +15,10 @@ from safetensors.torch import load_file
 import fluxnb as fnb
 from fluxnb.records.latents import pack, unpack
 from fluxnb.train.data import captions, scenes, stream, vocabulary
-from fluxnb.train.pocket2 import config, distillation, networks, teacher
+from fluxnb.train.networks.denoiser import save_transformer
+from fluxnb.train.pocket2 import config, distillation, networks, ship, teacher
 from fluxnb.train.pocket2.__main__ import main
-from fluxnb.train.stages.loop import Rank
+from fluxnb.train.stages.loop import Rank, read_log
 
 pytestmark = pytest.mark.slow
 
@@ -194,3 +196,50 @@ def test_a_shipped_folder_has_the_default_size_of_the_preset(run, tmp_path):
     main(["ship", "--preset", "tiny", "--out", str(run), "--to", str(tmp_path / "teacher")])
     flux = fnb.load(FluxPipeline.from_pretrained(tmp_path / "teacher"))
     assert flux.defaults.size == TINY.sizes.default_size
+
+
+@pytest.fixture(scope="module")
+def pair(run, tmp_path_factory):
+    """A shipped pair, of a run with logs of two trainings of the teacher and with notes."""
+    whole = tmp_path_factory.mktemp("whole")
+    shutil.copytree(run, whole, dirs_exist_ok=True)
+    main(["judge", "--preset", "tiny", "--out", str(whole)])
+    student = networks.build_denoiser(TINY.sizes).transformer
+    save_transformer(student, whole / "student.safetensors")
+    (whole / "teacher.jsonl").write_text((run / "teacher.jsonl").read_text() * 2)
+    (whole / "notes.json").write_text(json.dumps({"hardware": "a machine"}))
+    main(["ship", "--preset", "tiny", "--out", str(whole), "--to", str(whole / "pair"), "--pair"])
+    return whole / "pair"
+
+
+def test_a_shipped_pair_is_loaded_as_student_and_teacher(pair):
+    student, teacher_of_it = FluxPipeline.from_pretrained(pair), FluxPipeline.from_pretrained(pair / "base")
+    shared = [student.vae, student.text_encoder, student.text_encoder_2]
+    for one, other in zip(
+        shared, [teacher_of_it.vae, teacher_of_it.text_encoder, teacher_of_it.text_encoder_2], strict=True
+    ):
+        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+    weights = teacher_of_it.transformer.state_dict()
+    assert any(not torch.equal(tensor, weights[name]) for name, tensor in student.transformer.state_dict().items())
+    assert fnb.load(student).defaults.size == TINY.sizes.default_size
+
+
+def test_the_card_of_a_pair_has_the_checksum_of_every_file(pair):
+    files = {path.relative_to(pair).as_posix(): path for path in pair.rglob("*") if path.is_file()}
+    del files["card.json"]
+    card = json.loads((pair / "card.json").read_text())
+    assert card["files"] == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    assert card["hardware"] == "a machine" and card["defaults"]["pocket-base"]["steps"] == 28
+
+
+def test_the_card_of_a_pair_adds_up_the_trainings_of_a_log(run, pair):
+    once = ship.summarize(read_log(run / "teacher.jsonl"))
+    card = json.loads((pair / "card.json").read_text())["training"]["teacher"]
+    assert card["seconds"] == pytest.approx(2 * once["seconds"]) and len(card["runs"]) == 2
+    last = max(iteration for iteration, _ in once["validation"]["validation_64x64"])
+    assert [iteration for iteration, _ in card["validation"]["validation_64x64"]][-1] == last + TINY.teacher.iterations
+
+
+def test_a_loss_curve_in_a_card_is_short():
+    log = [{"iteration": n, "loss": 1.0} for n in range(1000)] + [{"iterations": 1000, "seconds": 5.0}]
+    assert 40 <= len(ship.summarize(log)["loss"]) <= ship.CURVE

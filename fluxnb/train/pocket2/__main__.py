@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
                 stage.add_argument(f"--{option}", type=int, default=default)
         if name == "ship":
             stage.add_argument("--to", type=Path, required=True, help="folder to write, which is replaced")
+            stage.add_argument("--pair", action="store_true", help="student, teacher (in base), judge and card")
         if name in ("samples", "ship"):
             stage.add_argument("--transformer", help="name of a student's file, instead of the teacher's")
         if name == "samples":
@@ -144,9 +145,13 @@ def _evaluate(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
 
 
 def _ship(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
-    from fluxnb.train.pocket2.ship import ship
+    from fluxnb.train.pocket2.ship import ship, ship_pair
 
-    if rank.first:
+    if not rank.first:
+        return
+    if options.pair:
+        print(ship_pair(options.out, options.to, preset))
+    else:
         print(ship(options.out, options.to, preset.sizes, options.transformer))
 
 

@@ -20,12 +20,12 @@ PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
 STAGES = ("autoencoder", "judge", "teacher", "pairs", "warm", "student", "reflow")
 
 
-def default_settings(guidance: float) -> dict[str, dict[str, object]]:
+def default_settings(guidance: float, size: int = 128) -> dict[str, dict[str, object]]:
     """Default size, steps and guidance of both models; the student's guidance is distilled, as in schnell."""
     guided = {"guidance_kind": "true_cfg", "guidance": guidance}
     return {
-        "pocket": {"size": 128, "steps": 4, "guidance_kind": "none", "max_sequence_length": 48},
-        "pocket-base": {"size": 128, "steps": 28, **guided, "max_sequence_length": 48},
+        "pocket": {"size": size, "steps": 4, "guidance_kind": "none", "max_sequence_length": 48},
+        "pocket-base": {"size": size, "steps": 28, **guided, "max_sequence_length": 48},
     }
 
 
@@ -125,19 +125,21 @@ def write_card(run: Path, to: Path) -> None:
         "name": "pocket",
         "license": "Apache-2.0. The training pictures are rendered from Fluent 3D emoji (MIT).",
         "data": "Scenes of fluxnb.train.data, rendered by code. A tenth of the combinations is held out.",
-        "parameters": {name: _parameters(to / "base" / name) for name in PARTS},
+        "parameters": {name: count_stored_parameters(to / "base" / name) for name in PARTS},
         "defaults": default_settings(teacher_guidance(run, teacher_guidance(to, POCKET.distillation.guidance))),
         **(json.loads(notes.read_text()) if notes.exists() else {}),
         "training": earlier | stages,
     }
     if evaluation.exists():
         card["evaluation"] = json.loads(evaluation.read_text())
-    card["files"] = {
-        path.relative_to(to).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(to.rglob("*"))
-        if path.is_file() and path.name != "card.json"
-    }
-    (to / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    save_card(card, to)
+
+
+def save_card(card: dict[str, object], to: Path) -> None:
+    """Write `to/card.json` with the checksums of all other files of the folder."""
+    files = [path for path in sorted(to.rglob("*")) if path.is_file() and path.name != "card.json"]
+    checksums = {path.relative_to(to).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    (to / "card.json").write_text(json.dumps(card | {"files": checksums}, indent=1, ensure_ascii=False) + "\n")
 
 
 def _previous(summary: dict[str, object], known: dict[str, object]) -> dict[str, object]:
@@ -161,8 +163,8 @@ def _summary(log: list[dict[str, object]]) -> dict[str, object]:
     return {"seconds": log[-1]["seconds"], **curves, **start, **_facts(log[-1])}
 
 
-def _parameters(folder: Path) -> int:
-    """Number of parameters in the weight files of a folder."""
+def count_stored_parameters(folder: Path) -> int:
+    """The number of parameters in the weight files of a folder."""
     sizes = (tensor.numel() for path in folder.glob("*.safetensors") for tensor in load_file(path).values())
     return sum(sizes)
 
