@@ -217,7 +217,8 @@ def test_a_file_outside_of_the_input_folder_is_refused(pack, name):
 def test_the_loader_gives_pocket_its_sizes_texts_and_pictures(pack):
     made, clip, vae = pack.FluxnbLoader().load("pocket", 48, "float32")
     flux = fnb.load("pocket")
-    assert made.model.diffusion_model.sizes["hidden_size"] == 192 and made.model.diffusion_model.dtype == torch.float32
+    network, width = made.model.diffusion_model, flux.pipe.transformer.inner_dim
+    assert network.sizes["hidden_size"] == width and network.dtype == torch.float32
     recipe = flux.resolve(fnb.Recipe(prompt="a (red) cube"))
     encoded = flux.encode(recipe)
     ((embeds, rest),) = clip.encode_from_tokens_scheduled(clip.tokenize(r"a \(red\) cube"))
