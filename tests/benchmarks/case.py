@@ -115,6 +115,11 @@ class Bench:
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
     # ------------------------------------------------------------------------------------------------- fluxnb
+    def configure(self, flux: Any) -> Any:
+        """The handle without progress bars, with the size and text length of the plain calls as its defaults."""
+        flux.pipe.set_progress_bar_config(disable=True)
+        return flux.with_defaults(size=self.size, max_sequence_length=self.text)
+
     def load(self, preset: str) -> Any:
         """Load with a preset through `fnb.load`, and report its plan."""
         import fluxnb as fnb
@@ -124,7 +129,7 @@ class Bench:
         load_seconds, flux = self.clock(
             lambda: fnb.load(str(self.folder), preset=preset, dtype=str(self.dtype).removeprefix("torch."))
         )
-        flux.pipe.set_progress_bar_config(disable=True)
+        flux = self.configure(flux)
         plan = flux.plan
         self.report(**{
             "load seconds": load_seconds, "automatic preset": automatic, "preset": plan.preset,

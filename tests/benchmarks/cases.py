@@ -72,7 +72,7 @@ def gridded(bench: Bench) -> None:
         }
     )  # fmt: skip
     bench.report(**{"naive grid seconds": loop_seconds, "naive grid sha": digest_of(shas)})
-    flux = fnb.load(pipe)
+    flux = bench.configure(fnb.load(pipe))
     bench.grid(flux)
     bench.report(**{"grid again seconds": bench.clock(lambda: bench.sweep(flux), 2)[0]})
     bench.report(**{"ms of a sweep": profile(lambda: bench.sweep(flux))})
@@ -166,7 +166,7 @@ def fast(fp8: bool = False, autotune: bool = False, fuse: bool = True) -> Callab
             "attention": report.attention,
         })  # fmt: skip
         after, quick = bench.clock(lambda: bench.sample_plain(pipe, **given), 5, warm=2)
-        flux, seeds = fnb.load(pipe), iter(range(1, 99))
+        flux, seeds = bench.configure(fnb.load(pipe)), iter(range(1, 99))
         encoded = Encoded(embeds=given["prompt_embeds"], pooled=given["pooled_prompt_embeds"])
         ours, _ = bench.clock(lambda: bench.sample_encoded(flux, encoded, next(seeds)), 5, warm=2)
         forward = evaluation(bench, pipe)
