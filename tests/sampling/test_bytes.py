@@ -112,10 +112,10 @@ def test_pocket_gives_the_bytes_of_the_plain_call_whatever_is_kept(keep):
         "a fox in the snow",
         negative_prompt="",
         true_cfg_scale=trajectory.recipe.guidance,
-        height=128,
-        width=128,
+        height=trajectory.recipe.height,
+        width=trajectory.recipe.width,
         num_inference_steps=2,
-        max_sequence_length=48,
+        max_sequence_length=trajectory.recipe.max_sequence_length,
         generator=torch.Generator().manual_seed(2),
     ).images[0]
     assert trajectory.image.tobytes() == plain.tobytes()
