@@ -103,9 +103,10 @@ def test_diffusers_loads_each_shipped_folder_and_samples_the_picture_of_fluxnb(n
     steps = settings.pop("steps")
     if "true_cfg_scale" in settings:
         settings |= {"negative_prompt": ""}
+    run = fnb.run(fnb.load(name, dtype="float32"), "a fox in the snow", seed=3, steps=steps)
     plain = pipe(
-        "a fox in the snow", height=128, width=128, num_inference_steps=steps, max_sequence_length=48,
+        "a fox in the snow", height=run.recipe.height, width=run.recipe.width, num_inference_steps=steps,
+        max_sequence_length=run.recipe.max_sequence_length,
         generator=torch.Generator("cpu").manual_seed(3), **settings,
     ).images[0]  # fmt: skip
-    run = fnb.run(fnb.load(name, dtype="float32"), "a fox in the snow", seed=3, steps=steps)
     assert plain.tobytes() == run.image.tobytes()
