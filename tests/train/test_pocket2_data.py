@@ -250,6 +250,13 @@ def test_signs_with_different_letters_look_different(renderer):
     assert layouts.spell("ab c")[0][:3] == [1, 2, 0] and layouts.spell("ab c")[1][0] == 3
 
 
+@pytest.mark.parametrize("style", emoji.STYLES)
+def test_an_atlas_has_the_sprites_of_the_nouns_that_scenes_have_in_its_style(style):
+    opaque = emoji.load(style)[..., 3].reshape(len(emoji.sprites()), -1).max(1) > 0
+    expected = [style in emoji.styles_of(name) for name, _ in emoji.sprites()]
+    assert opaque.tolist() == expected
+
+
 def test_the_atlases_together_take_at_most_six_megabytes():
     from importlib import resources
 

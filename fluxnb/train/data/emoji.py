@@ -52,8 +52,8 @@ def sprites() -> dict[tuple[str, int], int]:
 def styles_of(name: str) -> tuple[str, ...]:
     """The styles in which scenes have a noun: all of them for animals and people, `COMMON_STYLES` for other nouns.
 
-    The atlases have every noun in every style. A network of 11 million weights that had been trained on 44 million
-    pictures with all of these 3,408 sprites drew foxes and dogs, but no recognizable cats and cars.
+    With every noun in every style there are 3,408 sprites. A network of 11 million weights that had been trained on
+    44 million pictures of all of them drew foxes and dogs, but no recognizable cats and cars.
 
     >>> styles_of("cat"), styles_of("car")
     (('3d', 'flat', 'cartoon', 'sticker'), ('3d', 'flat'))
@@ -63,7 +63,10 @@ def styles_of(name: str) -> tuple[str, ...]:
 
 
 def load(style: str) -> np.ndarray:
-    """All sprites of a style, (sprites, CELL, CELL, 4) uint8, straight alpha, in the order of `sprites`."""
+    """All sprites of a style, (sprites, CELL, CELL, 4) uint8, straight alpha, in the order of `sprites`.
+
+    Those of nouns that scenes do not have in this style are empty.
+    """
     with (
         (resources.files("fluxnb.train.data") / "atlas" / f"{style}.webp").open("rb") as file,
         Image.open(file) as picture,
@@ -87,6 +90,8 @@ def pack(folder: Path, out: Path) -> Iterator[Path]:
     for style, pictures in readers.items():
         sheet = Image.new("RGBA", (COLUMNS * CELL, -(-len(sprites()) // COLUMNS) * CELL))
         for (name, look), row in sprites().items():
+            if style not in styles_of(name):
+                continue
             emoji = _emoji_of(name)[look]
             if _code(emoji) not in pictures:
                 raise FileNotFoundError(
