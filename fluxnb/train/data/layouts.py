@@ -152,7 +152,11 @@ _STAMP = {name: index for index, name in enumerate(STAMP_NAMES)}
 
 
 def lay_out(scenes: Sequence[Scene], rng: random.Random, shape: Shape = Shape(192, 192)) -> Layout:
-    """Lay out complete scenes in pictures of a shape."""
+    """Lay out complete scenes in pictures of a shape.
+
+    Raises:
+        ValueError: if a scene has a style that one of its nouns does not have.
+    """
     rows = [_row(scene, rng, shape) for scene in scenes]
     fields = (field.name for field in dataclasses.fields(Layout))
     columns = zip(*rows, strict=True)
@@ -163,6 +167,12 @@ def lay_out(scenes: Sequence[Scene], rng: random.Random, shape: Shape = Shape(19
 def _row(scene: Scene, rng: random.Random, shape: Shape) -> tuple[object, ...]:
     width, height = shape.units
     style = emoji.STYLES.index(str(scene.style))
+    for thing in scene.things:
+        if scene.style not in (styles := emoji.styles_of(thing.noun)):
+            raise ValueError(
+                f"style={scene.style!r} for {thing.noun!r}: scenes have it in {', '.join(styles)}. "
+                f"Use style={styles[0]!r}, or None in a partial scene."
+            )
     placed, sign = _place(scene, rng, width, height)
     sprites, boxes, colors = [-1] * SLOTS, [(0.0, 0.0, 1.0, 1.0)] * SLOTS, [-1] * SLOTS
     for slot, (thing, x, y, side) in enumerate(placed):
