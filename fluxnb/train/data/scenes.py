@@ -226,25 +226,27 @@ def _complete_thing(thing: Thing, rng: random.Random) -> Thing:
 # ----------------------------------------------------------------------------------------------------- partial scenes
 
 #: probability that a training caption specifies an attribute, if it can.
-SPECIFIED = {"style": 0.45, "color": 0.3, "size": 0.15, "facing": 0.3, "gender": 0.4, "tone": 0.25, "backdrop": 0.65}
+SPECIFIED = {"style": 0.45, "color": 0.3, "size": 0.15, "facing": 0.6, "gender": 0.5, "tone": 0.25, "backdrop": 0.65}
 SPECIFIED_TIME = 0.3
-KINDS = {"one": 0.4, "several": 0.17, "two": 0.26, "sign": 0.17}
+KINDS = {"one": 0.37, "several": 0.16, "two": 0.3, "sign": 0.17}
+RELATION: dict[Relation, float] = {relation: 0.1 if relation == "and" else 0.225 for relation in RELATIONS}
 PLANTED_WEIGHT = 6.0  # of the nouns in `chances.PLANTED_PLACES`, relative to others with as many sprites
 
 
 def caption_weight(noun: str) -> float:
     """How often training captions name a noun, relative to one with two sprites.
 
-    The weight is the square root of the number of sprites, because each of them has to be learned. A noun with a
-    planted place has `PLANTED_WEIGHT` times as much, because the place shows only where a caption has no backdrop: a
-    teacher trained without this factor drew 8 % of the foxes in the snow instead of 60 %.
+    The weight is proportional to the number of sprites, because each of them has to be learned; for people, whose
+    sprites differ in details alone, to its square root. A noun with a planted place has `PLANTED_WEIGHT` times as much,
+    because the place shows only where a caption has no backdrop: a teacher trained without this factor drew 8 % of the
+    foxes in the snow instead of 60 %.
 
     >>> caption_weight("castle"), caption_weight("cat")
-    (1.0, 2.0)
+    (1.0, 4.0)
     """
-    looks = len(NOUNS[noun].looks) * (len(TONES) if NOUNS[noun].person else 1)
-    planted = PLANTED_WEIGHT if noun in chances.PLANTED_PLACES else 1.0
-    return planted * math.sqrt(looks * len(styles_of(noun)) / 2)
+    person, pairs = NOUNS[noun].person, len(NOUNS[noun].looks) * len(styles_of(noun)) / 2
+    weight = math.sqrt(len(TONES) * pairs) if person else pairs
+    return weight * (PLANTED_WEIGHT if noun in chances.PLANTED_PLACES else 1.0)
 
 
 _NAMES = tuple(NOUNS)
@@ -271,12 +273,13 @@ def partial_scene(rng: random.Random, *, held_out: bool | None = False) -> Scene
             backdrop = rng.choice(PLACES if rng.random() < 0.6 else tuple(PLAIN))
         if rng.random() < SPECIFIED_TIME and (backdrop is None or backdrop in OUTDOORS):
             time = rng.choice(TIMES)
+        relation = draw(rng, RELATION)
         scene = Scene(
             things,
             style=rng.choice(tuple(style_shares(things))) if rng.random() < SPECIFIED["style"] else None,
             backdrop=backdrop,
             time=time,
-            relation=rng.choice(RELATIONS) if len(things) == 2 else None,
+            relation=relation if len(things) == 2 else None,
             sign=sign_words(rng) if kind == "sign" else None,
         )
         if held_out is None or scene.held_out == held_out:
