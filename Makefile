@@ -104,7 +104,7 @@ imports: $(STAMP)
 
 unit: $(STAMP)
 	$(PARALLEL) $(BIN)/python -m pytest tests $(SPREAD) -m "not gpu and not browser and not long" --durations=15
-	$(BIN)/python -m pytest tests -m "browser and not gpu" --durations=5
+	$(BIN)/python -m pytest tests/browser -m "not gpu" -n 2 --dist loadfile -p no:nbval --durations=5
 
 # Strict: what a committed notebook prints, it prints again. One process per core, each with whole notebooks.
 nbval: $(STAMP)
