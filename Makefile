@@ -102,9 +102,13 @@ types: $(STAMP)
 imports: $(STAMP)
 	$(BIN)/lint-imports
 
+# It measures the time of display frames, so that no other test may run beside it.
+FRAMES := tests/browser/test_explore.py::test_a_grid_of_200_cells_follows_the_slider_within_a_display_frame
+
 unit: $(STAMP)
 	$(PARALLEL) $(BIN)/python -m pytest tests $(SPREAD) -m "not gpu and not browser and not long" --durations=15
-	$(BIN)/python -m pytest tests/browser -m "not gpu" -n 2 --dist loadfile -p no:nbval --durations=5
+	$(BIN)/python -m pytest tests/browser -m "not gpu" -n 2 --dist loadfile -p no:nbval --durations=5 --deselect $(FRAMES)
+	$(BIN)/python -m pytest $(FRAMES) -p no:nbval
 
 # Strict: what a committed notebook prints, it prints again. One process per core, each with whole notebooks.
 nbval: $(STAMP)

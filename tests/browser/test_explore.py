@@ -123,13 +123,9 @@ def test_rows_beyond_what_one_table_holds_are_pages(opened):
 
 
 def test_a_grid_of_200_cells_follows_the_slider_within_a_display_frame(opened):
-    shown = grid(seeds=range(50), steps=[1, 2, 3, 4], size=32, trajectories=True)
-    for _ in range(3):  # on a busy machine a new page gets another try
-        times = opened(shown).get_by_label("noise level").evaluate(SCRUB)
-        assert len(times) == 100
-        if (worst := sorted(times)[95]) <= 20:  # 50 frames a second
-            return
-    raise AssertionError(f"95 % of the frames take up to {worst} ms")
+    page = opened(grid(seeds=range(50), steps=[1, 2, 3, 4], size=32, trajectories=True))
+    times = page.get_by_label("noise level").evaluate(SCRUB)
+    assert len(times) == 100 and sorted(times)[95] <= 20, sorted(times)[-5:]  # 50 frames a second
 
 
 def test_tiles_outside_of_the_window_have_the_current_frame_when_they_come_into_view(opened):
