@@ -109,7 +109,10 @@ def test_training_of_the_teacher_continues_from_a_file(run, tmp_path):
     again = networks.load_denoiser(TINY.sizes, tmp_path / "teacher.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     start = ["--pretrained", str(run / "teacher.safetensors"), "--iterations", "2"]
-    main(["teacher", "--preset", "tiny", "--out", str(run), *start])
+    shutil.copytree(run / "vae", tmp_path / "vae")
+    main(["teacher", "--preset", "tiny", "--out", str(tmp_path), *start])
+    log = read_log(tmp_path / "teacher.jsonl")
+    assert log[0]["start"] == "teacher.safetensors" and log[-1]["iterations"] == 2
 
 
 def test_batches_have_about_the_same_number_of_tokens(run):
@@ -198,12 +201,6 @@ def test_a_shipped_folder_has_the_default_size_of_the_preset(run, tmp_path):
     assert flux.defaults.size == TINY.sizes.default_size
 
 
-def one_training(run):
-    """The log of the teacher's first training; other tests continue it."""
-    log = read_log(run / "teacher.jsonl")
-    return log[: 1 + next(index for index, line in enumerate(log) if "iterations" in line)]
-
-
 @pytest.fixture(scope="module")
 def pair(run, tmp_path_factory):
     """A shipped pair, of a run with logs of two trainings of the teacher and with notes."""
@@ -212,7 +209,9 @@ def pair(run, tmp_path_factory):
     main(["judge", "--preset", "tiny", "--out", str(whole)])
     student = networks.build_denoiser(TINY.sizes).transformer
     save_transformer(student, whole / "student.safetensors")
-    (whole / "teacher.jsonl").write_text("".join(json.dumps(line) + "\n" for line in 2 * one_training(run)))
+    (whole / "teacher.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in 2 * read_log(run / "teacher.jsonl"))
+    )
     (whole / "notes.json").write_text(json.dumps({"hardware": "a machine"}))
     main(["ship", "--preset", "tiny", "--out", str(whole), "--to", str(whole / "pair"), "--pair"])
     return whole / "pair"
@@ -239,7 +238,7 @@ def test_the_card_of_a_pair_has_the_checksum_of_every_file(pair):
 
 
 def test_the_card_of_a_pair_adds_up_the_trainings_of_a_log(run, pair):
-    once = ship.summarize(one_training(run))
+    once = ship.summarize(read_log(run / "teacher.jsonl"))
     card = json.loads((pair / "card.json").read_text())["training"]["teacher"]
     assert card["seconds"] == pytest.approx(2 * once["seconds"]) and len(card["runs"]) == 2
     last = max(iteration for iteration, _ in once["validation"]["validation_64x64"])
