@@ -53,8 +53,8 @@ class FluxnbLoader:
         """MODEL, CLIP and VAE.
 
         Arguments:
-            model_name: "pocket", distilled for 1 to 4 steps at cfg 1, or "pocket-base", for 28 steps and the
-                cfg of the graphs that fluxnb writes.
+            model_name: "pocket", distilled for 1 to 4 steps at cfg 1, or "pocket-base", for 28 steps and a cfg
+                above 1.
             max_sequence_length: tokens to which prompts are padded or cut; that of the model by default.
             dtype: number format of the weights.
             revision: of the weights that a picture was made with; a warning is logged for another one.
