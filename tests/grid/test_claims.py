@@ -101,9 +101,13 @@ def test_the_claim_of_a_dead_process_is_taken_over_at_once(tmp_path):
 @pytest.mark.moderate
 def test_a_child_of_a_dead_process_does_not_have_its_claim(tmp_path):
     store = Store(tmp_path)
-    process = claiming_process(tmp_path, "child = os.fork()\nif child:\n    os._exit(9)\nelse:\n    time.sleep(2)")
+    process = claiming_process(
+        tmp_path, "if os.fork():\n    os._exit(9)\nelse:\n    print(os.getpid(), flush=True); time.sleep(60)"
+    )
     process.wait()
+    child = int(process.stdout.readline())  # it leaves the claim to its parent as it starts, in its own time
     assert claimed(store)
+    os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.moderate
