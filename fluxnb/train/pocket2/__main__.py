@@ -14,6 +14,7 @@ from fluxnb.train.stages.loop import Rank
 STAGES = {
     "compile": "compile the teacher's training steps and time them",
     "autoencoder": "train the autoencoder",
+    "text": "teach the T5 encoder to read captions",
     "teacher": "train the teacher",
     "student": "sample the teacher's pairs and distill it",
     "judge": "train the judge on renders",
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = {
         "compile": _compile,
         "autoencoder": _autoencoder,
+        "text": _text,
         "teacher": _teacher,
         "student": _student,
         "judge": _judge,
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         if name in ("compile", "teacher"):
             stage.add_argument("--tokens", type=int, help="tokens in a batch per device")
             stage.add_argument("--compile", choices=("dynamic", "static", "none"), default="dynamic")
-        if name in ("autoencoder", "teacher", "judge"):
+        if name in ("autoencoder", "text", "teacher", "judge"):
             stage.add_argument("--seconds", type=float, help="duration of the training")
             stage.add_argument("--iterations", type=int, help="number of iterations, instead of a duration")
             stage.add_argument("--rate", type=float, dest="learning_rate", help="learning rate")
@@ -64,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument(
                 "--pretrained", type=Path, help="folder of an autoencoder whose decoder is trained further"
             )
-        if name in ("teacher", "judge"):
+        if name in ("text", "teacher", "judge"):
             stage.add_argument("--pretrained", type=Path, help="file of pretrained weights")
         if name == "teacher":
             stage.add_argument("--seed", type=int, default=3000, help="of the scenes; another continues with new ones")
@@ -105,6 +107,13 @@ def _autoencoder(options: argparse.Namespace, preset: Preset, rank: Rank) -> Non
     changes = _given(options, "seconds", "iterations", "learning_rate", "scenes")
     schedule = dataclasses.replace(preset.autoencoder, **changes)
     train_autoencoder(dataclasses.replace(preset, autoencoder=schedule), options.out, rank, options.pretrained)
+
+
+def _text(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.pocket2.text import train_text
+
+    schedule = dataclasses.replace(preset.text, **_given(options, "seconds", "iterations", "learning_rate", "scenes"))
+    train_text(dataclasses.replace(preset, text=schedule), options.out, rank, options.pretrained)
 
 
 def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:

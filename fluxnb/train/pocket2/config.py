@@ -65,6 +65,7 @@ class Preset:
         paddings: numbers of T5 tokens to which captions are padded, with their shares of the batches.
         distillation: of the student.
         judge: `scenes` is per device.
+        text: of the T5 encoder on captions; `scenes` is the number of captions per device.
         judge_width: number of features.
         caption_dropout: share of captions that are replaced by "", for classifier-free guidance (2207.12598).
     """
@@ -78,6 +79,7 @@ class Preset:
     paddings: tuple[tuple[int, float], ...]
     distillation: Distillation
     judge: Schedule
+    text: Schedule
     judge_width: int = 256
     caption_dropout: float = 0.1
 
@@ -115,7 +117,8 @@ POCKET = Preset(
         warm=Schedule(seconds=200.0, batch=0, learning_rate=5e-4, warmup=100, ema=0.998),
         student=Schedule(seconds=300.0, batch=0, learning_rate=2e-4, warmup=100, cooldown=0.5, ema=0.998),
     ),
-    judge=Schedule(seconds=240.0, batch=256, learning_rate=1e-3, scenes=400_000, ema=0.998),
+    judge=Schedule(seconds=240.0, batch=128, learning_rate=1e-3, scenes=400_000, ema=0.998),
+    text=Schedule(seconds=60.0, batch=512, learning_rate=1e-3, warmup=100, scenes=200_000, ema=0.995),
 )
 TINY = Preset(
     sizes=Sizes(default_size=64, **first.TINY_SIZES),
@@ -136,6 +139,7 @@ TINY = Preset(
         critic_only=1,
     ),
     judge=Schedule(seconds=0.0, iterations=2, batch=4, learning_rate=1e-3, scenes=16, warmup=1),
+    text=Schedule(seconds=0.0, iterations=2, batch=4, learning_rate=1e-3, scenes=16, warmup=1),
     judge_width=64,
 )
 PRESETS = {"pocket": POCKET, "tiny": TINY}

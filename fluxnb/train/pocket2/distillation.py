@@ -35,6 +35,7 @@ from fluxnb.train.stages.pairs import Pairs
 from fluxnb.train.stages.reflow import pair_alignment, points_on_lines, reflow_sigmas
 from fluxnb.train.stages.student import Monitor, Rollouts, ladd_losses, ranking_accuracy, select_best
 
+AGREE = 20  # iterations between two questions whether to save a student
 SEED = 4000  # of the captions and the noise of the pairs; each rank adds its index
 
 
@@ -228,7 +229,9 @@ def train_ladd(
             losses = {"critic": float(parts[0]), "regression": float(parts[1])}
             norms = {"norm": float(norm), "critic_norm": float(critic_norm)}
             log(iteration=iteration, total=pace.total, **losses, **norms, **ranking_accuracy(logits, level))
-        if rank.broadcast(pace.seconds()) > next_save or iteration + 1 == pace.total:
+        last = iteration + 1 == pace.total
+        # The ranks agree now and then only, because the processor waits for the GPU whenever they do.
+        if last or (iteration % AGREE == 0 and rank.broadcast(pace.seconds()) > next_save):
             next_save += settings.save_every
             average.swap()
             number = f"{iteration + 1:06d}"

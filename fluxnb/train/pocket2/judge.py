@@ -157,15 +157,39 @@ def layout_attributes(layout: Layout) -> Attributes:
     )
 
 
-class Judge(nn.Module):
-    """Pictures (B, 3, height, width) in [-1, 1] to `Attributes`: a residual network with one query per attribute.
+class Reader(nn.Module):
+    """Reads `Attributes` from tokens (B, n, width) whose order it does not see: a query per attribute attends to them.
+
+    Arguments:
+        width: of the tokens.
+        layers: of the queries' attention.
+    """
+
+    def __init__(self, width: int, layers: int = 3) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(len(CLASSES) + SLOTS, width) * 0.5)
+        layer = nn.TransformerDecoderLayer(width, 8, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.reader = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
+        self.heads = nn.ModuleList(nn.Linear(width, classes) for classes in CLASSES.values())
+        self.letter = nn.Linear(width, len(LETTERS))
+
+    def read(self, tokens: Tensor) -> Attributes:
+        """Logits of the attributes."""
+        found = self.reader(self.queries.expand(len(tokens), -1, -1), tokens)
+        logits = [head(found[:, index]) for index, head in enumerate(self.heads)]
+        logits.append(self.letter(found[:, len(CLASSES) :]))
+        return Attributes(*logits)
+
+
+class Judge(Reader):
+    """Pictures (B, 3, height, width) in [-1, 1] to `Attributes`: a residual network whose grid a `Reader` reads.
 
     Arguments:
         width: of the features.
     """
 
     def __init__(self, width: int = 256) -> None:
-        super().__init__()
+        super().__init__(width)
         stages = [width // 8, width // 4, width // 2, width]
         self.body = nn.Sequential(
             nn.Conv2d(3, stages[0], 3, 2, 1),
@@ -176,21 +200,13 @@ class Judge(nn.Module):
             Residual(stages[3], stages[3], 1),
         )
         self.place = nn.Parameter(torch.randn(GRID * GRID, width) * 0.02)
-        self.queries = nn.Parameter(torch.randn(len(CLASSES) + SLOTS, width) * 0.5)
-        layer = nn.TransformerDecoderLayer(width, 8, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.reader = nn.TransformerDecoder(layer, 3, nn.LayerNorm(width))
-        self.heads = nn.ModuleList(nn.Linear(width, classes) for classes in CLASSES.values())
-        self.letter = nn.Linear(width, len(LETTERS))
 
     def forward(self, pictures: Tensor) -> tuple[Attributes, Tensor]:
         """Logits of the attributes, and the features (B, width); pictures of other sizes are scaled to `SIDE`."""
         if pictures.shape[2:] != (SIDE, SIDE):
             pictures = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
         grid = self.body(pictures).flatten(2).transpose(1, 2)
-        read = self.reader(self.queries.expand(len(grid), -1, -1), grid + self.place)
-        logits = [head(read[:, index]) for index, head in enumerate(self.heads)]
-        logits.append(self.letter(read[:, len(CLASSES) :]))
-        return Attributes(*logits), grid.mean(1)
+        return self.read(grid + self.place), grid.mean(1)
 
 
 def build_judge(preset: Preset) -> Judge:
@@ -221,7 +237,7 @@ def train_judge(preset: Preset, out: Path, rank: Rank, start: Path | None = None
         pictures = augment(renderer(part, SIDE, SIDE))
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=rank.device.type == "cuda"):
             logits, _ = judge(pictures)
-        loss = judge_loss(logits, layout_attributes(part))
+        loss = attribute_loss(logits, layout_attributes(part))
         backward_and_step(loss, judge, adam, pace.rate(iteration), rank)
         average.update()
         if iteration % 250 == 0:
@@ -236,10 +252,11 @@ def train_judge(preset: Preset, out: Path, rank: Rank, start: Path | None = None
     return judge
 
 
-def judge_loss(logits: Attributes, target: Attributes) -> Tensor:
-    """Cross entropy, summed over the attributes."""
+def attribute_loss(logits: Attributes, target: Attributes) -> Tensor:
+    """Cross entropy, summed over the attributes; each of the letters is one, since a sign is read if all are right."""
     losses = [
         F.cross_entropy(predicted.flatten(0, -2).float(), right.flatten(), label_smoothing=0.02)
+        * (predicted.shape[1] if predicted.ndim == 3 else 1)
         for predicted, right in zip(logits.columns(), target.columns(), strict=True)
     ]
     return torch.stack(losses).sum()
