@@ -23,6 +23,7 @@ STAGES = {
     "samples": "draw a contact sheet of the teacher's pictures",
 }
 
+SCHEDULE = ("seconds", "iterations", "learning_rate", "scenes")
 #: options of the evaluation and their defaults, the fields of `evaluation.Size`.
 EVALUATION = {"count": 1700, "seeds": 3, "prompts": 32, "noises": 64, "shares": 64}
 
@@ -62,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--iterations", type=int, help="number of iterations, instead of a duration")
             stage.add_argument("--rate", type=float, dest="learning_rate", help="learning rate")
             stage.add_argument("--scenes", type=int, help="distinct scenes per device")
+        if name in ("autoencoder", "text", "judge"):
+            stage.add_argument("--batch", type=int, help="pictures or captions in a batch per device")
         if name == "autoencoder":
             stage.add_argument(
                 "--pretrained", type=Path, help="folder of an autoencoder whose decoder is trained further"
@@ -104,7 +107,7 @@ def _compile(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
 def _autoencoder(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     from fluxnb.train.pocket2.autoencoder import train_autoencoder
 
-    changes = _given(options, "seconds", "iterations", "learning_rate", "scenes")
+    changes = _given(options, *SCHEDULE, "batch")
     schedule = dataclasses.replace(preset.autoencoder, **changes)
     train_autoencoder(dataclasses.replace(preset, autoencoder=schedule), options.out, rank, options.pretrained)
 
@@ -112,14 +115,14 @@ def _autoencoder(options: argparse.Namespace, preset: Preset, rank: Rank) -> Non
 def _text(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     from fluxnb.train.pocket2.text import train_text
 
-    schedule = dataclasses.replace(preset.text, **_given(options, "seconds", "iterations", "learning_rate", "scenes"))
+    schedule = dataclasses.replace(preset.text, **_given(options, *SCHEDULE, "batch"))
     train_text(dataclasses.replace(preset, text=schedule), options.out, rank, options.pretrained)
 
 
 def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     from fluxnb.train.pocket2.teacher import train_teacher
 
-    changes = _given(options, "seconds", "iterations", "learning_rate", "scenes", "warmup", "cooldown")
+    changes = _given(options, *SCHEDULE, "warmup", "cooldown")
     schedule = dataclasses.replace(preset.teacher, **changes)
     preset = dataclasses.replace(preset, teacher=schedule, **_given(options, "tokens"))
     train_teacher(preset, options.out, rank, options.pretrained, options.compile, seed=options.seed)
@@ -143,7 +146,7 @@ def _student(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
 def _judge(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
     from fluxnb.train.pocket2.judge import train_judge
 
-    schedule = dataclasses.replace(preset.judge, **_given(options, "seconds", "iterations", "learning_rate", "scenes"))
+    schedule = dataclasses.replace(preset.judge, **_given(options, *SCHEDULE, "batch"))
     train_judge(dataclasses.replace(preset, judge=schedule), options.out, rank, options.pretrained)
 
 

@@ -9,11 +9,16 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import T5EncoderModel
 
 from fluxnb.train.data.vocabulary import CLIP_TOKENS, clip_tokenizer, t5_tokenizer
 from fluxnb.train.networks import build
 from fluxnb.train.networks.denoiser import Denoiser
 from fluxnb.train.pocket2.config import Sizes
+
+#: positions of the tokens that a head of T5 prefers at first, relative to the token that attends.
+DISTANCES = ((-1,), (1,), (-2,), (2,), range(-7, 0), range(1, 8), (-3,), (3,))
+PREFERENCE = 3.0  # added to the logits
 
 
 def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
@@ -24,13 +29,29 @@ def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
 
 
 def build_denoiser(sizes: Sizes) -> Denoiser:
-    """An untrained teacher, initialized with adaLN-Zero as in DiT (2212.09748)."""
+    """An untrained teacher, initialized with adaLN-Zero as in DiT (2212.09748) and with `prefer_distances`."""
     clip = dataclasses.replace(sizes, text_tokens=CLIP_TOKENS)
+    t5 = build.build_text_encoder_2(sizes, len(t5_tokenizer()))
+    prefer_distances(t5)
     return Denoiser(
         build.build_text_encoder(clip, len(clip_tokenizer())),
-        build.build_text_encoder_2(sizes, len(t5_tokenizer())),
+        t5,
         build.build_transformer(sizes),
     )
+
+
+@torch.no_grad()
+def prefer_distances(t5: T5EncoderModel) -> None:
+    """Let each head of an untrained T5 prefer one of `DISTANCES`, so that the order of words counts from the beginning.
+
+    T5 knows positions from one learned bias per head and distance alone (1910.10683), which starts near zero. The
+    products of queries and keys grow to many times its size within a few hundred iterations.
+    """
+    bias = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+    past = bias.num_embeddings // 2  # distances to the left come first, and those below 8 have a number each
+    for head, distances in zip(range(bias.embedding_dim), DISTANCES, strict=False):
+        for distance in distances:
+            bias.weight[-distance if distance < 0 else past + distance, head] += PREFERENCE
 
 
 def save_denoiser(model: Denoiser, out: Path, name: str = "teacher") -> None:

@@ -1,0 +1,73 @@
+"""The script that continues the training of the second pocket, with the smallest preset and two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fluxnb.train.networks.judge import save_judge
+from fluxnb.train.pocket2 import judge, networks
+from fluxnb.train.pocket2.config import TINY
+
+pytestmark = pytest.mark.long
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "training" / "pocket2" / "train.sh"
+STAGES = ["text", "teacher", "judge", "student", "evaluate", "samples", "samples-student"]
+
+
+def train(run, weights):
+    variables = {"PRESET": "tiny", "WEIGHTS": str(weights), "PAIRS": "24", "TOKENS": "256"}
+    variables |= {"STUDENT_TOKENS": "256", "SCENES": "32", "JUDGE_SCENES": "16", "PYTHON": sys.executable}
+    variables["EVALUATE"] = "--count 4 --seeds 1 --prompts 2 --noises 2 --shares 2"
+    environment = os.environ | variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = ["bash", str(SCRIPT), str(run), "2"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of the script, from weights of the smallest preset."""
+    weights, run = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    networks.build_autoencoder(TINY.sizes).save_pretrained(weights / "vae")
+    networks.save_denoiser(networks.build_denoiser(TINY.sizes), weights)
+    data = (weights / "teacher.safetensors").read_bytes()
+    for number in range(2):  # as the weights of the repository are
+        half = data[len(data) // 2 * number : len(data) // 2 * (number + 1) if number == 0 else None]
+        (weights / f"teacher.safetensors.part{number + 1}").write_bytes(half)
+    save_judge(judge.build_judge(TINY), weights / "judge.safetensors")
+    result = train(run, weights)
+    logs = [(run / f"{name}.log").read_text() for name in STAGES if (run / f"{name}.log").exists()]
+    assert result.returncode == 0, result.stderr + "".join(logs[-1:])
+    return run, weights
+
+
+def test_every_stage_runs_in_its_order(trained):
+    run, _ = trained
+    done = sorted(run.glob("*.done"), key=lambda path: path.stat().st_mtime_ns)
+    assert [path.stem for path in done] == STAGES
+
+
+def test_the_results_are_those_of_one_training_after_the_other(trained):
+    run, _ = trained
+    starts = {name: json.loads((run / f"{name}.jsonl").read_text().splitlines()[0]) for name in ("text", "judge")}
+    assert starts["text"]["start"] == "before.safetensors" and starts["judge"]["start"] == "judge-before.safetensors"
+    teacher = [json.loads(line) for line in (run / "teacher.jsonl").read_text().splitlines()]
+    assert teacher[0]["start"] == "start.safetensors" and teacher[-1]["devices"] == 2
+    measured = json.loads((run / "evaluation.json").read_text())
+    assert {"teacher-28", "student-4", "student-1"} <= measured["shares"].keys()
+    assert (run / "samples.png").exists() and (run / "samples-student.png").exists()
+
+
+def test_a_stage_that_is_complete_is_not_repeated(trained):
+    run, weights = trained
+    (run / "samples.done").unlink()
+    before = {path.name: path.stat().st_mtime_ns for path in run.glob("*.log")}
+    assert train(run, weights).returncode == 0
+    changed = {path.name for path in run.glob("*.log") if path.stat().st_mtime_ns != before[path.name]}
+    assert changed == {"samples.log"}

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Continue the training of the second pocket from the weights in this folder: T5, teacher, judge, student, evaluation.
+#
+#   bash training/pocket2/train.sh RUN [GPUS]
+#
+# RUN is the folder of the run. A stage writes RUN/STAGE.log, and RUN/STAGE.done once it is complete; a stage that has
+# this file is not repeated. Variables: the seconds of the trainings, SEED of the teacher's scenes, which each
+# continuation needs another of, options of EVALUATE, PRESET and WEIGHTS for a trial with other networks, and PYTHON.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+run=$(mkdir -p "$1" && cd "$1" && pwd) gpus=${2:-1}
+weights=${WEIGHTS:-$here}
+cd "$here/../.."
+
+program=("${PYTHON:-python3}" -m torch.distributed.run --standalone)
+
+# stage NAME [options]: run a stage that has not run yet, on all GPUs.
+stage() {
+  local name=$1
+  shift
+  [ ! -e "$run/$name.done" ] || return 0
+  "${program[@]}" --nproc-per-node "$gpus" -m fluxnb.train.pocket2 "${name%%-*}" --preset "${PRESET:-pocket}" --out "$run" "$@" >>"$run/$name.log" 2>&1
+  touch "$run/$name.done"
+}
+
+if [ ! -e "$run/before.safetensors" ]; then
+  cp -r "$weights/vae" "$run/vae"
+  cp "$weights/judge.safetensors" "$run/judge-before.safetensors"
+  cat "$weights"/teacher.safetensors.part* >"$run/before.part"
+  mv "$run/before.part" "$run/before.safetensors"
+fi
+
+stage text --pretrained "$run/before.safetensors" --seconds "${TEXT:-60}"
+stage teacher --pretrained "$run/start.safetensors" --seconds "${TEACHER:-740}" --seed "${SEED:-9000}" \
+  --tokens "${TOKENS:-131072}" --scenes "${SCENES:-120000}" --rate 1e-3 --warmup 200
+stage judge --pretrained "$run/judge-before.safetensors" --seconds "${JUDGE:-120}" --scenes "${JUDGE_SCENES:-80000}"
+stage student --pairs "${PAIRS:-65536}" --tokens "${STUDENT_TOKENS:-65536}" \
+  --warm-seconds "${REFLOW:-110}" --seconds "${LADD:-240}"
+# shellcheck disable=SC2086  # several options in one variable
+stage evaluate ${EVALUATE:-}
+gpus=1
+stage samples
+stage samples-student --transformer student --steps 4 --guidance 1
