@@ -44,6 +44,11 @@ def test_a_module_begins_with_a_docstring(path):
     assert not text.strip() or ast.get_docstring(ast.parse(text))
 
 
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_a_module_has_at_most_600_lines(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
+
+
 @pytest.mark.moderate
 @pytest.mark.parametrize("path", MODULES, ids=short)
 def test_no_assert_and_no_bare_except(path):

@@ -53,7 +53,7 @@ OTHER_MEANING = {
     ("records/", r"kept"): "the tensors that `Keep` selects",
     ("io/trajectory_files", r"kept"): "the tensors that `Keep` selects",
     ("metrics.py", r"kept"): "the tensors that `Keep` selects",
-    ("sampling/recording", r"kept"): "the tensors that `Keep` selects",
+    ("sampling/call_trace", r"kept"): "the tensors that `Keep` selects",
     ("sampling/sampler", r"kept"): "the tensors that `Keep` selects",
     ("visuals/", r"kept"): "the tensors that `Keep` selects",
     ("front-end/", r"shown|answered|rolls?|shadow"): "elements that are shown, requests, dice, the shadow DOM",

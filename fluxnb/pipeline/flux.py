@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, Unpack, cast
 
@@ -28,7 +27,7 @@ from fluxnb.families.family import Family
 from fluxnb.families.flux1 import FLUX1
 from fluxnb.families.registry import family_of, pair_of
 from fluxnb.pipeline.compat import compute_dtype, has_model_hooks, is_caching
-from fluxnb.pipeline.identity import Identity, identity_of
+from fluxnb.pipeline.identity import Identity, describe_device, identity_of, versions_of_libraries
 from fluxnb.pipeline.markers import change_markers, deep_markers, encoding_markers
 from fluxnb.pipeline.preview import decode_latents, encode_picture, preview_of
 from fluxnb.pipeline.prompts import Encoded, encode_prompt, warn_of_truncation
@@ -241,10 +240,7 @@ class Flux:
 
     def versions_on(self, device: torch.device) -> dict[str, str]:
         """`versions` for a device that is already known; reading it takes as long as a step of pocket."""
-        return {
-            **_libraries(),
-            "device": _described(device),
-        }
+        return {**versions_of_libraries(), "device": describe_device(device)}
 
     @entry_point("recipe")
     def resolve(self, recipe: Recipe) -> ResolvedRecipe:
@@ -592,15 +588,3 @@ def _picture_not_finite(vae: Any) -> RunError:
 
 def _markers_of(pipe: Any) -> Markers:
     return change_markers(pipe), deep_markers(pipe)
-
-
-def _described(device: torch.device) -> str:
-    """The device as far as it decides bits: on a CPU, the decoder's sums depend on the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-
-
-@functools.cache
-def _libraries() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}

@@ -9,7 +9,9 @@ that pictures of such a pipeline are computed and not stored.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import importlib.metadata
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +30,11 @@ __all__ = [
     "VAE_SETTINGS",
     "Identity",
     "adapters_of",
+    "describe_device",
     "identity_of",
     "is_known_forward",
     "is_random",
+    "versions_of_libraries",
 ]
 
 SAMPLES = 16  # values read of each tensor
@@ -283,3 +287,16 @@ def _named(value: Any) -> str:
     return (
         value.__qualname__ if inspect.isroutine(value) or isinstance(value, type) else f"{type(value).__name__}:{value}"
     )
+
+
+def describe_device(device: torch.device) -> str:
+    """The device as far as it decides bits: on a CPU, the decoder's sums depend on the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+@functools.cache
+def versions_of_libraries() -> dict[str, str]:
+    """The versions of the libraries that compute a picture."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}

@@ -26,8 +26,9 @@ from fluxnb.pipeline.identity import identity_of
 from fluxnb.pipeline.state import state_of
 from fluxnb.planning import plan as planning
 from fluxnb.planning.hardware import gpu_of_process
+from fluxnb.planning.model_facts import is_large
 from fluxnb.planning.model_size import model_size_of
-from fluxnb.planning.plan import Plan, convert_out_of_memory, is_large
+from fluxnb.planning.plan import Plan, convert_out_of_memory
 from fluxnb.planning.presets import PRESETS, all_presets, presets_of
 from fluxnb.planning.processes import launched
 from fluxnb.planning.requirements import Workload

@@ -20,9 +20,10 @@ from fluxnb.families.defaults import defaults_of
 from fluxnb.families.registry import pair_of
 from fluxnb.pipeline.flux import Flux
 from fluxnb.pipeline.load import device_of, load, remember
+from fluxnb.planning.model_facts import known_defaults
 from fluxnb.planning.model_size import model_size_of, named_size
 from fluxnb.planning.pairs import HOLDINGS, plan_pair
-from fluxnb.planning.plan import Plan, convert_out_of_memory, known_defaults
+from fluxnb.planning.plan import Plan, convert_out_of_memory
 from fluxnb.records import Pair
 from fluxnb.runtime.exclusive import protect
 from fluxnb.runtime.streaming import WeightReader, build_without_memory, load_weights

@@ -9,8 +9,9 @@ from typing import Any
 from fluxnb.errors import RunError, unknown_choice
 from fluxnb.families.family import Family
 from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
+from fluxnb.planning.model_facts import is_large, natural_dtype, small_workload
 from fluxnb.planning.model_size import ModelSize
-from fluxnb.planning.plan import Plan, is_large, natural_dtype, small_workload
+from fluxnb.planning.plan import Plan
 from fluxnb.planning.presets import Preset, presets_of
 from fluxnb.planning.requirements import PINNED_TRANSFORMER, Workload, memory_by_stage, requirements
 
@@ -72,7 +73,7 @@ def plan_pair(
         name: of the pair, for messages.
         size: of one of the models; both have the same.
         hardware: as in `fnb.plan`.
-        defaults: of the student, as in `fluxnb.planning.plan.known_defaults`.
+        defaults: of the student, as in `fluxnb.planning.model_facts.known_defaults`.
         preset: one of `HOLDINGS`, or "auto".
 
     Raises:

@@ -14,24 +14,29 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from fluxnb.arguments import entry_point
-from fluxnb.checkpoints import hub
 from fluxnb.checkpoints import sources as weights
-from fluxnb.checkpoints.checksums import read_json
 from fluxnb.errors import InputError, RunError, shorten, unknown_choice
 from fluxnb.families.family import Family
-from fluxnb.families.flux1 import FLUX1
-from fluxnb.families.registry import MODELS, family_of_class, family_of_model, name_of
 from fluxnb.planning.display import Row, as_html, as_text, sentence
-from fluxnb.planning.hardware import GIB, Hardware, describe_hardware, detect
-from fluxnb.planning.model_size import ModelSize, flux1_size, model_size_of, named_size
+from fluxnb.planning.hardware import Hardware, describe_hardware, detect
+from fluxnb.planning.model_facts import (
+    configurations_of,
+    downloaded_gib,
+    family_of,
+    is_large,
+    known_defaults,
+    natural_dtype,
+    size_of_model,
+    workload_of,
+)
+from fluxnb.planning.model_size import ModelSize
 from fluxnb.planning.presets import Preset, all_presets, presets_of
 from fluxnb.planning.processes import launched
 from fluxnb.planning.requirements import Requirements, Workload, requirements
-from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS, Recipe
+from fluxnb.records.recipe import Recipe
 from fluxnb.remote.endpoints import Endpoint, endpoint_of, resolve
 from fluxnb.units import duration
 
@@ -40,21 +45,12 @@ __all__ = [
     "Plan",
     "check_processes",
     "convert_out_of_memory",
-    "is_large",
-    "known_defaults",
-    "natural_dtype",
     "plan",
-    "small_workload",
 ]
 
 OFFLOAD_ABOVE = 0.8  # share of the GPU from which quantized blocks move to main memory during decoding
 MOST_PROCESSES = 1024
 HEAD_WIDTH = 128  # of an attention head of FLUX.1
-LARGE = 10**9  # weights from which a model computes in 16 bits and is assembled part by part
-TINY = ModelSize(
-    modulation=0, blocks=10**7, rest=0, t5=10**6, clip=10**6, vae=10**6, layer=10**5, text_layer=10**5, width=192,
-    depth=9,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,18 +270,18 @@ def plan(
     model = weights.expand_user(model)
     weights.check_name(model)
     weights.check_revision(model, revision)
-    folder = _configurations(model, revision)
-    family = _family(model, folder)
+    folder = configurations_of(model, revision)
+    family = family_of(model, folder)
     presets = _presets(family, preset)
-    model_size = _model_size(model, folder)
+    model_size = size_of_model(model, folder)
     defaults = known_defaults(model, folder, family)
-    workload = _workload(model_size, size, steps, defaults)
+    workload = workload_of(model_size, size, steps, defaults)
     workload = dataclasses.replace(
         workload,
         text=workload.text if family.exclusive or not is_large(model_size) else 512,  # the length of Qwen3's prompts
         evaluations=2 if defaults.get("guidance_kind") == "true_cfg" else 1,
     )
-    downloaded = _downloaded_gib(model) if hardware is None else 0.0
+    downloaded = downloaded_gib(model) if hardware is None else 0.0
     request = _Request(
         model=model_size,
         machine=machine,
@@ -380,96 +376,6 @@ def _of_endpoint(endpoint: Endpoint, *, preset: str, size: int | None, steps: in
         steps=recipe.steps,
         endpoint=endpoint,
     )
-
-
-def is_large(model: ModelSize) -> bool:
-    """Whether a model computes in 16 bits and is assembled part by part."""
-    return model.total >= LARGE
-
-
-def natural_dtype(machine: Hardware, large: bool) -> str:
-    """The number format of a model on a machine where none is requested."""
-    if not large:
-        return "float32"
-    return "bfloat16" if machine.bf16 or machine.device != "cuda" else "float16"
-
-
-def _workload(model: ModelSize, size: int | None, steps: int | None, defaults: Mapping[str, Any]) -> Workload:
-    steps = defaults.get("steps", Workload().steps) if steps is None else steps
-    if size is not None and (not 16 <= size <= LARGEST_SIDE or size % 16):
-        raise InputError(f"size={size}", f"multiples of 16 from 16 to {LARGEST_SIDE} are possible", "try size=1024")
-    if not 1 <= steps <= MOST_STEPS:
-        raise InputError(f"steps={steps}", f"1 to {MOST_STEPS} are possible", "try steps=4")
-    settings = {**defaults, "steps": steps, **({} if size is None else {"size": size})}
-    if is_large(model):
-        return Workload(size=settings.get("size", Workload().size), steps=steps)
-    return small_workload(settings)
-
-
-def small_workload(defaults: Mapping[str, Any]) -> Workload:
-    """One picture of a small model, which computes in float32, with its default settings."""
-    known = {"size": "size", "steps": "steps", "max_sequence_length": "text"}
-    return Workload(**{field: defaults[name] for name, field in known.items() if name in defaults}, bytes=4)
-
-
-def _configurations(model: str | Path, revision: str | None = None) -> Path | None:
-    """The folder with the configurations of a model; None for a model whose size and steps are known by name."""
-    if isinstance(model, str) and model in weights.NAMES:
-        return None
-    if Path(model).is_dir():
-        return Path(model)
-    if model == weights.HUB["schnell"] and revision is None:
-        return None
-    return hub.download_configurations(str(model), revision=revision)
-
-
-def _model_size(model: str | Path, folder: Path | None) -> ModelSize:
-    if folder is not None:
-        return model_size_of(folder)
-    family = family_of_model(str(model))
-    if family is not None and not family.exclusive:
-        return named_size(family.name)
-    if model in ("pocket", "pocket-base"):
-        return model_size_of(weights.POCKET / "base") if (weights.POCKET / "base").is_dir() else TINY
-    return flux1_size()
-
-
-def _family(model: str | Path, folder: Path | None) -> Family:
-    """The family of a model; a folder without a known class is of FLUX.1."""
-    index = None if folder is None else folder / "model_index.json"
-    if index is not None and index.is_file():
-        return family_of_class(read_json(index).get("_class_name")) or FLUX1
-    return family_of_model(str(model)) or FLUX1
-
-
-def known_defaults(model: str | Path, folder: Path | None, family: Family) -> Mapping[str, Any]:
-    """The defaults of a model with a name, also by its repository; of others those that its configurations give."""
-    if name := name_of(str(model)):
-        return MODELS[name].defaults
-    if folder is None:
-        return {}
-    index, transformer, vae = (
-        folder / "model_index.json",
-        folder / "transformer/config.json",
-        folder / "vae/config.json",
-    )
-    settings = {**(read_json(index) if index.is_file() else {}), "_name_or_path": str(model)}
-    # What a family reads from a loaded pipeline.
-    described = SimpleNamespace(
-        config=SimpleNamespace(**settings),
-        transformer=SimpleNamespace(config=SimpleNamespace(**read_json(transformer))),
-        vae=SimpleNamespace(config=SimpleNamespace(**(read_json(vae) if vae.is_file() else {}))),
-    )
-    return family.configured(described)
-
-
-def _downloaded_gib(model: str | Path) -> float:
-    """GiB of this model in the hub's cache."""
-    from huggingface_hub import constants
-
-    repo = weights.HUB.get(str(model), str(model)).replace("/", "--")
-    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo}" / "blobs"
-    return sum(path.stat().st_size for path in blobs.glob("*") if path.is_file()) / GIB if blobs.is_dir() else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.patched_method import own_attribute
 
 if TYPE_CHECKING:
-    from fluxnb.sampling.recording import CallTrace
+    from fluxnb.sampling.call_trace import CallTrace
 
 __all__ = ["FollowedCallback", "Surroundings", "observed_hooks", "reason_without_recipe", "recipe_of"]
 

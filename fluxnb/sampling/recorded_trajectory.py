@@ -21,7 +21,7 @@ from fluxnb.records.latents import to_pixels
 from fluxnb.sampling.recorded_recipe import prompt_of, recipe_of
 
 if TYPE_CHECKING:
-    from fluxnb.sampling.recording import CallTrace
+    from fluxnb.sampling.call_trace import CallTrace
 
 __all__ = ["StepTrace", "mark_now", "norms_of", "on_cuda", "pictures_of", "step_of", "straighten", "trajectories_of"]
 

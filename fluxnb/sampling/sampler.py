@@ -25,8 +25,8 @@ from fluxnb.pipeline.solvers import turn_upward
 from fluxnb.records import Keep, Step, Trajectory
 from fluxnb.records.recipe import ResolvedRecipe
 from fluxnb.sampling.attention import attention_modules, words_of
+from fluxnb.sampling.call_trace import CallTrace
 from fluxnb.sampling.initial_state import InitialState
-from fluxnb.sampling.recording import CallTrace
 
 __all__ = ["STOP", "FiniteCheck", "Interrupted", "StepCallback", "sample", "sample_batch"]
 

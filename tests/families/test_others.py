@@ -119,7 +119,7 @@ def test_the_size_of_latents_in_space_is_read_from_them():
 
 @pytest.mark.slow
 def test_a_failure_of_the_recorder_is_one_warning_and_the_call_goes_on(monkeypatch):
-    from fluxnb.sampling import recording
+    from fluxnb.sampling import call_trace
 
     def broken(*_: object) -> None:
         raise AttributeError("no such thing")
@@ -128,7 +128,7 @@ def test_a_failure_of_the_recorder_is_one_warning_and_the_call_goes_on(monkeypat
     expected = table.called(pipe, arguments)
     for name in ("levels_of", "geometry_of_call", "norms_of", "trajectories_of", "trigflow_of"):
         with monkeypatch.context() as patch:
-            patch.setattr(recording, name, broken)
+            patch.setattr(call_trace, name, broken)
             with pytest.warns(fnb.RecordingWarning) as caught, fnb.recording(pipe) as recorder:
                 assert np.array_equal(table.called(pipe, arguments), expected)
             assert len(caught) == 1 and recorder.trajectories == ()

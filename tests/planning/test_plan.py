@@ -9,7 +9,8 @@ from fluxnb.errors import InputError, RunError, StorageError
 from fluxnb.families.defaults import ModelDefaults
 from fluxnb.io.packaged import packaged_defaults
 from fluxnb.planning.hardware import Hardware, detect
-from fluxnb.planning.plan import plan, small_workload
+from fluxnb.planning.model_facts import small_workload
+from fluxnb.planning.plan import plan
 
 
 def machine(device="cuda", vram=0.0, ram=64.0, **more):

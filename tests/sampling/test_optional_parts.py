@@ -12,7 +12,7 @@ import torch
 import fluxnb as fnb
 from fluxnb.errors import InputError, RunError
 from fluxnb.pipeline.state import state_of
-from fluxnb.sampling import attention, recorded_recipe, recorded_trajectory, recording
+from fluxnb.sampling import attention, call_trace, recorded_recipe, recorded_trajectory, recording
 from tests.conftest import toy_pipeline
 
 SIZE = {"height": 32, "width": 32}
@@ -243,15 +243,15 @@ def broken(*_, **__):
 
 
 INTERNAL = [
-    (recording, "_fresh_seeds"), (recording, "bound_arguments"), (recording, "patched_method"),
-    (recording, "mark_now"), (recording, "pictures_of"), (recording, "trajectories_of"),
+    (call_trace, "_fresh_seeds"), (call_trace, "bound_arguments"), (call_trace, "patched_method"),
+    (call_trace, "mark_now"), (call_trace, "pictures_of"), (call_trace, "trajectories_of"),
     (recorded_trajectory, "step_of"),
-    (recording, "_step_arguments"), (recorded_trajectory, "recipe_of"), (recording, "tensor_version"),
-    (recording.CallTrace, "_before"), (recording.CallTrace, "_after"), (recording.CallTrace, "_discard"),
-    (recording.CallTrace, "__post_init__"), (recording.CallTrace, "arguments"),
+    (call_trace, "_step_arguments"), (recorded_trajectory, "recipe_of"), (call_trace, "tensor_version"),
+    (call_trace.CallTrace, "_before"), (call_trace.CallTrace, "_after"), (call_trace.CallTrace, "_discard"),
+    (call_trace.CallTrace, "__post_init__"), (call_trace.CallTrace, "arguments"),
     (recorded_recipe.Surroundings, "of"), (recorded_recipe._Before, "of"), (recorded_recipe._Before, "change"),
-    (recording, "handle_of"), (recording, "CallTrace"), (recording, "_defaults_of"),
-    (recording, "words_of"), (attention.AttentionCapture, "_maps"), (attention.AttentionCapture, "_begin"),
+    (recording, "handle_of"), (recording, "bound_arguments"), (recording, "CallTrace"), (recording, "_defaults_of"),
+    (call_trace, "words_of"), (attention.AttentionCapture, "_maps"), (attention.AttentionCapture, "_begin"),
     (attention.AttentionCapture, "take"), (attention.AttentionCapture, "register"),
 ]  # fmt: skip
 
@@ -276,7 +276,7 @@ def test_a_failure_of_the_bookkeeping_is_one_warning_and_the_call_is_unharmed(pi
 @pytest.mark.moderate
 @pytest.mark.parametrize("name", ["words_of", "_maps", "take", "register"])
 def test_a_failure_of_the_attention_capture_loses_the_attention_alone(pipe, monkeypatch, name):
-    owner = recording if name == "words_of" else attention.AttentionCapture
+    owner = call_trace if name == "words_of" else attention.AttentionCapture
     monkeypatch.setattr(owner, name, broken)
     with fnb.recording(pipe, keep=fnb.Keep(attention="all")) as recorder, pytest.warns(fnb.RecordingWarning):
         call(pipe)
@@ -351,14 +351,14 @@ def test_the_scheduler_of_sana_sprint_does_not_kill_the_call(pipe):
 # ------------------------------------------------------------------------------------- failures of a run's own recorder
 @pytest.fixture
 def breaks_at_the_third_step(monkeypatch):
-    after = recording.CallTrace._after
+    after = call_trace.CallTrace._after
 
     def failing(self, *given):
         if len(self.steps) == 2:
             broken()
         after(self, *given)
 
-    monkeypatch.setattr(recording.CallTrace, "_after", failing)
+    monkeypatch.setattr(call_trace.CallTrace, "_after", failing)
 
 
 @pytest.mark.usefixtures("breaks_at_the_third_step")

@@ -432,13 +432,13 @@ def test_steps_that_kept_nothing_are_not_in_the_film(toy, toy_trajectory):
 
 def test_decoding_begins_before_the_trajectory_is_copied(toy, monkeypatch):
     from fluxnb.pipeline.flux import Flux
-    from fluxnb.sampling import recording
+    from fluxnb.sampling import call_trace
 
-    order, begin, write = [], Flux.begin_decoding, recording.trajectories_of
+    order, begin, write = [], Flux.begin_decoding, call_trace.trajectories_of
     monkeypatch.setattr(
         Flux, "begin_decoding", lambda *given, **more: (order.append("queued"), begin(*given, **more))[1]
     )
-    monkeypatch.setattr(recording, "trajectories_of", lambda *given: (order.append("written"), write(*given))[1])
+    monkeypatch.setattr(call_trace, "trajectories_of", lambda *given: (order.append("written"), write(*given))[1])
     fnb.run(toy, "a fox", steps=2)
     assert order == ["queued", "written"]
 
@@ -483,7 +483,7 @@ def test_the_recipe_of_a_run_after_a_change_has_the_revision_of_the_changed_pipe
 
 def test_a_progress_bar_reads_no_step(toy, monkeypatch):
     """Reading a step makes a GPU wait for it; a bar only counts."""
-    from fluxnb.sampling import recording
+    from fluxnb.sampling import call_trace
 
     def read(*_):
         raise AssertionError("a step was read")
@@ -491,5 +491,5 @@ def test_a_progress_bar_reads_no_step(toy, monkeypatch):
     monkeypatch.setattr("fluxnb.progress.Progress.possible", True)
     counted = []
     monkeypatch.setattr("fluxnb.progress.Progress.update", lambda self, count=1: counted.append(count))
-    monkeypatch.setattr(recording, "step_of", read)
+    monkeypatch.setattr(call_trace, "step_of", read)
     assert len(fnb.run(toy, "a fox", steps=3)) == 3 and counted == [1, 1, 1]

@@ -55,7 +55,7 @@ def train_text(preset: Preset, out: Path, rank: Rank, start: Path | None = None)
 
     Arguments:
         start: file of pretrained weights, whose transformer and CLIP stay as they are. The new T5 imitates the
-            encodings of the old one, which the transformer knows. None starts from random weights.
+            encodings of the old one, with which the transformer was trained. None starts from random weights.
     """
     schedule, device = preset.text, rank.device
     torch.manual_seed(700 + rank.index)
