@@ -41,6 +41,7 @@ def trained(tmp_path_factory):
         half = data[len(data) // 2 * number : len(data) // 2 * (number + 1) if number == 0 else None]
         (weights / f"teacher.safetensors.part{number + 1}").write_bytes(half)
     save_judge(judge.build_judge(TINY), weights / "judge.safetensors")
+    (weights / "teacher.jsonl").write_text('{"iterations": 7, "seconds": 1.0}\n')
     result = train(run, weights)
     logs = [(run / f"{name}.log").read_text() for name in STAGES if (run / f"{name}.log").exists()]
     assert result.returncode == 0, result.stderr + "".join(logs[-1:])
@@ -58,7 +59,8 @@ def test_the_results_are_those_of_one_training_after_the_other(trained):
     starts = {name: json.loads((run / f"{name}.jsonl").read_text().splitlines()[0]) for name in ("text", "judge")}
     assert starts["text"]["start"] == "before.safetensors" and starts["judge"]["start"] == "judge-before.safetensors"
     teacher = [json.loads(line) for line in (run / "teacher.jsonl").read_text().splitlines()]
-    assert teacher[0]["start"] == "start.safetensors" and teacher[-1]["devices"] == 2
+    assert teacher[0] == {"iterations": 7, "seconds": 1.0}, "the log of the training that goes on"
+    assert teacher[1]["start"] == "start.safetensors" and teacher[-1]["devices"] == 2
     measured = json.loads((run / "evaluation.json").read_text())
     assert {"teacher-28", "student-4", "student-1"} <= measured["shares"].keys()
     assert (run / "samples.png").exists() and (run / "samples-student.png").exists()

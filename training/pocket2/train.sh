@@ -27,6 +27,9 @@ stage() {
 if [ ! -e "$run/before.safetensors" ]; then
   cp -r "$weights/vae" "$run/vae"
   cp "$weights/judge.safetensors" "$run/judge-before.safetensors"
+  for name in autoencoder teacher judge; do # the logs of what is trained further go on
+    [ ! -e "$weights/$name.jsonl" ] || cp "$weights/$name.jsonl" "$run/"
+  done
   cat "$weights"/teacher.safetensors.part* >"$run/before.part"
   mv "$run/before.part" "$run/before.safetensors"
 fi

@@ -25,7 +25,7 @@ from fluxnb.train.stages.ship import (
     save_card,
 )
 
-STAGES = ("autoencoder", "judge", "teacher", "student", "ladd")
+STAGES = ("autoencoder", "text", "judge", "teacher", "student", "ladd")
 LICENSE = (
     "Apache-2.0. The training pictures are rendered from the emoji Fluent 3D and Fluent flat (MIT), Noto (Apache-2.0) "
     "and Twemoji (graphics CC-BY 4.0, see NOTICE)."
