@@ -65,7 +65,8 @@ class Preset:
         paddings: numbers of T5 tokens to which captions are padded, with their shares of the batches.
         distillation: of the student.
         judge: `scenes` is per device.
-        text: of the T5 encoder on captions; `scenes` is the number of captions per device.
+        text: of the T5 encoder on captions; `scenes` is the number of captions per device, and `batch` is for the
+            shortest padding.
         judge_width: number of features.
         caption_dropout: share of captions that are replaced by "", for classifier-free guidance (2207.12598).
     """

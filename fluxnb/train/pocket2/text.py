@@ -24,7 +24,7 @@ from fluxnb.train.data import captions
 from fluxnb.train.data.layouts import Layout
 from fluxnb.train.data.scenes import Scene, Thing
 from fluxnb.train.data.stream import draw_chunks, draw_pairs
-from fluxnb.train.data.vocabulary import Tokenizers
+from fluxnb.train.data.vocabulary import CAPTION_TOKENS, Tokenizers
 from fluxnb.train.networks.denoiser import Denoiser
 from fluxnb.train.pocket2.config import Preset
 from fluxnb.train.pocket2.evaluation import correctness
@@ -78,8 +78,9 @@ def train_text(preset: Preset, out: Path, rank: Rank, start: Path | None = None)
     shared = random.Random(SEED)
     for iteration in pace:
         ((padding, _),) = shared.choices(preset.paddings, [share for _, share in preset.paddings])
-        rows = torch.randint(len(ids), (schedule.batch,), device=device)
-        tokens = F.pad(ids[rows], (0, padding - ids.shape[1])).long()
+        size = max(1, schedule.batch * CAPTION_TOKENS // padding)  # a batch has about as many tokens as any other
+        rows = torch.randint(len(ids), (size,), device=device)
+        tokens = F.pad(ids[rows], (0, padding - CAPTION_TOKENS)).long()
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             encoded = network.encoder(tokens)[0]
             read = network.reader.read(encoded)
