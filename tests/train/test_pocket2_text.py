@@ -67,7 +67,7 @@ def test_the_log_ends_with_what_is_read_from_new_captions(taught):
 def test_the_log_has_the_difference_by_word_order_of_the_old_and_the_new_encoder(taught):
     log = read_log(taught / "text.jsonl")
     found = [
-        text.difference_by_order(networks.load_denoiser(TINY.sizes, taught / f"{name}.safetensors").text_encoder_2)
+        networks.difference_by_order(networks.load_denoiser(TINY.sizes, taught / f"{name}.safetensors").text_encoder_2)
         for name in ("untrained", "start")
     ]
     assert [log[0]["order_before"], log[-1]["order"]] == pytest.approx(found, rel=0.02, abs=2e-6)
@@ -76,9 +76,9 @@ def test_the_log_has_the_difference_by_word_order_of_the_old_and_the_new_encoder
 def test_a_bag_of_words_has_no_difference_by_word_order():
     torch.manual_seed(0)
     encoder = networks.build_denoiser(TINY.sizes).text_encoder_2.eval()
-    assert text.difference_by_order(encoder) > 1e-4
+    assert networks.difference_by_order(encoder) > 1e-4
     torch.nn.init.zeros_(encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
-    assert text.difference_by_order(encoder) == pytest.approx(0, abs=1e-6)
+    assert networks.difference_by_order(encoder) == pytest.approx(0, abs=1e-6)
 
 
 def test_heads_prefer_the_tokens_at_their_distances():

@@ -54,6 +54,17 @@ def prefer_distances(t5: T5EncoderModel) -> None:
             bias.weight[-distance if distance < 0 else past + distance, head] += PREFERENCE
 
 
+@torch.no_grad()
+def difference_by_order(t5: T5EncoderModel) -> float:
+    """How much the token "fox" differs between a fox left of an owl and an owl left of a fox: one minus the cosine."""
+    tokenizer, encodings = t5_tokenizer(), []
+    for caption in ("a fox left of an owl", "an owl left of a fox"):
+        ids = tokenizer(caption, return_tensors="pt").input_ids
+        place = tokenizer.convert_ids_to_tokens(ids[0].tolist()).index("▁fox")
+        encodings.append(t5(ids.to(t5.device))[0][0, place].double())
+    return 1 - float(torch.cosine_similarity(*encodings, 0))
+
+
 def save_denoiser(model: Denoiser, out: Path, name: str = "teacher") -> None:
     """Save transformer and text encoders in float16 as `out`/`name`.safetensors, atomically."""
     half = {key: tensor.detach().half().cpu().contiguous() for key, tensor in model.state_dict().items()}

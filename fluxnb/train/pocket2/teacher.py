@@ -32,7 +32,7 @@ from fluxnb.train.networks.build import count_parameters
 from fluxnb.train.networks.denoiser import Denoiser
 from fluxnb.train.pocket2.autoencoder import VALIDATION_SEED, encode
 from fluxnb.train.pocket2.config import Preset
-from fluxnb.train.pocket2.networks import build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.pocket2.networks import build_denoiser, difference_by_order, load_denoiser, save_denoiser
 from fluxnb.train.stages.loop import Average, Log, Pace, Rank, optimizer_step
 from fluxnb.train.stages.optimizers import BLOCKS, DECAY, Muon, MuonAndAdamW, make_adamw
 
@@ -140,13 +140,10 @@ def train_teacher(
             save_denoiser(model, out)
             average.swap()
             saved = time.perf_counter()
-    log(
-        iterations=pace.total,
-        pictures=pictures,
-        seconds=pace.seconds(),
-        devices=rank.world,
-    )
     average.swap()
+    with torch.compiler.set_stance("force_eager"):  # as in `validate`
+        order = difference_by_order(model.text_encoder_2)
+    log(iterations=pace.total, pictures=pictures, seconds=pace.seconds(), devices=rank.world, order=order)
     return model.eval()
 
 

@@ -1,8 +1,8 @@
 """Teach a T5 encoder to read captions, before the teacher is trained or trained further.
 
 FLUX's T5 was trained on text before FLUX saw a picture. An encoder that learns from the flow's loss alone can end as a
-bag of words: in the teacher of 70 million pictures, the token "fox" is the same to six digits in "a fox to the left of
-an owl" and in "an owl to the left of a fox" (`text.jsonl`), so that no transformer could draw the difference. Word
+bag of words: in the teacher of 70 million pictures, the token "fox" is the same to six digits in "a fox left of an owl"
+and in "an owl left of a fox" (`training/pocket2/text.jsonl`), so that no transformer could draw the difference. Word
 order can come from the text encoder alone, because FLUX's transformer gives all text tokens the same position.
 
 Here a `Reader`, which does not see the order of tokens either, reads the attributes of a scene from the encoding of its
@@ -22,14 +22,13 @@ from transformers import T5EncoderModel
 
 from fluxnb.train.data import captions
 from fluxnb.train.data.layouts import Layout
-from fluxnb.train.data.scenes import Scene, Thing
 from fluxnb.train.data.stream import draw_chunks, draw_pairs
 from fluxnb.train.data.vocabulary import CAPTION_TOKENS, Tokenizers
 from fluxnb.train.networks.denoiser import Denoiser
 from fluxnb.train.pocket2.config import Preset
 from fluxnb.train.pocket2.evaluation import correctness
 from fluxnb.train.pocket2.judge import Attributes, Reader, attribute_loss, layout_attributes
-from fluxnb.train.pocket2.networks import build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.pocket2.networks import build_denoiser, difference_by_order, load_denoiser, save_denoiser
 from fluxnb.train.stages.loop import Average, Log, Pace, Rank, backward_and_step
 from fluxnb.train.stages.optimizers import make_optimizer
 
@@ -105,18 +104,6 @@ def train_text(preset: Preset, out: Path, rank: Rank, start: Path | None = None)
 def relative_distance(one: Tensor, other: Tensor) -> Tensor:
     """The mean squared difference of encodings, relative to the mean square of the second."""
     return (one - other).square().mean() / other.square().mean()
-
-
-@torch.no_grad()
-def difference_by_order(encoder: T5EncoderModel) -> float:
-    """How much the token "fox" differs between a fox left of an owl and an owl left of a fox: one minus the cosine."""
-    tokenizer, pair = Tokenizers().t5, (Thing("fox"), Thing("owl"))
-    encodings = []
-    for things in (pair, pair[::-1]):
-        ids = tokenizer(captions.caption(Scene(things, relation="left of")), return_tensors="pt").input_ids
-        place = tokenizer.convert_ids_to_tokens(ids[0].tolist()).index("▁fox")
-        encodings.append(encoder(ids.to(encoder.device))[0][0, place].double())
-    return 1 - float(torch.cosine_similarity(*encodings, 0))
 
 
 @torch.no_grad()
