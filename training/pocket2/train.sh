@@ -20,7 +20,8 @@ stage() {
   local name=$1
   shift
   [ ! -e "$run/$name.done" ] || return 0
-  "${program[@]}" --nproc-per-node "$gpus" -m fluxnb.train.pocket2 "${name%%-*}" --preset "${PRESET:-pocket}" --out "$run" "$@" >>"$run/$name.log" 2>&1
+  "${program[@]}" --nproc-per-node "$gpus" -m fluxnb.train.pocket2 "${name%%-*}" \
+    --preset "${PRESET:-pocket}" --out "$run" "$@" >>"$run/$name.log" 2>&1
   touch "$run/$name.done"
 }
 

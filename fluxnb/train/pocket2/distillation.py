@@ -35,7 +35,7 @@ from fluxnb.train.stages.pairs import Pairs
 from fluxnb.train.stages.reflow import pair_alignment, points_on_lines, reflow_sigmas
 from fluxnb.train.stages.student import Monitor, Rollouts, ladd_losses, ranking_accuracy, select_best
 
-AGREE = 20  # iterations between two questions whether to save a student
+CHECK_EVERY = 20  # iterations between two checks whether to save a student
 SEED = 4000  # of the captions and the noise of the pairs; each rank adds its index
 
 
@@ -230,8 +230,8 @@ def train_ladd(
             norms = {"norm": float(norm), "critic_norm": float(critic_norm)}
             log(iteration=iteration, total=pace.total, **losses, **norms, **ranking_accuracy(logits, level))
         last = iteration + 1 == pace.total
-        # The ranks agree now and then only, because the processor waits for the GPU whenever they do.
-        if last or (iteration % AGREE == 0 and rank.broadcast(pace.seconds()) > next_save):
+        # A broadcast makes the processor wait for the GPU.
+        if last or (iteration % CHECK_EVERY == 0 and rank.broadcast(pace.seconds()) > next_save):
             next_save += settings.save_every
             average.swap()
             number = f"{iteration + 1:06d}"

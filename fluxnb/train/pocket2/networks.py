@@ -44,8 +44,8 @@ def build_denoiser(sizes: Sizes) -> Denoiser:
 def prefer_distances(t5: T5EncoderModel) -> None:
     """Let each head of an untrained T5 prefer one of `DISTANCES`, so that the order of words counts from the beginning.
 
-    The only positions of T5 are one learned bias per head and distance (1910.10683), which starts near zero. The
-    products of queries and keys grow to many times its size within a few hundred iterations.
+    T5 has positions by a learned bias per head and distance alone (1910.10683). The bias starts near zero, where the
+    products of queries and keys outweigh it once these are trained.
     """
     bias = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
     past = bias.num_embeddings // 2  # distances to the left come first, and those below 8 have a number each
