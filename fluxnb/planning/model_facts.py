@@ -22,7 +22,7 @@ from fluxnb.records.recipe import LARGEST_SIDE, MOST_STEPS
 __all__ = [
     "configurations_of",
     "downloaded_gib",
-    "family_of",
+    "family_of_checkpoint",
     "is_large",
     "known_defaults",
     "natural_dtype",
@@ -96,7 +96,7 @@ def size_of_model(model: str | Path, folder: Path | None) -> ModelSize:
     return flux1_size()
 
 
-def family_of(model: str | Path, folder: Path | None) -> Family:
+def family_of_checkpoint(model: str | Path, folder: Path | None) -> Family:
     """The family of a model; a folder without a known class is of FLUX.1."""
     index = None if folder is None else folder / "model_index.json"
     if index is not None and index.is_file():

@@ -25,7 +25,7 @@ from fluxnb.planning.hardware import Hardware, describe_hardware, detect
 from fluxnb.planning.model_facts import (
     configurations_of,
     downloaded_gib,
-    family_of,
+    family_of_checkpoint,
     is_large,
     known_defaults,
     natural_dtype,
@@ -271,7 +271,7 @@ def plan(
     weights.check_name(model)
     weights.check_revision(model, revision)
     folder = configurations_of(model, revision)
-    family = family_of(model, folder)
+    family = family_of_checkpoint(model, folder)
     presets = _presets(family, preset)
     model_size = size_of_model(model, folder)
     defaults = known_defaults(model, folder, family)

@@ -113,6 +113,8 @@ def test_training_of_the_teacher_continues_from_a_file(run, tmp_path):
     main(["teacher", "--preset", "tiny", "--out", str(tmp_path), *start])
     log = read_log(tmp_path / "teacher.jsonl")
     assert log[0]["start"] == "teacher.safetensors" and log[-1]["iterations"] == 2
+    trained = networks.load_denoiser(TINY.sizes, tmp_path / "teacher.safetensors")
+    assert log[-1]["order"] == pytest.approx(networks.difference_by_order(trained.text_encoder_2), rel=0.02, abs=2e-6)
 
 
 def test_batches_have_about_the_same_number_of_tokens(run):

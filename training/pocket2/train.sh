@@ -4,8 +4,9 @@
 #   bash training/pocket2/train.sh RUN [GPUS]
 #
 # RUN is the folder of the run. A stage writes RUN/STAGE.log, and RUN/STAGE.done once it is complete; a stage that has
-# this file is not repeated. Variables: the seconds of the trainings, SEED of the teacher's scenes, which each
-# continuation needs another of, options of EVALUATE, PRESET and WEIGHTS for a trial with other networks, and PYTHON.
+# this file is not repeated. Variables: the seconds of the trainings; SEED of the teacher's scenes, which must be another
+# one in each continuation; EVALUATE, the options of the evaluation; PRESET and WEIGHTS for a trial with other networks;
+# PYTHON.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -28,7 +29,7 @@ stage() {
 if [ ! -e "$run/before.safetensors" ]; then
   cp -r "$weights/vae" "$run/vae"
   cp "$weights/judge.safetensors" "$run/judge-before.safetensors"
-  for name in autoencoder teacher judge; do # the logs of what is trained further go on
+  for name in autoencoder teacher judge; do # the training adds to these logs
     [ ! -e "$weights/$name.jsonl" ] || cp "$weights/$name.jsonl" "$run/"
   done
   cat "$weights"/teacher.safetensors.part* >"$run/before.part"

@@ -203,15 +203,10 @@ class Judge(Reader):
 
     def forward(self, pictures: Tensor) -> tuple[Attributes, Tensor]:
         """Logits of the attributes, and the features (B, width); pictures of other sizes are scaled to `SIDE`."""
-        grid = self.body(self.scaled(pictures)).flatten(2).transpose(1, 2)
+        if pictures.shape[2:] != (SIDE, SIDE):
+            pictures = F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
+        grid = self.body(pictures).flatten(2).transpose(1, 2)
         return self.read(grid + self.place), grid.mean(1)
-
-    @staticmethod
-    def scaled(pictures: Tensor) -> Tensor:
-        """Pictures (B, 3, height, width) of any size at the size that the judge was trained on."""
-        if pictures.shape[2:] == (SIDE, SIDE):
-            return pictures
-        return F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=True)
 
 
 def build_judge(preset: Preset) -> Judge:

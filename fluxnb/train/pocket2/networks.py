@@ -44,8 +44,8 @@ def build_denoiser(sizes: Sizes) -> Denoiser:
 def prefer_distances(t5: T5EncoderModel) -> None:
     """Let each head of an untrained T5 prefer one of `DISTANCES`, so that the order of words counts from the beginning.
 
-    T5 has positions by a learned bias per head and distance alone (1910.10683). The bias starts near zero, where the
-    products of queries and keys outweigh it once these are trained.
+    T5 has no positions but a learned bias per head and distance (1910.10683). It starts near zero, so that the
+    products of queries and keys soon outweigh it.
     """
     bias = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
     past = bias.num_embeddings // 2  # distances to the left come first, and those below 8 have a number each

@@ -6,8 +6,8 @@ and in "an owl left of a fox" (`training/pocket2/text.jsonl`), so that no transf
 order can come from the text encoder alone, because FLUX's transformer gives all text tokens the same position.
 
 Here a `Reader`, which does not see the order of tokens either, reads the attributes of a scene from the encoding of its
-caption. What a caption leaves open is read by its probability, such as that a fox is usually in the snow. The reader is
-discarded.
+caption. Of an attribute that the caption leaves open it learns the probabilities: a fox is usually in the snow. The
+reader is discarded.
 """
 
 from __future__ import annotations
