@@ -42,7 +42,7 @@ class Distillation:
     student: Schedule
     pairs: int = 131_072
     teacher_steps: int = 28
-    guidance: float = 1.5
+    guidance: float = 2.5
     tokens: int = 98_304
     critic_rate: float = 1e-3
     critic_only: int = 300

@@ -32,7 +32,7 @@ SEEDS = 8
 
 @torch.no_grad()
 def sample_sheet(
-    model: Denoiser, vae: AutoencoderKL, shape: Shape, *, steps: int = 28, guidance: float = 1.5
+    model: Denoiser, vae: AutoencoderKL, shape: Shape, *, steps: int = 28, guidance: float = 1.0
 ) -> Image.Image:
     """Pictures of `PROMPTS`, `SEEDS` of each; all prompts start from the same noise."""
     device, tokenizers = next(model.parameters()).device, Tokenizers()
