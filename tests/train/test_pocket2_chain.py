@@ -13,26 +13,24 @@ from fluxnb.train.networks.judge import save_judge
 from fluxnb.train.pocket2 import judge, networks
 from fluxnb.train.pocket2.config import TINY
 
-pytestmark = pytest.mark.long
-
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "training" / "pocket2" / "train.sh"
 STAGES = ["text", "teacher", "judge", "student", "evaluate", "samples", "samples-student"]
 
 
-def train(run, weights):
+def train(run, weights, **others):
     variables = {"PRESET": "tiny", "WEIGHTS": str(weights), "PAIRS": "24", "TOKENS": "256"}
     variables |= {"STUDENT_TOKENS": "256", "SCENES": "32", "JUDGE_SCENES": "16", "PYTHON": sys.executable}
     variables["EVALUATE"] = "--count 4 --seeds 1 --prompts 2 --noises 2 --shares 2"
-    environment = os.environ | variables | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | variables | others | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = ["bash", str(SCRIPT), str(run), "2"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The folder of a run of the script, from weights of the smallest preset."""
-    weights, run = tmp_path_factory.mktemp("weights"), tmp_path_factory.mktemp("run")
+def weights(tmp_path_factory):
+    """The folder of weights of the smallest preset."""
+    weights = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     networks.build_autoencoder(TINY.sizes).save_pretrained(weights / "vae")
     networks.save_denoiser(networks.build_denoiser(TINY.sizes), weights)
@@ -42,18 +40,28 @@ def trained(tmp_path_factory):
         (weights / f"teacher.safetensors.part{number + 1}").write_bytes(half)
     save_judge(judge.build_judge(TINY), weights / "judge.safetensors")
     (weights / "teacher.jsonl").write_text('{"iterations": 7, "seconds": 1.0}\n')
+    (weights / "notes.json").write_text('{"method": "LADD"}')
+    return weights
+
+
+@pytest.fixture(scope="module")
+def trained(weights, tmp_path_factory):
+    """The folder of a run of the script, and that of its weights."""
+    run = tmp_path_factory.mktemp("run")
     result = train(run, weights)
     logs = [(run / f"{name}.log").read_text() for name in STAGES if (run / f"{name}.log").exists()]
     assert result.returncode == 0, result.stderr + "".join(logs[-1:])
     return run, weights
 
 
+@pytest.mark.long
 def test_every_stage_runs_in_its_order(trained):
     run, _ = trained
     done = sorted(run.glob("*.done"), key=lambda path: path.stat().st_mtime_ns)
     assert [path.stem for path in done] == STAGES
 
 
+@pytest.mark.long
 def test_the_results_are_those_of_one_training_after_the_other(trained):
     run, _ = trained
     starts = {name: json.loads((run / f"{name}.jsonl").read_text().splitlines()[0]) for name in ("text", "judge")}
@@ -66,6 +74,7 @@ def test_the_results_are_those_of_one_training_after_the_other(trained):
     assert (run / "samples.png").exists() and (run / "samples-student.png").exists()
 
 
+@pytest.mark.long
 def test_a_stage_that_is_complete_is_not_repeated(trained):
     run, weights = trained
     (run / "samples.done").unlink()
@@ -73,3 +82,14 @@ def test_a_stage_that_is_complete_is_not_repeated(trained):
     assert train(run, weights).returncode == 0
     changed = {path.name for path in run.glob("*.log") if path.stat().st_mtime_ns != before[path.name]}
     assert changed == {"samples.log"}
+
+
+def test_t5_and_teacher_stay_as_they_are_where_their_durations_are_zero(weights, tmp_path):
+    others = [name for name in STAGES if name not in ("text", "teacher")]
+    for name in others:
+        (tmp_path / f"{name}.done").touch()  # only these two stages remain
+    assert train(tmp_path, weights, TEXT="0", TEACHER="0").returncode == 0
+    parts = [(weights / f"teacher.safetensors.part{number}").read_bytes() for number in (1, 2)]
+    assert (tmp_path / "teacher.safetensors").read_bytes() == b"".join(parts)
+    assert all((tmp_path / f"{name}.done").exists() for name in STAGES)
+    assert json.loads((tmp_path / "notes.json").read_text()) == {"method": "LADD"}

@@ -14,6 +14,7 @@ from fluxnb.train.data.scenes import Scene, Thing, complete, partial_scene
 from fluxnb.train.pocket2 import evaluation, judge
 from fluxnb.train.pocket2.__main__ import EVALUATION, main
 from fluxnb.train.pocket2.config import TINY
+from fluxnb.train.pocket2.figure import MET, MISSED, MOST, evaluation_figure
 
 pytestmark = pytest.mark.moderate
 
@@ -155,3 +156,21 @@ def test_each_target_has_an_interval(run):
     targets = json.loads((run / "evaluation.json").read_text())["targets"]
     distances = [row["value"] for row in targets if "Fréchet" in row["name"]]
     assert len(distances) == 2 and all(value["low"] <= value["high"] for value in distances)
+
+
+def test_the_figure_has_a_check_mark_or_a_cross_for_every_target(run):
+    results = json.loads((run / "evaluation.json").read_text())
+    words = [text.get_text() for axes in evaluation_figure(results).axes for text in axes.texts]
+    met = [target["met"] for target in results["targets"]]
+    assert sum(word.startswith(MET) for word in words) == met.count(True)
+    assert sum(word.startswith(MISSED) for word in words) == met.count(False)
+
+
+def test_a_measurement_outside_the_axis_is_at_its_end(run):
+    results = json.loads((run / "evaluation.json").read_text())
+    target = results["targets"][0]
+    target["value"] |= {"value": 7.0, "low": 6.0, "high": 8.0}
+    axes = evaluation_figure(results | {"targets": [target]}).axes[0]
+    dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [MOST]
+    assert any("7.000 (6.000 to 8.000)" in text.get_text() for text in axes.texts)

@@ -4,9 +4,9 @@
 #   bash training/pocket2/train.sh RUN [GPUS]
 #
 # RUN is the folder of the run. A stage writes RUN/STAGE.log, and RUN/STAGE.done once it is complete; a stage that has
-# this file is not repeated. Variables: the seconds of the trainings; SEED of the teacher's scenes, which must be another
-# one in each continuation; EVALUATE, the options of the evaluation; PRESET and WEIGHTS for a trial with other networks;
-# PYTHON.
+# this file is not repeated. Variables: the seconds of the trainings; with TEXT=0 or TEACHER=0, T5 or the teacher stays as
+# it is; SEED of the teacher's scenes, which must be another one in each continuation; EVALUATE, the options of the
+# evaluation; PRESET and WEIGHTS for a trial with other networks; PYTHON.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -29,19 +29,27 @@ stage() {
 if [ ! -e "$run/before.safetensors" ]; then
   cp -r "$weights/vae" "$run/vae"
   cp "$weights/judge.safetensors" "$run/judge-before.safetensors"
-  for name in autoencoder teacher judge; do # the training adds to these logs
-    [ ! -e "$weights/$name.jsonl" ] || cp "$weights/$name.jsonl" "$run/"
+  # The training adds to these logs; text.jsonl and notes.json are for the card.
+  for name in autoencoder.jsonl text.jsonl teacher.jsonl judge.jsonl notes.json; do
+    [ ! -e "$weights/$name" ] || cp "$weights/$name" "$run/"
   done
   cat "$weights"/teacher.safetensors.part* >"$run/before.part"
   mv "$run/before.part" "$run/before.safetensors"
 fi
 
+# leave NAME FROM TO: the stage NAME is complete with the weights FROM as they are.
+leave() {
+  [ -e "$run/$1.done" ] || { cp "$run/$2.safetensors" "$run/$3.safetensors" && touch "$run/$1.done"; }
+}
+
+[ "${TEXT:-}" != 0 ] || leave text before start
+[ "${TEACHER:-}" != 0 ] || leave teacher start teacher
 stage text --pretrained "$run/before.safetensors" --seconds "${TEXT:-60}"
-stage teacher --pretrained "$run/start.safetensors" --seconds "${TEACHER:-740}" --seed "${SEED:-9000}" \
+stage teacher --pretrained "$run/start.safetensors" --seconds "${TEACHER:-740}" --seed "${SEED:-10000}" \
   --tokens "${TOKENS:-131072}" --scenes "${SCENES:-120000}" --rate 1e-3 --warmup 200
 stage judge --pretrained "$run/judge-before.safetensors" --seconds "${JUDGE:-120}" --scenes "${JUDGE_SCENES:-80000}"
-stage student --pairs "${PAIRS:-65536}" --tokens "${STUDENT_TOKENS:-65536}" \
-  --warm-seconds "${REFLOW:-110}" --seconds "${LADD:-240}"
+stage student --pairs "${PAIRS:-131072}" --tokens "${STUDENT_TOKENS:-65536}" \
+  --warm-seconds "${REFLOW:-600}" --seconds "${LADD:-350}"
 # shellcheck disable=SC2086  # several options in one variable
 stage evaluate ${EVALUATE:-}
 gpus=1

@@ -33,6 +33,7 @@ from fluxnb.train.metrics import entropy, frechet, median_distance, vendi
 from fluxnb.train.networks.denoiser import Denoiser, with_transformer
 from fluxnb.train.pocket2 import judge as reading
 from fluxnb.train.pocket2.config import Preset
+from fluxnb.train.pocket2.figure import evaluation_figure
 from fluxnb.train.pocket2.judge import Attributes, classify, load_judge, read_layouts
 from fluxnb.train.pocket2.networks import load_denoiser
 from fluxnb.train.pocket2.teacher import CLIP_USED, sample
@@ -497,12 +498,12 @@ class Report:
 
 
 def evaluate(preset: Preset, out: Path, rank: Rank, size: Size) -> None:
-    """Measure all settings of a run on all ranks; writes `out`/evaluation.json and `out`/evaluation.md."""
+    """Measure all settings of a run on all ranks; writes evaluation.json, evaluation.md and evaluation.png to `out`."""
     Evaluator(preset, out, size, rank.device).run(rank)
     if rank.first:
         report = Report(out)
-        (out / "evaluation.json").write_text(
-            json.dumps(report.to_json() | {"size": dataclasses.asdict(size)}, indent=1)
-        )
+        facts = report.to_json() | {"size": dataclasses.asdict(size)}
+        (out / "evaluation.json").write_text(json.dumps(facts, indent=1))
+        evaluation_figure(facts).savefig(out / "evaluation.png")
         (out / "evaluation.md").write_text(report.table() + "\n")
         print(report.table(), flush=True)
