@@ -47,7 +47,7 @@ class Schedule:
     ema: float = 0.999  # decay of the weight average
     iterations: int | None = None  # instead of `seconds`
     cooldown: float = 0.25  # last share of the iterations, in which the learning rate decays to zero
-    optimizer: str = "adamw"  # or "muon" for the matrices of the transformer's blocks (teacher only)
+    optimizer: str = "adamw"  # or "muon" for the matrices of the transformer's blocks
     muon_lr_ratio: float = 1.0  # learning rate of Muon relative to AdamW's
     validation: int = 4096  # scenes for the teacher's validation loss
     validate_every: int = 500  # iterations; a validation takes about as long as four of them on a GPU

@@ -115,7 +115,15 @@ POCKET = Preset(
     shapes=SHAPES,
     paddings=((CAPTION_TOKENS, 0.9), (64, 0.03), (128, 0.03), (256, 0.02), (512, 0.02)),
     distillation=Distillation(
-        warm=Schedule(seconds=200.0, batch=0, learning_rate=5e-4, warmup=100, ema=0.998),
+        warm=Schedule(
+            seconds=200.0,
+            batch=0,
+            learning_rate=5e-4,
+            warmup=100,
+            ema=0.998,
+            optimizer="muon",
+            muon_lr_ratio=3.0,
+        ),
         student=Schedule(seconds=300.0, batch=0, learning_rate=2e-4, warmup=100, cooldown=0.5, ema=0.998),
     ),
     judge=Schedule(seconds=240.0, batch=128, learning_rate=1e-3, scenes=400_000, ema=0.998),
@@ -132,7 +140,7 @@ TINY = Preset(
     shapes=((Shape(64, 64), 0.5), (Shape(32, 48), 0.5)),
     paddings=((CAPTION_TOKENS, 0.5), (64, 0.5)),
     distillation=Distillation(
-        warm=Schedule(seconds=0.0, iterations=2, batch=0, learning_rate=1e-3, warmup=1),
+        warm=Schedule(seconds=0.0, iterations=2, batch=0, learning_rate=1e-3, warmup=1, optimizer="muon"),
         student=Schedule(seconds=0.0, iterations=3, batch=0, learning_rate=1e-4, warmup=1),
         pairs=24,
         teacher_steps=2,
