@@ -20,14 +20,13 @@ _GROUP = {"teacher-28": "teacher, 28 steps", "student-4": "student, 4 steps", "s
 _AGAINST = {"renders": "of renders", "teacher-28": "of the teacher"}
 
 
-def evaluation_figure(evaluation: Mapping[str, Any], *, title: str = "") -> Figure:
+def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
     """The targets of an evaluation with their intervals, beside the planted shares that were measured.
 
     A check mark in blue is a target that is met, and a cross in vermilion one that is missed.
 
     Arguments:
         evaluation: of `Report.to_json`.
-        title: the heading; counts the targets that are met if it is empty.
     """
     targets, planted = evaluation["targets"], evaluation["planted"]
     groups = list(dict.fromkeys(_parts(target)[0] for target in targets))
@@ -36,7 +35,7 @@ def evaluation_figure(evaluation: Mapping[str, Any], *, title: str = "") -> Figu
     met = sum(target["met"] for target in targets)
     with style_context():
         figure = new_figure(_WIDTH, height)
-        heading(figure, title or f"Teacher and student: {met} of {len(targets)} targets met",
+        heading(figure, f"Teacher and student: {met} of {len(targets)} targets met",
                 "dots with 95 % intervals; a vertical line is the target", left=_GAP / _WIDTH,
                 top=1 - _GAP / height)  # fmt: skip
         _targets(figure, targets, groups)
@@ -101,12 +100,12 @@ def _target(axes: Axes, row: int, target: Mapping[str, Any]) -> None:
 def _planted(figure: Figure, planted: Mapping[str, Any], prompts: Sequence[str]) -> None:
     axes = _axes(figure, _SHARES_LEFT, _SHARES, len(prompts))
     guided = sorted(name for name in planted if " at " in name)
-    shown = [name for name in ("renders", *guided, "student-4", "student-1") if name in planted]
-    for row, entry in enumerate(planted[shown[0]] if shown else []):
+    compared = [name for name in ("renders", *guided, "student-4", "student-1") if name in planted]
+    for row, entry in enumerate(planted[compared[0]] if compared else []):
         axes.plot([entry["planted"]] * 2, [row - 0.42, row + 0.42], color=INK, linewidth=1.6,
                   label="planted" if row == 0 else None)  # fmt: skip
-    for index, name in enumerate(shown):
-        offset = (index - (len(shown) - 1) / 2) * 0.6 / max(1, len(shown) - 1)
+    for index, name in enumerate(compared):
+        offset = (index - (len(compared) - 1) / 2) * 0.6 / max(1, len(compared) - 1)
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         label = name.replace("teacher-28 at ", "teacher, guidance ")
         label = label.replace("-1", ", 1 step").replace("-4", ", 4 steps")

@@ -182,16 +182,16 @@ class Log:
     """A JSON Lines log, written to a file and to standard output by rank 0."""
 
     def __init__(self, path: Path, rank: Rank):
-        self.file = None
+        self.path = path if rank.first else None
         if rank.first:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("a", buffering=1)
 
     def __call__(self, **facts: object) -> None:
         """Write one line."""
-        if self.file is not None:
+        if self.path is not None:
             line = json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in facts.items()})
-            self.file.write(line + "\n")
+            with self.path.open("a") as file:  # closed after each line, so that an interrupt loses none
+                file.write(line + "\n")
             print(line, flush=True)
 
 
