@@ -84,12 +84,12 @@ def test_a_stage_that_is_complete_is_not_repeated(trained):
     assert changed == {"samples.log"}
 
 
-def test_t5_and_teacher_stay_as_they_are_where_their_durations_are_zero(weights, tmp_path):
-    others = [name for name in STAGES if name not in ("text", "teacher")]
-    for name in others:
-        (tmp_path / f"{name}.done").touch()  # only these two stages remain
-    assert train(tmp_path, weights, TEXT="0", TEACHER="0").returncode == 0
+def test_weights_stay_as_they_are_where_the_duration_of_their_training_is_zero(weights, tmp_path):
+    for name in set(STAGES) - {"text", "teacher", "judge"}:
+        (tmp_path / f"{name}.done").touch()  # only these three stages remain
+    assert train(tmp_path, weights, TEXT="0", TEACHER="0", JUDGE="0").returncode == 0
     parts = [(weights / f"teacher.safetensors.part{number}").read_bytes() for number in (1, 2)]
     assert (tmp_path / "teacher.safetensors").read_bytes() == b"".join(parts)
+    assert (tmp_path / "judge.safetensors").read_bytes() == (weights / "judge.safetensors").read_bytes()
     assert all((tmp_path / f"{name}.done").exists() for name in STAGES)
     assert json.loads((tmp_path / "notes.json").read_text()) == {"method": "LADD"}

@@ -16,7 +16,7 @@ import fluxnb as fnb
 from fluxnb.records.latents import pack, unpack
 from fluxnb.train.data import captions, scenes, stream, vocabulary
 from fluxnb.train.networks.denoiser import save_transformer
-from fluxnb.train.pocket2 import config, distillation, networks, ship, teacher
+from fluxnb.train.pocket2 import config, distillation, networks, samples, ship, teacher
 from fluxnb.train.pocket2.__main__ import main
 from fluxnb.train.stages.loop import Rank, read_log
 
@@ -250,3 +250,15 @@ def test_the_card_of_a_pair_adds_up_the_trainings_of_a_log(run, pair):
 def test_a_loss_curve_in_a_card_is_short():
     log = [{"iteration": n, "loss": 1.0} for n in range(1000)] + [{"iterations": 1000, "seconds": 5.0}]
     assert 40 <= len(ship.summarize(log)["loss"]) <= ship.CURVE
+
+
+@pytest.mark.parametrize(
+    ("options", "guidance"),
+    [([], TINY.distillation.guidance), (["--transformer", "student"], 1.0), (["--guidance", "3"], 3.0)],
+    ids=["teacher", "student", "given"],
+)
+def test_a_sheet_of_samples_has_the_guidance_of_its_model(options, guidance, tmp_path, monkeypatch):
+    found = {}
+    monkeypatch.setattr(samples, "save_sheet", lambda *given, **settings: found.update(settings))
+    main(["samples", "--preset", "tiny", "--out", str(tmp_path), *options])
+    assert found["guidance"] == guidance

@@ -4,8 +4,8 @@
 #   bash training/pocket2/train.sh RUN [GPUS]
 #
 # RUN is the folder of the run. A stage writes RUN/STAGE.log, and RUN/STAGE.done once it is complete; a stage that has
-# this file is not repeated. Variables: the seconds of the trainings; with TEXT=0 or TEACHER=0, T5 or the teacher stays as
-# it is; SEED of the teacher's scenes, which must be another one in each continuation; EVALUATE, the options of the
+# this file is not repeated. Variables: the seconds of the trainings; with TEXT=0, TEACHER=0 or JUDGE=0, T5, the teacher or
+# the judge stays as it is; SEED of the teacher's scenes, which must be another one in each continuation; EVALUATE, the options of the
 # evaluation; PRESET and WEIGHTS for a trial with other networks; PYTHON.
 set -euo pipefail
 
@@ -44,6 +44,7 @@ leave() {
 
 [ "${TEXT:-}" != 0 ] || leave text before start
 [ "${TEACHER:-}" != 0 ] || leave teacher start teacher
+[ "${JUDGE:-}" != 0 ] || leave judge judge-before judge
 stage text --pretrained "$run/before.safetensors" --seconds "${TEXT:-60}"
 stage teacher --pretrained "$run/start.safetensors" --seconds "${TEACHER:-740}" --seed "${SEED:-10000}" \
   --tokens "${TOKENS:-131072}" --scenes "${SCENES:-120000}" --rate 1e-3 --warmup 200

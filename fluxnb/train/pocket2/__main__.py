@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "samples":
             stage.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a picture, in pixels")
             stage.add_argument("--steps", type=int, default=28)
-            stage.add_argument("--guidance", type=float, help="default: that of the distillation")
+            stage.add_argument("--guidance", type=float, help="default: that of the distillation, none for a student")
     return parser
 
 
@@ -172,7 +172,8 @@ def _samples(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
 
     side = preset.sizes.default_size
     shape = Shape(*(options.size or (side, side)))
-    guidance = preset.distillation.guidance if options.guidance is None else options.guidance
+    usual = 1.0 if options.transformer else preset.distillation.guidance
+    guidance = usual if options.guidance is None else options.guidance
     settings = {"steps": options.steps, "guidance": guidance, "transformer": options.transformer}
     print(save_sheet(preset.sizes, options.out, shape, rank.device, **settings))
 
