@@ -35,22 +35,25 @@ TABLE = re.compile(r"(<!-- table ([\w-]+), written by python docs/tables\.py -->
 
 # Settings of the evaluation and how they are named, in the order of the table.
 SETTINGS = {
-    "renders": "fresh renders, the ceiling",
-    "teacher@28": "pocket-base, 28 steps, guidance {guidance:g}",
-    "teacher@4": "pocket-base, 4 steps, guidance {guidance:g}",
-    "teacher, unguided@4": "pocket-base, 4 steps, no guidance",
-    "teacher@1": "pocket-base, 1 step, no guidance",
-    "student@4": "**pocket, 4 steps**",
-    "student@1": "**pocket, 1 step**",
-    "reflow@4": "reflow alone, 4 steps",
-    "reflow@1": "reflow alone, 1 step",
+    "renders": "renders, the upper bound",
+    "teacher-28": "pocket-base, 28 steps, guidance {guidance:g}",
+    "teacher-4": "pocket-base, 4 steps, guidance {guidance:g}",
+    "student-4": "**pocket, 4 steps**",
+    "student-1": "**pocket, 1 step**",
+    "warm-4": "reflow alone, 4 steps",
+    "warm-1": "reflow alone, 1 step",
 }
+# Attributes and splits of the evaluation, and how they are named.
 QUANTITIES = {
-    "object/seen": ("objects, seen", 100, 1),
-    "object/held_out": ("objects, held out", 100, 1),
-    "everything/seen": ("all right, seen", 100, 1),
-    "sign/seen": ("sign spelled right", 100, 1),
-    "fd": ("Fréchet distance", 1, 4),
+    ("object", "seen"): "objects, seen",
+    ("object", "held_out"): "objects, held out",
+    ("style", "seen"): "style",
+    ("color", "seen"): "color",
+    ("count", "seen"): "count",
+    ("place", "seen"): "place",
+    ("relation", "seen"): "relation",
+    ("sign", "seen"): "sign",
+    ("everything", "seen"): "all right",
 }
 
 
@@ -128,15 +131,26 @@ def _yes(holds: bool) -> str:
 
 def evaluation(card: dict[str, Any]) -> str:
     """What the judge finds in the pictures of the shipped models."""
-    rows, guidance = [], card["evaluation"]["config"]["guidance"]
+    rows, facts = [], card["evaluation"]
+    guidance = card["defaults"]["pocket-base"]["guidance"]
     for name, title in SETTINGS.items():
-        measured = card["evaluation"]["settings"][name]
-        values = [
-            f"{measured[key]['value'] * factor:.{digits}f}" if measured.get(key, {}).get("value") is not None else "-"
-            for key, (_, factor, digits) in QUANTITIES.items()
-        ]
-        rows.append([title.format(guidance=guidance), *values])
-    return markdown(["in %, the last column aside", *(title for title, _, _ in QUANTITIES.values())], rows)
+        if name in facts["shares"]:
+            shares = facts["shares"][name]
+            values = [f"{100 * shares[split][each]['value']:.1f}" for each, split in QUANTITIES]
+            others = [f"{facts['frechet'][name]:.3f}", f"{facts['diversity'][name]['vendi']:.2f}"]
+            rows.append([title.format(guidance=guidance), *values, *others])
+    return markdown(["in %", *QUANTITIES.values(), "Fréchet distance", "looks per prompt"], rows)
+
+
+def targets(card: dict[str, Any]) -> str:
+    """What was required of the shipped models, and what was measured."""
+    rows = []
+    for row in card["evaluation"]["targets"]:
+        value, upper = row["value"], row["at_most"] is not None
+        limit = f"at most {row['at_most']:g}" if upper else f"at least {row['at_least']:g}"
+        measured = f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+        rows.append([row["name"], measured, limit, _yes(row["met"])])
+    return markdown(["", "measured, 95 % interval", "required", "met"], rows)
 
 
 def models() -> str:
@@ -229,6 +243,7 @@ def written() -> dict[str, str]:
         "families": families(others),
         "several-gpus": several_gpus(several),
         "evaluation": evaluation(card),
+        "targets": targets(card),
         "models": models(),
         "notebooks": notebook_list(),
         "parts": parts(card),

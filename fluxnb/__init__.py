@@ -74,8 +74,8 @@ Lessons
     exercises         the exercises of a notebook with their questions
     Exercise          one exercise: `.name`, `.question`
     Verdict           what `check` returns: "right", "nearly" or "not yet", and why
-    judge             which thing, place and sign a picture of pocket shows, with probabilities
-    Reading           what `judge` returns: `.object`, `.place`, `.sign`, `.probabilities`
+    judge             which things, style, place and sign a picture of pocket shows, with probabilities
+    Reading           what `judge` returns: `.object`, `.style`, `.place`, `.sign`, `.probabilities`
     Claims            the claims of a notebook: in how many cases each holds, as a table
     Claim             one claim: `.sentence`, `.count`, `.status`
 

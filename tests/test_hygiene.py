@@ -15,7 +15,7 @@ from fluxnb.lessons.claims import read_claims
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LARGEST_NOTEBOOK = 2_000_000  # bytes; more makes a review, a clone and a page slow
-LARGEST_FILE = 16 * 2**20
+LARGEST_FILE = 45 * 10**6
 ALONE = re.compile(r"(?<![\w.:/~-])/(?:home|root|Users|work|mnt|farm|tmp)/[\w.]")
 SECRET = re.compile(r"\bhf_[A-Za-z0-9]{20,}|\bghp_[A-Za-z0-9]{20,}|AKIA[0-9A-Z]{16}")
 

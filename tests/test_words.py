@@ -74,10 +74,7 @@ REMAINING: dict[tuple[str, str], tuple[int, str]] = {
     ("plots/strips.py", "shown"): (1, "a note in the figure: 6 of 28 steps shown"),
     ("records/latents.py", "eye"): (1, "the function torch.eye"),
     ("train/data/captions.py", "says"): (2, "captions: holding a sign that says hello"),
-    ("train/data/tokens.py", "says"): (1, "a word of captions: holding a sign that says hello"),
-    ("train/data/world.py", "says"): (1, "captions: holding a sign that says hello"),
-    ("train/evaluation/features.py", "eye"): (1, "the function torch.eye"),
-    ("train/pocket2/samples.py", "says"): (1, "a caption: holding a sign that says hello world"),
+    ("train/evaluation/samples.py", "says"): (1, "a caption: holding a sign that says hello world"),
 }
 
 

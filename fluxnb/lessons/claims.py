@@ -30,12 +30,12 @@ VARIABLE = "FLUXNB_CLAIMS"
 
 _NOUNS = (
     "a penguin", "a turtle", "an elephant", "a parrot", "a rabbit", "a tractor",
-    "a rocket", "a guitar", "a mushroom", "a sailboat", "a pumpkin", "a bear",
-    "a crab", "a whale", "a drum", "a robot", "a fox", "a snail",
+    "a zebra", "a guitar", "a mushroom", "a sailboat", "a pumpkin", "a bear",
+    "a panda", "a whale", "a drum", "a robot", "a lion", "a snail",
 )  # fmt: skip
 _PLACES = ("in the snow", "in a meadow", "on the beach", "at night", "at sunset", "under water")
 _SIGNS = (
-    "flux", "noise", "yes", "stop", "peace", "open", "tea", "music", "magic", "sugar", "hero", "summer", "day", "moon",
+    "flux", "noise", "yes", "stop", "peace", "open", "tea", "hope", "magic", "sugar", "hero", "summer", "day", "moon",
     "wind", "red", "lucky", "sing",
 )  # fmt: skip
 #: Prompts of the long form by their kind, within the language of pocket. Twelve that a notebook does not use are taken.

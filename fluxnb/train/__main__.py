@@ -1,317 +1,180 @@
-"""The commands of pocket's training: `python -m fluxnb.train COMMAND`, or `torchrun -m` for several GPUs."""
+"""`python -m fluxnb.train STAGE`; `--help` lists the stages. On several GPUs with `torchrun`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fluxnb.train.config import OPTIMIZERS, PRESETS, Sizes
+from fluxnb.train.config import PRESETS, Preset
+from fluxnb.train.data.layouts import Shape
+from fluxnb.train.stages.loop import Rank
 
-if TYPE_CHECKING:  # imported by the command that needs them, so that --help is fast
-    from fluxnb.train.config import Preset
-    from fluxnb.train.evaluation.monitor import Monitor
-    from fluxnb.train.stages.loop import Rank
-
-POCKET_FOLDER = Path(__file__).parents[1] / "pocket"
+SCHEDULE = ("seconds", "iterations", "learning_rate", "scenes")
+#: options of the evaluation and their defaults, the fields of `evaluator.Size`.
+EVALUATION = {"count": 1700, "seeds": 3, "prompts": 32, "noises": 64, "shares": 64}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; `--help` lists them."""
+    """Run one stage; `--help` lists them."""
     options = _parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], None] = options.run
-    run(options)
+    preset, rank = PRESETS[options.preset], Rank.join()
+    options.out.mkdir(parents=True, exist_ok=True)
+    _, run = STAGES[options.stage]
+    run(options, preset, rank)
+    rank.leave()
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fluxnb.train",
-        description="Train pocket, stage by stage: atlas, autoencoder, judge, teacher, pairs, reflow --warm, student, "
-        "reflow, evaluate, ship. On several GPUs: torchrun --nproc-per-node N -m fluxnb.train COMMAND.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_atlas(commands)
-    _add_training(commands)
-    _add_distillation(commands)
-    _add_evaluation(commands)
-    _add_ship(commands)
+    parser = argparse.ArgumentParser(prog="python -m fluxnb.train", description="Train pocket, stage by stage.")
+    commands = parser.add_subparsers(dest="stage", required=True)
+    for name, (text, _) in STAGES.items():
+        stage = commands.add_parser(name, help=text)
+        stage.add_argument("--preset", choices=PRESETS, default="pocket")
+        stage.add_argument("--out", type=Path, required=True, help="folder of the run, shared by all stages")
+        if name in ("compile", "teacher"):
+            stage.add_argument("--tokens", type=int, help="tokens in a batch per device")
+            stage.add_argument("--compile", choices=("dynamic", "static", "none"), default="dynamic")
+        if name in ("autoencoder", "text", "teacher", "judge"):
+            stage.add_argument("--seconds", type=float, help="duration of the training")
+            stage.add_argument("--iterations", type=int, help="number of iterations, instead of a duration")
+            stage.add_argument("--rate", type=float, dest="learning_rate", help="learning rate")
+            stage.add_argument("--scenes", type=int, help="distinct scenes per device")
+        if name in ("autoencoder", "text", "judge"):
+            stage.add_argument("--batch", type=int, help="pictures or captions in a batch per device")
+        if name == "autoencoder":
+            stage.add_argument(
+                "--pretrained", type=Path, help="folder of an autoencoder whose decoder is trained further"
+            )
+        if name in ("text", "teacher", "judge"):
+            stage.add_argument("--pretrained", type=Path, help="file of pretrained weights")
+        if name == "teacher":
+            stage.add_argument("--seed", type=int, default=3000, help="of the scenes; another continues with new ones")
+            stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
+            stage.add_argument("--cooldown", type=float, help="last share of the iterations, in which the rate falls")
+        if name == "student":
+            stage.add_argument("--ladd-only", action="store_true", help="without reflow and regression")
+            stage.add_argument("--pairs", type=int, help="pairs of the teacher, on all devices together")
+            stage.add_argument("--guidance", type=float, help="of the teacher's samples")
+            stage.add_argument("--tokens", type=int, help="tokens in a batch per device")
+            stage.add_argument("--warm-seconds", type=float, help="duration of the reflow")
+            stage.add_argument("--seconds", type=float, help="duration of LADD")
+            stage.add_argument("--compile", choices=("dynamic", "none"), default="dynamic")
+        if name == "evaluate":
+            for option, default in EVALUATION.items():
+                stage.add_argument(f"--{option}", type=int, default=default)
+        if name == "ship":
+            stage.add_argument("--to", type=Path, required=True, help="folder to write, which is replaced")
+            stage.add_argument("--pair", action="store_true", help="student, teacher (in base), judge and card")
+        if name in ("samples", "ship"):
+            stage.add_argument("--transformer", help="name of a student's file, instead of the teacher's")
+        if name == "samples":
+            stage.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of a picture, in pixels")
+            stage.add_argument("--steps", type=int, default=28)
+            stage.add_argument("--guidance", type=float, help="default: that of the distillation, none for a student")
     return parser
 
 
-# ---------------------------------------------------------------------------------------------------------- options
-def _add_atlas(commands: Any) -> None:
-    atlas = commands.add_parser("atlas", help="build the sprite atlas from the emoji package")
-    atlas.add_argument("assets", type=Path, help="folder `assets` of the npm package @lobehub/fluent-emoji-3d")
-    atlas.set_defaults(run=_atlas)
+def _compile(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.stages.teacher import compile_steps
+
+    compile_steps(dataclasses.replace(preset, **_given(options, "tokens")), rank, options.compile)
 
 
-def _add_training(commands: Any) -> None:
-    for name in ("autoencoder", "judge", "teacher"):
-        stage = commands.add_parser(name, help=f"train the {name}")
-        _add_run_options(stage)
-        _add_length_options(stage)
-        stage.add_argument("--scenes", type=int, help="number of distinct scenes per device")
-        stage.set_defaults(run=_train)
-        if name == "autoencoder":
-            stage.add_argument(
-                "--like", type=Path, metavar="FOLDER", help="learn the latents of the autoencoder in this folder"
-            )
-        if name == "teacher":
-            _add_teacher_options(stage)
+def _autoencoder(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.stages.autoencoder import train_autoencoder
+
+    changes = _given(options, *SCHEDULE, "batch")
+    schedule = dataclasses.replace(preset.autoencoder, **changes)
+    train_autoencoder(dataclasses.replace(preset, autoencoder=schedule), options.out, rank, options.pretrained)
 
 
-def _add_teacher_options(stage: argparse.ArgumentParser) -> None:
-    stage.add_argument(
-        "--pretrained",
-        "--start",  # the name in the commands of earlier cards, which torchrun reads as an option of its own
-        type=Path,
-        metavar="FOLDER",
-        help="continue from the denoiser of a run or of fluxnb/pocket",
-    )
-    stage.add_argument("--optimizer", choices=OPTIMIZERS, help="muon applies to the matrices of the blocks")
-    stage.add_argument("--muon-lr-ratio", type=float, help="learning rate of Muon relative to AdamW's")
-    stage.add_argument("--validation", type=int, help="number of scenes for the validation loss")
-    stage.add_argument("--warmup", type=int, help="iterations of learning-rate warm-up")
-    stage.add_argument(
-        "--sizes", type=_size, nargs="+", metavar="NAME=N", help="override sizes of the preset, for example heads=8"
-    )
-    stage.add_argument("--compile", default="reduce-overhead", metavar="MODE", help="mode of torch.compile")
+def _text(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.stages.text import train_text
+
+    schedule = dataclasses.replace(preset.text, **_given(options, *SCHEDULE, "batch"))
+    train_text(dataclasses.replace(preset, text=schedule), options.out, rank, options.pretrained)
 
 
-def _add_distillation(commands: Any) -> None:
-    pairs = commands.add_parser("pairs", help="sample the teacher with guidance, as training data of the student")
-    _add_run_options(pairs)
-    pairs.add_argument("--count", type=int, help="number of pairs")
-    pairs.add_argument("--guidance", type=float, help="guidance of the teacher")
-    pairs.set_defaults(run=_pairs)
-    reflow = commands.add_parser("reflow", help="train a reflow student: the warm start of LADD, or the baseline")
-    _add_run_options(reflow)
-    _add_length_options(reflow)
-    reflow.add_argument("--warm", action="store_true", help="train the short warm start of LADD, saved as `warm`")
-    reflow.set_defaults(run=_reflow)
-    student = commands.add_parser("student", help="train the adversarial student (LADD)")
-    _add_run_options(student)
-    _add_length_options(student)
-    student.add_argument("--judge", type=Path, metavar="FOLDER", help="folder with a judge, to select the best student")
-    student.set_defaults(run=_student)
+def _teacher(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.stages.teacher import train_teacher
+
+    changes = _given(options, *SCHEDULE, "warmup", "cooldown")
+    schedule = dataclasses.replace(preset.teacher, **changes)
+    preset = dataclasses.replace(preset, teacher=schedule, **_given(options, "tokens"))
+    train_teacher(preset, options.out, rank, options.pretrained, options.compile, seed=options.seed)
 
 
-def _add_evaluation(commands: Any) -> None:
-    check = commands.add_parser("evaluate", help="evaluate a student against its targets")
-    _add_model_options(check)
-    check.add_argument(
-        "--student", type=Path, metavar="PATH", help="transformer of the student (default: the one in --model)"
-    )
-    check.add_argument(
-        "--reflow", type=Path, metavar="PATH", help="transformer of the baseline (default: the one in --model)"
-    )
-    check.add_argument("--save", type=Path, metavar="FILE", help="write the estimates as JSON")
-    check.add_argument("--figure", type=Path, metavar="FILE", help="write the acceptance table as PNG")
-    check.add_argument(
-        "--cache", type=Path, metavar="FOLDER", help="store measurements here, to continue after an interruption"
-    )
-    check.add_argument("--count", type=int, default=1700, help="scenes per sampling seed and split (default 1700)")
-    check.add_argument("--seeds", type=int, default=3, help="number of sampling seeds (default 3)")
-    check.add_argument("--prompts", type=int, default=64, help="prompts of the diversity measurement (default 64)")
-    check.add_argument("--noises", type=int, default=64, help="pictures per diversity prompt (default 64)")
-    check.add_argument("--guidance", type=float, help="guidance of the teacher (default: that of its pairs)")
-    check.set_defaults(run=_evaluate)
-    strengths = commands.add_parser("guidance", help="measure FD and accuracy of a teacher by guidance")
-    _add_model_options(strengths)
-    strengths.add_argument("--strengths", type=float, nargs="+", default=[1.0, 1.25, 1.5, 2.0, 2.5])
-    strengths.add_argument("--steps", type=int, nargs="+", default=[28, 4])
-    strengths.add_argument("--count", type=int, default=2048, help="number of scenes (default 2048)")
-    strengths.set_defaults(run=_guidance)
+def _student(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.evaluation.evaluator import Evaluator, Size
+    from fluxnb.train.stages.student import distill
+
+    settings = dataclasses.replace(preset.distillation, **_given(options, "pairs", "guidance", "tokens"))
+    warm, student = settings.warm, dataclasses.replace(settings.student, **_given(options, "seconds"))
+    if options.warm_seconds is not None:
+        warm = dataclasses.replace(warm, seconds=options.warm_seconds)
+    preset = dataclasses.replace(preset, distillation=dataclasses.replace(settings, warm=warm, student=student))
+    monitor = None
+    if (options.out / "judge.safetensors").exists() and rank.first:
+        monitor = Evaluator(preset, options.out, Size(), rank.device).monitor
+    distill(preset, options.out, rank, alone=options.ladd_only, compiled=options.compile != "none", monitor=monitor)
 
 
-def _add_ship(commands: Any) -> None:
-    shipping = commands.add_parser("ship", help="write a run as a diffusers folder with its card")
-    _add_run_options(shipping)
-    shipping.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="folder to write")
-    shipping.set_defaults(run=_ship)
+def _judge(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.stages.judge import train_judge
+
+    schedule = dataclasses.replace(preset.judge, **_given(options, *SCHEDULE, "batch"))
+    train_judge(dataclasses.replace(preset, judge=schedule), options.out, rank, options.pretrained)
 
 
-def _add_preset(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--preset", default="pocket", choices=PRESETS, help="sizes and schedules (default pocket)")
+def _evaluate(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.evaluation.evaluator import Size
+    from fluxnb.train.evaluation.report import evaluate
+
+    evaluate(preset, options.out, rank, Size(**_given(options, *EVALUATION)))
 
 
-def _add_run_options(command: argparse.ArgumentParser) -> None:
-    _add_preset(command)
-    command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the run")
+def _ship(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.stages.ship import ship, ship_pair
+
+    if not rank.first:
+        return
+    if options.pair:
+        print(ship_pair(options.out, options.to, preset))
+    else:
+        print(ship(options.out, options.to, preset.sizes, options.transformer))
 
 
-def _add_length_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seconds", type=float, help="duration of the training")
-    command.add_argument("--iterations", type=int, help="number of iterations, instead of a duration")
-    command.add_argument("--batch", type=int, help="batch size per device")
-    command.add_argument("--learning-rate", type=float, help="peak learning rate")
+def _samples(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.evaluation.samples import save_sheet
 
-
-def _add_model_options(command: argparse.ArgumentParser) -> None:
-    _add_preset(command)
-    command.add_argument(
-        "--model", type=Path, default=POCKET_FOLDER, metavar="FOLDER", help="a run or a shipped folder (default pocket)"
-    )
-
-
-def _size(text: str) -> tuple[str, int]:
-    """Parse NAME=N of `--sizes`."""
-    name, _, number = text.partition("=")
-    names = [field.name for field in dataclasses.fields(Sizes) if field.type == "int"]
-    if name not in names or not number.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=N with NAME one of {', '.join(names)}")
-    return name, int(number)
+    side = preset.sizes.default_size
+    shape = Shape(*(options.size or (side, side)))
+    usual = 1.0 if options.transformer else preset.distillation.guidance
+    guidance = usual if options.guidance is None else options.guidance
+    settings = {"steps": options.steps, "guidance": guidance, "transformer": options.transformer}
+    print(save_sheet(preset.sizes, options.out, shape, rank.device, **settings))
 
 
 def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """The options that were given; the preset has the values of the others."""
-    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    """The options that the command line sets."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
 
 
-LENGTH = ("seconds", "iterations", "batch", "learning_rate")
-
-
-# --------------------------------------------------------------------------------------------------------- commands
-def _atlas(options: argparse.Namespace) -> None:
-    from fluxnb.train.data import sprites
-
-    print(sprites.make_atlas(options.assets, Path(__file__).parent / "data" / sprites.ATLAS))
-
-
-def _train(options: argparse.Namespace) -> None:
-    from fluxnb.train.stages.loop import Rank
-
-    preset = PRESETS[options.preset]
-    changes = _given(options, *LENGTH, "scenes")
-    if options.command == "teacher":
-        changes |= _given(options, "optimizer", "muon_lr_ratio", "validation", "warmup")
-        if options.warmup is not None:
-            changes["resume_warmup"] = options.warmup
-        preset = dataclasses.replace(preset, sizes=dataclasses.replace(preset.sizes, **dict(options.sizes or ())))
-    schedule = dataclasses.replace(getattr(preset, options.command), **changes)
-    preset = dataclasses.replace(preset, **{options.command: schedule})
-    rank = Rank.join()
-    if options.command == "autoencoder":
-        from fluxnb.train.stages.autoencoder import train_autoencoder
-
-        train_autoencoder(preset, options.out, rank, options.like)
-    elif options.command == "judge":
-        from fluxnb.train.stages.judge import train_judge
-
-        train_judge(preset, options.out, rank)
-    else:
-        from fluxnb.train.stages.teacher import train_teacher
-
-        train_teacher(preset, options.out, rank, options.pretrained, options.compile)
-    rank.leave()
-
-
-def _pairs(options: argparse.Namespace) -> None:
-    from fluxnb.train.stages.loop import Rank
-    from fluxnb.train.stages.pairs import draw_pairs
-
-    preset, rank = PRESETS[options.preset], Rank.join()
-    changes = _given(options, "guidance") | ({} if options.count is None else {"pairs": options.count})
-    draw_pairs(preset.with_distillation(**changes), options.out, rank)
-    rank.leave()
-
-
-def _reflow(options: argparse.Namespace) -> None:
-    from fluxnb.train.stages.loop import Rank
-    from fluxnb.train.stages.reflow import train_reflow
-
-    preset, rank = PRESETS[options.preset], Rank.join()
-    name, start = ("warm", "") if options.warm else ("reflow", "warm")
-    schedule = dataclasses.replace(getattr(preset.distillation, name), **_given(options, *LENGTH))
-    train_reflow(preset, options.out, rank, name=name, schedule=schedule, start=start)
-    rank.leave()
-
-
-def _student(options: argparse.Namespace) -> None:
-    from fluxnb.train.stages.loop import Rank
-    from fluxnb.train.stages.student import train_student
-
-    preset, rank = PRESETS[options.preset], Rank.join()
-    schedule = dataclasses.replace(preset.distillation.student, **_given(options, *LENGTH))
-    monitor = _monitor(options.judge, preset, options.out, rank) if options.judge else None
-    train_student(preset.with_distillation(student=schedule), options.out, rank, monitor=monitor)
-    rank.leave()
-
-
-def _monitor(judge_folder: Path, preset: Preset, out: Path, rank: Rank) -> Monitor:
-    from diffusers import AutoencoderKL
-
-    from fluxnb.train.data.render import Renderer
-    from fluxnb.train.data.tokens import Tokens
-    from fluxnb.train.evaluation.monitor import Monitor
-    from fluxnb.train.networks.judge import load_judge
-
-    judge = load_judge(judge_folder / "judge.safetensors", rank.device)
-    vae = AutoencoderKL.from_pretrained(out / "vae").eval().to(rank.device)
-    return Monitor(judge, Renderer(rank.device), vae, Tokens.of(preset.sizes))
-
-
-def _guidance(options: argparse.Namespace) -> None:
-    from fluxnb.train.data.render import Renderer
-    from fluxnb.train.evaluation.loading import load_networks
-    from fluxnb.train.evaluation.monitor import Monitor
-    from fluxnb.train.stages.loop import Rank
-
-    device = Rank.join().device
-    networks = load_networks(options.model, PRESETS[options.preset].sizes, device)
-    batch = 1024 if device.type == "cuda" else 64
-    monitor = Monitor(networks.judge, Renderer(device), networks.vae, networks.tokens, count=options.count, batch=batch)
-    for strength in options.strengths:
-        facts = monitor(networks.denoiser, options.steps, strength)
-        print(json.dumps({"guidance": strength, **facts}), flush=True)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    from fluxnb.train.data.render import Renderer
-    from fluxnb.train.evaluation.acceptance import acceptance, as_json
-    from fluxnb.train.evaluation.evaluate import evaluate, make_settings
-    from fluxnb.train.evaluation.evaluator import EvalConfig, Evaluator
-    from fluxnb.train.evaluation.loading import find_student, load_networks, load_student, open_cache
-    from fluxnb.train.stages.autoencoder import check_autoencoder
-    from fluxnb.train.stages.loop import Rank
-    from fluxnb.train.stages.ship import teacher_guidance
-
-    device, preset = Rank.join().device, PRESETS[options.preset]
-    networks, renderer = load_networks(options.model, preset.sizes, device), Renderer(device)
-    default = teacher_guidance(options.model, preset.distillation.guidance)
-    guidance = default if options.guidance is None else options.guidance
-    models = {"teacher": networks.denoiser}
-    for name in ("student", "reflow"):
-        path = getattr(options, name) or find_student(options.model, name)
-        if path is not None:
-            models[name] = load_student(path, networks.denoiser)
-    config = EvalConfig(options.count, options.seeds, options.prompts, options.noises)
-    settings, full = make_settings(models, networks.vae, networks.tokens, device, guidance)
-    cache = open_cache(options.cache, networks, models, config, guidance)
-    table = evaluate(Evaluator(networks.judge, renderer, networks.vae, config), settings, full, cache=cache)
-    rows = acceptance(table)
-    result = {
-        "config": {**dataclasses.asdict(config), "guidance": guidance, "device": device.type},
-        **as_json(table, rows),
-        "autoencoder": check_autoencoder(networks.vae, renderer, min(2048, options.count)),
-    }
-    text = json.dumps(result, indent=1)
-    if options.save is not None:
-        options.save.write_text(text + "\n")
-    if options.figure is not None:
-        from fluxnb.train.evaluation.figure import figure_of  # only this needs matplotlib
-
-        figure_of(table, rows, note=config.describe()).savefig(options.figure, dpi=144)
-    print(text)
-
-
-def _ship(options: argparse.Namespace) -> None:
-    from fluxnb.train.stages.ship import ship
-
-    print(ship(options.out, options.to, PRESETS[options.preset].sizes))
+#: name of each stage, with its help and its function, in the order of a training.
+STAGES: dict[str, tuple[str, Callable[[argparse.Namespace, Preset, Rank], None]]] = {
+    "compile": ("compile the teacher's training steps and time them", _compile),
+    "autoencoder": ("train the autoencoder", _autoencoder),
+    "text": ("teach the T5 encoder to read captions", _text),
+    "teacher": ("train the teacher", _teacher),
+    "judge": ("train the judge on renders", _judge),
+    "student": ("sample the teacher's pairs and distill it", _student),
+    "evaluate": ("measure teacher and students by the judge", _evaluate),
+    "ship": ("write a folder for FluxPipeline.from_pretrained", _ship),
+    "samples": ("draw a contact sheet of the teacher's pictures", _samples),
+}
 
 
 if __name__ == "__main__":

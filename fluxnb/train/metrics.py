@@ -36,7 +36,7 @@ def entropy(codes: Tensor) -> float:
 def vendi(features: Tensor, width: float) -> float:
     """Effective number of different pictures among n, from 1 to n (Vendi score, 2210.02410).
 
-    Args:
+    Arguments:
         features: (n, d).
         width: standard deviation of the Gaussian kernel on feature distances. A cosine kernel would call any two
             pictures of one prompt nearly equal; use the median distance between renders of the same caption.
@@ -49,12 +49,6 @@ def vendi(features: Tensor, width: float) -> float:
 def median_distance(features: Tensor) -> float:
     """The median distance between the rows of features (n, d)."""
     return float(torch.pdist(features.float()).median())
-
-
-def gradient_energy(pictures: Tensor) -> Tensor:
-    """Mean square of the differences between neighboring pixels of each picture (B,). Blur reduces it."""
-    across, down = pictures.diff(dim=3).square().mean((1, 2, 3)), pictures.diff(dim=2).square().mean((1, 2, 3))
-    return across + down
 
 
 def alignment(noise: Tensor, clean: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def test_the_python_blocks_run_in_order_from_an_empty_folder(tmp_path, monkeypat
     assert {path.name for path in tmp_path.iterdir()} == {"fox.png", "fox.html", "fox-steps.png", "grid.html"}
     assert len(names["grid"]) == 16 and names["grid"].evaluations == 28  # type: ignore[arg-type, attr-defined]
     recorded = names["recorder"].trajectories[0]  # type: ignore[attr-defined]
-    assert recorded.finished and recorded.image.size == (128, 128)
+    assert recorded.finished and recorded.image.size == (192, 192)
 
 
 @pytest.fixture

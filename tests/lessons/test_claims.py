@@ -106,12 +106,15 @@ def test_the_long_form_has_twelve_prompts_and_eight_seeds_that_are_not_those_of_
 
 @pytest.mark.moderate
 def test_the_prompts_of_the_long_form_are_in_the_language_of_pocket():
-    from fluxnb.train.data.world import NAMES, PLACES, SIGN_WORDS
+    from fluxnb.train.data import captions
+    from fluxnb.train.data.nouns import NOUNS
+    from fluxnb.train.data.scenes import SIGN_WORDS
 
-    language = {*PLACES.values(), *(f"holding a sign that says {word}" for word in SIGN_WORDS), ""}
+    phrases = {phrase for table in (captions.PLACES, captions.TIMES) for each in table.values() for phrase in each}
+    language = phrases | {f"holding a sign that says {word}" for word in SIGN_WORDS} | {""}
     for prompt in (prompt for prompts in LONG_PROMPTS.values() for prompt in prompts):
         _, noun, *rest = prompt.split(" ")
-        assert noun in NAMES and " ".join(rest) in language
+        assert noun in NOUNS and " ".join(rest) in language
 
 
 def test_the_table_displays_every_claim_as_text_as_html_and_as_data(claims):

@@ -1,16 +1,13 @@
-"""Reflow and LADD: pairs, the critic, the losses of both sides, rollouts, and the selection of a student."""
+"""The distillation: pairs, the critic, the losses of both sides, rollouts, and the selection of a student."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-
-pytest.importorskip("sentencepiece")
-
 from diffusers import FluxPipeline
 from safetensors.torch import load_file
 
@@ -19,14 +16,15 @@ from fluxnb.flow import interpolate, schedule
 from fluxnb.records.latents import pack, unpack
 from fluxnb.train.__main__ import main
 from fluxnb.train.config import TINY
-from fluxnb.train.data.tokens import Tokens
+from fluxnb.train.data.vocabulary import CAPTION_TOKENS, CLIP_TOKENS, Tokenizers
 from fluxnb.train.networks.critic import Critic, block_features, critic_loss, draw_levels
-from fluxnb.train.networks.denoiser import Denoiser, build_denoiser, load_denoiser, sample, save_denoiser
+from fluxnb.train.networks.denoiser import Denoiser, build_denoiser, load_denoiser, sample
 from fluxnb.train.stages import reflow, student
 from fluxnb.train.stages.loop import Average, Rank
-from fluxnb.train.stages.pairs import Pairs, draw_pairs
+from fluxnb.train.stages.pairs import Pairs, encode_captions, pair_alignment, sample_pairs
 
 CPU = Rank(0, 1, torch.device("cpu"))
+GRID = (8, 8)  # of the tokens
 
 
 def with_random_output(model):
@@ -45,13 +43,13 @@ def teacher():
 
 @pytest.fixture
 def pairs(teacher):
-    count, length = 64, TINY.sizes.text_tokens
+    count = 64
     torch.manual_seed(1)
     return Pairs(
         torch.randn(count, 64, 64).half(),
         torch.randn(count, 64, 64).half(),
-        torch.randint(3, 40, (count, length), dtype=torch.int16),
-        torch.randint(3, 40, (count, length), dtype=torch.int16),
+        torch.randint(3, 40, (count, CLIP_TOKENS), dtype=torch.int16),
+        torch.randint(3, 40, (count, CAPTION_TOKENS), dtype=torch.int16),
     )
 
 
@@ -61,14 +59,15 @@ def setup(teacher, pairs):
     learner = copy.deepcopy(teacher)
     learner.transformer.requires_grad_(True)
     critic = Critic(teacher.transformer, inner=16)
-    pooled, sequence = pairs.embed(teacher)
+    pooled, sequence = encode_captions(teacher, pairs, torch.arange(len(pairs)), CAPTION_TOKENS)
     clean = pairs.clean[:8].float()
     sigma = torch.tensor([1.0, 0.75, 0.5, 0.25] * 2)
     x = reflow.points_on_lines(pairs, torch.arange(8), sigma)
-    target = (pairs.noise[:8].float() - clean)[1::2]
+    target = reflow.velocities(pairs, torch.arange(8))[1::2]
     noise = (torch.randn_like(x), torch.randn_like(x))
     batch = {"x": x, "sigma": sigma, "clean": clean, "target": target, "prompts": (pooled[:8], sequence[:8]),
-             "level": draw_levels(8, x.device), "noise": noise, "weights": torch.tensor([1.0, 0.0])}  # fmt: skip
+             "level": draw_levels(8, x.device), "noise": noise, "weights": torch.tensor([1.0, 0.0]),
+             "grid": GRID}  # fmt: skip
     return learner, teacher, critic, batch
 
 
@@ -94,19 +93,19 @@ def test_odd_rows_are_on_the_lines_of_their_captions(pairs):
 def test_the_regression_error_of_a_correct_student_is_zero(setup):
     learner, teacher, critic, batch = setup
     with torch.no_grad():
-        target = learner(batch["x"], batch["sigma"], *batch["prompts"])[1::2]
+        target = learner(batch["x"], batch["sigma"], *batch["prompts"], GRID)[1::2]
         parts = student.ladd_losses(learner, teacher, critic, **(batch | {"target": target}))[1]
     assert parts[1] == 0
 
 
 def test_the_last_features_are_the_output_of_the_last_block(teacher, pairs):
-    pooled, sequence = pairs.embed(teacher)
+    pooled, sequence = encode_captions(teacher, pairs, torch.arange(len(pairs)), CAPTION_TOKENS)
     x, sigma = pairs.noise[:3].float(), torch.tensor([1.0, 0.6, 0.2])
     outputs = []
     last = teacher.transformer.single_transformer_blocks[-1]
     handle = last.register_forward_hook(lambda _m, _i, out: outputs.append(out[1]))
-    teacher(x, sigma, pooled[:3], sequence[:3])
-    features = block_features(teacher.transformer, x, sigma, pooled[:3], sequence[:3])
+    teacher(x, sigma, pooled[:3], sequence[:3], GRID)
+    features = block_features(teacher.transformer, x, sigma, pooled[:3], sequence[:3], grid=GRID)
     handle.remove()
     assert torch.equal(outputs[0], outputs[1])
     assert len(features) == TINY.sizes.double_blocks + TINY.sizes.single_blocks
@@ -139,13 +138,14 @@ def test_a_critic_of_equal_distributions_is_at_chance(teacher, pairs):
     torch.manual_seed(3)
     critic = Critic(teacher.transformer, inner=16)
     adam = torch.optim.Adam(critic.parameters(), 1e-3)
-    pooled, sequence = pairs.embed(teacher)
+    pooled, sequence = encode_captions(teacher, pairs, torch.arange(len(pairs)), CAPTION_TOKENS)
 
     def logits(rows):
         level = draw_levels(len(rows), torch.device("cpu"))
         at = level[:, None, None]
         x = (1 - at) * pairs.clean[rows].float() + at * torch.randn(len(rows), 64, 64)
-        return critic(block_features(teacher.transformer, x, level, pooled[rows], sequence[rows]), level, pooled[rows])
+        features = block_features(teacher.transformer, x, level, pooled[rows], sequence[rows], grid=GRID)
+        return critic(features, level, pooled[rows], GRID)
 
     for _ in range(200):
         rows = torch.randint(64, (8,))
@@ -170,9 +170,8 @@ def test_the_critic_learns_to_use_the_captions(teacher):
     def critic_logits(kind, prompt):
         level = draw_levels(len(kind), torch.device("cpu"))
         x = (1 - level)[:, None, None] * kinds[kind] + level[:, None, None] * torch.randn(len(kind), 64, 64)
-        return critic(
-            block_features(teacher.transformer, x, level, pooled[prompt], sequence[prompt]), level, pooled[prompt]
-        )
+        features = block_features(teacher.transformer, x, level, pooled[prompt], sequence[prompt], grid=GRID)
+        return critic(features, level, pooled[prompt], GRID)
 
     for _ in range(150):
         kind = torch.randint(2, (8,))
@@ -227,9 +226,8 @@ def test_rollouts_follow_the_students_velocity(pairs):
     assert torch.equal(x[::2], before[::2]) and torch.equal(rows, captions)
 
 
-def test_the_last_step_of_a_schedule_goes_from_one_over_steps_to_zero():
-    for steps in (1, 2, 3, 4):
-        assert schedule(steps)[-1] == 0 and schedule(steps)[-2] == pytest.approx(1 / steps)
+def test_the_noise_levels_of_the_student_are_those_of_four_steps():
+    assert schedule(4)[:-1] == pytest.approx(reflow.STUDENT_SIGMAS)
 
 
 @pytest.mark.moderate
@@ -246,13 +244,6 @@ def test_the_averaged_student_differs_from_the_live_one(setup):
     assert not torch.equal(live, learner.transformer.x_embedder.weight)
 
 
-@pytest.mark.moderate
-def test_sampling_is_deterministic(teacher):
-    ids = torch.randint(3, 40, (2, TINY.sizes.text_tokens))
-    noise = torch.randn(2, 16, 16, 16)
-    assert torch.equal(*(sample(teacher, ids, ids, noise, schedule(4)) for _ in range(2)))
-
-
 def test_the_ranking_accuracy_of_random_logits_is_one_half():
     torch.manual_seed(0)
     facts = student.ranking_accuracy(torch.randn(2, 4096), torch.rand(4096))
@@ -267,8 +258,8 @@ def test_the_ranking_accuracy_of_separated_logits_is_one():
 def test_the_alignment_of_aligned_and_reversed_pairs():
     noise = torch.randn(512, 64, 64)
     ids = torch.zeros(512, 48, dtype=torch.int16)
-    assert reflow.pair_alignment(Pairs(noise, 0.5 * noise + 1, ids, ids)) > 0.99
-    assert reflow.pair_alignment(Pairs(noise, -noise, ids, ids)) < -0.99
+    assert pair_alignment(Pairs(noise, 0.5 * noise + 1, ids, ids)) > 0.99
+    assert pair_alignment(Pairs(noise, -noise, ids, ids)) < -0.99
 
 
 def test_the_selected_student_has_the_lowest_fd_near_the_best_adherence():
@@ -284,42 +275,54 @@ def test_without_measurements_the_last_student_is_selected():
     assert student.select_best({"000100": {"align": 0.1}, "000200": {"align": 0.2}}) == "000200"
 
 
-def test_saved_pairs_load_unchanged(pairs, tmp_path):
-    pairs.save(tmp_path / "pairs.safetensors")
-    again = Pairs.load(tmp_path / "pairs.safetensors")
-    assert all(torch.equal(getattr(pairs, f.name), getattr(again, f.name)) for f in dataclasses.fields(Pairs))
+@pytest.mark.slow
+def test_a_student_is_distilled_from_the_teacher_and_differs_from_it(run):
+    main(["student", "--preset", "tiny", "--out", str(run)])
+    teacher = load_denoiser(TINY.sizes, run / "teacher.safetensors").transformer.state_dict()
+    for name in ("warm", "student"):
+        state = load_file(run / f"{name}.safetensors")
+        assert set(state) == set(teacher)
+        assert any(not torch.equal(value.float(), teacher[key]) for key, value in state.items())
+    main(["samples", "--preset", "tiny", "--out", str(run), "--steps", "1", "--transformer", "student"])
+    assert (run / "samples-student.png").stat().st_size > 1000
 
 
-def test_a_pair_is_the_teachers_sample_from_its_noise(tmp_path):
-    save_denoiser(with_random_output(build_denoiser(TINY.sizes)), tmp_path)
-    pairs = draw_pairs(TINY, tmp_path, CPU)
-    model, tokens = load_denoiser(TINY.sizes, tmp_path), Tokens.of(TINY.sizes)
-    captions = [ids[8:].long() for ids in (pairs.clip_ids, pairs.t5_ids)]
-    noise = unpack(pairs.noise[8:].float(), 128, 128)
-    again = sample(model, *captions, noise, schedule(2), guidance=TINY.distillation.guidance, empty=tokens([""]))
-    assert torch.allclose(pack(again), pairs.clean[8:].float(), atol=2e-3)
+@pytest.mark.slow
+def test_ladd_alone_has_no_reflow(run, tmp_path):
+    shutil.copyfile(run / "teacher.safetensors", tmp_path / "teacher.safetensors")
+    main(["student", "--preset", "tiny", "--out", str(tmp_path), "--ladd-only"])
+    assert (tmp_path / "ladd.safetensors").is_file() and not (tmp_path / "warm.safetensors").exists()
 
 
-@pytest.mark.moderate
-def test_all_stages_of_the_distillation_at_their_smallest_size(tmp_path):
-    save_denoiser(with_random_output(build_denoiser(TINY.sizes)), tmp_path)
-    common = ["--preset", "tiny", "--out", str(tmp_path)]
-    main(["pairs", *common, "--guidance", "1.5"])
-    assert '"guidance": 1.5' in (tmp_path / "pairs.jsonl").read_text()
-    main(["reflow", "--warm", *common])
-    main(["student", *common])
-    main(["reflow", *common])
-    teacher = load_file(tmp_path / "transformer.safetensors")
-    for name in ("warm", "student", "reflow"):
-        state = load_file(tmp_path / f"{name}.safetensors")
-        assert {f"transformer.{key}" for key in state} == set(teacher)
-        assert any(not torch.equal(value, teacher[f"transformer.{key}"]) for key, value in state.items())
+@pytest.mark.slow
+def test_a_pair_is_the_teachers_sample_from_its_noise(run):
+    model = load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    with torch.no_grad():  # a new network predicts zero, and noise would be its picture
+        model.transformer.proj_out.weight.normal_(std=0.2)
+    tables = sample_pairs(model, TINY, CPU)
+    assert [table.shape for table in tables] == [shape for shape, _ in TINY.shapes]
+    table = tables[1]  # not square
+    clip, t5 = (ids[:4].long() for ids in (table.pairs.clip_ids, table.pairs.t5_ids))
+    noise = unpack(table.pairs.noise[:4].float(), table.shape.height, table.shape.width)
+    settings = TINY.distillation
+    empty = tuple(ids for ids in Tokenizers()([""]))
+    again = sample(model, clip, t5, noise, settings.teacher_steps, guidance=settings.guidance, empty=empty)
+    assert torch.allclose(pack(again), table.pairs.clean[:4].float(), atol=1e-2)
+    assert not torch.allclose(table.pairs.clean, table.pairs.noise, atol=0.1)
+
+
+@pytest.mark.slow
+def test_a_longer_padding_changes_the_sequence_and_not_the_pooled_vector(run):
+    model = load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    pairs = sample_pairs(model, TINY, CPU)[0].pairs
+    rows = torch.arange(2)
+    (pooled, sequence), (again, longer) = (encode_captions(model, pairs, rows, n) for n in (48, 64))
+    assert torch.equal(pooled, again) and sequence.shape[1] == 48 and longer.shape[1] == 64
 
 
 @pytest.fixture(scope="module")
 def pocket():
-    base = Path(fluxnb.__file__).parent / "pocket" / "base"
-    return FluxPipeline.from_pretrained(base)
+    return FluxPipeline.from_pretrained(Path(fluxnb.__file__).parent / "pocket" / "base")
 
 
 @pytest.mark.moderate
@@ -327,13 +330,13 @@ def pocket():
 def test_the_teachers_clean_estimate_at_sigma_a_quarter_is_close(pocket):
     """The clean estimate of a slightly noised picture has a PSNR of more than 20 dB."""
     model = Denoiser(pocket.text_encoder, pocket.text_encoder_2, pocket.transformer)
-    tokens = Tokens(pocket.tokenizer, pocket.tokenizer_2)
-    captions = tokens(["a fox in the snow", "a teapot on a red background"])
-    noise = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    clean = sample(model, *captions, noise, schedule(12), guidance=2.5, empty=tokens([""]))
+    tokenizers = Tokenizers()
+    captions = tokenizers(["a fox in the snow", "a teapot on a red background"])
+    noise = torch.randn(2, 16, 24, 24, generator=torch.Generator().manual_seed(0))
+    clean = sample(model, *captions, noise, 12, guidance=1.5, empty=tokenizers([""]))
     x = interpolate(pack(clean), pack(torch.randn_like(noise)), 0.25)
-    velocity = model(x, torch.full((2,), 0.25), *model.encode(*captions))
-    guess = unpack(x - 0.25 * velocity, 128, 128)
+    velocity = model(x, torch.full((2,), 0.25), *model.encode(*captions), (12, 12))
+    guess = unpack(x - 0.25 * velocity, 192, 192)
     pictures = [pocket.vae.decode(z).sample.clamp(-1, 1) for z in (clean, guess)]
     error = (pictures[0] - pictures[1]).square().mean()
     assert 10 * torch.log10(4 / error) > 20

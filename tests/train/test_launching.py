@@ -21,7 +21,7 @@ def options_of(parser: argparse.ArgumentParser) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-@pytest.mark.parametrize("module", ["fluxnb", "fluxnb.train", "fluxnb.train.pocket2"])
+@pytest.mark.parametrize("module", ["fluxnb", "fluxnb.train"])
 def test_torchrun_leaves_the_options_to_the_script(module):
     from torch.distributed.run import get_args_parser
 

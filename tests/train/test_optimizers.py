@@ -1,4 +1,4 @@
-"""AdamW, Muon and their combination, and weight averages."""
+"""AdamW, Muon and their combination."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ pytest.importorskip("sentencepiece")
 from fluxnb.errors import InputError
 from fluxnb.train.config import TINY
 from fluxnb.train.networks.denoiser import build_denoiser
-from fluxnb.train.stages.loop import Average, Rank, optimizer_step
+from fluxnb.train.stages.loop import Rank, optimizer_step
 from fluxnb.train.stages.optimizers import Muon, make_optimizer
 
 CPU = Rank(0, 1, torch.device("cpu"))
-MUON = dataclasses.replace(TINY.teacher, optimizer="muon")
+MUON = TINY.teacher
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def updates(model, schedule, rate):
 
 
 def test_the_default_optimizer_is_adamw(model):
-    assert type(make_optimizer(model, TINY.teacher)) is torch.optim.AdamW
+    assert type(make_optimizer(model, TINY.judge)) is torch.optim.AdamW
 
 
 def test_muon_updates_exactly_the_matrices_of_the_blocks(model):
@@ -109,12 +109,3 @@ def test_an_unknown_optimizer_lists_the_known_ones(model):
 def test_muon_is_rejected_for_a_module_without_blocks():
     with pytest.raises(InputError, match="Train it with 'adamw'"):
         make_optimizer(torch.nn.Linear(2, 2), MUON)
-
-
-def test_the_average_of_pretrained_weights_starts_at_them():
-    layer = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.zeros_(layer.weight)
-    average = Average(layer, 0.9, pretrained=True)
-    torch.nn.init.ones_(layer.weight)
-    average.update()
-    assert average.mean[0].item() == pytest.approx(0.1)

@@ -1,235 +1,90 @@
-"""All stages at their smallest size, and the parts they share."""
-
-from __future__ import annotations
+"""Training stages up to the teacher, with the smallest preset."""
 
 import dataclasses
 import json
-import random
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
-pytest.importorskip("sentencepiece")
-
-from diffusers import AutoencoderKL, FluxPipeline
-
-from fluxnb.errors import StorageError
 from fluxnb.train.__main__ import main
-from fluxnb.train.config import TINY, Schedule
-from fluxnb.train.data.dataset import draw_layouts
-from fluxnb.train.data.render import Renderer, lay_out
-from fluxnb.train.data.world import Scene
-from fluxnb.train.evaluation.sampling import correctness, fixed_scenes
-from fluxnb.train.networks.build import build_autoencoder, build_transformer, whiten
-from fluxnb.train.networks.denoiser import save_transformer
-from fluxnb.train.networks.judge import Attributes, layout_attributes
-from fluxnb.train.stages import loop
-from fluxnb.train.stages.autoencoder import train_autoencoder
-from fluxnb.train.stages.loop import Average, Pace, Rank, read_log
-from fluxnb.train.stages.losses import contrast, draw_sigmas
-from fluxnb.train.stages.ship import ship, write_card
+from fluxnb.train.config import POCKET, SHAPES, TINY
+from fluxnb.train.networks.denoiser import build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.stages import teacher
+from fluxnb.train.stages.loop import Average, Rank, read_log
+from fluxnb.train.stages.text import difference_by_order
+
+pytestmark = pytest.mark.slow
 
 CPU = Rank(0, 1, torch.device("cpu"))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A shipped training of a few iterations."""
-    out = tmp_path_factory.mktemp("run")
-    for stage in ("autoencoder", "judge", "teacher"):
-        main([stage, "--preset", "tiny", "--out", str(out)])
-    main(["ship", "--preset", "tiny", "--out", str(out), "--to", str(out / "pocket")])
-    return out
+def test_a_decoder_is_trained_further_while_its_latents_stay(run, tmp_path):
+    main(["autoencoder", "--preset", "tiny", "--out", str(tmp_path), "--pretrained", str(run / "vae")])
+    before, after = (AutoencoderKL.from_pretrained(folder / "vae").state_dict() for folder in (run, tmp_path))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
-@pytest.mark.slow
-def test_a_shipped_run_loads_with_diffusers_and_samples(run):
-    pipe = FluxPipeline.from_pretrained(run / "pocket" / "base")
-    pipe.set_progress_bar_config(disable=True)
-    picture = pipe("a fox", height=128, width=128, num_inference_steps=1, max_sequence_length=48).images[0]
-    assert picture.size == (128, 128)
+def test_a_decoder_that_was_trained_further_does_not_name_the_folder_it_came_from(run, tmp_path):
+    main(["autoencoder", "--preset", "tiny", "--out", str(tmp_path), "--pretrained", str(run / "vae")])
+    assert (tmp_path / "vae" / "config.json").read_text() == (run / "vae" / "config.json").read_text()
 
 
-@pytest.mark.slow
-def test_the_card_lists_every_file(run):
-    card = json.loads((run / "pocket" / "card.json").read_text())
-    files = {p.relative_to(run / "pocket").as_posix() for p in (run / "pocket").rglob("*") if p.is_file()}
-    assert set(card["files"]) == files - {"card.json"}
+def test_each_stage_reads_the_files_of_the_previous_one(run):
+    vae = AutoencoderKL.from_pretrained(run / "vae")
+    assert vae.config.latent_channels == 16 and vae.config.sample_size == TINY.sizes.default_size
+    model = load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    main(["samples", "--preset", "tiny", "--out", str(run), "--steps", "1", "--size", "32", "48"])
+    assert (run / "samples.png").stat().st_size > 1000
 
 
-@pytest.mark.slow
-def test_a_student_shipped_beside_its_teacher_is_a_folder_that_diffusers_loads(run, tmp_path):
-    to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
-    assert not (to / "model_index.json").exists()  # a teacher alone is in `base`
-    save_transformer(build_transformer(TINY.sizes), tmp_path / "student.safetensors")
-    ship(tmp_path, to, TINY.sizes)
-    assert FluxPipeline.from_pretrained(to).vae.config.block_out_channels == [
-        *FluxPipeline.from_pretrained(to / "base").vae.config.block_out_channels
-    ]
+def test_training_of_the_teacher_continues_from_a_file(run, tmp_path):
+    model = load_denoiser(TINY.sizes, run / "teacher.safetensors")
+    save_denoiser(model, tmp_path)
+    again = load_denoiser(TINY.sizes, tmp_path / "teacher.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    start = ["--pretrained", str(run / "teacher.safetensors"), "--iterations", "2"]
+    shutil.copytree(run / "vae", tmp_path / "vae")
+    main(["teacher", "--preset", "tiny", "--out", str(tmp_path), *start])
+    log = read_log(tmp_path / "teacher.jsonl")
+    assert log[0]["start"] == "teacher.safetensors" and log[-1]["iterations"] == 2
+    trained = load_denoiser(TINY.sizes, tmp_path / "teacher.safetensors")
+    assert log[-1]["order"] == pytest.approx(difference_by_order(trained.text_encoder_2), rel=0.02, abs=2e-6)
 
 
-def test_whitening_does_not_change_pictures():
+def test_batches_have_about_the_same_number_of_tokens(run):
+    rank, shapes = CPU, SHAPES[:3]
+    sized = [(s, torch.zeros(4, 16, s.height // 8, s.width // 8)) for s, _ in shapes]
+    tables = [teacher.Table(s, z, torch.zeros(4, 77).short(), torch.zeros(4, 48).short()) for s, z in sized]
+    preset = dataclasses.replace(POCKET, tokens=65536, shapes=shapes, paddings=((48, 0.5), (512, 0.5)))
+    batches = teacher.draw_batches(tables, preset, rank, (torch.ones(1, 77).short(), torch.zeros(1, 48).short()))
+    for _, batch in zip(range(20), batches, strict=False):
+        per_row = batch.latents[0, 0].numel() // 4 + batch.t5_ids.shape[1]
+        assert 0.9 * 65536 <= len(batch.sigmas) * per_row <= 65536
+
+
+def test_the_compile_stage_times_a_step_of_every_shape(tmp_path, capsys):
+    main(["compile", "--preset", "tiny", "--out", str(tmp_path)])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["shape"], line["padding"]) for line in lines] == [
+        ([64, 64], 48), ([32, 48], 48), ([64, 64], 64), ([32, 48], 64),
+    ]  # fmt: skip
+
+
+def test_the_validation_measures_the_averaged_weights_and_restores_the_live_ones():
     torch.manual_seed(0)
-    vae = build_autoencoder(TINY.sizes).eval()
-    pictures = torch.rand(2, 3, 128, 128) * 2 - 1
+    model, shape = build_denoiser(TINY.sizes), TINY.shapes[0][0]
+    average = Average(model, 0.9)
     with torch.no_grad():
-        before = vae.decode(vae.encode(pictures).latent_dist.mean).sample
-        whiten(vae, torch.randn(16), torch.rand(16) + 0.5)
-        after = vae.decode(vae.encode(pictures).latent_dist.mean).sample
-    assert torch.allclose(before, after, atol=1e-4)
-
-
-@pytest.fixture(scope="module")
-def narrower(run, tmp_path_factory):
-    """A run with a narrower autoencoder, trained briefly on the latents of the shipped one."""
-    sizes = dataclasses.replace(TINY.sizes, vae_channels=(8, 8, 8, 8))
-    schedule = dataclasses.replace(TINY.autoencoder, iterations=40, batch=8, learning_rate=5e-3)
-    out = tmp_path_factory.mktemp("narrower")
-    preset = dataclasses.replace(TINY, sizes=sizes, autoencoder=schedule)
-    train_autoencoder(preset, out, CPU, like=run / "pocket")
-    return out
-
-
-@pytest.mark.slow
-def test_an_autoencoder_learns_the_latents_of_a_reference(narrower):
-    assert read_log(narrower / "autoencoder.jsonl")[-1]["latent_error"] < 0.9  # 1 is the error of a constant encoder
-
-
-@pytest.mark.slow
-def test_an_autoencoder_with_a_reference_has_the_widths_of_its_preset(narrower):
-    assert AutoencoderKL.from_pretrained(narrower / "vae").config.block_out_channels == [8, 8, 8, 8]
-
-
-@pytest.mark.slow
-def test_the_card_keeps_the_training_of_the_previous_autoencoder(run, narrower, tmp_path):
-    to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
-    before = json.loads((to / "card.json").read_text())["training"]["autoencoder"]
-    write_card(narrower, to)
-    training = json.loads((to / "card.json").read_text())["training"]["autoencoder"]
-    assert training["like"] == "pocket" and training["previous"] == before
-
-
-@pytest.mark.slow
-def test_shipping_a_run_twice_does_not_change_the_card(run, narrower, tmp_path):
-    to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
-    write_card(narrower, to)
-    once = json.loads((to / "card.json").read_text())["training"]
-    write_card(narrower, to)
-    assert json.loads((to / "card.json").read_text())["training"] == once
-
-
-@pytest.mark.slow
-def test_a_run_with_only_an_autoencoder_replaces_only_the_autoencoder(run, narrower, tmp_path):
-    to = Path(shutil.copytree(run / "pocket", tmp_path / "to"))
-    teacher = (to / "base" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes()
-    ship(narrower, to, TINY.sizes)
-    assert FluxPipeline.from_pretrained(to / "base").vae.config.block_out_channels == [8, 8, 8, 8]
-    assert (to / "base" / "transformer" / "diffusion_pytorch_model.safetensors").read_bytes() == teacher
-
-
-@pytest.mark.slow
-def test_shipped_files_hold_no_path_of_the_training_machine(run):
-    assert not any(str(run) in path.read_text() for path in (run / "pocket").rglob("*.json"))
-
-
-def test_a_reference_without_an_autoencoder_is_rejected(tmp_path):
-    with pytest.raises(StorageError, match="--like fluxnb/pocket"):
-        train_autoencoder(TINY, tmp_path / "run", CPU, like=tmp_path)
-
-
-def test_blur_reduces_contrast():
-    pictures = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    blurred = torch.nn.functional.avg_pool2d(pictures, 3, stride=1, padding=1)
-    assert contrast(blurred.diff(dim=2)).mean() < 0.5 * contrast(pictures.diff(dim=2)).mean()
-
-
-@pytest.mark.parametrize("text", ["heads", "heads=many", "hats=3"])
-def test_an_invalid_size_lists_the_valid_names(text, capsys):
-    with pytest.raises(SystemExit):
-        main(["teacher", "--preset", "tiny", "--out", "run", "--sizes", text])
-    assert "double_blocks" in capsys.readouterr().err
-
-
-def test_an_untrained_teacher_predicts_zero():
-    model = build_transformer(TINY.sizes)
-    velocity = model(
-        hidden_states=torch.randn(1, 64, 64),
-        timestep=torch.ones(1),
-        pooled_projections=torch.randn(1, 32),
-        encoder_hidden_states=torch.randn(1, 48, 32),
-        img_ids=torch.zeros(64, 3),
-        txt_ids=torch.zeros(48, 3),
-    ).sample
-    assert velocity.abs().max() == 0
-
-
-def test_the_uniform_fifth_of_noise_levels_covers_the_highest_ones():
-    sigmas = draw_sigmas(100_000, torch.device("cpu"), torch.Generator().manual_seed(0))
-    assert 0.01 < (sigmas > 0.95).float().mean() < 0.03  # 0.2 x 0.05, and a share of the logit-normal
-
-
-def test_a_seed_determines_the_data():
-    one, captions = draw_layouts(64, seed=5)
-    other, again = draw_layouts(64, seed=5)
-    assert captions == again and torch.equal(one.boxes, other.boxes)
-
-
-def test_the_first_of_two_objects_is_the_left_one():
-    scenes = [Scene(("fox", "cat"), "red", relation="left of"), Scene(("cat", "fox"), "red", relation="right of")]
-    attributes = layout_attributes(lay_out(scenes, random.Random(0)))
-    assert attributes.first[0] == attributes.first[1] and attributes.arrangement.tolist() == [1, 1]
-
-
-@pytest.mark.moderate
-def test_an_object_is_rendered_in_its_box():
-    layout = lay_out([Scene(("apple",), "white")], random.Random(3))
-    picture = Renderer("cpu")(layout)[0]
-    x, y, side = layout.boxes[0, 0].tolist()
-    empty = Renderer("cpu")(dataclasses.replace(layout, objects=torch.full((1, 2), -1)))[0]
-    touched = (picture - empty).abs().sum(0) > 0.3
-    rows, columns = torch.nonzero(touched, as_tuple=True)
-    assert abs(float(columns.float().mean()) - x) < 0.1 * side and abs(float(rows.float().mean()) - y) < 0.1 * side
-
-
-def test_correct_attributes_score_high_and_swapped_objects_low():
-    scenes = fixed_scenes(64, 0, held_out=False)
-    right = layout_attributes(lay_out(scenes, random.Random(0)))
-    letters = torch.nn.functional.one_hot(right.letters, 27)
-    assert letters.shape[1] == 14
-    assert correctness(right, scenes)["everything"].mean() >= 0.9  # the order of "and" is random
-    swapped = Attributes(right.arrangement, right.second.clamp(max=127), right.first, right.background, right.letters)
-    assert correctness(swapped, scenes)["everything"].mean() < 0.5
-
-
-def test_the_average_converges_to_constant_weights():
-    layer = torch.nn.Linear(1, 1, bias=False)
-    average = Average(layer, 0.9)
-    with torch.no_grad():
-        layer.weight.fill_(3.0)
-    for _ in range(200):
-        average.update()
-    assert average.mean[0].item() == pytest.approx(3.0, abs=1e-3)
-
-
-def test_the_learning_rate_warms_up_and_decays_to_zero():
-    pace = Pace(Schedule(seconds=0.0, iterations=1000, batch=1, learning_rate=1.0, warmup=10), CPU)
-    assert pace.rate(0) == pytest.approx(0.1) and pace.rate(500) == 1.0 and pace.rate(999) < 0.01
-
-
-def test_a_pause_for_monitoring_does_not_shorten_a_schedule_in_seconds(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
-    for iteration in (pace := Pace(Schedule(seconds=10.0, batch=1, learning_rate=1.0, cooldown=0.5), CPU, trial=100)):
-        clock[0] += 0.01 if iteration != 450 else 1.0  # within the last hundred iterations used for planning
-    assert pace.seconds() == pytest.approx(10.0, rel=0.15)
-
-
-def test_a_schedule_in_seconds_takes_about_that_long():
-    pace = Pace(Schedule(seconds=0.3, batch=1, learning_rate=1.0), CPU, trial=5)
-    import time
-
-    for _ in pace:
-        time.sleep(0.002)
-    assert 0.2 < pace.seconds() < 1.0
+        for parameter in model.parameters():
+            parameter.add_(1)
+    before = [tensor.clone() for tensor in (*average.live, *average.mean)]
+    latents, ids = torch.randn(3, 16, 8, 8), torch.zeros(3, 48, dtype=torch.int16)
+    mean = average.mean[0].sum()
+    table = teacher.Table(shape, latents, ids, ids)
+    measured = teacher.validate(lambda batch: average.live[0].sum().expand(len(batch.sigmas)), [table], average)
+    assert measured == {"validation_64x64": pytest.approx(mean.item())}
+    assert all(torch.equal(a, b) for a, b in zip(before, (*average.live, *average.mean), strict=True))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Continue the training of the second pocket from the weights in this folder: T5, teacher, judge, student, evaluation.
+# Continue the training of pocket from the weights in this folder: T5, teacher, judge, student, evaluation.
 #
 #   bash training/pocket2/train.sh RUN [GPUS]
 #
@@ -21,7 +21,7 @@ stage() {
   local name=$1
   shift
   [ ! -e "$run/$name.done" ] || return 0
-  "${program[@]}" --nproc-per-node "$gpus" -m fluxnb.train.pocket2 "${name%%-*}" \
+  "${program[@]}" --nproc-per-node "$gpus" -m fluxnb.train "${name%%-*}" \
     --preset "${PRESET:-pocket}" --out "$run" "$@" >>"$run/$name.log" 2>&1
   touch "$run/$name.done"
 }

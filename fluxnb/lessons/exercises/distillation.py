@@ -46,8 +46,8 @@ EXERCISES = (
             "b",
             because="Guidance is part of what it learned, and its answer to an empty prompt was never trained.",
             wrong={
-                "a": "Measure it: the two velocities differ about as much as the teacher's. What is each of them "
-                    "worth?",
+                "a": "Measure it: the two velocities differ at least as much as the teacher's. What is each of "
+                    "them worth?",
                 "c": "It reads the same prompts as its teacher, with the same encoders.",
                 "d": "The formula of guidance does not mention the path. What did the student see in training?",
             },

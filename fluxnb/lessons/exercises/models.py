@@ -164,12 +164,12 @@ EXERCISES = (
     ),
     Exercise(
         "bias-2",
-        "In the training data 5.4 % of the pictures have a grey background. Of a model's pictures with the place left "
-        "open, 64 of 384 have it, with a 95 % interval from 13 to 21 %. What follows?\n"
-        "a) The model draws grey more often than its data.\n"
-        "b) Nothing: 384 pictures are too few.\n"
-        "c) The training data are biased towards grey.\n"
-        "d) The model draws grey exactly three times as often.\n"
+        "In the training data 60 % of the foxes are in the snow. Of a model's foxes with the place left open, 22 of 24 "
+        "are, with a 95 % interval from 74 to 98 %. What follows?\n"
+        "a) The model draws snow more often than its data.\n"
+        "b) Nothing: 24 pictures are too few.\n"
+        "c) The training data are biased towards snow.\n"
+        "d) The model draws exactly 92 % of all foxes in the snow.\n"
         "Answer with a letter.",
         choice(
             "a",

@@ -131,15 +131,15 @@ EXERCISES = (
     Exercise(
         "seeds-3",
         "Pictures of one seed and different prompts are more alike than those of different seeds. If each picture's "
-        "mean color is subtracted first, most of this effect is gone. What follows?\n"
+        "mean color is subtracted first, a third of this effect is gone. What follows?\n"
         "a) The seed decides nothing that two prompts share.\n"
-        "b) Much of what the seed decides here is large and flat, such as a background, and was subtracted.\n"
+        "b) A part of what the seed decides here is large and flat, such as a background, and was subtracted.\n"
         "c) The root mean square is not a distance.\n"
         "d) The prompts decide the mean color alone.\n"
         "Answer with a letter.",
         choice(
             "b",
-            because="A measure finds only what its preparation leaves. The background is most of the mean color.",
+            because="A measure finds only what its preparation leaves. The background decides much of the mean color.",
             wrong={
                 "a": "Before the subtraction the effect was there. What did the subtraction remove?",
                 "c": "It is one. The question is what it was applied to.",

@@ -1,6 +1,5 @@
-"""The synthetic training data: scenes and captions, rendering, tokenizers and datasets.
+"""The synthetic training data.
 
-The first dataset is in `world`, `sprites`, `render`, `tokens` and `dataset`. The second, whose pictures depend more on
-the seed, is in `nouns`, `emoji`, `chances` and `scenes` (contents and their frequencies), `captions`, `layouts`,
-`places` and `drawing` (rendering), `vocabulary` (tokenizers) and `stream` (batches).
+Contents of scenes and their frequencies are in `nouns`, `emoji`, `chances` and `scenes`, their captions in `captions`,
+their rendering in `layouts`, `places` and `drawing`, the tokenizers in `vocabulary`, and batches in `stream`.
 """

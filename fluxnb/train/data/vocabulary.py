@@ -19,6 +19,7 @@ from transformers import CLIPTokenizer, T5Tokenizer
 from fluxnb.train.data import captions
 
 CLIP_TOKENS = 77  # FLUX's
+CLIP_USED = 64  # CLIP is causal and pooled at the first end token, so the tokens after it have no effect
 T5_TOKENS = 512  # the most that T5 accepts
 CAPTION_TOKENS = 48  # T5 tokens to which a caption is padded; the longest caption has 35
 CHARACTERS = string.ascii_lowercase + string.digits + "\"',.!?-:;()&+#/"

@@ -1,1 +1,1 @@
-"""Evaluation of pocket models: sampling, measurements with confidence intervals, and acceptance targets."""
+"""Evaluation of pocket models: measurements, targets, intervals and figures; readings of pictures by the judge."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from fluxnb.metrics import Count
-
-#: Student's t for a 95 % interval, by degrees of freedom.
-_T95 = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,10 +16,9 @@ class Estimate:
     """A number with its 95 % confidence interval.
 
     Attributes:
-        value, low, high: the estimate and its interval; NaN if the interval cannot be computed, as for a single seed.
-        n: number of pictures, prompts or seeds.
-        how: "wilson" for a share, "jeffreys" for a ratio of shares, "seeds" for a mean over sampling seeds (Student's
-            t), "bootstrap" over prompts.
+        value, low, high: the estimate and its interval; NaN if it cannot be computed, as for no trials.
+        n: number of pictures or prompts.
+        how: "wilson" for a share, "jeffreys" for a ratio of shares, "bootstrap" over captions or prompts.
     """
 
     value: float
@@ -45,15 +41,6 @@ def wilson(hits: int, n: int) -> Estimate:
     return Estimate(count.share, count.low, count.high, n, "wilson")
 
 
-def over_seeds(values: Sequence[float]) -> Estimate:
-    """The mean over sampling seeds with Student's t interval, which is wide for three seeds."""
-    mean, n = float(np.mean(values)), len(values)
-    if n == 1:
-        return Estimate(mean, math.nan, math.nan, 1, "seeds")
-    half = _T95[min(n - 1, len(_T95) - 1)] * float(np.std(values, ddof=1)) / math.sqrt(n)
-    return Estimate(mean, mean - half, mean + half, n, "seeds")
-
-
 def bootstrap(statistic: Callable[..., float], *samples: np.ndarray, draws: int = 1000) -> Estimate:
     """A statistic with its percentile bootstrap interval. Rows are resampled, so columns stay paired."""
     rng, value = np.random.default_rng(0), float(statistic(*samples))
@@ -69,24 +56,21 @@ def ratio(pairs: np.ndarray) -> float:
     return float(first / second) if second else math.nan
 
 
-def ratio_of_shares(pairs: np.ndarray, over: np.ndarray | None = None) -> Estimate:
-    """The ratio of two shares of the same trials, from flags (n, 2); with `over`, divided by that of other trials.
+def ratio_of_shares(pairs: np.ndarray) -> Estimate:
+    """The ratio of two shares of the same trials, from flags (n, 2).
 
     The interval is that of the posterior of the four outcomes' probabilities, a Dirichlet distribution with Jeffreys'
     prior. Unlike a bootstrap, it does not collapse to a point if few trials contain no miss.
     """
-    value = ratio(pairs) if over is None else ratio(pairs) / (ratio(over) or math.nan)
-    rng = np.random.default_rng(0)
-    drawn = _ratios(pairs, rng) if over is None else _ratios(pairs, rng) / _ratios(over, rng)
-    n = len(pairs) + (0 if over is None else len(over))
+    value = ratio(pairs)
     if math.isnan(value):
-        return Estimate(value, math.nan, math.nan, n, "jeffreys")
-    low, high = (float(end) for end in np.percentile(drawn, (2.5, 97.5)))
-    return Estimate(value, min(low, value), max(high, value), n, "jeffreys")
+        return Estimate(value, math.nan, math.nan, len(pairs), "jeffreys")
+    low, high = (float(end) for end in np.percentile(_ratios(pairs), (2.5, 97.5)))
+    return Estimate(value, min(low, value), max(high, value), len(pairs), "jeffreys")
 
 
-def _ratios(pairs: np.ndarray, rng: np.random.Generator, draws: int = 4000) -> np.ndarray:
+def _ratios(pairs: np.ndarray, draws: int = 4000) -> np.ndarray:
     first, second = pairs.astype(bool).T
     cells = [(first & second).sum(), (first & ~second).sum(), (~first & second).sum(), (~first & ~second).sum()]
-    both, one, other, _ = rng.dirichlet(np.array(cells) + 0.5, draws).T
+    both, one, other, _ = np.random.default_rng(0).dirichlet(np.array(cells) + 0.5, draws).T
     return (both + one) / (both + other)

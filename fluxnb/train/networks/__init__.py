@@ -1,1 +1,1 @@
-"""The networks of a pocket pipeline, the judge that evaluates its pictures and the critic of the distillation."""
+"""The networks of a pocket pipeline, the judge that reads its pictures, and the critic of the distillation."""

@@ -8,7 +8,11 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from fluxnb.train.config import Sizes
-from fluxnb.train.data.tokens import clip_tokenizer, t5_tokenizer
+from fluxnb.train.data.vocabulary import CLIP_TOKENS, clip_tokenizer, t5_tokenizer
+
+#: positions of the tokens that a head of T5 prefers at first, relative to the token that attends.
+DISTANCES = ((-1,), (1,), (-2,), (2,), range(-7, 0), range(1, 8), (-3,), (3,))
+PREFERENCE = 3.0  # added to the logits
 
 
 def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
@@ -21,7 +25,7 @@ def build_autoencoder(sizes: Sizes) -> AutoencoderKL:
         layers_per_block=1,
         latent_channels=sizes.latent_channels,
         norm_num_groups=8,
-        sample_size=128,
+        sample_size=sizes.default_size,
         scaling_factor=1.0,
         shift_factor=0.0,
         use_quant_conv=True,
@@ -36,7 +40,7 @@ def whiten(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
     A rectified flow starts from unit noise and works best with data of unit variance. A single scaling factor for all
     channels would leave their variances unequal.
 
-    Args:
+    Arguments:
         vae: the autoencoder, changed in place.
         mean, std: the current moments of each latent channel, (16,).
     """
@@ -71,16 +75,16 @@ def build_transformer(sizes: Sizes) -> FluxTransformer2DModel:
     return model
 
 
-def build_text_encoder(sizes: Sizes, vocabulary: int) -> CLIPTextModel:
+def build_text_encoder(sizes: Sizes) -> CLIPTextModel:
     """CLIP's text model; FLUX uses its pooled vector only."""
     config = CLIPTextConfig(
-        vocab_size=vocabulary,
+        vocab_size=len(clip_tokenizer()),
         hidden_size=sizes.pooled_width,
         intermediate_size=3 * sizes.pooled_width,
         projection_dim=sizes.pooled_width,
         num_hidden_layers=sizes.pooled_layers,
         num_attention_heads=sizes.pooled_width // 32,
-        max_position_embeddings=sizes.text_tokens,
+        max_position_embeddings=CLIP_TOKENS,
         bos_token_id=0,
         eos_token_id=1,  # not 2, which selects an older pooling rule in transformers
         pad_token_id=1,
@@ -88,10 +92,10 @@ def build_text_encoder(sizes: Sizes, vocabulary: int) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def build_text_encoder_2(sizes: Sizes, vocabulary: int) -> T5EncoderModel:
-    """T5's encoder; FLUX uses one vector per token."""
+def build_text_encoder_2(sizes: Sizes) -> T5EncoderModel:
+    """T5's encoder, initialized with `prefer_distances`; FLUX uses one vector per token."""
     config = T5Config(
-        vocab_size=vocabulary,
+        vocab_size=len(t5_tokenizer()),
         d_model=sizes.text_width,
         d_kv=32,
         d_ff=5 * sizes.text_width // 2,
@@ -102,26 +106,28 @@ def build_text_encoder_2(sizes: Sizes, vocabulary: int) -> T5EncoderModel:
         is_encoder_decoder=False,
         use_cache=False,
     )
-    return T5EncoderModel(config)
+    encoder = T5EncoderModel(config)
+    prefer_distances(encoder)
+    return encoder
+
+
+@torch.no_grad()
+def prefer_distances(t5: T5EncoderModel) -> None:
+    """Let each head of an untrained T5 prefer one of `DISTANCES`, so that the order of words counts from the beginning.
+
+    T5 has no positions but a learned bias per head and distance (1910.10683). It starts near zero, so that the
+    products of queries and keys soon outweigh it.
+    """
+    bias = t5.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
+    past = bias.num_embeddings // 2  # distances to the left come first, and those below 8 have a number each
+    for head, distances in zip(range(bias.embedding_dim), DISTANCES, strict=False):
+        for distance in distances:
+            bias.weight[-distance if distance < 0 else past + distance, head] += PREFERENCE
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     """FLUX.1-schnell's scheduler: Euler steps without a shift."""
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
-
-
-def build_pipeline_parts(sizes: Sizes) -> dict[str, object]:
-    """The untrained components of a `FluxPipeline`, by argument name."""
-    tokenizer, tokenizer_2 = clip_tokenizer(sizes.text_tokens), t5_tokenizer(sizes.text_tokens)
-    return {
-        "scheduler": build_scheduler(),
-        "vae": build_autoencoder(sizes),
-        "text_encoder": build_text_encoder(sizes, len(tokenizer)),
-        "tokenizer": tokenizer,
-        "text_encoder_2": build_text_encoder_2(sizes, len(tokenizer_2)),
-        "tokenizer_2": tokenizer_2,
-        "transformer": build_transformer(sizes),
-    }
 
 
 def count_parameters(module: nn.Module) -> int:

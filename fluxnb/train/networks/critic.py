@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from fluxnb.train.networks.denoiser import image_ids, square_grid
+from fluxnb.train.networks.denoiser import image_ids
 
 #: Means, in logits, of the two halves of the renoise levels: high levels show composition, low ones texture.
 LEVELS = (1.0, -1.0)
@@ -24,16 +24,16 @@ def block_features(
     pooled: Tensor,
     sequence: Tensor,
     *,
-    grid: tuple[int, int] | None = None,
+    grid: tuple[int, int],
 ) -> list[Tensor]:
     """The normalized image tokens (B, rows columns, width) after each block; gradients flow to `tokens`.
 
     This repeats the arithmetic of `FluxTransformer2DModel.forward`, which returns the output of the last layer only.
 
-    Args:
-        grid: rows and columns of the tokens; None for a square picture.
+    Arguments:
+        grid: rows and columns of the tokens.
     """
-    positions = image_ids(*(grid or square_grid(tokens)), tokens.device)
+    positions = image_ids(*grid, tokens.device)
     ids = torch.cat((torch.zeros(sequence.shape[1], 3, device=tokens.device), positions))
     img, txt = teacher.x_embedder(tokens), teacher.context_embedder(sequence)
     temb, rotary = teacher.time_text_embed(sigma * 1000, pooled), teacher.pos_embed(ids)
@@ -55,9 +55,9 @@ class Head(nn.Module):
         self.norm = nn.GroupNorm(8, inner)
         self.conv_out = nn.Conv2d(inner, 1, 1)
 
-    def forward(self, features: Tensor, condition: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, features: Tensor, condition: Tensor, grid: tuple[int, int]) -> Tensor:
         """Logits (B, tokens) of features (B, tokens, width), given noise level and caption (B, condition)."""
-        x = self.conv_in(features.transpose(1, 2).unflatten(2, grid or square_grid(features)))
+        x = self.conv_in(features.transpose(1, 2).unflatten(2, grid))
         scale, shift = self.film(condition)[:, :, None, None].chunk(2, 1)
         y = F.silu(self.norm(self.conv_1(F.silu(x))) * (1 + scale) + shift)
         return self.conv_out(F.silu(x + self.conv_2(y))).flatten(1)
@@ -75,9 +75,7 @@ class Critic(nn.Module):
         self.prompt = nn.Linear(config.pooled_projection_dim, inner)
         self.heads = nn.ModuleList(Head(width, inner, inner) for _ in range(blocks))
 
-    def forward(
-        self, features: list[Tensor], sigma: Tensor, pooled: Tensor, grid: tuple[int, int] | None = None
-    ) -> Tensor:
+    def forward(self, features: list[Tensor], sigma: Tensor, pooled: Tensor, grid: tuple[int, int]) -> Tensor:
         """Logits (B, blocks, tokens): positive for the teacher's latents, negative for the student's."""
         waves = sigma[:, None] * torch.pi * 2 ** torch.arange(8, device=sigma.device) / 2
         condition = F.silu(self.level(torch.cat((waves.sin(), waves.cos()), 1)) + self.prompt(pooled))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-import itertools
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fluxnb.errors import InputError
 from fluxnb.records.latents import pack, unpack
 from fluxnb.train.config import Sizes
-from fluxnb.train.data.tokens import Tokens
 from fluxnb.train.networks.build import build_text_encoder, build_text_encoder_2, build_transformer
+from fluxnb.train.networks.weights import load_weights, save_weights
+
+SHARED = "text_encoder_2.encoder.embed_tokens.weight"  # the same tensor as `shared`, and not stored
 
 
 def image_ids(height: int, width: int, device: torch.device) -> Tensor:
@@ -42,39 +42,27 @@ class Denoiser(nn.Module):
         """Prompt encodings: pooled (B, d) and sequence (B, L, e). As in FLUX, padding is not masked."""
         return self.text_encoder(clip_ids).pooler_output, self.text_encoder_2(t5_ids)[0]
 
-    def forward(
-        self, tokens: Tensor, sigma: Tensor, pooled: Tensor, sequence: Tensor, grid: tuple[int, int] | None = None
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, sigma: Tensor, pooled: Tensor, sequence: Tensor, grid: tuple[int, int]) -> Tensor:
         """Velocity (B, rows columns, 64) of packed tokens at sigma (B,).
 
-        Args:
-            grid: rows and columns of the tokens; None for a square picture.
+        Arguments:
+            grid: rows and columns of the tokens.
         """
         return self.transformer(
             hidden_states=tokens,
             timestep=sigma,
             pooled_projections=pooled,
             encoder_hidden_states=sequence,
-            img_ids=image_ids(*(grid or square_grid(tokens)), tokens.device),
+            img_ids=image_ids(*grid, tokens.device),
             txt_ids=torch.zeros(sequence.shape[1], 3, device=tokens.device),
             return_dict=False,
         )[0]
 
 
-def square_grid(tokens: Tensor) -> tuple[int, int]:
-    """Rows and columns of the packed tokens (B, n, ...) of a square picture."""
-    side = round(tokens.shape[1] ** 0.5)
-    return side, side
-
-
 def build_denoiser(sizes: Sizes) -> Denoiser:
     """An untrained denoiser."""
-    tokens = Tokens.of(sizes)
-    return Denoiser(
-        build_text_encoder(sizes, len(tokens.clip)),
-        build_text_encoder_2(sizes, len(tokens.t5)),
-        build_transformer(sizes),
-    )
+    t5 = build_text_encoder_2(sizes)  # before the others: their order determines the random weights
+    return Denoiser(build_text_encoder(sizes), t5, build_transformer(sizes))
 
 
 @torch.no_grad()
@@ -83,64 +71,88 @@ def sample(
     clip_ids: Tensor,
     t5_ids: Tensor,
     noise: Tensor,
-    sigmas: tuple[float, ...],
+    steps: int,
     *,
     guidance: float = 1.0,
     empty: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Integrate the flow from noise (B, 16, h, w) along `sigmas` with Euler steps; returns latents (B, 16, h, w).
+    """Sample latents (B, 16, h, w) with equal Euler steps.
 
-    `guidance` above 1 applies classifier-free guidance (2207.12598); `empty` then holds the token ids of the empty
-    caption. All tensors are on one device.
+    Classifier-free guidance is applied if `guidance` is above 1 and `empty`, the ids of the empty caption, is given.
     """
-    side = noise.shape[-1] * 8
+    height, width = noise.shape[2:]
+    grid = (height // 2, width // 2)
+    guided = guidance > 1 and empty is not None
     pooled, sequence = model.encode(clip_ids, t5_ids)
-    if guidance > 1 and empty is not None:
-        empty_pooled, empty_sequence = (e.expand(len(noise), *e.shape[1:]) for e in model.encode(*empty))
-        pooled, sequence = torch.cat((pooled, empty_pooled)), torch.cat((sequence, empty_sequence))
+    if guided and empty is not None:
+        uncond = (e.expand(len(noise), *e.shape[1:]) for e in model.encode(*empty))
+        pooled, sequence = (torch.cat(pair) for pair in zip((pooled, sequence), uncond, strict=True))
     x = pack(noise)
-    for sigma, following in itertools.pairwise(sigmas):
-        double = torch.cat((x, x)) if guidance > 1 else x
-        velocity = model(double, torch.full((len(double),), sigma, device=x.device), pooled, sequence).float()
-        if guidance > 1:
+    for step in range(steps):
+        sigma = 1 - step / steps
+        both = torch.cat((x, x)) if guided else x
+        velocity = model(both, torch.full((len(both),), sigma, device=x.device), pooled, sequence, grid).float()
+        if guided:
             conditional, unconditional = velocity.chunk(2)
             velocity = unconditional + guidance * (conditional - unconditional)
-        x = x + (following - sigma) * velocity
-    return unpack(x, side, side)
+        x = x - velocity / steps
+    return unpack(x, 8 * height, 8 * width)
 
 
-def find_autoencoder(folder: Path) -> Path | None:
-    """The autoencoder's folder in a run or in a shipped folder; None if there is none."""
-    return next((path for path in (folder / "base" / "vae", folder / "vae") if path.is_dir()), None)
+def save_denoiser(model: Denoiser, out: Path, name: str = "teacher") -> None:
+    """Save transformer and text encoders in float16 as `out`/`name`.safetensors, atomically."""
+    save_weights(model, out / f"{name}.safetensors", without=(SHARED,))
 
 
-def save_denoiser(model: Denoiser, out: Path) -> None:
-    """Write `transformer.safetensors` and `text.safetensors` to `out` in float16."""
-    half = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    for part, is_transformer in (("transformer", True), ("text", False)):
-        named = {name: tensor for name, tensor in half.items() if name.startswith("transformer.") == is_transformer}
-        save_file(named, out / f"{part}.part")
-        (out / f"{part}.part").rename(out / f"{part}.safetensors")
+def load_denoiser(sizes: Sizes, file: Path) -> Denoiser:
+    """Load a file of `save_denoiser` in float32, in evaluation mode.
 
+    A file with fewer single blocks is extended by blocks that change nothing until they are trained.
 
-def load_denoiser(sizes: Sizes, out: Path) -> Denoiser:
-    """Load what `save_denoiser` wrote, in float32 and in evaluation mode."""
+    Raises:
+        InputError: the file has the weights of a network of other sizes.
+    """
     model = build_denoiser(sizes)
-    state = load_file(out / "transformer.safetensors") | load_file(out / "text.safetensors")
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    weights = with_more_blocks(load_weights(file), sizes.single_blocks)
+    required = {name: tensor.shape for name, tensor in model.state_dict().items() if name != SHARED}
+    found = {name: tensor.shape for name, tensor in weights.items()}
+    differing = [name for name in required | found if required.get(name) != found.get(name)]
+    if differing:
+        raise InputError(
+            f"weights of another network in {file}, such as {differing[0]}",
+            "a network has the sizes of its preset",
+            "type the --preset with which the weights were trained",
+        )
+    model.load_state_dict(weights, strict=False)
     return model.eval()
+
+
+def with_more_blocks(weights: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Weights of a network with `count` single blocks that computes what one with fewer blocks computes.
+
+    Each added block follows the one that it is a copy of. Its last layer is zero, so that at first it passes its input
+    on, and it has gradients because its gate is not (block expansion, 2401.02415). A network with `count` blocks or
+    more is returned as it is.
+    """
+    start = "transformer.single_transformer_blocks."
+    inside = {name: tensor for name, tensor in weights.items() if name.startswith(start)}
+    has = 1 + max(int(name.removeprefix(start).split(".")[0]) for name in inside)
+    if has >= count:
+        return weights
+    grown = {name: tensor for name, tensor in weights.items() if name not in inside}
+    origins = [index * has // count for index in range(count)]
+    for index, origin in enumerate(origins):
+        added = origin in origins[:index]
+        for name, tensor in inside.items():
+            number, rest = name.removeprefix(start).split(".", 1)
+            if int(number) == origin:
+                zero = added and rest.startswith("proj_out.")
+                grown[f"{start}{index}.{rest}"] = torch.zeros_like(tensor) if zero else tensor.clone()
+    return grown
 
 
 def with_transformer(model: Denoiser, path: Path) -> Denoiser:
     """A copy of the denoiser with the transformer saved at `path`; the text encoders are shared."""
     transformer = copy.deepcopy(model.transformer)
-    transformer.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    transformer.load_state_dict(load_weights(path))
     return Denoiser(model.text_encoder, model.text_encoder_2, transformer).eval()
-
-
-def save_transformer(transformer: FluxTransformer2DModel, path: Path) -> None:
-    """Write a transformer to one file in float16, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = {name: t.detach().half().cpu().contiguous() for name, t in transformer.state_dict().items()}
-    save_file(half, path.with_suffix(".part"))
-    path.with_suffix(".part").rename(path)

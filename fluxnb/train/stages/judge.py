@@ -10,20 +10,63 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fluxnb.train.config import Preset
-from fluxnb.train.data.dataset import batches, draw_layouts
-from fluxnb.train.data.render import Renderer
-from fluxnb.train.networks.judge import Attributes, Judge, classify, layout_attributes, save_judge
+from fluxnb.train.data.drawing import Renderer
+from fluxnb.train.data.layouts import Layout, Shape
+from fluxnb.train.data.stream import draw_chunks
+from fluxnb.train.networks.judge import (
+    ARRANGEMENTS,
+    SIDE,
+    Attributes,
+    Judge,
+    build_judge,
+    layout_attributes,
+    load_judge,
+    read_layouts,
+)
+from fluxnb.train.networks.weights import save_weights
 from fluxnb.train.stages.loop import Average, Log, Pace, Rank, backward_and_step
+from fluxnb.train.stages.losses import attribute_loss
 from fluxnb.train.stages.optimizers import make_optimizer
 
+CHECK_SEED = 991_000  # of the renders on which the accuracy is measured
 
-def judge_loss(logits: Attributes, target: Attributes) -> Tensor:
-    """Cross entropy, summed over the attributes."""
-    loss = torch.zeros((), device=logits.first.device)
-    for field in dataclasses.fields(Attributes):
-        predicted, right = getattr(logits, field.name), getattr(target, field.name)
-        loss = loss + F.cross_entropy(predicted.flatten(0, -2).float(), right.flatten(), label_smoothing=0.02)
-    return loss
+
+def train_judge(preset: Preset, out: Path, rank: Rank, start: Path | None = None) -> Judge:
+    """Train on renders of all combinations, the held-out ones included; saves `out`/judge.safetensors.
+
+    Arguments:
+        start: file of a judge whose training continues; None starts from random weights.
+    """
+    schedule, shape = preset.judge, Shape(SIDE, SIDE)
+    torch.manual_seed(100 + rank.index)
+    log, renderer = Log(out / "judge.jsonl", rank), Renderer(rank.device)
+    judge = (build_judge(preset) if start is None else load_judge(start, preset)).train().to(rank.device)
+    rank.broadcast_weights(judge)
+    chunks = list(draw_chunks([(shape, schedule.scenes)], 2000 + rank.index, held_out=None))
+    layouts = Layout.cat([chunk.layout for chunk in chunks]).to(rank.device)
+    log(scenes=len(layouts), start=None if start is None else start.name)
+    adam, pace = make_optimizer(judge, schedule), Pace(schedule, rank)
+    average = Average(judge, schedule.ema, pretrained=start is not None)
+    generator = torch.Generator(rank.device).manual_seed(rank.index)
+    for iteration in pace:
+        rows = torch.randint(len(layouts), (schedule.batch,), generator=generator, device=rank.device)
+        part = layouts[rows]
+        pictures = augment(renderer(part, SIDE, SIDE))
+        with torch.autocast(rank.device.type, torch.bfloat16, enabled=rank.device.type == "cuda"):
+            logits, _ = judge(pictures)
+        loss = attribute_loss(logits, layout_attributes(part))
+        backward_and_step(loss, judge, adam, pace.rate(iteration), rank)
+        average.update()
+        if iteration % 250 == 0:
+            log(iteration=iteration, total=pace.total, loss=loss.item(), seconds=pace.seconds())
+    average.swap()
+    judge.eval()
+    if rank.first:
+        accuracy = accuracy_on_renders(judge, renderer, min(4096, schedule.scenes))
+        log(iterations=pace.total, seconds=pace.seconds(), **accuracy)
+        save_weights(judge, out / "judge.safetensors")
+    rank.broadcast(0.0)  # the other ranks wait for the file
+    return judge
 
 
 def augment(pictures: Tensor) -> Tensor:
@@ -35,48 +78,16 @@ def augment(pictures: Tensor) -> Tensor:
     return torch.where(coin > 0.6, pictures + 0.12 * strength * torch.randn_like(pictures), pictures)
 
 
-def train_judge(preset: Preset, out: Path, rank: Rank) -> Judge:
-    """Train on renders of all combinations, including held-out ones; saves the averaged weights to `out`."""
-    schedule = preset.judge
-    torch.manual_seed(100 + rank.index)
-    log = Log(out / "judge.jsonl", rank)
-    layouts, _ = draw_layouts(schedule.scenes, seed=2000 + rank.index, held_out=None)
-    layouts = layouts.to(rank.device)
-    renderer, judge = Renderer(rank.device), Judge().to(rank.device)
-    rank.broadcast_weights(judge)
-    adam, average, pace = make_optimizer(judge, schedule), Average(judge, schedule.ema), Pace(schedule, rank)
-
-    def loss_of(pictures: Tensor, target: Attributes) -> Tensor:
-        with torch.autocast(rank.device.type, torch.bfloat16, enabled=rank.device.type == "cuda"):
-            logits, _ = judge(pictures)
-        return judge_loss(logits, target)
-
-    rows = batches(len(layouts), schedule.batch, torch.Generator(rank.device).manual_seed(rank.index), rank.device)
-    for iteration in pace:
-        part = layouts[next(rows)]
-        loss = loss_of(augment(renderer(part)), layout_attributes(part))
-        backward_and_step(loss, judge, adam, pace.rate(iteration), rank)
-        average.update()
-        if iteration % 250 == 0:
-            log(iteration=iteration, total=pace.total, loss=loss.item(), seconds=pace.seconds())
-    average.swap()
-    judge.eval()
-    if rank.first:
-        fresh, _ = draw_layouts(min(4096, schedule.scenes), seed=991_000, held_out=None)
-        predicted, _ = classify(judge, renderer(fresh))
-        facts = attribute_accuracy(predicted, layout_attributes(fresh.to(rank.device)))
-        log(iterations=pace.total, seconds=pace.seconds(), **facts)
-        save_judge(judge, out / "judge.safetensors")
-    return judge
-
-
-def attribute_accuracy(predicted: Attributes, target: Attributes) -> dict[str, float]:
-    """Accuracy of each attribute; `letters` counts only letters that exist, and `sign` whole signs."""
-    hits = {f.name: getattr(predicted, f.name) == getattr(target, f.name) for f in dataclasses.fields(Attributes)}
-    written = target.letters > 0
-    accuracy = {name: float(flags.float().mean()) for name, flags in hits.items() if name != "letters"}
-    if bool(written.any()):
-        accuracy["letters"] = float(hits["letters"][written].float().mean())
-        signs = written.any(1)
-        accuracy["sign"] = float(hits["letters"][signs].all(1).float().mean())
-    return accuracy
+def accuracy_on_renders(judge: Judge, renderer: Renderer, count: int) -> dict[str, float]:
+    """The accuracy of each attribute on new renders; `sign` is the share of signs that are read without an error."""
+    (chunk,) = draw_chunks([(Shape(SIDE, SIDE), min(count, 2048))], CHECK_SEED, held_out=None, workers=1)
+    predicted = read_layouts(judge, renderer, chunk.layout)[0]
+    target = layout_attributes(chunk.layout)
+    names = [field.name for field in dataclasses.fields(Attributes)]
+    hits = dict(
+        zip(names, (p.cpu() == t for p, t in zip(predicted.columns(), target.columns(), strict=True)), strict=True)
+    )
+    signs = target.arrangement == ARRANGEMENTS.index("sign")
+    letters = hits.pop("letters")
+    facts = {name: float(flags.float().mean()) for name, flags in hits.items()}
+    return facts | ({"sign": float(letters[signs].all(1).float().mean())} if bool(signs.any()) else {})

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fluxnb.train.config import Schedule
 from fluxnb.train.stages.optimizers import Optimizer
 
+CLIP = 1.0  # largest norm of a gradient
 COMPILED = 3  # iterations until a step is fast: compilation, recording of the CUDA graph, first replay
 
 
@@ -166,11 +167,11 @@ def backward_and_step(loss: Tensor, module: nn.Module, optimizer: Optimizer, rat
     return optimizer_step(module, optimizer, rate, rank)
 
 
-def optimizer_step(module: nn.Module, optimizer: Optimizer, rate: float, rank: Rank, *, clip: float = 1.0) -> Tensor:
+def optimizer_step(module: nn.Module, optimizer: Optimizer, rate: float, rank: Rank) -> Tensor:
     """Update the weights by the existing gradients, averaged over the ranks; returns their norm before clipping."""
     parameters = [p for p in module.parameters() if p.grad is not None]
     rank.average([p.grad for p in parameters if p.grad is not None])
-    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    norm = nn.utils.clip_grad_norm_(parameters, CLIP)
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_ratio", 1.0)
     optimizer.step()

@@ -1,6 +1,12 @@
-"""Loss functions of the teacher and of the autoencoder, and the distribution of training noise levels."""
+"""Loss functions of autoencoder, teacher, judge and T5, and the distribution of the noise levels.
+
+Those of the student are in `student`, and that of its critic is in `networks.critic`.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+import math
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +15,9 @@ from torch import Tensor
 from fluxnb.flow import interpolate, velocity_target
 from fluxnb.records.latents import pack
 from fluxnb.train.networks.denoiser import Denoiser
+from fluxnb.train.networks.judge import Attributes
 
-SHIFT = 1.6  # FLUX's shift for 64 image tokens: exp(mu) with mu = 0.4675
+SHIFT = 1.6  # of the noise levels at 64 tokens, FLUX's own; it grows with the square root of the tokens (2403.03206)
 # Share of noise levels drawn uniformly. The logit-normal alone draws 0.7 % above 0.95, the levels of one-step sampling.
 UNIFORM = 0.2
 # Weight of the contrast term. Sixty steps with a trained decoder raise sharpness from 0.904 to 0.930 with weight 1 and
@@ -18,28 +25,42 @@ UNIFORM = 0.2
 CONTRAST_WEIGHT = 3.0
 
 
-def draw_sigmas(count: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """Noise levels (count,) in (0, 1): logit-normal with FLUX's shift (SD3, 2403.03206), and one fifth uniform."""
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Input of the loss: latents (B, 16, h, w), token ids, noise levels (B,), and noise like the latents."""
+
+    latents: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
+    sigmas: Tensor
+    noise: Tensor
+
+
+def draw_sigmas(count: int, tokens: int, device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Noise levels (count,) in (0, 1): shifted logit-normal, with a larger shift for more tokens; a fifth uniform."""
+    shift = SHIFT * math.sqrt(tokens / 64)
     normal = torch.randn(count, device=device, generator=generator).sigmoid()
-    shifted = SHIFT * normal / (1 + (SHIFT - 1) * normal)
     uniform, coin = torch.rand(2, count, device=device, generator=generator)
-    return torch.where(coin < UNIFORM, uniform, shifted)
+    return torch.where(coin < UNIFORM, uniform, shift * normal / (1 + (shift - 1) * normal))
 
 
-def flow_loss(
-    model: Denoiser, latents: Tensor, captions: tuple[Tensor, Tensor], sigma: Tensor, noise: Tensor
-) -> Tensor:
-    """Rectified flow matching (2209.03003): mean squared error of the velocity of each picture, (B,).
+def flow_loss(model: Denoiser, batch: Batch) -> Tensor:
+    """Rectified-flow loss (2209.03003): mean squared error of the velocity of each picture, (B,)."""
+    sigma = batch.sigmas[:, None, None, None]
+    x = pack(interpolate(batch.latents, batch.noise, sigma))
+    grid = (batch.latents.shape[2] // 2, batch.latents.shape[3] // 2)
+    velocity = model(x, batch.sigmas, *model.encode(batch.clip_ids, batch.t5_ids), grid)
+    return (velocity.float() - pack(velocity_target(batch.latents, batch.noise))).square().mean((1, 2))
 
-    Args:
-        model: the denoiser.
-        latents, noise: (B, 16, h, w).
-        captions: token ids of CLIP and of T5, (B, L) each.
-        sigma: noise levels (B,).
-    """
-    x = pack(interpolate(latents, noise, sigma[:, None, None, None]))
-    velocity = model(x, sigma, *model.encode(*captions))
-    return (velocity.float() - pack(velocity_target(latents, noise))).square().mean((1, 2))
+
+def attribute_loss(logits: Attributes, target: Attributes) -> Tensor:
+    """Cross entropy, summed over the attributes; each of the letters is one, since a sign is read if all are right."""
+    losses = [
+        F.cross_entropy(predicted.flatten(0, -2).float(), right.flatten(), label_smoothing=0.02)
+        * (predicted.shape[1] if predicted.ndim == 3 else 1)
+        for predicted, right in zip(logits.columns(), target.columns(), strict=True)
+    ]
+    return torch.stack(losses).sum()
 
 
 def picture_loss(output: Tensor, target: Tensor) -> Tensor:

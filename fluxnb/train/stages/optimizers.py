@@ -30,7 +30,7 @@ class Muon(torch.optim.Optimizer):
     which doubled the time of a teacher step on an H100 (74 ms instead of 37 ms). Here matrices of equal shape are
     processed as one batch.
 
-    Args:
+    Arguments:
         matrices: two-dimensional parameters; those of equal shape form one group.
         lr: learning rate. An update has the typical root mean square of an AdamW update, 0.2 (2502.16982), so the
             learning rate of AdamW is a good start.
@@ -80,7 +80,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 class MuonAndAdamW:
     """Muon and AdamW with the interface of one optimizer.
 
-    Args:
+    Arguments:
         muon: optimizes the matrices of the blocks.
         adamw: optimizes all other parameters.
         lr_ratio: learning rate of Muon relative to AdamW's.

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from pathlib import Path
+import random
+from collections.abc import Iterator, Sequence
 
 import torch
-from safetensors.torch import load_file, save_file
+import torch.nn.functional as F
 from torch import Tensor
 
-from fluxnb.flow import schedule
 from fluxnb.records.latents import pack
 from fluxnb.train.config import Preset
-from fluxnb.train.data.dataset import draw_chunks
-from fluxnb.train.data.tokens import Tokens
-from fluxnb.train.networks.denoiser import Denoiser, load_denoiser, sample
-from fluxnb.train.stages.loop import Log, Rank
+from fluxnb.train.data.layouts import Shape
+from fluxnb.train.data.stream import draw_chunks
+from fluxnb.train.data.vocabulary import CAPTION_TOKENS, CLIP_USED, Tokenizers
+from fluxnb.train.metrics import alignment
+from fluxnb.train.networks.denoiser import Denoiser, sample
+from fluxnb.train.stages.loop import Rank
+from fluxnb.train.stages.teacher import scene_counts
+
+SEED = 4000  # of the captions and the noise of the pairs; each rank adds its index
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Noise (N, 64, 64) and the teacher's latents from it (N, 64, 64), both packed, with the captions' token ids.
+    """Noise and the teacher's latents from it, packed, (N, tokens, 64) each, with the captions' token ids.
 
     The noise is stored because a student that reproduces the teacher's map from noise to picture needs both ends of it
     (2209.03003, section 2.3).
@@ -35,80 +39,76 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.noise)
 
-    def to(self, device: torch.device) -> Pairs:
-        """The same pairs on a device."""
-        return Pairs(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
-    def save(self, path: Path) -> None:
-        """Write to one file, atomically."""
-        part = path.with_suffix(".part")
-        save_file({f.name: getattr(self, f.name).cpu().contiguous() for f in dataclasses.fields(self)}, part)
-        part.rename(path)
+@dataclasses.dataclass(frozen=True)
+class PairTable:
+    """The pairs of one shape on the device."""
 
-    @staticmethod
-    def load(path: Path) -> Pairs:
-        """Read what `save` wrote."""
-        return Pairs(**load_file(path))
+    shape: Shape
+    pairs: Pairs
 
-    @torch.no_grad()
-    def embed(self, model: Denoiser, batch: int = 4096) -> tuple[Tensor, Tensor]:
-        """Encode all captions: pooled (N, d) and sequence (N, L, e), on the pairs' device, in bfloat16 on a GPU.
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the packed tokens."""
+        return self.shape.height // 16, self.shape.width // 16
 
-        The text encoders are frozen during the distillation, so this is done once.
-        """
-        cuda = self.noise.is_cuda
-        parts = []
-        for start in range(0, len(self), batch):
-            rows = slice(start, start + batch)
-            with torch.autocast(self.noise.device.type, torch.bfloat16, enabled=cuda):
-                encoded = model.encode(self.clip_ids[rows].long(), self.t5_ids[rows].long())
-            parts.append(tuple(part.to(torch.bfloat16 if cuda else torch.float32) for part in encoded))
-        pooled, sequence = zip(*parts, strict=True)
-        return torch.cat(pooled), torch.cat(sequence)
+    def batch(self, tokens: int) -> int:
+        """The number of pictures, a multiple of 8, that have about `tokens` image and text tokens together."""
+        return max(8, tokens // (self.shape.tokens + CAPTION_TOKENS) // 8 * 8)
 
 
 @torch.no_grad()
-def draw_pairs(preset: Preset, out: Path, rank: Rank) -> Pairs:
-    """Sample the teacher in `out` with guidance on training captions; saves `pairs.safetensors`.
-
-    Held-out combinations are excluded, since a student trained on them could only show that it copies.
-    """
+def sample_pairs(teacher: Denoiser, preset: Preset, rank: Rank) -> list[PairTable]:
+    """Sample the teacher with guidance on training captions, without held-out combinations: this rank's pairs."""
     distillation, device = preset.distillation, rank.device
-    log, began = Log(out / "pairs.jsonl", rank), time.perf_counter()
-    tokens = Tokens.of(preset.sizes)
-    captions = out / "words.safetensors"  # stored, since drawing the captions takes longer than sampling
-    if not captions.exists():
-        chunks = list(draw_chunks(distillation.pairs, 4000 + rank.index, preset.sizes))
-        ids = {name: torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("clip_ids", "t5_ids")}
-        save_file(ids, captions)
-    clip_ids, t5_ids = (load_file(captions)[name].to(device).int() for name in ("clip_ids", "t5_ids"))
-    empty_clip, empty_t5 = (ids.to(device) for ids in tokens([""]))
-    model = load_denoiser(preset.sizes, out).to(device)
-    if device.type == "cuda":
-        model.compile()
-    log(captions=len(clip_ids), seconds=time.perf_counter() - began)
-    sigmas = schedule(distillation.teacher_steps)
-    generator = torch.Generator(device).manual_seed(5000 + rank.index)
-    noises, cleans = [], []
-    batch = min(distillation.teacher_batch, len(clip_ids))
-    for start in range(0, len(clip_ids) - batch + 1, batch):  # full batches only: one shape to compile
-        rows = slice(start, start + batch)
-        noise = torch.randn(batch, 16, 16, 16, generator=generator, device=device).half()  # as it is stored
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            clean = sample(
-                model,
-                clip_ids[rows],
-                t5_ids[rows],
-                noise.float(),
-                sigmas,
-                guidance=distillation.guidance,
-                empty=(empty_clip, empty_t5),
-            )
-        noises.append(pack(noise))
-        cleans.append(pack(clean).half())
-    count = len(noises) * batch
-    pairs = Pairs(torch.cat(noises), torch.cat(cleans), clip_ids[:count].short(), t5_ids[:count].short())
-    if rank.first:
-        pairs.save(out / "pairs.safetensors")
-    log(pairs=count, steps=len(sigmas) - 1, guidance=distillation.guidance, seconds=time.perf_counter() - began)
-    return pairs
+    counts = scene_counts(preset, max(1, distillation.pairs // rank.world))
+    ids: dict[Shape, list[tuple[Tensor, Tensor]]] = {shape: [] for shape, _ in counts}
+    for chunk in draw_chunks(counts, SEED + rank.index):
+        ids[chunk.shape].append((chunk.clip_ids.to(device), chunk.t5_ids.to(device)))
+    clip, t5 = (each.to(device) for each in Tokenizers()([""]))
+    empty = (clip[:, :CLIP_USED], t5)
+    generator = torch.Generator(device).manual_seed(SEED + rank.index)
+    tables = []
+    for shape, parts in ids.items():
+        clip_ids, t5_ids = map(torch.cat, zip(*parts, strict=True))
+        size = (len(clip_ids), preset.sizes.latent_channels, shape.height // 8, shape.width // 8)
+        noise = torch.randn(size, generator=generator, device=device).half()  # as it is stored
+        batch, clean = max(8, 2 * distillation.tokens // (shape.tokens + CAPTION_TOKENS)), []
+        for rows in torch.arange(len(noise)).split(batch):
+            prompts = clip_ids[rows, :CLIP_USED].long(), t5_ids[rows].long()
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                latents = sample(
+                    teacher,
+                    *prompts,
+                    noise[rows].float(),
+                    distillation.teacher_steps,
+                    guidance=distillation.guidance,
+                    empty=empty,
+                )
+            clean.append(pack(latents).half())
+        tables.append(PairTable(shape, Pairs(pack(noise), torch.cat(clean), clip_ids, t5_ids)))
+    return tables
+
+
+def draw_tables(tables: Sequence[PairTable], preset: Preset) -> Iterator[tuple[PairTable, int]]:
+    """Endless pairs of a table and a padding, drawn with the shares of the preset; the same on all ranks."""
+    shared, shapes, paddings = random.Random(0), dict(preset.shapes), dict(preset.paddings)
+    shares = [shapes[table.shape] for table in tables]
+    while True:
+        (table,) = shared.choices(tables, shares)
+        (padding,) = shared.choices(tuple(paddings), tuple(paddings.values()))
+        yield table, padding
+
+
+@torch.no_grad()
+def encode_captions(model: Denoiser, pairs: Pairs, rows: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    """The prompt encodings of some pairs, with T5's tokens padded to `padding`."""
+    with torch.autocast(rows.device.type, torch.bfloat16, enabled=rows.is_cuda):
+        t5_ids = F.pad(pairs.t5_ids[rows], (0, padding - pairs.t5_ids.shape[1]))
+        pooled, sequence = model.encode(pairs.clip_ids[rows, :CLIP_USED].long(), t5_ids.long())
+    return pooled, sequence
+
+
+def pair_alignment(pairs: Pairs) -> float:
+    """Mean cosine between the teacher's noise and latents, less the mean latents over all captions."""
+    return float(alignment(pairs.noise[None, :8192], pairs.clean[None, :8192]))

@@ -4,12 +4,16 @@ Sauer et al. 2024, 2403.12015. A critic on the teacher's features distinguishes 
 teacher's. The adversarial loss alone does not fix which noise becomes which picture, and it loses details that the
 critic ignores, such as lettering. The student therefore starts from a reflow (Liu et al., 2209.03003). Half of each
 batch stays on the straight lines of the teacher's pairs; the other half is on the student's own trajectories.
+
+The pictures have several shapes, and the captions several paddings, as in the training of the teacher. Each rank
+samples pairs of its own and keeps them in memory, so that the whole distillation is one command.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,18 +24,134 @@ from fluxnb.flow import interpolate
 from fluxnb.train.config import Preset
 from fluxnb.train.networks.build import count_parameters
 from fluxnb.train.networks.critic import Critic, block_features, critic_loss, draw_levels
-from fluxnb.train.networks.denoiser import Denoiser, load_denoiser, save_transformer, with_transformer
+from fluxnb.train.networks.denoiser import Denoiser, load_denoiser, with_transformer
+from fluxnb.train.networks.weights import save_weights
 from fluxnb.train.stages.loop import Average, Log, Pace, Rank, optimizer_step
 from fluxnb.train.stages.optimizers import make_optimizer
-from fluxnb.train.stages.pairs import Pairs
-from fluxnb.train.stages.reflow import STUDENT_SIGMAS, one_step_alignment, pair_alignment, points_on_lines
+from fluxnb.train.stages.pairs import Pairs, PairTable, draw_tables, encode_captions, pair_alignment, sample_pairs
+from fluxnb.train.stages.reflow import STUDENT_SIGMAS, points_on_lines, train_reflow, velocities
+from fluxnb.train.stages.teacher import compile_blocks
 
+CHECK_EVERY = 20  # iterations between two checks whether to save a student
 # Probabilities of a trajectory. With these values the four noise levels make up 33, 21, 25 and 21 % of the batches.
 CONTINUE = 0.85  # a trajectory takes another step
 SKIP = 0.25  # the first step goes straight to 0.5, as in a trajectory of two steps
 
 #: a denoiser to the figures of its pictures that are logged.
 Monitor = Callable[[Denoiser], dict[str, float]]
+
+
+def distill(
+    preset: Preset, out: Path, rank: Rank, *, alone: bool = False, compiled: bool = True, monitor: Monitor | None = None
+) -> Denoiser:
+    """Train a student of `out`/teacher.safetensors on all ranks.
+
+    Saves transformers in float16: `out`/warm.safetensors after the reflow, `out`/students/*.safetensors while LADD
+    goes on, and the best of these as `out`/student.safetensors.
+
+    Arguments:
+        alone: LADD alone, as FLUX.1-schnell was made: from the teacher's weights, without reflow and without
+            regression; saved as `out`/ladd.safetensors. The noise then need not lead to the teacher's picture.
+        compiled: compile the blocks on a GPU.
+        monitor: measures each saved student, so that the best can be selected; without it the last one is selected.
+    """
+    torch.manual_seed(600 + rank.index)
+    log, began = Log(out / ("ladd.jsonl" if alone else "student.jsonl"), rank), time.perf_counter()
+    teacher = load_denoiser(preset.sizes, out / "teacher.safetensors").to(rank.device).requires_grad_(False)
+    student = load_denoiser(preset.sizes, out / "teacher.safetensors").to(rank.device).requires_grad_(False)
+    student.transformer.requires_grad_(True)
+    if compiled and rank.device.type == "cuda":
+        compile_blocks(teacher, dynamic=True)
+        compile_blocks(student, dynamic=True)
+    tables = sample_pairs(teacher, preset, rank)
+    log(
+        pairs={f"{table.shape.height}x{table.shape.width}": len(table.pairs) * rank.world for table in tables},
+        align_of_pairs=pair_alignment(tables[0].pairs),
+        guidance=preset.distillation.guidance,
+        seconds=time.perf_counter() - began,
+    )
+    if not alone:
+        train_reflow(student, tables, preset, preset.distillation.warm, rank=rank, log=log)
+        if rank.first:
+            save_weights(student.transformer, out / "warm.safetensors")
+    train_ladd(student, teacher, tables, preset, out=out, rank=rank, alone=alone, log=log, monitor=monitor)
+    return with_transformer(teacher, out / f"{'ladd' if alone else 'student'}.safetensors")
+
+
+def train_ladd(
+    student: Denoiser,
+    teacher: Denoiser,
+    tables: Sequence[PairTable],
+    preset: Preset,
+    *,
+    out: Path,
+    rank: Rank,
+    alone: bool,
+    log: Log,
+    monitor: Monitor | None = None,
+) -> None:
+    """Train with the critic, and on the pairs' lines unless `alone`; saves the averaged students and the best."""
+    settings, schedule, device = preset.distillation, preset.distillation.student, rank.device
+    cuda, name = device.type == "cuda", "ladd" if alone else "student"
+    full = (1.0, 0.0) if alone else (settings.adversarial_weight, settings.regression_weight)
+    critic = Critic(teacher.transformer).to(device)
+    rank.broadcast_weights(critic)
+    adam = make_optimizer(student, schedule, betas=(0.0, 0.99))
+    critic_adam = make_optimizer(critic, schedule, betas=(0.0, 0.99))
+    average, pace = Average(student, schedule.ema), Pace(schedule, rank)
+    rollouts = {table.shape: Rollouts(table.pairs, table.batch(settings.tokens), device) for table in tables}
+    log(critic_parameters=count_parameters(critic), alone=alone)
+    drawn, saved, next_save = draw_tables(tables, preset), dict[str, dict[str, float]](), settings.save_every
+    for iteration in pace:
+        table, padding = next(drawn)
+        rollout = rollouts[table.shape]
+        x, sigma, rows = rollout.next()
+        level, noise = draw_levels(len(x), device), (torch.randn_like(x), torch.randn_like(x))
+        ramp = min(1.0, max(0.0, iteration / settings.critic_only - 1))
+        prompts = encode_captions(student, table.pairs, rows, padding)
+        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
+            total, parts, logits, velocity = ladd_losses(
+                student,
+                teacher,
+                critic,
+                x=x,
+                sigma=sigma,
+                clean=table.pairs.clean[rows].float(),
+                target=velocities(table.pairs, rows[1::2]),
+                prompts=prompts,
+                level=level,
+                noise=noise,
+                weights=torch.tensor((ramp * full[0], full[1]), device=device),
+                grid=table.grid,
+            )
+        rollout.advance(x, sigma, velocity)
+        total.backward()
+        critic_norm = optimizer_step(critic, critic_adam, settings.critic_rate, rank)
+        norm = optimizer_step(student, adam, pace.rate(iteration), rank)
+        average.update()
+        if (iteration + 1) % 100 == 0:
+            losses = {"critic": float(parts[0]), "regression": float(parts[1])}
+            norms = {"norm": float(norm), "critic_norm": float(critic_norm)}
+            log(iteration=iteration, total=pace.total, **losses, **norms, **ranking_accuracy(logits, level))
+        last = iteration + 1 == pace.total
+        # A broadcast makes the processor wait for the GPU.
+        if last or (iteration % CHECK_EVERY == 0 and rank.broadcast(pace.seconds()) > next_save):
+            next_save += settings.save_every
+            average.swap()
+            number = f"{iteration + 1:06d}"
+            saved[number] = {}
+            if monitor and rank.first:
+                with torch.compiler.set_stance("force_eager"):  # as in `validate`
+                    saved[number] = monitor(student)
+            log(iteration=iteration, seconds=pace.seconds(), **saved[number])
+            if rank.first:
+                save_weights(student.transformer, out / f"{name}s" / f"{number}.safetensors")
+            average.swap()
+    if rank.first:
+        best = select_best(saved)
+        shutil.copyfile(out / f"{name}s" / f"{best}.safetensors", out / f"{name}.safetensors")
+        log(chosen=best, iterations=pace.total, seconds=pace.seconds(), devices=rank.world, **saved[best])
+    rank.broadcast(0.0)  # the other ranks wait for the file
 
 
 class Rollouts:
@@ -48,7 +168,7 @@ class Rollouts:
         self.state = torch.randn(batch, *pairs.noise.shape[1:], device=device)
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The next inputs: x (B, 64, 64), sigma (B,) and the rows of the pairs (B,) that hold the captions."""
+        """The next inputs: x (B, tokens, 64), sigma (B,) and the rows of the pairs (B,) that hold the captions."""
         sigma = self.sigmas[self.index]
         x = self.state.clone()
         x[1::2] = points_on_lines(self.pairs, self.rows[1::2], sigma[1::2])
@@ -79,11 +199,11 @@ def ladd_losses(
     level: Tensor,
     noise: tuple[Tensor, Tensor],
     weights: Tensor,
-    grid: tuple[int, int] | None = None,
+    grid: tuple[int, int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The losses of student and critic in one pass over a batch of B rows.
 
-    Args:
+    Arguments:
         student, teacher, critic: the networks; the teacher's weights get no gradient.
         x: the student's input, packed, (B, tokens, 64).
         sigma: its noise level, (B,).
@@ -93,7 +213,7 @@ def ladd_losses(
         level: the renoise level (B,), the same for fake and real latents.
         noise: one for the fake and one for the real latents, each like x.
         weights: adversarial weight and regression weight, (2,).
-        grid: rows and columns of the tokens; None for a square picture.
+        grid: rows and columns of the tokens.
 
     Returns:
         The sum of both losses, in which each network gets the gradient of its own loss only; critic loss and
@@ -128,102 +248,6 @@ def ladd_losses(
     total = loss_of_critic - weights[0] * adversarial.mean() + weights[1] * regression
     logits = torch.stack((on_real.mean((1, 2)), on_fake.mean((1, 2))))
     return total, torch.stack((loss_of_critic, regression)).detach(), logits.detach(), velocity.detach()
-
-
-def train_student(
-    preset: Preset,
-    out: Path,
-    rank: Rank,
-    *,
-    start: str = "warm",
-    monitor: Monitor | None = None,
-    mode: str = "reduce-overhead",
-) -> Denoiser:
-    """Train a student; saves `students/*.safetensors` and the best of them as `student.safetensors`.
-
-    Args:
-        preset: sizes and schedules.
-        out: folder of the run, with its teacher, its pairs and the reflow `start`.
-        rank: this process.
-        start: name of the transformer to start from.
-        monitor: measures each saved student, so that the best can be selected; without it the last one is selected.
-        mode: of `torch.compile`.
-    """
-    distillation, schedule, device = preset.distillation, preset.distillation.student, rank.device
-    cuda = device.type == "cuda"
-    torch.manual_seed(600 + rank.index)
-    log = Log(out / "student.jsonl", rank)
-    teacher = load_denoiser(preset.sizes, out).to(device).requires_grad_(False)
-    student = with_transformer(teacher, out / f"{start}.safetensors").to(device)
-    student.transformer.requires_grad_(True)
-    critic = Critic(teacher.transformer).to(device)
-    rank.broadcast_weights(critic)
-    pairs = Pairs.load(out / "pairs.safetensors").to(device)
-    pooled, sequence = pairs.embed(teacher)
-    adam = make_optimizer(student, schedule, betas=(0.0, 0.99))
-    critic_adam = make_optimizer(critic, schedule, betas=(0.0, 0.99))
-    average, pace = Average(student, schedule.ema), Pace(schedule, rank)
-    log(critic_parameters=count_parameters(critic), pairs=len(pairs), align_of_pairs=pair_alignment(pairs))
-
-    def losses(**batch: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=cuda):
-            return ladd_losses(student, teacher, critic, **batch)
-
-    step = torch.compile(losses, mode=mode) if cuda else losses
-    rollouts = Rollouts(pairs, schedule.batch, device)
-    saved: dict[str, dict[str, float]] = {}
-    next_check = distillation.monitor_every
-    for iteration in pace:
-        x, sigma, rows = rollouts.next()
-        clean, line = pairs.clean[rows].float(), rows[1::2]
-        level, noise = draw_levels(len(x), device), (torch.randn_like(x), torch.randn_like(x))
-        target = pairs.noise[line].float() - clean[1::2]
-        ramp = min(1.0, max(0.0, iteration / distillation.critic_only - 1))
-        weights = torch.tensor((ramp * distillation.adversarial_weight, distillation.regression_weight), device=device)
-        if cuda:
-            torch.compiler.cudagraph_mark_step_begin()
-        total, parts, logits, velocity = step(
-            x=x,
-            sigma=sigma,
-            clean=clean,
-            target=target,
-            prompts=(pooled[rows], sequence[rows]),
-            level=level,
-            noise=noise,
-            weights=weights,
-        )
-        rollouts.advance(x, sigma, velocity)
-        total.backward()
-        critic_norm = optimizer_step(critic, critic_adam, distillation.critic_rate, rank)
-        norm = optimizer_step(student, adam, pace.rate(iteration), rank)
-        average.update()
-        if (iteration + 1) % 250 == 0:
-            log(
-                iteration=iteration,
-                total=pace.total,
-                critic=float(parts[0]),
-                regression=float(parts[1]),
-                norm=float(norm),
-                critic_norm=float(critic_norm),
-                **ranking_accuracy(logits, level),
-                seconds=pace.seconds(),
-            )
-        if pace.seconds() > next_check or iteration + 1 == pace.total:
-            next_check = pace.seconds() + distillation.monitor_every
-            average.swap()
-            name = f"{iteration + 1:06d}"
-            facts = {"align": one_step_alignment(student, pairs, (pooled, sequence))}
-            facts |= monitor(student) if monitor else {}
-            log(iteration=iteration, **facts)
-            if rank.first:
-                save_transformer(student.transformer, out / "students" / f"{name}.safetensors")
-            average.swap()
-            saved[name] = facts
-    best = select_best(saved)
-    if rank.first:
-        shutil.copyfile(out / "students" / f"{best}.safetensors", out / "student.safetensors")
-    log(chosen=best, iterations=pace.total, seconds=pace.seconds(), batch=schedule.batch, **saved[best])
-    return with_transformer(teacher, out / "student.safetensors")
 
 
 def ranking_accuracy(logits: Tensor, level: Tensor) -> dict[str, float]:

@@ -1,254 +1,241 @@
-"""Train the teacher: a rectified flow from noise and captions to the latents of scenes."""
+"""Train the teacher: a rectified flow to the latents of scenes, conditioned on captions, for several picture shapes.
+
+Latents are cached on the device, one table per shape. A batch has one shape and one padding, the same on all ranks. Its
+number of pictures is such that every batch has about `Preset.tokens` tokens and takes about the same time.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import json
 import random
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
-from safetensors.torch import load_file
+import torch._inductor.config as inductor
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor
-from transformers import CLIPTextModel, T5EncoderModel
 
-from fluxnb.errors import InputError, StorageError
-from fluxnb.train.config import Preset, Sizes
-from fluxnb.train.data.dataset import batches, draw_chunks
-from fluxnb.train.data.render import Renderer
-from fluxnb.train.data.tokens import Tokens
+from fluxnb.train.config import Preset
+from fluxnb.train.data.drawing import Renderer
+from fluxnb.train.data.layouts import Shape
+from fluxnb.train.data.stream import Chunk, draw_chunks
+from fluxnb.train.data.vocabulary import CAPTION_TOKENS, CLIP_TOKENS, CLIP_USED, Tokenizers
 from fluxnb.train.networks.build import count_parameters
-from fluxnb.train.networks.denoiser import (
-    Denoiser,
-    build_denoiser,
-    find_autoencoder,
-    load_denoiser,
-    save_denoiser,
-)
-from fluxnb.train.stages.autoencoder import HELD_OUT_SEED, encode
-from fluxnb.train.stages.loop import Average, Log, Pace, Rank, backward_and_step
-from fluxnb.train.stages.losses import draw_sigmas, flow_loss
+from fluxnb.train.networks.denoiser import Denoiser, build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.stages.autoencoder import VALIDATION_SEED, encode
+from fluxnb.train.stages.loop import Average, Log, Pace, Rank, backward_and_step, optimizer_step
+from fluxnb.train.stages.losses import Batch, draw_sigmas, flow_loss
 from fluxnb.train.stages.optimizers import make_optimizer
+from fluxnb.train.stages.text import difference_by_order
 
-CAPTION_DROPOUT = 0.1  # share of empty captions in training, for classifier-free guidance (2207.12598)
-VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
+SCENES_SEED = 3000  # of the first rank; each further rank adds one
+SAVE_SECONDS = 120.0  # between two checkpoints
 
-#: latents, CLIP ids, T5 ids, noise levels and noise of a batch to its loss, one number per scene.
-Loss = Callable[..., Tensor]
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Scenes of one shape on the device: latents (N, 16, h, w) and token ids of the captions, (N, length) each."""
+
+    shape: Shape
+    latents: Tensor
+    clip_ids: Tensor
+    t5_ids: Tensor
 
 
 def train_teacher(
-    preset: Preset, out: Path, rank: Rank, start: Path | None = None, mode: str = "reduce-overhead"
+    preset: Preset,
+    out: Path,
+    rank: Rank,
+    start: Path | None = None,
+    compiled: str = "dynamic",
+    *,
+    seed: int = SCENES_SEED,
 ) -> Denoiser:
-    """Train on latents cached on the device; the averaged weights are saved to `out` every 2,000 iterations.
+    """Train on all ranks; save the averaged weights as `out`/teacher.safetensors every two minutes and at the end.
 
-    Args:
-        preset: sizes and schedule.
-        out: folder of the run; it holds the autoencoder, or `start` does.
-        rank: this process.
-        start: a run's folder or a shipped folder whose denoiser is trained further. The warm-up is then short, since
-            optimizer state is not saved.
-        mode: of `torch.compile`.
+    Arguments:
+        start: file of pretrained weights; None starts from random weights.
+        compiled: "dynamic" compiles the blocks once for all shapes, "static" once per shape, "none" does not compile.
+        seed: of the scenes; a continued training should have another one, because it then has new scenes.
     """
     schedule, cuda = preset.teacher, rank.device.type == "cuda"
-    torch.manual_seed(200 + rank.index)
-    random.seed(rank.index)
-    log, began = Log(out / "teacher.jsonl", rank), time.perf_counter()
-    model = build_denoiser(preset.sizes) if start is None else load_start(preset.sizes, start)
-    if start is not None:
-        schedule = dataclasses.replace(schedule, warmup=min(schedule.warmup, schedule.resume_warmup))
-    model.to(rank.device)
-    adam = make_optimizer(model, schedule)  # before the data, which takes minutes, so that its errors come early
-    copy_prerequisites(start, out, rank)
-    vae = AutoencoderKL.from_pretrained(out / "vae").to(rank.device, memory_format=torch.channels_last).eval()
-    renderer = Renderer(rank.device)
-    latents, clip_ids, t5_ids = cache_latents(vae, renderer, preset, seed=3000 + rank.index)
-    empty_clip, empty_t5 = (ids.to(rank.device, torch.int16) for ids in Tokens.of(preset.sizes)([""]))
-    validation = Validation(vae, renderer, preset.sizes, count=schedule.validation, batch=schedule.batch)
+    torch.manual_seed(200 + seed + rank.index)
+    log, started = Log(out / "teacher.jsonl", rank), time.perf_counter()
+    model = (
+        (build_denoiser(preset.sizes) if start is None else load_denoiser(preset.sizes, start)).train().to(rank.device)
+    )
     rank.broadcast_weights(model)
-    average = Average(model, schedule.ema, pretrained=start is not None)
-    facts = {"optimizer": schedule.optimizer} | ({"start": start.name} if start is not None else {})
-    log(
-        parameters=count_parameters(model),
-        cached=len(latents),
-        latent_std=latents[:4096].float().std().item(),
-        **facts,
-        cache_seconds=time.perf_counter() - began,
-    )
+    optimizer = make_optimizer(model, schedule)
+    chunks = draw_chunks(scene_counts(preset, schedule.scenes), seed + rank.index)  # drawn while the blocks compile
 
-    def loss_of(x0: Tensor, clip: Tensor, t5: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    def loss_of(batch: Batch) -> Tensor:
         with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
-            return flow_loss(model, x0, (clip, t5), sigma, noise)
+            return flow_loss(model, batch)
 
-    # With CUDA graphs: without them kernel launches limit the speed, 33 ms at batch 512 as at 1024 on an H200.
-    step = torch.compile(loss_of, mode=mode) if cuda else loss_of
-    generator = torch.Generator(rank.device).manual_seed(rank.index)
-    rows = batches(len(latents), schedule.batch, generator, rank.device)
-    pace = Pace(schedule, rank)
-    running = torch.zeros((), device=rank.device)
-    for iteration in pace:
-        row = next(rows)
-        dropped = torch.rand(len(row), 1, device=rank.device) < CAPTION_DROPOUT
-        clip = torch.where(dropped, empty_clip, clip_ids[row]).long()
-        t5 = torch.where(dropped, empty_t5, t5_ids[row]).long()
-        x0 = latents[row].float()
-        if cuda:
-            torch.compiler.cudagraph_mark_step_begin()
-        loss = step(x0, clip, t5, draw_sigmas(len(row), rank.device), torch.randn_like(x0)).mean()
-        norm = backward_and_step(loss, model, adam, pace.rate(iteration), rank)
-        average.update()
-        running = running + loss.detach()
-        if (iteration + 1) % 250 == 0:
-            mean = float(running) / 250
-            log(iteration=iteration, total=pace.total, loss=mean, norm=float(norm), seconds=pace.seconds())
-            running.zero_()
-        if rank.first and ((iteration + 1) % schedule.validate_every == 0 or iteration + 1 == pace.total):
-            seconds, losses = pace.seconds(), validate(validation, loss_of, average)
-            log(iteration=iteration, **losses, optimizer=schedule.optimizer, seconds=seconds)
-        if (iteration + 1) % 2000 == 0:
-            save_average(model, average, out, rank)
-    save_average(model, average, out, rank)
+    if cuda and compiled != "none":
+        compile_blocks(model, dynamic=compiled == "dynamic")
+        for _, _, batches in random_batches(preset, rank):
+            loss_of(next(batches)).mean().backward()
+        optimizer.zero_grad()
+    compiling = time.perf_counter() - started
+    vae = AutoencoderKL.from_pretrained(out / "vae").to(rank.device).eval()
+    renderer = Renderer(rank.device)
+    tables = cache(vae, renderer, chunks)
+    validation: list[Table] = []
+    if rank.first:
+        counts = scene_counts(preset, schedule.validation)
+        validation = cache(vae, renderer, draw_chunks(counts, VALIDATION_SEED, workers=1))
+    empty = tuple(ids.to(rank.device, torch.int16) for ids in Tokenizers()([""]))
+    average = Average(model, schedule.ema, pretrained=start is not None)
     log(
-        iterations=pace.total,
-        seconds=pace.seconds(),
-        compile_seconds=pace.compiling,
-        batch=schedule.batch * rank.world,
-        devices=rank.world,
-        **facts,
+        parameters={name: count_parameters(part) for name, part in model.named_children()},
+        cached={f"{t.shape.height}x{t.shape.width}": len(t.latents) for t in tables},
+        latent_std=float(tables[0].latents[:4096].float().std()),
+        compile_seconds=compiling,
+        cache_seconds=time.perf_counter() - started - compiling,
+        start=None if start is None else start.name,
+        seed=seed,
     )
+    pace, batches = Pace(schedule, rank), draw_batches(tables, preset, rank, empty, seed=seed)
+    running, pictures, saved = torch.zeros((), device=rank.device), 0, time.perf_counter()
+    for iteration in pace:
+        batch = next(batches)
+        loss = loss_of(batch).mean()
+        norm = backward_and_step(loss, model, optimizer, pace.rate(iteration), rank)
+        average.update()
+        running, pictures = running + loss.detach(), pictures + len(batch.sigmas) * rank.world
+        if (iteration + 1) % 100 == 0:
+            mean = float(running) / 100
+            facts = {"loss": mean, "norm": float(norm), "pictures": pictures, "seconds": pace.seconds()}
+            log(iteration=iteration, total=pace.total, **facts)
+            running.zero_()
+        last = iteration + 1 == pace.total
+        if rank.first and ((iteration + 1) % schedule.validate_every == 0 or last):
+            log(iteration=iteration, **validate(loss_of, validation, average), seconds=pace.seconds())
+        if rank.first and (last or time.perf_counter() - saved > SAVE_SECONDS):
+            average.swap()
+            save_denoiser(model, out)
+            average.swap()
+            saved = time.perf_counter()
     average.swap()
+    with torch.compiler.set_stance("force_eager"):  # as in `validate`
+        order = difference_by_order(model.text_encoder_2)
+    log(iterations=pace.total, pictures=pictures, seconds=pace.seconds(), devices=rank.world, order=order)
     return model.eval()
 
 
-def cache_latents(vae: AutoencoderKL, renderer: Renderer, preset: Preset, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents (N, 16, 16, 16) and token ids of the captions, (N, length) each, on the renderer's device."""
-    parts = [
-        (encode(vae, renderer, chunk.layout.to(renderer.device)), chunk.clip_ids, chunk.t5_ids)
-        for chunk in draw_chunks(preset.teacher.scenes, seed, preset.sizes)
-    ]
-    latents, clip_ids, t5_ids = (torch.cat(part).to(renderer.device) for part in zip(*parts, strict=True))
-    return latents, clip_ids, t5_ids
+def compile_blocks(model: Denoiser, dynamic: bool) -> None:
+    """Compile each kind of block, which takes far less time than compiling the network."""
+    torch._dynamo.config.cache_size_limit = 128
+    # The tiling analysis of torch 2.11 fails with an AssertionError on blocks with dynamic shapes.
+    inductor.triton.coalesce_tiling_analysis = False
+    blocks = [*model.transformer.transformer_blocks, *model.transformer.single_transformer_blocks]
+    for block in [*blocks, *model.text_encoder_2.encoder.block]:
+        block.compile(dynamic=dynamic)
 
 
-def save_average(model: Denoiser, average: Average, out: Path, rank: Rank) -> None:
-    """Save the averaged weights in half precision."""
-    if rank.first:
-        average.swap()
-        save_denoiser(model, out)
-        average.swap()
+def compile_steps(preset: Preset, rank: Rank, compiled: str) -> None:
+    """Fill the compiler's disk cache for every shape, and print the duration of the first and of the fastest step.
 
-
-# ------------------------------------------------------------------------------------------------------- validation
-class Validation:
-    """The teacher's loss on fixed scenes that no training uses.
-
-    Scenes, noise and noise levels are drawn on the CPU from fixed seeds, so they are the same in every run and on every
-    device, and runs are comparable. The training loss is not: each batch has other noise levels, a tenth of its
-    captions is empty, and its scenes repeat.
-
-    Args:
-        vae, renderer, sizes: encode the scenes and their captions.
-        count: number of scenes.
-        batch: batch size; the mean does not depend on it.
+    It takes a minute or two of CPU time and can run at the same time as the training of the autoencoder.
     """
-
-    def __init__(self, vae: AutoencoderKL, renderer: Renderer, sizes: Sizes, *, count: int, batch: int):
-        device, generator = renderer.device, torch.Generator().manual_seed(HELD_OUT_SEED)
-        chunks = list(draw_chunks(count, HELD_OUT_SEED, sizes, workers=1))
-        latents = torch.cat([encode(vae, renderer, chunk.layout.to(device)) for chunk in chunks])
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        sigmas = draw_sigmas(count, torch.device("cpu"), generator).to(device)
-        clip, t5 = (torch.cat([getattr(chunk, name) for chunk in chunks]).to(device) for name in ("clip_ids", "t5_ids"))
-        self.rows = (latents.float(), clip.long(), t5.long(), sigmas, noise)
-        self.count, self.batch = count, batch
-
-    @torch.no_grad()
-    def __call__(self, loss_of: Loss) -> float:
-        """The mean of `loss_of(latents, clip_ids, t5_ids, sigmas, noise)`, which returns one number per scene.
-
-        Pass the function that is not compiled: compiling another graph takes longer than all validations together.
-        """
-        losses = [loss_of(*part) for part in zip(*(rows.split(self.batch) for rows in self.rows), strict=True)]
-        return float(torch.cat(losses).mean())
+    model = build_denoiser(preset.sizes).train().to(rank.device)
+    optimizer = make_optimizer(model, preset.teacher)
+    cuda = rank.device.type == "cuda"
+    if cuda and compiled != "none":
+        compile_blocks(model, dynamic=compiled == "dynamic")
+    for padding, shape, batches in random_batches(preset, rank):
+        seconds = []
+        for batch in itertools.islice(batches, 5):
+            started = time.perf_counter()
+            with torch.autocast(rank.device.type, torch.bfloat16, enabled=cuda):
+                flow_loss(model, batch).mean().backward()
+            optimizer_step(model, optimizer, 0.0, rank)
+            if cuda:
+                torch.cuda.synchronize()
+            seconds.append(round(time.perf_counter() - started, 4))
+        facts = {"shape": [shape.height, shape.width], "padding": padding, "batch": len(batch.sigmas)}
+        print(json.dumps(facts | {"first": seconds[0], "step": min(seconds)}), flush=True)
 
 
-def validate(validation: Callable[[Loss], float], loss_of: Loss, average: Average) -> dict[str, float]:
-    """The validation loss of the averaged weights, which ship, and of the live weights."""
-    live = validation(loss_of)
-    average.swap()
-    mean = validation(loss_of)
-    average.swap()
-    return {"validation": mean, "validation_live": live}
+def random_batches(preset: Preset, rank: Rank) -> Iterator[tuple[int, Shape, Iterator[Batch]]]:
+    """Padding, shape and endless batches of random latents, for the first and the last padding and every shape."""
+    paddings = dict.fromkeys([preset.paddings[0][0], preset.paddings[-1][0]])
+    for padding, shape in itertools.product(paddings, dict(preset.shapes)):
+        table = Table(
+            shape,
+            torch.randn(8, preset.sizes.latent_channels, shape.height // 8, shape.width // 8, device=rank.device),
+            torch.ones(8, CLIP_TOKENS, dtype=torch.int16, device=rank.device),
+            torch.zeros(8, CAPTION_TOKENS, dtype=torch.int16, device=rank.device),
+        )
+        only = dataclasses.replace(preset, paddings=((padding, 1.0),))
+        yield padding, shape, draw_batches([table], only, rank, (table.clip_ids[:1], table.t5_ids[:1]))
 
 
-# ---------------------------------------------------------------------------------------- continuing from a training
-def load_start(sizes: Sizes, start: Path) -> Denoiser:
-    """Load the denoiser of a run's folder or of a shipped folder in float32, in training mode."""
-    if (start / "base" / "transformer").is_dir():
-        return _load_shipped(sizes, start / "base").train()
-    if (start / "transformer.safetensors").exists() and (start / "text.safetensors").exists():
-        return load_denoiser(sizes, start).train()
-    raise StorageError(
-        f"no denoiser in {start}",
-        "a run's folder holds transformer.safetensors and text.safetensors, a shipped one base/transformer",
-        "type --pretrained fluxnb/pocket, or leave --pretrained out to begin from random weights",
-    )
+def cache(vae: AutoencoderKL, renderer: Renderer, chunks: Iterable[Chunk]) -> list[Table]:
+    """Latents and token ids of scenes, one table per shape."""
+    device = renderer.device
+    found: dict[Shape, list[tuple[Tensor, Tensor, Tensor]]] = {}
+    for chunk in chunks:
+        latents = encode(vae, renderer, chunk.layout.to(device), chunk.shape)
+        found.setdefault(chunk.shape, []).append((latents, chunk.clip_ids.to(device), chunk.t5_ids.to(device)))
+    return [Table(shape, *map(torch.cat, zip(*parts, strict=True))) for shape, parts in found.items()]
 
 
-def copy_prerequisites(start: Path | None, out: Path, rank: Rank) -> None:
-    """Copy the autoencoder and the judge of `start` to a run that has none.
+def scene_counts(preset: Preset, scenes: int) -> list[tuple[Shape, int]]:
+    """How many of `scenes` each shape has: its share of the pictures in batches of equally many tokens, at least 8."""
+    used = {shape: share / (shape.tokens + CAPTION_TOKENS) for shape, share in preset.shapes}
+    return [(shape, max(8, round(scenes * each / sum(used.values())))) for shape, each in used.items()]
 
-    Raises:
-        StorageError: if neither folder holds an autoencoder, or if theirs differ by more than half-precision rounding.
+
+def draw_batches(
+    tables: list[Table], preset: Preset, rank: Rank, empty: tuple[Tensor, ...], *, seed: int = 0
+) -> Iterator[Batch]:
+    """Endless batches; all ranks have the same shape and padding, and each its own rows and noise.
+
+    `empty` has the token ids (1, length) of the empty caption for both text encoders.
     """
-    if rank.first and start is not None:
-        vae = find_autoencoder(start)
-        if vae is not None and (out / "vae").is_dir():
-            _require_same_autoencoder(vae, out / "vae")
-        elif vae is not None:
-            shutil.copytree(vae, out / "vae.part", dirs_exist_ok=True)
-            (out / "vae.part").rename(out / "vae")
-        if (start / "judge.safetensors").exists() and not (out / "judge.safetensors").exists():
-            shutil.copyfile(start / "judge.safetensors", out / "judge.safetensors")
-    rank.broadcast(0.0)  # the other ranks wait for the copies
-    if not (out / "vae").is_dir():
-        raise StorageError(
-            f"no autoencoder in {out}",
-            "a teacher learns the latents of the autoencoder in vae/, which --pretrained copies if it is given",
-            f"train it: python -m fluxnb.train autoencoder --out {out}",
+    shared = random.Random(seed)
+    own = torch.Generator(rank.device).manual_seed(500 + seed + rank.index)
+    shape_shares = dict(preset.shapes)
+    shares, paddings = [shape_shares[table.shape] for table in tables], preset.paddings
+    while True:
+        (table,) = shared.choices(tables, shares)
+        ((padding, _),) = shared.choices(paddings, [share for _, share in paddings])
+        size = max(1, preset.tokens // (table.shape.tokens + padding) // 8 * 8)
+        rows = torch.randint(len(table.latents), (size,), generator=own, device=rank.device)
+        dropped = torch.rand(size, 1, generator=own, device=rank.device) < preset.caption_dropout
+        clip, t5 = (
+            torch.where(dropped, empty_ids, ids[rows])
+            for empty_ids, ids in zip(empty, (table.clip_ids, table.t5_ids), strict=True)
         )
+        latents = table.latents[rows].float()
+        sigmas = draw_sigmas(size, table.shape.tokens, rank.device, own)
+        noise = torch.randn(latents.shape, generator=own, device=rank.device)
+        yield Batch(latents, clip[:, :CLIP_USED].long(), F.pad(t5, (0, padding - t5.shape[1])).long(), sigmas, noise)
 
 
-def _require_same_autoencoder(one: Path, other: Path) -> None:
-    first, second = load_file(one / VAE_WEIGHTS), load_file(other / VAE_WEIGHTS)
-    if first.keys() != second.keys() or not all(torch.equal(first[k].half(), second[k].half()) for k in first):
-        raise StorageError(
-            f"two autoencoders, in {one} and in {other}",
-            "a teacher continues on the latents it was trained on",
-            "type another --out",
-        )
+@torch.no_grad()
+def validate(loss_of: Callable[[Batch], Tensor], tables: list[Table], average: Average) -> dict[str, float]:
+    """Loss of the averaged weights on validation scenes by shape, with the same noise in every call.
 
-
-def _load_shipped(sizes: Sizes, base: Path) -> Denoiser:
-    """Load a denoiser stored in half precision in diffusers' layout."""
-    shipped = Denoiser(
-        CLIPTextModel.from_pretrained(base / "text_encoder"),
-        T5EncoderModel.from_pretrained(base / "text_encoder_2"),
-        FluxTransformer2DModel.from_pretrained(base / "transformer"),
-    ).float()
-    model = build_denoiser(sizes)  # as all later stages build it
-    if _shapes(model) != _shapes(shipped):
-        raise InputError(
-            f"weights of other sizes in {base}",
-            "a training continues with the sizes of its preset",
-            "type the --preset that the weights were trained with, pocket for fluxnb/pocket",
-        )
-    model.load_state_dict(shipped.state_dict())
-    return model
-
-
-def _shapes(model: Denoiser) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+    It runs without compilation, which for calls without gradients took 48 s on an H100.
+    """
+    found = {}
+    average.swap()
+    for table in tables:
+        device, size = table.latents.device, table.latents.shape
+        generator = torch.Generator().manual_seed(VALIDATION_SEED)
+        noise = torch.randn(size, generator=generator).to(device)
+        sigmas = draw_sigmas(len(noise), table.shape.tokens, torch.device("cpu"), generator).to(device)
+        rows = (table.latents.float(), table.clip_ids[:, :CLIP_USED].long(), table.t5_ids.long(), sigmas, noise)
+        with torch.compiler.set_stance("force_eager"):
+            losses = [loss_of(Batch(*part)) for part in zip(*(each.split(256) for each in rows), strict=True)]
+        found[f"validation_{table.shape.height}x{table.shape.width}"] = float(torch.cat(losses).mean())
+    average.swap()
+    return found

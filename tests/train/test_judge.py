@@ -1,4 +1,4 @@
-"""The judge of the second pocket: the attributes of layouts, and its training with the smallest preset."""
+"""The judge: the attributes of layouts, and its training with the smallest preset."""
 
 import json
 import random
@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fluxnb.train.__main__ import main
+from fluxnb.train.config import TINY
 from fluxnb.train.data.layouts import lay_out
 from fluxnb.train.data.scenes import COLORS, Scene, Thing, complete
-from fluxnb.train.networks.judge import save_judge
-from fluxnb.train.pocket2 import judge
-from fluxnb.train.pocket2.__main__ import main
-from fluxnb.train.pocket2.config import TINY
+from fluxnb.train.networks import judge
+from fluxnb.train.networks.weights import save_weights
 
 pytestmark = pytest.mark.moderate
 
@@ -86,7 +86,7 @@ def test_the_judge_trains_and_reads_pictures_of_any_size(tmp_path):
 @pytest.mark.slow
 def test_a_judge_continues_from_a_saved_one(tmp_path):
     torch.manual_seed(1)
-    save_judge(judge.build_judge(TINY), tmp_path / "start.safetensors")
+    save_weights(judge.build_judge(TINY), tmp_path / "start.safetensors")
     common = ["judge", "--preset", "tiny", "--out", str(tmp_path), "--rate", "0"]
     main([*common, "--pretrained", str(tmp_path / "start.safetensors")])
     start, end = (load_file(tmp_path / f"{name}.safetensors") for name in ("start", "judge"))

@@ -8,12 +8,10 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
+from fluxnb.train.config import Sizes
 from fluxnb.train.data.layouts import Shape
 from fluxnb.train.data.vocabulary import Tokenizers
-from fluxnb.train.networks.denoiser import Denoiser, with_transformer
-from fluxnb.train.pocket2.config import Sizes
-from fluxnb.train.pocket2.networks import load_denoiser
-from fluxnb.train.pocket2.teacher import sample
+from fluxnb.train.networks.denoiser import Denoiser, load_denoiser, sample, with_transformer
 
 PROMPTS = (
     "a cat",

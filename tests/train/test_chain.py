@@ -1,4 +1,4 @@
-"""The script that continues the training of the second pocket, with the smallest preset and two processes."""
+"""The script that continues the training of pocket, with the smallest preset and two processes."""
 
 import json
 import os
@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fluxnb.train.networks.judge import save_judge
-from fluxnb.train.pocket2 import judge, networks
-from fluxnb.train.pocket2.config import TINY
+from fluxnb.train.config import TINY
+from fluxnb.train.networks.build import build_autoencoder
+from fluxnb.train.networks.denoiser import build_denoiser, save_denoiser
+from fluxnb.train.networks.judge import build_judge
+from fluxnb.train.networks.weights import save_weights
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "training" / "pocket2" / "train.sh"
@@ -32,13 +34,13 @@ def weights(tmp_path_factory):
     """The folder of weights of the smallest preset."""
     weights = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
-    networks.build_autoencoder(TINY.sizes).save_pretrained(weights / "vae")
-    networks.save_denoiser(networks.build_denoiser(TINY.sizes), weights)
+    build_autoencoder(TINY.sizes).save_pretrained(weights / "vae")
+    save_denoiser(build_denoiser(TINY.sizes), weights)
     data = (weights / "teacher.safetensors").read_bytes()
     for number in range(2):  # as the weights of the repository are
         half = data[len(data) // 2 * number : len(data) // 2 * (number + 1) if number == 0 else None]
         (weights / f"teacher.safetensors.part{number + 1}").write_bytes(half)
-    save_judge(judge.build_judge(TINY), weights / "judge.safetensors")
+    save_weights(build_judge(TINY), weights / "judge.safetensors")
     (weights / "teacher.jsonl").write_text('{"iterations": 7, "seconds": 1.0}\n')
     (weights / "notes.json").write_text('{"method": "LADD"}')
     return weights

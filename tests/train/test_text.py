@@ -1,17 +1,15 @@
-"""The T5 encoder of the second pocket is taught to read captions, with the smallest preset."""
-
-import math
+"""The T5 encoder is taught to read captions, with the smallest preset."""
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from fluxnb.train.data.layouts import LETTERS
+from fluxnb.train.__main__ import main
+from fluxnb.train.config import POCKET, TINY
 from fluxnb.train.data.stream import draw_chunks
-from fluxnb.train.networks import build
-from fluxnb.train.pocket2 import judge, networks, text
-from fluxnb.train.pocket2.__main__ import main
-from fluxnb.train.pocket2.config import POCKET, TINY
+from fluxnb.train.networks import build, judge
+from fluxnb.train.networks.denoiser import build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.stages import text
 from fluxnb.train.stages.loop import read_log
 
 pytestmark = pytest.mark.moderate
@@ -31,20 +29,12 @@ def test_a_reader_does_not_see_the_order_of_the_tokens():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_every_letter_of_a_sign_is_one_attribute_of_the_loss():
-    sizes = [(1, classes) for classes in judge.CLASSES.values()] + [(1, judge.SLOTS, len(LETTERS))]
-    logits = judge.Attributes(*(torch.zeros(size) for size in sizes))
-    target = judge.Attributes(*(torch.zeros(size[:-1], dtype=torch.long) for size in sizes))
-    expected = sum(map(math.log, judge.CLASSES.values())) + judge.SLOTS * math.log(len(LETTERS))
-    assert judge.attribute_loss(logits, target).item() == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
     """A folder with an untrained network, and what the stage made of it."""
     out = tmp_path_factory.mktemp("text")
     torch.manual_seed(3)
-    networks.save_denoiser(networks.build_denoiser(TINY.sizes), out, "untrained")
+    save_denoiser(build_denoiser(TINY.sizes), out, "untrained")
     main(["text", "--preset", "tiny", "--out", str(out), "--pretrained", str(out / "untrained.safetensors")])
     return out
 
@@ -67,7 +57,7 @@ def test_the_log_ends_with_what_is_read_from_new_captions(taught):
 def test_the_log_has_the_difference_by_word_order_of_the_old_and_the_new_encoder(taught):
     log = read_log(taught / "text.jsonl")
     found = [
-        networks.difference_by_order(networks.load_denoiser(TINY.sizes, taught / f"{name}.safetensors").text_encoder_2)
+        text.difference_by_order(load_denoiser(TINY.sizes, taught / f"{name}.safetensors").text_encoder_2)
         for name in ("untrained", "start")
     ]
     assert [log[0]["order_before"], log[-1]["order"]] == pytest.approx(found, rel=0.02, abs=2e-6)
@@ -75,20 +65,20 @@ def test_the_log_has_the_difference_by_word_order_of_the_old_and_the_new_encoder
 
 def test_a_bag_of_words_has_no_difference_by_word_order():
     torch.manual_seed(0)
-    encoder = networks.build_denoiser(TINY.sizes).text_encoder_2.eval()
-    assert networks.difference_by_order(encoder) > 1e-4
+    encoder = build_denoiser(TINY.sizes).text_encoder_2.eval()
+    assert text.difference_by_order(encoder) > 1e-4
     torch.nn.init.zeros_(encoder.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight)
-    assert networks.difference_by_order(encoder) == pytest.approx(0, abs=1e-6)
+    assert text.difference_by_order(encoder) == pytest.approx(0, abs=1e-6)
 
 
 def test_heads_prefer_the_tokens_at_their_distances():
-    encoder = build.build_text_encoder_2(POCKET.sizes, 9)
+    encoder = build.build_text_encoder_2(POCKET.sizes)
     attention = encoder.encoder.block[0].layer[0].SelfAttention
     torch.nn.init.zeros_(attention.relative_attention_bias.weight)
-    networks.prefer_distances(encoder)
+    build.prefer_distances(encoder)
     bias = attention.compute_bias(20, 20)[0]  # (heads, attending token, token)
-    assert len(bias) == len(networks.DISTANCES)
-    for head, distances in enumerate(networks.DISTANCES):
+    assert len(bias) == len(build.DISTANCES)
+    for head, distances in enumerate(build.DISTANCES):
         preferred = {place - 10 for place in range(20) if bias[head, 10, place] > 0}
         assert preferred == set(distances)
 
@@ -108,11 +98,11 @@ def test_the_teacher_can_start_from_an_encoder_that_was_taught_first(tmp_path):
 def test_the_new_encoder_comes_close_to_the_one_that_it_imitates(taught, tmp_path, monkeypatch):
     start, distances = taught / "untrained.safetensors", []
     ids = caption_ids()
-    old = networks.load_denoiser(TINY.sizes, start).text_encoder_2(ids)[0]
+    old = load_denoiser(TINY.sizes, start).text_encoder_2(ids)[0]
     for weight in (0.0, 1e3):
         monkeypatch.setattr(text, "IMITATION", weight)
         options = ["--pretrained", str(start), "--iterations", "60", "--scenes", "64", "--rate", "1e-2"]
         main(["text", "--preset", "tiny", "--out", str(tmp_path), *options])
-        new = networks.load_denoiser(TINY.sizes, tmp_path / "start.safetensors").text_encoder_2(ids)[0]
+        new = load_denoiser(TINY.sizes, tmp_path / "start.safetensors").text_encoder_2(ids)[0]
         distances.append(text.relative_distance(new, old).item())
     assert distances[1] < 0.5 * distances[0]

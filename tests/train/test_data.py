@@ -1,4 +1,4 @@
-"""The second dataset: scenes, captions, distributions of unspecified attributes, and rendering."""
+"""The data: scenes, captions, distributions of unspecified attributes, rendering, tokenizers and batches."""
 
 import random
 import re
@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fluxnb.train.data import captions, chances, drawing, emoji, layouts, nouns, places, scenes
+from fluxnb.train.data import captions, chances, drawing, emoji, layouts, nouns, places, scenes, stream, vocabulary
 from fluxnb.train.data.scenes import Scene, Thing
 
 pytestmark = pytest.mark.slow
@@ -283,3 +283,57 @@ def test_training_captions_name_nouns_in_proportion_to_their_weights():
     for noun in ("fox", "taxi", "doctor", "cat"):
         expected = named.total() * scenes.caption_weight(noun) / total
         assert abs(named[noun] - expected) < 4 * expected**0.5, noun
+
+
+def test_every_caption_word_is_one_token_and_no_caption_is_truncated():
+    tokenizers = vocabulary.Tokenizers()
+    rng = random.Random(0)
+    texts = [captions.caption(scenes.partial_scene(rng), rng) for _ in range(2000)]
+    assert max(map(len, tokenizers.t5(texts).input_ids)) <= vocabulary.CAPTION_TOKENS
+    assert max(map(len, tokenizers.clip(texts).input_ids)) <= vocabulary.CLIP_USED
+    assert all(len(tokenizers.t5.tokenize(word)) == 1 for word in vocabulary.words())
+
+
+def test_tokens_preserve_every_letter_of_a_sign():
+    tokenizers = vocabulary.Tokenizers()
+    ids = tokenizers.t5("a cat holding a sign that says qxzvw jk").input_ids
+    assert tokenizers.t5.decode(ids, skip_special_tokens=True) == "a cat holding a sign that says qxzvw jk"
+
+
+def test_a_chunk_depends_only_on_seed_and_number():
+    shape = layouts.Shape(64, 64)
+    one, two = (next(iter(stream.draw_chunks([(shape, 5)], 7, workers=1))) for _ in range(2))
+    assert torch.equal(one.t5_ids, two.t5_ids) and torch.equal(one.layout.noise, two.layout.noise)
+
+
+def test_a_known_word_is_one_token_and_other_words_are_split_into_letters():
+    assert vocabulary.t5_tokenizer().tokenize("a fox zyx") == ["▁a", "▁fox", "▁", "z", "y", "x"]
+
+
+def test_tokenizers_ignore_case():
+    tokenizers = vocabulary.Tokenizers()
+    for tokenizer in (tokenizers.clip, tokenizers.t5):
+        assert tokenizer("A Fox").input_ids == tokenizer("a fox").input_ids
+
+
+def test_captions_have_no_unknown_token_and_ids_fit_in_16_bits():
+    tokenizers, rng = vocabulary.Tokenizers(), random.Random(2)
+    texts = [captions.caption(scenes.partial_scene(rng), rng) for _ in range(2000)]
+    for tokenizer in (tokenizers.clip, tokenizers.t5):
+        assert len(tokenizer) < 2**15
+        assert not any(tokenizer.unk_token_id in ids for ids in tokenizer(texts).input_ids)
+
+
+def test_one_and_two_workers_draw_the_same_chunks(monkeypatch):
+    monkeypatch.setattr(stream, "CHUNK", 4)  # workers receive the size of each chunk
+    counts = [(layouts.Shape(64, 64), 10)]
+    one_worker, two_workers = (list(stream.draw_chunks(counts, 5, workers=workers)) for workers in (1, 2))
+    assert [len(chunk) for chunk in two_workers] == [4, 4, 2]
+    for one, other in zip(one_worker, two_workers, strict=True):
+        assert torch.equal(one.layout.boxes, other.layout.boxes)
+        assert torch.equal(one.clip_ids, other.clip_ids) and torch.equal(one.t5_ids, other.t5_ids)
+
+
+def test_the_ranks_of_a_machine_share_its_cores(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert stream.cores_per_rank() == 1

@@ -20,16 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
+from fluxnb.train.config import Preset
 from fluxnb.train.data import captions
 from fluxnb.train.data.layouts import Layout
 from fluxnb.train.data.stream import draw_chunks, draw_pairs
-from fluxnb.train.data.vocabulary import CAPTION_TOKENS, Tokenizers
-from fluxnb.train.networks.denoiser import Denoiser
-from fluxnb.train.pocket2.config import Preset
-from fluxnb.train.pocket2.evaluation import correctness
-from fluxnb.train.pocket2.judge import Attributes, Reader, attribute_loss, layout_attributes
-from fluxnb.train.pocket2.networks import build_denoiser, difference_by_order, load_denoiser, save_denoiser
+from fluxnb.train.data.vocabulary import CAPTION_TOKENS, Tokenizers, t5_tokenizer
+from fluxnb.train.networks.denoiser import Denoiser, build_denoiser, load_denoiser, save_denoiser
+from fluxnb.train.networks.judge import Attributes, Reader, correctness, layout_attributes
 from fluxnb.train.stages.loop import Average, Log, Pace, Rank, backward_and_step
+from fluxnb.train.stages.losses import attribute_loss
 from fluxnb.train.stages.optimizers import make_optimizer
 
 SEED, CHECK_SEED = 7000, 992_000  # of the training's captions, to which each rank adds its index, and of the check's
@@ -107,8 +106,19 @@ def relative_distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def difference_by_order(t5: T5EncoderModel) -> float:
+    """How much the token "fox" differs between a fox left of an owl and an owl left of a fox: one minus the cosine."""
+    tokenizer, encodings = t5_tokenizer(), []
+    for caption in ("a fox left of an owl", "an owl left of a fox"):
+        ids = tokenizer(caption, return_tensors="pt").input_ids
+        place = tokenizer.convert_ids_to_tokens(ids[0].tolist()).index("▁fox")
+        encodings.append(t5(ids.to(t5.device))[0][0, place].double())
+    return 1 - float(torch.cosine_similarity(*encodings, 0))
+
+
+@torch.no_grad()
 def accuracy(network: CaptionReader, preset: Preset, device: torch.device, count: int = 2048) -> dict[str, float]:
-    """How much of what new captions specify is read correctly, by the names of `evaluation.ATTRIBUTES`."""
+    """How much of what new captions specify is read correctly, by the names of `judge.ATTRIBUTES`."""
     scenes, _, _ = draw_pairs(preset.shapes[0][0], CHECK_SEED, 0, count)
     rng = random.Random(CHECK_SEED)
     _, ids = Tokenizers()([captions.caption(scene, rng) for scene in scenes])
