@@ -28,7 +28,7 @@ def points_on_lines(pairs: Pairs, rows: Tensor, sigma: Tensor) -> Tensor:
 
 
 def reflow_sigmas(count: int, device: torch.device) -> Tensor:
-    """Noise levels (count,): half of them uniform, a quarter 1, where one step starts, a quarter from `STUDENT_SIGMAS`."""
+    """Noise levels (count,): half are uniform, a quarter is 1, where one step starts, a quarter of `STUDENT_SIGMAS`."""
     sigmas = torch.rand(count, device=device)
     sigmas[1::4] = 1.0
     sigmas[3::4] = torch.tensor(STUDENT_SIGMAS, device=device)[torch.randint(4, sigmas[3::4].shape, device=device)]

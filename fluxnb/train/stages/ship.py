@@ -100,9 +100,9 @@ def summarize(log: list[dict[str, object]]) -> dict[str, object]:
     """The trainings that a log holds, one after another; each ends with a line that has "iterations".
 
     Returns:
-        `seconds` of all trainings together; `runs`, their last lines; `loss`, at most `CURVE` pairs of iteration,
-        counted over all trainings, and loss; `validation`, the same for each shape; `monitored`, the measurements of
-        students on the way.
+        `seconds` of all trainings together, with the student's pairs and its reflow; `runs`, their last lines; `loss`,
+        at most `CURVE` pairs of iteration, counted over all trainings, and loss; `validation`, the same for each shape;
+        `monitored`, the measurements of students on the way.
     """
     curves: dict[str, list[tuple[int, object]]] = {}
     runs: list[dict[str, object]] = []
@@ -117,7 +117,9 @@ def summarize(log: list[dict[str, object]]) -> dict[str, object]:
             runs.append(line)
             earlier += int(str(line["iterations"]))
     thinned = {name: points[:: -(-len(points) // CURVE)] for name, points in curves.items()}
-    seconds = sum(float(str(run["seconds"])) for run in runs)
+    # The student's log also has the durations of its pairs and of the reflow.
+    parts = [line for line in log if {"iterations", "reflow_iterations", "pairs"} & line.keys()]
+    seconds = sum(float(str(part["seconds"])) for part in parts)
     monitored = [line for line in log if "fd_4" in line and "iteration" in line]
     return {
         "seconds": seconds,
