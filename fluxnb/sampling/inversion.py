@@ -42,8 +42,10 @@ def invert(
 
     Each step goes up by one level with the velocity of the upper level at the x from which it starts: one fixed-point
     iteration of the inverse of an Euler step. `trajectory.final` is the noise, from which `fnb.run(flux, prompt,
-    noise=trajectory.final, steps=steps)` returns to the picture approximately; the error falls with the steps. The
-    noise is not normal in general, since the flow takes small differences of a picture to large ones of the noise.
+    noise=trajectory.final, steps=steps)` returns to the picture approximately. The error falls with the steps as soon
+    as they are short enough for the velocity to change little within one. A model that takes very different noise to
+    one picture needs many steps: the way up has to tell apart pictures that hardly differ. The noise is not normal
+    in general for the same reason.
 
     Arguments:
         flux: from `fnb.load`.
