@@ -44,7 +44,7 @@ def invert(
     iteration of the inverse of an Euler step. `trajectory.final` is the noise, from which `fnb.run(flux, prompt,
     noise=trajectory.final, steps=steps)` returns to the picture approximately. The error falls with the steps as soon
     as they are short enough for the velocity to change little within one. A model that takes very different noise to
-    one picture needs many steps: the way up has to tell apart pictures that hardly differ. The noise is not normal
+    one picture needs many steps: the way up has to separate pictures that hardly differ. The noise is not normal
     in general for the same reason.
 
     Arguments:

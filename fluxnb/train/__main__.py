@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
             )
         if name in ("text", "teacher", "judge"):
             stage.add_argument("--pretrained", type=Path, help="file of pretrained weights")
+        if name == "resume":
+            stage.add_argument("--pretrained", type=Path, required=True, help="folder of a shipped pair")
         if name == "teacher":
             stage.add_argument("--seed", type=int, default=3000, help="of the scenes; another continues with new ones")
             stage.add_argument("--warmup", type=int, help="iterations in which the learning rate rises")
@@ -75,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
             stage.add_argument("--steps", type=int, default=28)
             stage.add_argument("--guidance", type=float, help="default: that of the distillation, none for a student")
     return parser
+
+
+def _resume(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
+    from fluxnb.train.stages.ship import resume
+
+    if rank.first:
+        resume(options.pretrained, options.out)
 
 
 def _compile(options: argparse.Namespace, preset: Preset, rank: Rank) -> None:
@@ -165,6 +174,7 @@ def _given(options: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 #: name of each stage, with its help and its function, in the order of a training.
 STAGES: dict[str, tuple[str, Callable[[argparse.Namespace, Preset, Rank], None]]] = {
+    "resume": ("begin a run with the networks of a shipped pair", _resume),
     "compile": ("compile the teacher's training steps and time them", _compile),
     "autoencoder": ("train the autoencoder", _autoencoder),
     "text": ("teach the T5 encoder to read captions", _text),

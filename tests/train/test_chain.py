@@ -14,14 +14,15 @@ from fluxnb.train.networks.build import build_autoencoder
 from fluxnb.train.networks.denoiser import build_denoiser, save_denoiser
 from fluxnb.train.networks.judge import build_judge
 from fluxnb.train.networks.weights import save_weights
+from fluxnb.train.stages.ship import ship_pair
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "training" / "pocket2" / "train.sh"
+SCRIPT = ROOT / "training" / "pocket" / "train.sh"
 STAGES = ["text", "teacher", "judge", "student", "evaluate", "samples", "samples-student"]
 
 
 def train(run, weights, **others):
-    variables = {"PRESET": "tiny", "WEIGHTS": str(weights), "PAIRS": "24", "TOKENS": "256"}
+    variables = {"PRESET": "tiny", "PAIR": str(weights / "pair"), "LOGS": str(weights), "PAIRS": "24", "TOKENS": "256"}
     variables |= {"STUDENT_TOKENS": "256", "SCENES": "32", "JUDGE_SCENES": "16", "PYTHON": sys.executable}
     variables["EVALUATE"] = "--count 4 --seeds 1 --prompts 2 --noises 2 --shares 2"
     environment = os.environ | variables | others | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -31,16 +32,15 @@ def train(run, weights, **others):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """The folder of weights of the smallest preset."""
+    """A run of the smallest preset without any training, shipped as `weights`/pair."""
     weights = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     build_autoencoder(TINY.sizes).save_pretrained(weights / "vae")
-    save_denoiser(build_denoiser(TINY.sizes), weights)
-    data = (weights / "teacher.safetensors").read_bytes()
-    for number in range(2):  # as the weights of the repository are
-        half = data[len(data) // 2 * number : len(data) // 2 * (number + 1) if number == 0 else None]
-        (weights / f"teacher.safetensors.part{number + 1}").write_bytes(half)
+    model = build_denoiser(TINY.sizes)
+    save_denoiser(model, weights)
+    save_weights(model.transformer, weights / "student.safetensors")
     save_weights(build_judge(TINY), weights / "judge.safetensors")
+    ship_pair(weights, weights / "pair", TINY)
     (weights / "teacher.jsonl").write_text('{"iterations": 7, "seconds": 1.0}\n')
     (weights / "notes.json").write_text('{"method": "LADD"}')
     return weights
@@ -90,8 +90,7 @@ def test_weights_stay_as_they_are_where_the_duration_of_their_training_is_zero(w
     for name in set(STAGES) - {"text", "teacher", "judge"}:
         (tmp_path / f"{name}.done").touch()  # only these three stages remain
     assert train(tmp_path, weights, TEXT="0", TEACHER="0", JUDGE="0").returncode == 0
-    parts = [(weights / f"teacher.safetensors.part{number}").read_bytes() for number in (1, 2)]
-    assert (tmp_path / "teacher.safetensors").read_bytes() == b"".join(parts)
+    assert (tmp_path / "teacher.safetensors").read_bytes() == (weights / "teacher.safetensors").read_bytes()
     assert (tmp_path / "judge.safetensors").read_bytes() == (weights / "judge.safetensors").read_bytes()
     assert all((tmp_path / f"{name}.done").exists() for name in STAGES)
     assert json.loads((tmp_path / "notes.json").read_text()) == {"method": "LADD"}

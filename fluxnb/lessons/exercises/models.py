@@ -203,23 +203,23 @@ EXERCISES = (
     ),
     Exercise(
         "three-machines-1",
-        "Two programs draw the picture of one recipe. Of its 49,152 color values, 2 differ, each by one level of 255. "
+        "Two programs draw the picture of one recipe. Of its 110,592 color values, 4 differ, each by one level of 255. "
         "What is the peak signal-to-noise ratio of the two pictures in dB, 10 times the decimal logarithm of "
         "1 / (mean squared error) for values from 0 to 1? Answer with a number, to a tenth.",
         number(
-            10 * math.log10(49_152 / 2 * 255**2),
-            because="The mean squared error is 2 / 49,152 times (1 / 255)**2. Rounding is that small; other noise "
+            10 * math.log10(110_592 / 4 * 255**2),
+            because="The mean squared error is 4 / 110,592 times (1 / 255)**2. Rounding is that small; other noise "
                 "would give about 10 dB.",
             wrong={
                 20 * math.log10(255): "That is the ratio if every value differed by one level. How many of them do?",
-                10 * math.log10(49_152 * 255**2): "That is for one value. Two of them differ.",
-                10 * math.log10(49_152 / 2): "That is for two values that differ by the whole range. One level is "
+                10 * math.log10(110_592 * 255**2): "That is for one value. Four of them differ.",
+                10 * math.log10(110_592 / 4): "That is for four values that differ by the whole range. One level is "
                     "1 / 255 of it.",
-                10 * math.log10(49_152 / 2 * 255): "The error is squared: one level counts as (1 / 255)**2.",
-                10 * math.log10(255**2 / 2): "The squared errors are summed here. Take their mean over all values.",
-                20 * math.log10(49_152 / 2 * 255**2): "20 belongs to the root of the mean squared error.",
+                10 * math.log10(110_592 / 4 * 255): "The error is squared: one level counts as (1 / 255)**2.",
+                10 * math.log10(255**2 / 4): "The squared errors are summed here. Take their mean over all values.",
+                20 * math.log10(110_592 / 4 * 255**2): "20 belongs to the root of the mean squared error.",
             },
-            otherwise="Two squared errors of (1 / 255)**2, divided by the number of values; then the logarithm.",
+            otherwise="Four squared errors of (1 / 255)**2, divided by the number of values; then the logarithm.",
             tolerance=0.06,
             near=0.6,
         ),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fluxnb.train.config import Preset, Sizes
 from fluxnb.train.data.vocabulary import CAPTION_TOKENS, clip_tokenizer, t5_tokenizer
 from fluxnb.train.networks.build import build_scheduler
-from fluxnb.train.networks.denoiser import load_denoiser, with_transformer
+from fluxnb.train.networks.denoiser import Denoiser, load_denoiser, save_denoiser, with_transformer
 from fluxnb.train.stages.loop import read_log
 
 PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")
@@ -76,6 +76,18 @@ def ship_pair(run: Path, to: Path, preset: Preset) -> Path:
     shutil.copyfile(run / "judge.safetensors", to / "judge.safetensors")
     save_card(card(run, to, preset), to)
     return to
+
+
+def resume(pair: Path, run: Path) -> None:
+    """Begin a run with the networks of a folder of `ship_pair`, from which the stages continue.
+
+    Writes `run`/vae, `run`/judge-before.safetensors and, last, `run`/before.safetensors, which is the teacher.
+    """
+    parts = FluxPipeline.from_pretrained(pair / "base")
+    parts.vae.to(torch.float16).save_pretrained(run / "vae")
+    remove_origin(run / "vae" / "config.json")
+    shutil.copyfile(pair / "judge.safetensors", run / "judge-before.safetensors")
+    save_denoiser(Denoiser(parts.text_encoder, parts.text_encoder_2, parts.transformer), run, "before")
 
 
 def card(run: Path, to: Path, preset: Preset) -> dict[str, object]:

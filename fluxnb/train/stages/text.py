@@ -2,7 +2,7 @@
 
 FLUX's T5 was trained on text before FLUX saw a picture. An encoder that learns from the flow's loss alone can end as a
 bag of words: in the teacher of 70 million pictures, the token "fox" is the same to six digits in "a fox left of an owl"
-and in "an owl left of a fox" (`training/pocket2/text-trial.jsonl`), so that no transformer could draw the difference.
+and in "an owl left of a fox" (`training/pocket/text-trial.jsonl`), so that no transformer could draw the difference.
 Word order can come from the text encoder alone, because FLUX's transformer gives all text tokens the same position.
 
 Here a `Reader`, which does not see the order of tokens either, reads the attributes of a scene from the encoding of its

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# Continue the training of pocket from the weights in this folder: T5, teacher, judge, student, evaluation.
+# Continue the training of pocket from the weights that fluxnb ships: T5, teacher, judge, student, evaluation.
 #
-#   bash training/pocket2/train.sh RUN [GPUS]
+#   bash training/pocket/train.sh RUN [GPUS]
 #
 # RUN is the folder of the run. A stage writes RUN/STAGE.log, and RUN/STAGE.done once it is complete; a stage that has
-# this file is not repeated. Variables: the seconds of the trainings; with TEXT=0, TEACHER=0 or JUDGE=0, T5, the teacher or
-# the judge stays as it is; SEED of the teacher's scenes, which must be another one in each continuation; EVALUATE, the options of the
-# evaluation; PRESET and WEIGHTS for a trial with other networks; PYTHON.
+# this file is not repeated. Variables: the seconds of the trainings (TEXT, TEACHER, JUDGE, REFLOW, LADD); with TEXT=0,
+# TEACHER=0 or JUDGE=0, T5, the teacher or the judge stays as it is; SEED of the teacher's scenes, which must be another
+# one in each continuation; EVALUATE, the options of the evaluation; PRESET, PAIR and LOGS for a trial with other
+# networks; PYTHON.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 run=$(mkdir -p "$1" && cd "$1" && pwd) gpus=${2:-1}
-weights=${WEIGHTS:-$here}
+logs=${LOGS:-$here}
 cd "$here/../.."
+pair=${PAIR:-fluxnb/pocket}
 
 program=("${PYTHON:-python3}" -m torch.distributed.run --standalone)
 
@@ -27,14 +29,11 @@ stage() {
 }
 
 if [ ! -e "$run/before.safetensors" ]; then
-  cp -r "$weights/vae" "$run/vae"
-  cp "$weights/judge.safetensors" "$run/judge-before.safetensors"
   # The training adds to these logs; text.jsonl and notes.json are for the card.
   for name in autoencoder.jsonl text.jsonl teacher.jsonl judge.jsonl notes.json; do
-    [ ! -e "$weights/$name" ] || cp "$weights/$name" "$run/"
+    [ ! -e "$logs/$name" ] || cp "$logs/$name" "$run/"
   done
-  cat "$weights"/teacher.safetensors.part* >"$run/before.part"
-  mv "$run/before.part" "$run/before.safetensors"
+  "${PYTHON:-python3}" -m fluxnb.train resume --out "$run" --pretrained "$pair" >>"$run/resume.log" 2>&1
 fi
 
 # leave NAME FROM TO: the stage NAME is complete with the weights FROM as they are.
