@@ -144,13 +144,16 @@ def evaluation(card: dict[str, Any]) -> str:
 
 def targets(card: dict[str, Any]) -> str:
     """What was required of the shipped models, and what was measured."""
-    rows = []
+    rows, guidance = [], card["defaults"]["pocket-base"]["guidance"]
     for row in card["evaluation"]["targets"]:
         value, upper = row["value"], row["at_most"] is not None
         limit = f"at most {row['at_most']:g}" if upper else f"at least {row['at_least']:g}"
         measured = f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-        rows.append([row["name"], measured, limit, _yes(row["met"])])
-    return markdown(["", "measured, 95 % interval", "required", "met"], rows)
+        names = [SETTINGS.get(row[each], row[each]) for each in ("setting", "against")]
+        compared = [name.format(guidance=guidance).strip("*") for name in names]
+        rows.append([compared[0], row["quantity"], row["captions"], compared[1], measured, limit, _yes(row["met"])])
+    head = ["", "quantity", "captions", "relative to", "measured, 95 % interval", "required", "met"]
+    return markdown(head, rows)
 
 
 def models() -> str:

@@ -156,7 +156,7 @@ def test_the_planted_shares_are_measured_on_renders_and_on_every_model(evaluated
 @pytest.mark.slow
 def test_each_target_has_an_interval(evaluated):
     targets = json.loads((evaluated / "evaluation.json").read_text())["targets"]
-    distances = [row["value"] for row in targets if "Fréchet" in row["name"]]
+    distances = [row["value"] for row in targets if row["quantity"] == "Fréchet distance"]
     assert len(distances) == 2 and all(value["low"] <= value["high"] for value in distances)
 
 

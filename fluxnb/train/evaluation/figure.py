@@ -29,7 +29,7 @@ def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
         evaluation: of `Report.to_json`.
     """
     targets, planted = evaluation["targets"], evaluation["planted"]
-    groups = list(dict.fromkeys(_parts(target)[0] for target in targets))
+    groups = list(dict.fromkeys(target["setting"] for target in targets))
     prompts = [entry["name"] for entry in next(iter(planted.values()), [])]
     height = _HEAD + _FOOT + max(_ROW * (len(targets) + len(groups)), _ROW * len(prompts))
     met = sum(target["met"] for target in targets)
@@ -44,11 +44,9 @@ def evaluation_figure(evaluation: Mapping[str, Any]) -> Figure:
         return figure
 
 
-def _parts(target: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The setting of a target, what is measured, and against which setting."""
-    setting, _, rest = target["name"].partition(", ")
-    measured, _, against = rest.rpartition(" against ")
-    return setting, measured.removeprefix("seen, ").replace("held out, object", "object, held out"), against
+def _measured(target: Mapping[str, Any]) -> str:
+    held_out = ", held out" if target["captions"] == "held out" else ""
+    return f"{target['quantity']}{held_out}, {_AGAINST.get(target['against'], target['against'])}"
 
 
 def _axes(figure: Figure, left: float, width: float, rows: int) -> Axes:
@@ -66,13 +64,12 @@ def _targets(figure: Figure, targets: Sequence[Mapping[str, Any]], groups: Seque
     axes, row, names = _axes(figure, _LEFT, _RATIOS, len(targets) + len(groups)), 0, []
     right = axes.get_yaxis_transform()
     for group in groups:
-        members = [target for target in targets if _parts(target)[0] == group]
+        members = [target for target in targets if target["setting"] == group]
         axes.text(-1, row, _GROUP.get(group, group), transform=right, color=INK, weight="bold", va="center")
         names.append("")
         for target in members:
             row += 1
-            _, measured, against = _parts(target)
-            names.append(f"{measured}, {_AGAINST.get(against, against)}")
+            names.append(_measured(target))
             _target(axes, row, target)
         row += 1
     axes.set_yticks(range(len(names)), names, color=INK)

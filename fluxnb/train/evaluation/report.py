@@ -27,12 +27,18 @@ class Row:
     """A target with its measurement.
 
     Attributes:
-        name: what is compared with what.
+        setting: which model, with which number of steps.
+        quantity: what is measured.
+        captions: "seen" or "held out", or "open" for prompts that specify a noun alone.
+        against: the setting that the measurement is divided by.
         value: with its interval.
         at_least, at_most: the target.
     """
 
-    name: str
+    setting: str
+    quantity: str
+    captions: str
+    against: str
     value: Estimate
     at_least: float | None = None
     at_most: float | None = None
@@ -108,29 +114,21 @@ class Report:
     @functools.cached_property
     def rows(self) -> list[Row]:
         """The targets of teacher and student."""
-        rows = []
         floors = {"object": 0.95, "style": 0.95, "color": 0.9, "count": 0.9, "place": 0.97, "sign": 0.95}
-        for attribute, floor in floors.items():
-            name = f"{TEACHER}, seen, {attribute} against renders"
-            rows.append(Row(name, self.relative(TEACHER, RENDERS, "seen", attribute), at_least=floor))
-        held_out = self.relative(TEACHER, RENDERS, "held_out", "object")
-        rows.append(Row(f"{TEACHER}, held out, object against renders", held_out, at_least=0.88))
+        rows = [self._share_row(TEACHER, each, "seen", RENDERS, floor) for each, floor in floors.items()]
+        rows.append(self._share_row(TEACHER, "object", "held_out", RENDERS, 0.88))
         for setting, floor in (("student-4", 0.96), ("student-1", 0.88)):
-            if setting not in self.names:
-                continue
-            for attribute in floors:
-                value = self.relative(setting, TEACHER, "seen", attribute)
-                rows.append(Row(f"{setting}, seen, {attribute} against {TEACHER}", value, at_least=floor))
-            value = self.relative_distance(setting, TEACHER)
-            rows.append(Row(f"{setting}, Fréchet distance against {TEACHER}", value, at_most=1.25))
-            rows.append(
-                Row(
-                    f"{setting}, diversity within a prompt against {TEACHER}",
-                    self.relative_diversity(setting, TEACHER),
-                    at_least=0.9,
-                )
-            )
+            if setting in self.names:
+                rows += [self._share_row(setting, each, "seen", TEACHER, floor) for each in floors]
+                value = self.relative_distance(setting, TEACHER)
+                rows.append(Row(setting, "Fréchet distance", "seen", TEACHER, value, at_most=1.25))
+                value = self.relative_diversity(setting, TEACHER)
+                rows.append(Row(setting, "diversity within a prompt", "open", TEACHER, value, at_least=0.9))
         return rows
+
+    def _share_row(self, setting: str, attribute: str, split: str, against: str, floor: float) -> Row:
+        value = self.relative(setting, against, split, attribute)
+        return Row(setting, attribute, split.replace("_", " "), against, value, at_least=floor)
 
     def shares(self) -> dict[str, list[dict[str, object]]]:
         """Planted shares by setting, and the measured shares with their intervals."""
@@ -172,11 +170,12 @@ class Report:
             for split in SPLITS:
                 cells = [f"{100 * self.share(setting, split, each).value:.1f}" for each in ATTRIBUTES]
                 lines.append(f"| {setting} | {split.replace('_', ' ')} | " + " | ".join(cells) + " |")
-        lines += ["", "| target | measured | required | met |", "| --- | --- | --- | --- |"]
+        lines += ["", "| setting | quantity | captions | relative to | measured | required | met |", "| --- " * 7 + "|"]
         for row in self.rows:
             required = f"at most {row.at_most}" if row.at_most is not None else f"at least {row.at_least}"
             value = f"{row.value.value:.3f} ({row.value.low:.3f} to {row.value.high:.3f})"
-            lines.append(f"| {row.name} | {value} | {required} | {'yes' if row.met else 'no'} |")
+            cells = [row.setting, row.quantity, row.captions, row.against, value, required, "yes" if row.met else "no"]
+            lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines)
 
 
