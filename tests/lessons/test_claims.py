@@ -192,6 +192,17 @@ def test_the_page_has_the_counts_of_both_forms_beside_each_other(command, claims
     assert row.endswith("| 40 to 60 % | pass: 1 of 2 (9 to 91 %) | pass: 50 of 96 (42 to 62 %) |")
 
 
+@pytest.mark.parametrize(("weights", "counted"), [("current", True), ("other", False), (None, True)])
+def test_the_page_has_no_counts_of_other_weights(command, claims, weights, counted, tmp_path, monkeypatch):
+    claims.add("A claim.", [True])
+    long = tmp_path / "claims.json"
+    monkeypatch.setattr(command, "LONG", long)
+    monkeypatch.setattr(command, "committed", lambda paths: {"a": claims.to_json()})
+    given = command.weights() if weights == "current" else weights
+    long.write_text(json.dumps({"a": {**claims.to_json(), "weights": given}}))
+    assert ("not run" not in command.table()) == counted
+
+
 @pytest.mark.slow
 def test_the_long_form_of_a_notebook_runs_on_other_cases(command, tmp_path, monkeypatch):
     code = 'import fluxnb as fnb\nclaims = fnb.Claims("a", "pocket", prompts=["x"], seeds=[1])\n' \
