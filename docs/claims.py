@@ -2,8 +2,8 @@
 
 `python docs/claims.py` prints the table of the committed notebooks, which `conf.py` writes as a page. `make claims`
 runs `python docs/claims.py --long`: every notebook is executed with FLUXNB_CLAIMS=long, and the counts are written to
-docs/claims.json with a checksum of the shipped weights. Counts of other weights are not in the table. Paths of notebooks
-as arguments limit both to these.
+docs/claims.json with a checksum of the shipped weights. Counts of other weights are not in the table. Paths of
+notebooks as arguments limit both to these.
 """
 
 from __future__ import annotations

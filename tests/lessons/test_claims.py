@@ -193,13 +193,13 @@ def test_the_page_has_the_counts_of_both_forms_beside_each_other(command, claims
 
 
 @pytest.mark.parametrize(("weights", "counted"), [("current", True), ("other", False), (None, True)])
-def test_the_page_has_no_counts_of_other_weights(command, claims, weights, counted, tmp_path, monkeypatch):
-    claims.add("A claim.", [True])
+def test_the_page_has_no_counts_of_other_weights(command, weights, counted, tmp_path, monkeypatch):
+    row = {"sentence": "A claim.", "required": "all", "status": "pass", "holds": 1, "of": 1}
     long = tmp_path / "claims.json"
     monkeypatch.setattr(command, "LONG", long)
-    monkeypatch.setattr(command, "committed", lambda paths: {"a": claims.to_json()})
+    monkeypatch.setattr(command, "committed", lambda paths: {"a": {"claims": [row]}})
     given = command.weights() if weights == "current" else weights
-    long.write_text(json.dumps({"a": {**claims.to_json(), "weights": given}}))
+    long.write_text(json.dumps({"a": {"claims": [row], "weights": given}}))
     assert ("not run" not in command.table()) == counted
 
 
