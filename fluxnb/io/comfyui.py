@@ -74,11 +74,11 @@ SCRIPTED = "type fnb.comfy_workflow(recipe, browser=False) for a graph that a sc
 def comfy_workflow(recipe: Recipe, *, browser: bool = True) -> dict[str, Any]:
     """A recipe as a ComfyUI graph in the API format, nodes by number.
 
-    ComfyUI draws the same picture from it. Measured with pocket in ComfyUI 0.3.64 on a CPU, for 12 seeds and up to 4
-    steps (`tests/comfyui/test_server.py`): in float32 the final latents agree to 7e-5 and pixels to one level; in
-    bfloat16 they agree to 37 to 55 dB, as closely as bfloat16 agrees with float32. For FLUX.1 the graph, the noise and
-    its levels are the same, and the text encoders round differently; its pictures were not compared. With a PyTorch
-    that draws other noise in 16 bits, as 2.11 does, a picture of a 16-bit model is another one in ComfyUI.
+    ComfyUI draws the same picture from it. Measured with pocket in ComfyUI 0.3.64 on a CPU, for ten seeds and up to 4
+    steps (`tests/comfyui/test_server.py`): in float32 the final latents agree to 2e-4 and pixels to one level; in
+    bfloat16 they agree to 42 dB in the median, nearly as closely as bfloat16 agrees with float32. For FLUX.1 the graph,
+    the noise and its levels are the same, and the text encoders round differently; its pictures were not compared. With
+    a PyTorch that draws other noise in 16 bits, as 2.11 does, a picture of a 16-bit model is another one in ComfyUI.
 
     The API format does not hold what a seed does after a run; in the browser, set "control after generate" to "fixed".
     ComfyUI chooses the number format of the weights itself.
