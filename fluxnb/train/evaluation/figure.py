@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fluxnb.plots.style import COLORS, FAINT, INK, MARKERS, SMALL, SOFT, heading, new_figure, style_context
 
 MET, MISSED = "✓", "✗"
-LEAST, MOST = 0.4, 1.3  # of the axis of ratios; measurements outside it are at its ends
+LEAST, MOST = 0.4, 1.4  # of the axis of ratios; measurements outside it are at its ends
 _ROW, _HEAD, _FOOT, _GAP = 0.24, 1.0, 0.75, 0.12  # inches
 _WIDTH, _LEFT, _RATIOS, _VALUES = 13.7, 2.65, 2.5, 1.75
 _SHARES_LEFT, _SHARES = 9.4, 4.1
