@@ -86,6 +86,7 @@ def test_a_stage_that_is_complete_is_not_repeated(trained):
     assert changed == {"samples.log"}
 
 
+@pytest.mark.moderate
 def test_weights_stay_as_they_are_where_the_duration_of_their_training_is_zero(weights, tmp_path):
     for name in set(STAGES) - {"text", "teacher", "judge"}:
         (tmp_path / f"{name}.done").touch()  # only these three stages remain
