@@ -27,7 +27,6 @@ FIGURES = [
     ("docs/howto/colab.md", "14.7 GiB", "fluxnb/planning/hardware.py", '"t4": Card(14.7,'),
     ("docs/howto/comfyui.md", "42 dB", "tests/comfyui/test_server.py", "numpy.median(found) >= 42"),
     ("docs/howto/comfyui.md", "2e-4", "tests/comfyui/test_server.py", "furthest <= 2e-4 and levels <= 1"),
-    ("docs/howto/comfyui.md", "3e-4", "tests/comfyui/test_server.py", "up to 3.0e-4 away from those in float64"),
     ("docs/howto/comfyui.md", "6 dB", "tests/comfyui/test_server.py", "min(found) >= min(own) - 6"),
     ("docs/models.md", "60 %", "fluxnb/train/data/chances.py", '"fox": ("snow", 0.6)'),
     ("docs/claims.md", "95 %", "fluxnb/metrics.py", "1.959964  # the standard normal quantile of a two-sided 95 %"),
